@@ -1,0 +1,62 @@
+"""The `mllm-jax VERB` command: a table of verbs, each one file in this folder.
+
+A verb is one module with two functions::
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+    def run(args: argparse.Namespace) -> int: ...        # the exit code
+
+and one row in `VERBS`. Modules are imported only when their verb is called, so `mllm-jax validate` does not
+wait for JAX. The module's docstring is the description shown by `mllm-jax VERB --help`.
+"""
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+# verb -> (module, one-line help)
+VERBS: dict[str, tuple[str, str]] = {
+    "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
+    "validate": ("mllm_jax.cli.validate", "read a data set before training and report every problem in it"),
+}
+
+
+def overview() -> str:
+    """The text of `mllm-jax --help`: usage and one line per verb."""
+    width = max(map(len, VERBS))
+    lines = ["usage: mllm-jax VERB [options]     (mllm-jax VERB --help for the options of a verb)", ""]
+    lines += [f"  {verb:<{width}}  {text}" for verb, (_, text) in sorted(VERBS.items())]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+      argv: the arguments after the program name; `sys.argv[1:]` when None.
+
+    Returns:
+      The exit code: what the verb's `run` returned; 2 for a missing or unknown verb.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
+        print(f"mllm-jax: unknown verb {verb!r}; did you mean {nearest!r}?\n\n{overview()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(
+        prog=f"mllm-jax {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(rest))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
