@@ -1,0 +1,1 @@
+"""Train, evaluate and study multimodal LLMs and their connectors in JAX/Flax."""
