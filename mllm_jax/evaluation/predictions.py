@@ -1,0 +1,260 @@
+"""Strict reading of prediction files: nothing is dropped without being counted and named.
+
+A file may hold JSON lines, one JSON array, one JSON object (id -> value) or JSON objects written one after
+another without separators (Q-Bench does). What cannot be read is reported in a `Problems` object with a count
+and the first offenders; questions that are left without an answer make the file incomplete, and `score_result`
+then withholds the score.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_SHOWN = 5  # offenders listed per kind of problem
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+# What leaves a question without one definite answer. The other kinds are reported, and the score stands.
+BLOCKING = ("missing", "conflicting_duplicate")
+
+
+class PredictionError(ValueError):
+    """A file that cannot be scored at all; the message names the file and the way out."""
+
+
+class Problems:
+    """Counts per kind of problem, with the first offenders.
+
+    Example:
+        >>> p = Problems()
+        >>> p.add("missing", "question 7")
+        >>> p.as_dict()
+        {'missing': {'count': 1, 'first': ['question 7']}}
+        >>> p.blocking
+        True
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, kind: str, offender: Any, count: int = 1) -> None:
+        """Records `count` problems of a kind and keeps the offender if it is among the first."""
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        shown = self.first.setdefault(kind, [])
+        if len(shown) < _SHOWN:
+            shown.append(str(offender))
+
+    @property
+    def blocking(self) -> bool:
+        """Whether some question has no definite answer, so that no complete score exists."""
+        return any(self.counts.get(kind) for kind in BLOCKING)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """`{kind: {"count": int, "first": [str, ...]}}`, empty when all is well."""
+        return {kind: {"count": n, "first": self.first[kind]} for kind, n in self.counts.items()}
+
+
+def read_text(path: Path, problems: Problems) -> str:
+    """Decodes a text file: UTF-8; a byte order mark and UTF-16 are accepted and reported.
+
+    Bytes that are no UTF-8 become U+FFFD and every line that has one is reported as `wrong_encoding`; the JSON
+    reader then refuses these lines, so that a damaged answer is never scored.
+    """
+    raw = path.read_bytes()
+    if raw.startswith(_UTF16):
+        problems.add("wrong_encoding", f"{path.name}: UTF-16 (read as such); write UTF-8")
+        return raw.decode("utf-16", errors="replace")
+    if raw.startswith(codecs.BOM_UTF8):
+        problems.add("byte_order_mark", path.name)
+        raw = raw[len(codecs.BOM_UTF8) :]
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        for number, line in enumerate(raw.split(b"\n"), 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                problems.add("wrong_encoding", f"{path.name} line {number}: {error.reason}")
+        return raw.decode("utf-8", errors="replace")
+
+
+def read_json(path: Path, problems: Problems) -> Any:
+    """One JSON value, or the list of the rows of a JSON lines file (see the module's text).
+
+    Raises:
+        PredictionError: the file does not exist or holds no JSON at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictionError(f"{path}: no such file; give the path of the answer or annotation file")
+    text = read_text(path, problems)
+    if "\ufffd" not in text:
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+    rows = _read_lines(path, text, problems)
+    if not rows:
+        raise PredictionError(f"{path}: no JSON found; expected JSON lines, a JSON array or a JSON object")
+    return rows
+
+
+def _read_lines(path: Path, text: str, problems: Problems) -> list[Any]:
+    # Split at \n only: str.splitlines would cut inside strings that hold U+2028 or similar.
+    lines = text.split("\n")
+    rows: list[Any] = []
+    bad: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line:
+            continue
+        if "\ufffd" in line and problems.counts.get("wrong_encoding"):
+            bad.append((number, line))
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            bad.append((number, line))
+    if (not rows and len(bad) > 1) or (len(bad) == 1 and not rows):
+        rows = _read_concatenated(text)  # objects across lines, or several on one line
+        if rows:
+            return rows
+    for number, line in bad:
+        several = _read_concatenated(line)
+        if several and "\ufffd" not in line:
+            rows.extend(several)
+        elif "\ufffd" not in line or not problems.counts.get("wrong_encoding"):
+            problems.add("unreadable_line", f"{path.name} line {number}: {line[:60]!r}")
+    return rows
+
+
+def _read_concatenated(text: str) -> list[Any]:
+    decoder, rows, at = json.JSONDecoder(), [], 0
+    while True:
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if at == len(text):
+            return rows
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except ValueError:
+            return []
+        rows.append(row)
+
+
+def read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file or JSON array, each a dict; other values are reported as unreadable.
+
+    Raises:
+        PredictionError: the file does not exist, holds no JSON, or no row is a JSON object.
+    """
+    value = read_json(path, problems)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise PredictionError(f"{path}: expected rows (JSON objects), found one {type(value).__name__}")
+    rows = []
+    for number, row in enumerate(value, 1):
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            problems.add("unreadable_line", f"{Path(path).name} row {number}: not a JSON object: {row!r:.60}")
+    if not rows:
+        raise PredictionError(f"{path}: no row is a JSON object")
+    return rows
+
+
+def take(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
+    """The first of `keys` that the row has.
+
+    Raises:
+        PredictionError: none is there; names what the row has instead.
+    """
+    for key in keys:
+        if key in row:
+            return row[key]
+    raise PredictionError(f"{where}: a row has none of the keys {list(keys)}; it has {sorted(row)[:12]}")
+
+
+def as_text(value: Any) -> str:
+    """A stored answer as text: None is the empty answer, numbers and lists as `str` writes them."""
+    return "" if value is None else value if isinstance(value, str) else str(value)
+
+
+def match_ids(
+    rows: Iterable[Mapping[str, Any]],
+    expected: Iterable[Hashable] | None,
+    id_of: Callable[[Mapping[str, Any]], Hashable],
+    answer_of: Callable[[Mapping[str, Any]], Any],
+    problems: Problems,
+) -> dict[Hashable, Mapping[str, Any]]:
+    """One row per question id, in file order; the last row of a repeated id stays.
+
+    Args:
+        rows: the prediction rows.
+        expected: every id of the annotations, or None when the predictions are all there is.
+        id_of: a row's question id.
+        answer_of: a row's raw answer.
+        problems: receives `duplicate` (the same answer again), `conflicting_duplicate`, `unknown` (id not in
+            the annotations; the row is left out), `missing` and `empty_answer`.
+    """
+    known = None if expected is None else set(expected)
+    found: dict[Hashable, Mapping[str, Any]] = {}
+    for row in rows:
+        key = id_of(row)
+        if known is not None and key not in known:
+            problems.add("unknown", key)
+            continue
+        if key in found:
+            same = answer_of(found[key]) == answer_of(row)
+            problems.add("duplicate" if same else "conflicting_duplicate", key)
+        elif not as_text(answer_of(row)).strip():
+            problems.add("empty_answer", key)
+        found[key] = row
+    if expected is not None:
+        for key in dict.fromkeys(expected):
+            if key not in found:
+                problems.add("missing", key)
+    return found
+
+
+def score_result(
+    benchmark: str,
+    *,
+    n: int,
+    unparsed: int,
+    score: float | None,
+    unit: str,
+    subtasks: Mapping[str, Any],
+    groups: Mapping[str, Any],
+    problems: Problems,
+    **figures: Any,
+) -> dict[str, Any]:
+    """The JSON object of the score contract.
+
+    `score`, `subtasks` and `groups` are filled in only when every question has one definite answer. Otherwise
+    they are None and empty, and what was computed **from the answered questions only** stands under `partial`.
+
+    Args:
+        benchmark: the benchmark's name.
+        n: questions that were scored.
+        unparsed: answers that no rule could read.
+        score: the headline number, in `unit`.
+        unit: `fraction`, `percent` or `points`, as the official scorer prints it.
+        subtasks: sub-task name -> score.
+        groups: coarse, fine, reasoning -> score, where the benchmark has them.
+        problems: what the reader met.
+        **figures: further figures under their own names.
+    """
+    head = {"benchmark": benchmark, "n": n, "unparsed": unparsed}
+    body = {"score": score, "unit": unit, "subtasks": dict(subtasks), "groups": dict(groups)}
+    tail = {"complete": not problems.blocking, "problems": problems.as_dict()}
+    if not problems.blocking:
+        return head | body | figures | tail
+    withheld = {"score": None, "unit": unit, "subtasks": {}, "groups": {}}
+    note = {"note": "computed from the answered questions only; not comparable with published numbers"}
+    return head | withheld | tail | {"partial": note | {"answered": n} | body | figures}
