@@ -1,7 +1,7 @@
 """From a free-text answer to one option of a multiple-choice question.
 
 `match_option` is the project's own strict rule (`mini`): it never takes the article "A" for the letter A.
-`infer_option` is the heuristic that MMBench numbers come from (open-compass VLMEvalKit, before its GPT matcher).
+`infer_option` is the heuristic that MMBench numbers come from (VLMEvalKit's, before its GPT matcher).
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def plain(text: str) -> str:
 def match_option(text: str, options: Sequence[str]) -> tuple[int | None, str]:
     """The option that an answer names, and how it was found.
 
-    Rules in order: the answer is exactly one option's text (`option_text`); it is, starts with or announces one
-    letter as in `B`, `(b)`, `B. dog`, `the answer is B` (`letter`); exactly one option's text occurs in it as
-    whole words (`contained_text`); else `unparsed`. A longer option hides a shorter one inside it.
+    Rules in order: the answer is exactly one option's text (`option_text`); it is, starts with or
+    announces one letter as in `B`, `(b)`, `B. dog`, `the answer is B` (`letter`); exactly one
+    option's text occurs in it as whole words (`contained_text`); else `unparsed`. A longer option
+    hides a shorter one inside it.
 
     Example:
         >>> match_option("It is a dark red ball.", ["red", "dark red"])

@@ -1,9 +1,9 @@
 """Strict reading of prediction files: nothing is dropped without being counted and named.
 
 A file may hold JSON lines, one JSON array, one JSON object (id -> value) or JSON objects written one after
-another without separators (Q-Bench does). What cannot be read is reported in a `Problems` object with a count
-and the first offenders; questions that are left without an answer make the file incomplete, and `score_result`
-then withholds the score.
+another without separators (Q-Bench does). What cannot be read is reported in a `Problems` object with a
+count and the first offenders; questions that are left without an answer make the file incomplete, and
+`score_result` then withholds the score.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Problems:
 def read_text(path: Path, problems: Problems) -> str:
     """Decodes a text file: UTF-8; a byte order mark and UTF-16 are accepted and reported.
 
-    Bytes that are no UTF-8 become U+FFFD and every line that has one is reported as `wrong_encoding`; the JSON
-    reader then refuses these lines, so that a damaged answer is never scored.
+    Bytes that are no UTF-8 become U+FFFD and every line that has one is reported as `wrong_encoding`; the
+    JSON reader then refuses these lines, so that a damaged answer is never scored.
     """
     raw = path.read_bytes()
     if raw.startswith(_UTF16):
@@ -237,7 +237,7 @@ def score_result(
     """The JSON object of the score contract.
 
     `score`, `subtasks` and `groups` are filled in only when every question has one definite answer. Otherwise
-    they are None and empty, and what was computed **from the answered questions only** stands under `partial`.
+    they are None and empty, and what was computed **from the answered questions only** is under `partial`.
 
     Args:
         benchmark: the benchmark's name.

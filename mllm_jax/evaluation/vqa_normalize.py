@@ -12,103 +12,19 @@ import re
 from collections.abc import Sequence
 
 # Contractions whose key is the value without its apostrophe.
-_REGULAR = [
-    "ain't",
-    "aren't",
-    "can't",
-    "could've",
-    "couldn't",
-    "didn't",
-    "doesn't",
-    "don't",
-    "hadn't",
-    "hasn't",
-    "haven't",
-    "he'd",
-    "he's",
-    "how'd",
-    "how'll",
-    "how's",
-    "I'm",
-    "I've",
-    "isn't",
-    "it'd",
-    "it'll",
-    "ma'am",
-    "mightn't",
-    "might've",
-    "mustn't",
-    "must've",
-    "needn't",
-    "not've",
-    "o'clock",
-    "oughtn't",
-    "shan't",
-    "should've",
-    "shouldn't",
-    "somebody'll",
-    "somebody's",
-    "someone'd",
-    "someone'll",
-    "someone's",
-    "something'd",
-    "something'll",
-    "that's",
-    "there'd",
-    "there're",
-    "there's",
-    "they'd",
-    "they'll",
-    "they're",
-    "they've",
-    "'twas",
-    "wasn't",
-    "we've",
-    "weren't",
-    "what'll",
-    "what're",
-    "what's",
-    "what've",
-    "when's",
-    "where'd",
-    "where's",
-    "where've",
-    "who'd",
-    "who'll",
-    "who's",
-    "who've",
-    "why'll",
-    "why're",
-    "why's",
-    "won't",
-    "would've",
-    "wouldn't",
-    "y'all",
-    "you'd",
-    "you'll",
-    "you're",
-    "you've",
-]
+_REGULAR = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
+how'll how's I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've
+o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's
+something'd something'll that's there'd there're there's they'd they'll they're they've 'twas wasn't
+we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's
+who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+"""
 # "<a>'<b>'ve" is also reached from "<a><b>'ve" and from "<a>'<b>ve".
-_DOUBLE = [
-    "couldn't've",
-    "hadn't've",
-    "he'd've",
-    "I'd've",
-    "it'd've",
-    "mightn't've",
-    "she'd've",
-    "shouldn't've",
-    "somebody'd've",
-    "someone'd've",
-    "something'd've",
-    "there'd've",
-    "they'd've",
-    "we'd've",
-    "who'd've",
-    "wouldn't've",
-    "you'd've",
-]
+_DOUBLE = """
+couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've
+"""
 _ODD = {
     "let's": "let's",
     "she's": "she's",
@@ -125,8 +41,8 @@ _ODD = {
 
 
 def _contractions() -> dict[str, str]:
-    table = {value.replace("'", ""): value for value in _REGULAR}
-    for value in _DOUBLE:
+    table = {value.replace("'", ""): value for value in _REGULAR.split()}
+    for value in _DOUBLE.split():
         stem, middle, _ = value.split("'")
         table[f"{stem}{middle}'ve"] = value
         table[f"{stem}'{middle}ve"] = value
@@ -134,12 +50,8 @@ def _contractions() -> dict[str, str]:
 
 
 CONTRACTIONS = _contractions()
-NUMBER_WORDS = {"none": "0", "zero": "0"} | {
-    word: str(i)
-    for i, word in enumerate(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 1
-    )
-}
+NUMBER_WORDS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+NUMBER_WORDS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -149,7 +61,7 @@ _PERIODS_REMOVED = 32  # the original passes re.UNICODE (32) where re.sub expect
 
 
 def vqa_punctuation(text: str) -> str:
-    """Punctuation beside a space, or anywhere once digit,comma,digit occurs, is deleted; else becomes a space.
+    """Deletes punctuation beside a space (all of it once digit,comma,digit occurs); other becomes a space.
 
     Every test looks at the text as it came in, every replacement at the text so far (as in the original).
     """

@@ -9,17 +9,23 @@ from mllm_jax.evaluation.benchmarks.mini import score_mini
 from mllm_jax.evaluation.option_match import match_option
 
 
+def _row(question_id, text, answer, options=(), rotation=0, ability="color", group="fine"):
+    return {
+        "question_id": question_id,
+        "rotation": rotation,
+        "ability": ability,
+        "group": group,
+        "options": list(options),
+        "answer": answer,
+        "text": text,
+    }
+
+
 def _rows(question, texts, ability="color", group="fine", options=("red", "blue"), answer="red"):
-    rows = []
-    for rotation, text in enumerate(texts):
-        turned = list(options[rotation:]) + list(options[:rotation])
-        rows.append(
-            dict(
-                question_id=question, rotation=rotation, ability=ability, group=group, options=turned,
-                answer=answer, text=text,
-            )
-        )  # fmt: skip
-    return rows
+    return [
+        _row(question, text, answer, options[turn:] + options[:turn], turn, ability, group)
+        for turn, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -69,19 +75,11 @@ def test_circular_and_groups():
 
 def test_open_rows_and_letters_as_answers():
     rows = [
-        dict(question_id="a", rotation=0, ability="ocr", group="fine", options=[], answer="A", text="a."),
-        dict(question_id="b", rotation=0, ability="ocr", group="fine", options=None, answer="two", text="2"),
-        dict(question_id="c", rotation=0, ability="ocr", group="fine", options=[], answer="A", text="the"),
-        dict(question_id="d", rotation=0, ability="ocr", group="fine", options=[], answer="A", text=""),
-        dict(
-            question_id="e",
-            rotation=0,
-            ability="x",
-            group="fine",
-            options=["cat", "dog"],
-            answer="B",
-            text="dog",
-        ),
+        _row("a", "a.", "A"),
+        _row("b", "2", "two"),
+        _row("c", "the", "A"),
+        _row("d", "", "A"),
+        _row("e", "dog", "B", ("cat", "dog")),
     ]
     result = score_mini(rows)
     assert result["score"] == 3 / 5

@@ -1,9 +1,9 @@
 """The project's own benchmark, scored with circular evaluation.
 
 One row per question and rotation of its options:
-`{question_id, rotation, ability, group, options, answer, text}`. A question is right only if every rotation is
-answered right (Liu et al. 2023, "MMBench", sec. 4.1). Open rows have no options (empty or absent) and are right if
-the normalised answer is the normalised expected one.
+`{question_id, rotation, ability, group, options, answer, text}`. A question is right only if every rotation
+is answered right (Liu et al. 2023, "MMBench", sec. 4.1). Open rows have no options (empty or absent) and are
+right if the normalised answer is the normalised expected one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def answer_index(row: Mapping[str, Any]) -> int:
     if len(answer) == 1 and answer.upper() in LETTERS[: len(options)]:
         return LETTERS.index(answer.upper())
     raise ValueError(
-        f"mini question {row['question_id']!r}: answer {answer!r} is no option text and no letter of {options}"
+        f"mini question {row['question_id']!r}: answer {answer!r} is neither an option's text nor a letter "
+        f"of {options}"
     )
 
 
@@ -56,7 +57,7 @@ def judge_row(row: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def _check_rotations(questions: Mapping[Any, Sequence[Mapping[str, Any]]], problems: Problems) -> list[Any]:
-    """Questions whose rotations are all there: 0..k-1, k being the most that any question of that size has."""
+    """Questions with all rotations 0..k-1, k being the most that any question with as many options has."""
     most: dict[int, int] = defaultdict(int)
     for rows in questions.values():
         size = len(rows[0].get("options") or ())
@@ -80,8 +81,8 @@ def score_mini(rows: Iterable[Mapping[str, Any]], problems: Problems | None = No
         problems: what the reader of the file already met, if any.
 
     Returns:
-        The object of the score contract (`score` is a fraction): `subtasks` by ability, `groups` as the mean of
-        the group's abilities; further `micro_groups` (questions pooled), `vanilla` (rotation 0 only),
+        The object of the score contract (`score` is a fraction): `subtasks` by ability, `groups` as the
+        mean of the group's abilities; further `micro_groups` (questions pooled), `vanilla` (rotation 0 only),
         `row_accuracy`, `counts` (ability -> [right, questions]) and `parsed` (how -> rows).
 
     Raises:
