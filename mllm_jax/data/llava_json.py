@@ -1,0 +1,264 @@
+"""Reading and strict checking of LLaVA-format data: a JSON list (or JSON lines) beside an image folder.
+
+One sample, as the LLaVA authors publish their data (LLaVA README; paper "Visual Instruction Tuning" sec. 3)::
+
+    {"id": "000000033471",
+     "image": "coco/train2017/000000033471.jpg",          # or a list of paths; or absent: text only
+     "conversations": [{"from": "human", "value": "<image>\\nWhat colour is the bus?"},
+                       {"from": "gpt", "value": "White and red."}]}
+
+Rules, each with its own error: every sample has a unique id, human and gpt turns alternate and start with
+human, no answer is empty, the human turns hold exactly one `<image>` per image, and image paths stay inside
+the image folder. Unknown further keys (such as `model`) are ignored. `read_records` stops at the first
+problem; `iter_problems` yields all of them, for `mllm-jax validate`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+IMAGE_TAG = "<image>"
+ROLES = ("human", "gpt")
+
+DuplicateIds = Literal["error", "number"]
+Json = Any
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is; the message names the file, the sample and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a data set.
+
+    Attributes:
+      kind: a short name to group by, for example `duplicate-id`.
+      sample: the sample's id, or `#12` (position in the file, from 0) when it has no usable id; "" if the
+        file as a whole is wrong.
+      message: what is wrong and what to do about it.
+    """
+
+    kind: str
+    sample: str
+    message: str
+
+    def describe(self, path: str | Path) -> str:
+        """The problem as one line that starts with the file and the sample."""
+        where = f"{path}: sample {self.sample!r}: " if self.sample else f"{path}: "
+        return where + self.message
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A checked sample whose images are still paths, relative to the image folder."""
+
+    id: str
+    images: tuple[str, ...]
+    conversations: tuple[dict[str, str], ...]
+
+
+def load_entries(path: str | Path) -> list[Json]:
+    """Reads the entries of a `.json` list or a `.jsonl` file without checking them.
+
+    Raises:
+      DataError: for a missing file, text that is not UTF-8, invalid JSON or a JSON value that is not a list.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such data file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); is this a JSON file?") from None
+    if path.suffix == ".jsonl":
+        entries = []
+        for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut strings at U+2028
+            if line.strip():
+                try:
+                    entries.append(json.loads(line))
+                except (json.JSONDecodeError, RecursionError) as error:
+                    raise DataError(f"{path}: line {number} is not valid JSON: {error}") from None
+        return entries
+    try:
+        entries = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        hint = " (one sample per line? then name the file .jsonl)" if "Extra data" in str(error) else ""
+        raise DataError(f"{path}: not valid JSON: {error}{hint}") from None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: expected a JSON list of samples, found {_type_name(entries)}")
+    return entries
+
+
+def read_records(
+    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+) -> list[Record]:
+    """Reads and checks a data file.
+
+    Args:
+      path: `.json` or `.jsonl` file.
+      image_root: when given, every image file must exist below it.
+      duplicate_ids: "error", or "number" to keep samples that share an id apart as `id`, `id#2`, `id#3`
+        (LLaVA's own instruction mixture repeats ids, once per kind of conversation about a picture).
+
+    Raises:
+      DataError: on the first problem, naming file and sample.
+    """
+    records = []
+    for item in _scan(path, image_root, duplicate_ids):
+        if isinstance(item, Problem):
+            raise DataError(item.describe(path))
+        records.append(item)
+    if not records:
+        raise DataError(f"{path}: holds no samples")
+    return records
+
+
+def iter_problems(
+    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+) -> Iterator[Problem]:
+    """Yields every problem of a data file, reading on after each one. Arguments as in `read_records`."""
+    return (item for item in scan(path, image_root, duplicate_ids=duplicate_ids) if isinstance(item, Problem))
+
+
+def scan(
+    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+) -> Iterator[Record | Problem]:
+    """Yields, in file order, a `Record` for each sound sample and all `Problem`s of each other one."""
+    try:
+        empty = True
+        for item in _scan(path, image_root, duplicate_ids):
+            empty = False
+            yield item
+        if empty:
+            yield Problem("empty-file", "", "holds no samples")
+    except DataError as error:
+        yield Problem("unreadable-file", "", str(error).removeprefix(f"{path}: "))
+
+
+def _scan(
+    path: str | Path, image_root: str | Path | None, duplicate_ids: DuplicateIds
+) -> Iterator[Record | Problem]:
+    root = None if image_root is None else Path(image_root)
+    if root is not None and not root.is_dir():
+        raise DataError(f"{path}: the image folder {root} does not exist")
+    seen: dict[str, int] = {}
+    for index, entry in enumerate(load_entries(path)):
+        problems = list(_entry_problems(entry, f"#{index}", root))
+        sample_id = _usable_id(entry)
+        if sample_id is not None:
+            times = seen[sample_id] = seen.get(sample_id, 0) + 1
+            if times > 1 and duplicate_ids == "error":
+                message = (
+                    f"the id occurs more than once (again at entry #{index}); make ids unique, or read with "
+                    'duplicate_ids="number" to have repeats numbered id#2, id#3'
+                )
+                problems.append(Problem("duplicate-id", sample_id, message))
+            elif times > 1:
+                sample_id = f"{sample_id}#{times}"
+                if sample_id in seen:
+                    problems.append(
+                        Problem("duplicate-id", sample_id, "numbering repeats made this id twice")
+                    )
+                seen[sample_id] = 1
+        if problems:
+            yield from problems
+        else:
+            turns = tuple({"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"])
+            yield Record(sample_id, tuple(_image_list(entry)), turns)
+
+
+def _entry_problems(entry: Json, position: str, root: Path | None) -> Iterator[Problem]:
+    """All problems of one entry, apart from what concerns other entries."""
+    if not isinstance(entry, dict):
+        yield Problem("wrong-type", position, f"expected an object, found {_type_name(entry)}")
+        return
+    sample_id = _usable_id(entry)
+    name = position if sample_id is None else sample_id
+    if "id" not in entry:
+        yield Problem("missing-key", name, "has no 'id'")
+    elif sample_id is None:
+        yield Problem("wrong-type", name, f"'id' must be a non-empty string or integer: {entry['id']!r}")
+    images = _image_list(entry)
+    if images is None:
+        message = "'image' must be a path or a list of paths (or be left out for a text-only sample), found "
+        yield Problem("wrong-type", name, message + repr(entry["image"])[:80])
+    else:
+        for image in images:
+            yield from _image_problems(image, name, root)
+    if "conversations" not in entry:
+        yield Problem("missing-key", name, f"has no 'conversations' (keys: {', '.join(map(str, entry))})")
+    else:
+        count = None if images is None else len(images)
+        yield from _conversation_problems(entry["conversations"], name, count)
+
+
+def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:
+    parts = PurePosixPath(image.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or "\0" in image:
+        yield Problem("image-path", name, f"path {image!r} must be relative and stay in the image folder")
+    elif root is not None and not _is_file(root / image):
+        yield Problem("missing-image", name, f"image file {root / image} does not exist")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _conversation_problems(turns: Json, name: str, images: int | None) -> Iterator[Problem]:
+    if not isinstance(turns, list) or not turns:
+        yield Problem(
+            "wrong-type", name, f"'conversations' must be a non-empty list, not {_type_name(turns)}"
+        )
+        return
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+            yield Problem("missing-key", name, f"turn {number} must be an object with 'from' and 'value'")
+            return
+        if not isinstance(turn["from"], str) or not isinstance(turn["value"], str):
+            yield Problem("wrong-type", name, f"turn {number}: 'from' and 'value' must be strings")
+            return
+    for number, turn in enumerate(turns):
+        expected = ROLES[number % 2]
+        if turn["from"] != expected:
+            message = f"turn {number} is from {turn['from']!r} where {expected!r} must speak: "
+            yield Problem("roles", name, message + "human and gpt alternate, human first")
+            break
+    else:
+        if len(turns) % 2:
+            yield Problem("roles", name, "the last human turn has no answer from gpt")
+    for number, turn in enumerate(turns):
+        if turn["from"] == "gpt" and not turn["value"].strip():
+            yield Problem("empty-answer", name, f"turn {number}: the answer is empty, nothing to learn from")
+        if turn["from"] == "gpt" and IMAGE_TAG in turn["value"]:
+            yield Problem("image-count", name, f"turn {number}: {IMAGE_TAG} in an answer")
+    tags = sum(turn["value"].count(IMAGE_TAG) for turn in turns if turn["from"] != "gpt")
+    if images is not None and tags != images:
+        message = f"{tags} {IMAGE_TAG} in the human turns but {images} image{'s' * (images != 1)}"
+        yield Problem("image-count", name, message)
+
+
+def _usable_id(entry: Json) -> str | None:
+    value = entry.get("id") if isinstance(entry, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        return None
+    return str(value)
+
+
+def _image_list(entry: dict[str, Json]) -> Sequence[str] | None:
+    """The image paths; empty for a text-only sample; None when the value is not paths."""
+    value = entry.get("image")
+    paths = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        return None
+    return paths
+
+
+def _type_name(value: Json) -> str:
+    names = {dict: "an object", list: "an empty list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
