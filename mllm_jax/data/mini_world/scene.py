@@ -1,0 +1,384 @@
+"""Scenes of the mini world: pure, JSON-able descriptions of procedural pictures.
+
+A scene is drawn deterministically from `(seed, index, split)`. Coordinates are fractions of the picture's
+side, x to the right and y down; `w` and `h` of a thing are half extents.
+"""
+
+import dataclasses
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "cross", "heart")
+COLORS = (
+    "red", "green", "blue", "yellow", "orange", "purple",
+    "pink", "teal", "brown", "black", "white", "gray",
+)  # fmt: skip
+SCENES = ("beach", "forest", "city", "desert", "snow", "space", "plain")
+LIGHTING = ("day", "sunset", "night")
+STYLES = ("flat", "sketch", "mosaic", "painting")
+QUALITY = ("clear", "blurry", "noisy", "faded")
+TOPICS = ("shapes", "numbers", "words", "chart")
+SIZES = ("small", "large")
+WORDS = (
+    "cat", "dog", "sun", "moon", "fish", "bird", "tree", "book",
+    "cup", "hat", "key", "milk", "ship", "rain", "leaf", "door",
+)  # fmt: skip
+POSITIONS = (
+    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+SPLITS = ("foundation", "pretrain", "finetune", "mini")
+MAX_BAR = 5
+
+RGB = {
+    "red": (222, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (40, 80, 225),
+    "yellow": (250, 222, 40),
+    "orange": (250, 140, 20),
+    "purple": (130, 40, 170),
+    "pink": (250, 130, 190),
+    "teal": (10, 165, 165),
+    "brown": (128, 74, 30),
+    "black": (18, 18, 18),
+    "white": (248, 248, 248),
+    "gray": (130, 130, 130),
+}
+
+_CELL_MARGIN = 0.03  # how far a centre stays from the borders of the 3x3 grid, so that its place is plain
+_GAP = 0.02  # least free space between two things
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One thing in a picture.
+
+    Attributes:
+        kind: "shape", "digit" (a card with a handwritten digit), "word" (a card with a word) or "bar".
+        color: one of `COLORS`; the fill of the shape, card or bar.
+        size: one of `SIZES`; "" for bars.
+        x, y: centre, as a fraction of the picture's side.
+        w, h: half extents, as a fraction of the picture's side.
+        rgb: the exact fill (the colour's RGB with a little jitter).
+        shape: one of `SHAPES` for shapes, else "".
+        angle: rotation in degrees (shapes only).
+        digit: 0..9 for digit cards, else -1.
+        digit_index: which handwritten example of scikit-learn's set, else -1.
+        word: one of `WORDS` for word cards, else "".
+        value: height 1..5 for bars, else 0.
+    """
+
+    kind: str
+    color: str
+    size: str
+    x: float
+    y: float
+    w: float
+    h: float
+    rgb: tuple[int, int, int]
+    shape: str = ""
+    angle: float = 0.0
+    digit: int = -1
+    digit_index: int = -1
+    word: str = ""
+    value: int = 0
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Row and column of the 3x3 grid that holds the centre."""
+        return min(int(self.y * 3), 2), min(int(self.x * 3), 2)
+
+    @property
+    def position(self) -> str:
+        """The place in words, one of `POSITIONS`."""
+        row, col = self.cell
+        return POSITIONS[row * 3 + col]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """The description of one picture.
+
+    Attributes:
+        split, seed, index: where the scene came from.
+        topic, background, lighting, style, quality: one of `TOPICS`, `SCENES`, `LIGHTING`, `STYLES` and
+            `QUALITY`.
+        backdrop: RGB of a plain background (unused for the others).
+        outline: whether shapes have a thin contrasting outline.
+        things: everything shown, in raster order (bars of a chart from left to right, after the rest).
+        panel: (x, y, w, h) of the chart's panel, centre and half extents, or None.
+        texture: seed of everything that is only looks (background details, noise, strokes).
+    """
+
+    split: str
+    seed: int
+    index: int
+    topic: str
+    background: str
+    lighting: str
+    style: str
+    quality: str
+    backdrop: tuple[int, int, int]
+    outline: bool
+    things: tuple[Thing, ...]
+    panel: tuple[float, float, float, float] | None
+    texture: int
+
+    def of_kind(self, *kinds: str) -> list[Thing]:
+        """The things of the given kinds, in order."""
+        return [t for t in self.things if t.kind in kinds]
+
+    @property
+    def shapes(self) -> list[Thing]:
+        return self.of_kind("shape")
+
+    @property
+    def bars(self) -> list[Thing]:
+        return self.of_kind("bar")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dict; `scene_from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+
+def scene_from_json(data: dict[str, Any]) -> Scene:
+    """The scene that `Scene.to_json` described (lists, as JSON gives them, become tuples)."""
+    things = tuple(Thing(**{**t, "rgb": tuple(t["rgb"])}) for t in data["things"])
+    panel = None if data["panel"] is None else tuple(data["panel"])
+    return Scene(**{**data, "things": things, "panel": panel, "backdrop": tuple(data["backdrop"])})
+
+
+@lru_cache(maxsize=1)
+def _digit_pools() -> dict[bool, list[np.ndarray]]:
+    """Example numbers per digit class: `True` for the benchmark (one in five), `False` for all training."""
+    from sklearn.datasets import load_digits
+
+    labels = load_digits().target
+    pools: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    rng = np.random.default_rng(20240)
+    for digit in range(10):
+        which = rng.permutation(np.flatnonzero(labels == digit))
+        cut = len(which) // 5
+        pools[True].append(which[:cut])
+        pools[False].append(which[cut:])
+    return pools
+
+
+def digit_pool(split: str, digit: int) -> np.ndarray:
+    """Numbers of the handwritten examples of `digit` that `split` may show (those of "mini" are its own)."""
+    return _digit_pools()[split == "mini"][digit]
+
+
+class _Sampler:
+    """Draws one scene; holds the random stream and what has been placed so far."""
+
+    def __init__(self, rng: np.random.Generator, split: str):
+        self.rng = rng
+        self.split = split
+        self.boxes: list[tuple[float, float, float, float]] = []
+        self.cells = [(r, c) for r in range(3) for c in range(3)]
+
+    def pick(self, items):
+        return items[int(self.rng.integers(len(items)))]
+
+    def between(self, low: float, high: float) -> float:
+        return float(low + (high - low) * self.rng.random())
+
+    def place(self, w: float, h: float) -> tuple[float, float] | None:
+        """A free centre for a box of half extents (w, h) in a grid cell of its own, or None."""
+        for _ in range(40):
+            if not self.cells:
+                return None
+            row, col = self.pick(self.cells)
+            x0, x1 = max(col / 3 + _CELL_MARGIN, w + 0.015), min((col + 1) / 3 - _CELL_MARGIN, 0.985 - w)
+            y0, y1 = max(row / 3 + _CELL_MARGIN, h + 0.015), min((row + 1) / 3 - _CELL_MARGIN, 0.985 - h)
+            if x0 > x1 or y0 > y1:
+                continue
+            x, y = self.between(x0, x1), self.between(y0, y1)
+            if all(
+                abs(x - bx) > w + bw + _GAP or abs(y - by) > h + bh + _GAP for bx, by, bw, bh in self.boxes
+            ):
+                self.cells.remove((row, col))
+                self.boxes.append((x, y, w, h))
+                return round(x, 4), round(y, 4)
+        return None
+
+    def rgb(self, color: str) -> tuple[int, int, int]:
+        jitter = self.rng.integers(-10, 11, size=3)
+        if color in ("black", "white", "gray"):
+            jitter = np.repeat(jitter[:1], 3)
+        return tuple(int(v) for v in np.clip(np.array(RGB[color]) + jitter, 0, 255))
+
+    def shape(self, shape: str, color: str, size: str, radius: float | None = None) -> Thing | None:
+        """A shape at a free place, or None where there is no room."""
+        if radius is None:
+            radius = self.between(0.066, 0.082) if size == "small" else self.between(0.125, 0.15)
+        w = h = radius
+        if shape == "rectangle":
+            w, h = radius * 1.1, radius * self.between(0.5, 0.62)
+            if self.rng.random() < 0.5:
+                w, h = h, w
+        elif shape == "square":
+            w = h = radius * 0.88
+        lean = 8.0 if shape in ("square", "rectangle", "diamond", "cross") else 15.0
+        angle = self.between(-lean, lean) if self.rng.random() < 0.5 else 0.0
+        grow = 1.0 + abs(math.sin(math.radians(angle)))  # room for the rotated box
+        where = self.place(max(w, h * 0.3) * grow, max(h, w * 0.3) * grow)
+        if where is None:
+            return None
+        return Thing(
+            "shape", color, size, *where, round(w, 4), round(h, 4), self.rgb(color), shape, round(angle, 2)
+        )
+
+    def digit_card(self, digit: int, color: str) -> Thing | None:
+        """A card with a handwritten digit at a free place, or None."""
+        size = self.pick(SIZES)
+        w = self.between(0.115, 0.125) if size == "small" else self.between(0.15, 0.165)
+        where = self.place(w, w)
+        if where is None:
+            return None
+        index = int(self.pick(digit_pool(self.split, digit)))
+        return Thing(
+            "digit", color, size, *where, round(w, 4), round(w, 4), self.rgb(color),
+            digit=digit, digit_index=index,
+        )  # fmt: skip
+
+    def word_card(self, word: str, color: str) -> Thing | None:
+        """A card with a word at a free place, or None."""
+        w, h = 0.055 * len(word) + self.between(0.03, 0.045), self.between(0.1, 0.115)
+        where = self.place(w, h)
+        if where is None:
+            return None
+        return Thing("word", color, "large", *where, round(w, 4), round(h, 4), self.rgb(color), word=word)
+
+    def chart(self) -> tuple[tuple[float, float, float, float], list[Thing]]:
+        """A panel and its 3 or 4 bars, from left to right."""
+        n = int(self.rng.integers(3, 5))
+        w, h = self.between(0.28, 0.34), self.between(0.26, 0.31)
+        x, y = self.between(w + 0.02, 0.98 - w), self.between(h + 0.02, 0.98 - h)
+        self.boxes.append((x, y, w, h))
+        colors = [COLORS[int(i)] for i in self.rng.permutation(len(COLORS))[:n]]
+        values = [int(v) for v in self.rng.integers(1, MAX_BAR + 1, size=n)]
+        unit = bar_unit(h)
+        base = y + h - PANEL_PAD
+        step = (2 * w - 2 * PANEL_PAD) / n
+        bars = []
+        for i, (color, value) in enumerate(zip(colors, values, strict=True)):
+            bx = x - w + PANEL_PAD + (i + 0.5) * step
+            half = unit * value / 2
+            where = round(bx, 4), round(base - half, 4), round(step * 0.33, 4), round(half, 4)
+            bars.append(Thing("bar", color, "", *where, self.rgb(color), value=value))
+        return (round(x, 4), round(y, 4), round(w, 4), round(h, 4)), bars
+
+    def shape_specs(self, n: int) -> list[tuple[str, str, str]]:
+        """(shape, color, size) of `n` shapes: now and then repeated, now and then one of another size."""
+        specs = [(self.pick(SHAPES), self.pick(COLORS), self.pick(SIZES)) for _ in range(n)]
+        mode = self.rng.random()
+        k = int(self.rng.integers(1, n + 1))
+        if mode < 0.35:
+            shape = self.pick(SHAPES)
+            specs = [(shape if i < k else s, c, z) for i, (s, c, z) in enumerate(specs)]
+        elif mode < 0.6:
+            color = self.pick(COLORS)
+            specs = [(s, color if i < k else c, z) for i, (s, c, z) in enumerate(specs)]
+        if n >= 2 and self.rng.random() < 0.4:
+            odd = int(self.rng.integers(n))
+            one, others = SIZES if self.rng.random() < 0.5 or n > 4 else SIZES[::-1]
+            if n > 4:  # many large shapes have no room
+                one, others = "large", "small"
+            specs = [(s, c, one if i == odd else others) for i, (s, c, _) in enumerate(specs)]
+        return sorted(specs, key=lambda spec: spec[2])  # the large ones are placed first
+
+
+PANEL_PAD = 0.03
+
+
+def bar_unit(panel_h: float) -> float:
+    """Height of one unit of a chart whose panel has half extent `panel_h`."""
+    return (2 * panel_h - 2 * PANEL_PAD) / MAX_BAR
+
+
+def _backdrop(sampler: _Sampler, colors: list[str]) -> tuple[int, int, int]:
+    """A plain background away from the colours of the things."""
+    for _ in range(20):
+        if sampler.rng.random() < 0.5:
+            rgb = sampler.rng.integers(190, 256, size=3)
+        else:
+            rgb = sampler.rng.integers(0, 256, size=3)
+        if all(np.abs(rgb - np.array(RGB[c])).sum() > 130 for c in colors):
+            break
+    return tuple(int(v) for v in rgb)
+
+
+def sample_scene(seed: int, index: int, split: str) -> Scene:
+    """The scene number `index` of a split.
+
+    Args:
+        seed: which world; any non-negative integer.
+        index: number of the scene, non-negative.
+        split: one of `SPLITS`; different splits use disjoint random streams and "mini" (the benchmark) its
+            own handwritten digits.
+
+    Returns:
+        The same scene for the same arguments, on any machine.
+
+    Raises:
+        ValueError: for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
+    rng = np.random.default_rng(np.random.SeedSequence([0x313D, SPLITS.index(split), seed, index]))
+    s = _Sampler(rng, split)
+    simple = rng.random() < 0.15
+    panel, bars, things = None, [], []
+    if simple:
+        topic, background = "shapes", "plain"
+        size = s.pick(SIZES)
+        radius = s.between(0.066, 0.09) if size == "small" else s.between(0.125, 0.26)
+        things.append(s.shape(s.pick(SHAPES), s.pick(COLORS), size, radius))
+    else:
+        draw = rng.random()
+        topic = "shapes" if draw < 0.34 else "numbers" if draw < 0.6 else "words" if draw < 0.78 else "chart"
+        background = "plain" if rng.random() < 0.1 else s.pick(SCENES[:-1])
+        specs: list[tuple[str, str, str]] = []
+        if topic == "shapes":
+            specs = s.shape_specs(int(rng.integers(2, 7)))
+            if rng.random() < 0.2:
+                things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
+        elif topic == "numbers":
+            a, b = int(rng.integers(10)), int(rng.integers(10))
+            colors = rng.permutation(len(COLORS))[:2]
+            things += [s.digit_card(a, COLORS[int(colors[0])]), s.digit_card(b, COLORS[int(colors[1])])]
+            n = int(rng.integers(0, 3))
+            specs = s.shape_specs(n) if n else []
+        elif topic == "words":
+            things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
+            n = int(rng.integers(0, 4))
+            specs = s.shape_specs(n) if n else []
+        else:
+            panel, bars = s.chart()
+            if rng.random() < 0.4:
+                specs = [(s.pick(SHAPES), s.pick(COLORS), "small")]
+        things += [s.shape(*spec) for spec in specs]
+    found = sorted((t for t in things if t is not None), key=lambda t: (t.cell, t.x))
+    lighting = {"plain": "day", "space": "night"}.get(background) or s.pick(LIGHTING)
+    style, quality = s.pick(STYLES), s.pick(QUALITY)
+    if simple and rng.random() < 0.5:
+        style, quality = "flat", "clear"
+    return Scene(
+        split=split,
+        seed=seed,
+        index=index,
+        topic=topic,
+        background=background,
+        lighting=lighting,
+        style=style,
+        quality=quality,
+        backdrop=_backdrop(s, [t.color for t in found]),
+        outline=not (simple and rng.random() < 0.5),
+        things=(*found, *bars),
+        panel=panel,
+        texture=int(rng.integers(2**31)),
+    )

@@ -1,0 +1,72 @@
+"""Text without pictures, from which a mini LLM learns the mini world's language and question forms."""
+
+import numpy as np
+
+from mllm_jax.data.mini_world.captions import long_caption, short_caption
+from mllm_jax.data.mini_world.questions import Question, make_questions, prompt_choice, prompt_open
+from mllm_jax.data.mini_world.scene import Scene, sample_scene
+
+CONTINUE = ("complete the description:", "continue the text:", "go on:")
+CAPTION_PROMPTS = (
+    "describe the picture.",
+    "describe the picture in detail.",
+    "what does the picture show?",
+    "tell all about the picture.",
+)
+SHORT_CAPTION_PROMPTS = ("describe the picture in short.", "give a short description of the picture.")
+
+
+def pick_questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Question]:
+    """At most `n` questions about a scene, spread over the abilities that apply to it."""
+    pools: dict[str, list[Question]] = {}
+    for question in make_questions(scene, rng):
+        pools.setdefault(question.ability, []).append(question)
+    chosen: list[Question] = []
+    for pool in pools.values():
+        rng.shuffle(pool)
+    while pools and len(chosen) < n:
+        for ability in rng.permutation(sorted(pools)):
+            chosen.append(pools[ability].pop())
+            if not pools[ability]:
+                del pools[ability]
+            if len(chosen) == n:
+                break
+    return chosen
+
+
+def ask(question: Question, rng: np.random.Generator) -> tuple[str, str]:
+    """The (human, gpt) turn of a question: open or multiple choice at random."""
+    prompt = prompt_choice(question) if rng.random() < 0.5 else prompt_open(question)
+    return prompt, question.answer
+
+
+def text_sample(seed: int, index: int, split: str = "foundation") -> list[tuple[str, str]]:
+    """A conversation without a picture, as (human, gpt) turns.
+
+    Most give a scene's long caption followed by questions about it; the rest ask to complete a caption.
+
+    Args:
+        seed: which stream.
+        index: number of the sample.
+        split: split of the scenes that are described.
+    """
+    scene = sample_scene(seed, index, split)
+    rng = np.random.default_rng(np.random.SeedSequence([0x7E87, seed, index]))
+    caption = long_caption(scene, rng)
+    if rng.random() < 0.2:
+        words = caption.split(" ")
+        cut = int(rng.integers(3, max(len(words) - 3, 4)))
+        prompt = CONTINUE[int(rng.integers(len(CONTINUE)))]
+        return [(f"{prompt} {' '.join(words[:cut])}", " ".join(words[cut:]))]
+    turns = [ask(q, rng) for q in pick_questions(scene, rng, int(rng.integers(3, 8)))]
+    turns[0] = (f"{caption}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def caption_sample(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A (human, gpt) caption turn: usually the long caption, now and then the short one."""
+    if rng.random() < 0.15:
+        prompts, caption = SHORT_CAPTION_PROMPTS, short_caption(scene, rng)
+    else:
+        prompts, caption = CAPTION_PROMPTS, long_caption(scene, rng)
+    return prompts[int(rng.integers(len(prompts)))], caption
