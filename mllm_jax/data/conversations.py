@@ -1,0 +1,318 @@
+"""Conversations in LLaVA's JSON form, and the templates that turn them into text.
+
+A template is a row of strings in ``TEMPLATES``, never code. ``parse_turns`` checks a raw conversation and finds
+the image placeholders; ``render`` fills a template and returns spans that know what they are: text or one
+special token or one image, and whether the model learns to produce it. The labels of a training sample are
+therefore decided where the text is produced, and nothing is ever searched for or re-tokenized later.
+
+Example:
+    >>> raw = [{"from": "human", "value": "<image>\\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    >>> turns = parse_turns(raw, num_images=1, sample="42").turns
+    >>> [span.text for span in render("plain", turns) if span.learn]
+    ['A cat.', '\\n']
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+IMAGE = "<image>"
+
+
+class SampleError(ValueError):
+    """A problem of one training or evaluation sample; the message and ``sample`` name it."""
+
+    def __init__(self, sample: str, problem: str):
+        super().__init__(f"sample {sample!r}: {problem}")
+        self.sample = sample
+        self.problem = problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A piece of a rendered conversation.
+
+    Attributes:
+        text: the exact characters; ``<image>`` for an image.
+        learn: whether the loss covers it.
+        image: stands for the visual tokens of the sample's next image.
+        special: one token of the vocabulary (a separator such as ``</s>``), as opposed to text that happens to
+            spell it.
+    """
+
+    text: str
+    learn: bool = False
+    image: bool = False
+    special: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a conversation is written for an LLM.
+
+    A conversation reads ``first_open Q1 user_close answer_open answer_lead A1 answer_close user_open Q2 ...``.
+    Everything is masked but ``answer_lead``, the answer and ``answer_close``. A prompt for generation stops after
+    ``answer_open``; the space before an answer belongs to the learned side, as it is a part of the answer's first
+    token in every common vocabulary.
+
+    Attributes:
+        first_open: before the first question, system text included.
+        user_open: before every later question.
+        user_close: after a question.
+        answer_open: the role header of the answer.
+        answer_lead: learned text before the answer.
+        answer_close: learned text after the answer; what ends a generated answer.
+        specials: strings in the fields above that are single tokens of the vocabulary.
+        captions: an alignment template: one round, the question's words are dropped, only its images stay.
+    """
+
+    first_open: str
+    user_open: str
+    user_close: str
+    answer_open: str
+    answer_lead: str
+    answer_close: str
+    specials: tuple[str, ...] = ()
+    captions: bool = False
+
+
+_CURIOUS = (
+    "A chat between a curious {0} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+)
+_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_HONEST = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+
+
+def _two_separators(who: str, end: str) -> Template:
+    return Template(f"{_CURIOUS.format(who)} USER: ", "USER: ", " ", "ASSISTANT:", " ", end, (end,))
+
+
+def _chatml(system: str) -> Template:
+    return Template(
+        first_open=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
+        user_open="<|im_start|>user\n",
+        user_close="<|im_end|>",
+        answer_open="<|im_start|>assistant\n",
+        answer_lead="",
+        answer_close="<|im_end|>",
+        specials=("<|im_start|>", "<|im_end|>"),
+    )
+
+
+def _llama_3(assistant: str) -> Template:
+    def header(role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    return Template(
+        first_open=f"<|begin_of_text|>{header('system')}{_VISION}<|eot_id|>{header('user')}",
+        user_open=header("user"),
+        user_close="<|eot_id|>",
+        answer_open=header(assistant),
+        answer_lead="",
+        answer_close="<|eot_id|>",
+        specials=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    )
+
+
+_V1 = _two_separators("user", "</s>")
+_V0 = Template(f"{_CURIOUS.format('human')}###Human: ", "Human: ", "###", "Assistant:", " ", "###")
+_CHATML_DIRECT = _chatml("Answer the questions.")
+
+TEMPLATES: dict[str, Template] = {
+    "plain": Template("", "", "", "", "", "\n", captions=True),
+    "v1": _V1,
+    "vicuna_v1": _V1,
+    "llava_v1": _two_separators("human", "</s>"),
+    "phi": _two_separators("user", "<|endoftext|>"),
+    "v0": _V0,
+    "llava_v0": _V0,
+    "llava_llama_2": Template(
+        first_open=f"[INST] <<SYS>>\n{_VISION}\n<</SYS>>\n\n",
+        user_open="<s>[INST] ",
+        user_close=" [/INST]",
+        answer_open="",
+        answer_lead=" ",
+        answer_close=" </s>",
+        specials=("<s>", "</s>"),
+    ),
+    "mistral_instruct": Template("[INST] ", "[INST] ", " [/INST]", "", " ", " </s>", ("</s>",)),
+    "chatml_direct": _CHATML_DIRECT,
+    "mistral_direct": _CHATML_DIRECT,
+    "mpt": _chatml(_HONEST),
+    # Dense Connector and Mini-Gemini write the assistant's header as "system"; their checkpoints depend on it.
+    "llama_3": _llama_3("system"),
+    "llama_3_fixed": _llama_3("assistant"),
+}
+
+
+def get_template(name: str) -> Template:
+    """The template of that exact name.
+
+    Raises:
+        ValueError: no such template; the message names the nearest and lists all.
+    """
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown template {name!r}; did you mean {nearest!r}? One of: {', '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn; an image stands between each two consecutive ``parts`` (n images make n + 1 parts)."""
+
+    role: str  # "human" or "gpt"
+    parts: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        return len(self.parts) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedConversation:
+    """Checked turns, and how many leading turns were dropped because they were not a human's (0 or 1)."""
+
+    turns: tuple[Turn, ...]
+    dropped: int
+
+
+def parse_turns(
+    conversations: object, num_images: int, *, sample: str, compat: str | None = None
+) -> ParsedConversation:
+    """Check a raw conversation and find its image placeholders.
+
+    Placeholders stay where the user wrote them; several in a turn and several images in a sample are supported.
+    ``compat="llava"`` does what LLaVA does instead: in every turn the placeholder moves to the front, followed by
+    a newline, several collapse into one, and in a sample without images ``<image>`` is ordinary text.
+
+    Args:
+        conversations: list of ``{"from": "human" | "gpt", "value": str}``.
+        num_images: how many images the sample has.
+        sample: its id, for messages.
+        compat: None or "llava".
+
+    Raises:
+        SampleError: malformed turns, roles that do not alternate, an empty turn, a placeholder in an answer, or
+            a number of placeholders other than ``num_images``.
+    """
+    if compat not in (None, "llava"):
+        raise ValueError(f"unknown compat {compat!r}; None or 'llava'")
+    if not isinstance(conversations, Sequence) or isinstance(conversations, str | bytes) or not conversations:
+        raise SampleError(sample, "'conversations' is not a non-empty list of turns")
+    for index, turn in enumerate(conversations):
+        if not isinstance(turn, Mapping) or not all(
+            isinstance(turn.get(key), str) for key in ("from", "value")
+        ):
+            raise SampleError(sample, f"turn {index} is not an object with the strings 'from' and 'value'")
+
+    dropped = int(conversations[0]["from"] != "human")
+    turns = []
+    for index, raw in enumerate(conversations[dropped:]):
+        role, value = raw["from"], raw["value"]
+        expected = ("human", "gpt")[index % 2]
+        if role != expected:
+            raise SampleError(sample, f"turn {index + dropped} is from {role!r} where {expected!r} is due")
+        if not value.strip():
+            raise SampleError(
+                sample, f"turn {index + dropped} ({'answer' if role == 'gpt' else 'question'}) is empty"
+            )
+        turns.append(_place_images(Turn(role, tuple(value.split(IMAGE))), value, num_images, compat))
+    if not turns:
+        raise SampleError(sample, "the conversation has no turn from 'human'")
+
+    for index, turn in enumerate(turns):
+        if turn.role == "gpt" and turn.num_images and compat is None:
+            raise SampleError(
+                sample, f"turn {index + dropped} is an answer and holds {IMAGE}; images go in questions"
+            )
+    found = sum(turn.num_images for turn in turns)
+    if found != num_images:
+        raise SampleError(sample, f"has {found} {IMAGE} placeholder(s) but {num_images} image(s)")
+    return ParsedConversation(tuple(turns), dropped)
+
+
+def _place_images(turn: Turn, value: str, num_images: int, compat: str | None) -> Turn:
+    if compat is None or turn.num_images == 0:
+        return turn
+    if num_images == 0:
+        return Turn(turn.role, (value,))
+    text = "".join(turn.parts).strip()
+    return Turn(turn.role, ("", ("\n" + text).rstrip()))
+
+
+def render(
+    template: str | Template, turns: Sequence[Turn], add_generation_prompt: bool = False, *, sample: str = "?"
+) -> list[Span]:
+    """Write turns in a template's form.
+
+    The spans' texts joined are exactly the template's string. Only answers with their lead and close are learned.
+
+    Args:
+        template: a name in ``TEMPLATES`` or a template.
+        turns: from ``parse_turns``.
+        add_generation_prompt: end with the open header of an answer; the last turn must be a human's.
+        sample: the sample's id, for messages.
+
+    Raises:
+        SampleError: a caption template with more than one round, or without an image; a generation prompt after
+            an answer.
+    """
+    template = get_template(template) if isinstance(template, str) else template
+    if add_generation_prompt and (not turns or turns[-1].role != "human"):
+        raise SampleError(sample, "a prompt for generation must end with a human turn")
+    if template.captions:
+        expected = 1 if add_generation_prompt else 2
+        if len(turns) != expected:
+            raise SampleError(
+                sample, f"a caption template takes {expected} turn(s), this sample has {len(turns)}"
+            )
+        if not turns[0].num_images:
+            raise SampleError(sample, "a caption template needs an image in the question")
+        turns = [Turn("human", ("",) * len(turns[0].parts)), *turns[1:]]
+
+    spans: list[Span] = []
+    for index, turn in enumerate(turns):
+        if turn.role == "human":
+            spans += _fixed(template, template.first_open if index == 0 else template.user_open, learn=False)
+            spans += _content(turn, learn=False)
+            spans += _fixed(template, template.user_close, learn=False)
+        else:
+            spans += _fixed(template, template.answer_open, learn=False)
+            spans += _fixed(template, template.answer_lead, learn=True)
+            spans += _content(turn, learn=True)
+            spans += _fixed(template, template.answer_close, learn=True)
+    if add_generation_prompt:
+        spans += _fixed(template, template.answer_open, learn=False)
+    return spans
+
+
+def _fixed(template: Template, text: str, learn: bool) -> list[Span]:
+    """A template's own string, cut at its special tokens."""
+    if not template.specials:
+        return [Span(text, learn)] if text else []
+    pieces = re.split("(" + "|".join(map(re.escape, template.specials)) + ")", text)
+    return [Span(piece, learn, special=piece in template.specials) for piece in pieces if piece]
+
+
+def _content(turn: Turn, learn: bool) -> list[Span]:
+    """A turn's text and images; nothing in it counts as a special token, whatever it spells."""
+    spans = []
+    for index, part in enumerate(turn.parts):
+        if index:
+            spans.append(Span(IMAGE, image=True))
+        if part:
+            spans.append(Span(part, learn))
+    return spans
