@@ -281,12 +281,16 @@ def _rolled(name: str, rng: np.random.Generator) -> np.ndarray:
     return np.roll(_fields()[name], (int(shift[0]), int(shift[1])), (0, 1))
 
 
-def _sketch(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pencil on paper: pale fill, hatching, dark contours."""
+def _sketch(pixels: np.ndarray, scene: Scene) -> np.ndarray:
+    """Pencil on paper: pale fill, hatching, dark contours (not inside cards, where they would hide the text)."""
     gray = Image.fromarray(pixels.astype(np.uint8)).convert("L")
     edges = np.asarray(gray.filter(ImageFilter.FIND_EDGES), np.float32)
     edges[[0, -1]] = 0
     edges[:, [0, -1]] = 0
+    for card in scene.of_kind("digit", "word"):
+        w, h = card.w * 0.9, card.h * 0.85
+        rows = slice(round((card.y - h) * SIDE), round((card.y + h) * SIDE))
+        edges[rows, round((card.x - w) * SIDE) : round((card.x + w) * SIDE)] = 0
     paper = (0.68 * pixels + 0.32 * 250) * _fields()["hatch"][..., None]
     ink = np.clip((edges - 18) / 90, 0, 0.6)[..., None]
     return paper * (1 - ink) + 30 * ink
@@ -316,11 +320,11 @@ def _grout(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _painting(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Wavy contours, visible strokes and drifting hues."""
     y, x = np.mgrid[:SIDE, :SIDE]
-    y = np.clip(np.rint(y + 0.85 * _rolled("dy", rng)), 0, SIDE - 1).astype(np.intp)
-    x = np.clip(np.rint(x + 0.85 * _rolled("dx", rng)), 0, SIDE - 1).astype(np.intp)
+    y = np.clip(np.rint(y + 0.75 * _rolled("dy", rng)), 0, SIDE - 1).astype(np.intp)
+    x = np.clip(np.rint(x + 0.75 * _rolled("dx", rng)), 0, SIDE - 1).astype(np.intp)
     stroke, blob = _rolled("stroke", rng)[..., None], _rolled("blob", rng)[..., None]
-    hue = np.array([9.0, 3.0, -9.0], np.float32) * blob
-    return pixels[y, x] * (1 + 0.10 * stroke) + 9 * stroke + hue
+    hue = np.array([8.0, 2.0, -8.0], np.float32) * blob
+    return pixels[y, x] * (1 + 0.075 * stroke) + 7 * stroke + hue
 
 
 def _degrade(pixels: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarray:
@@ -355,7 +359,7 @@ def render(scene: Scene, size: int = SIDE) -> Image.Image:
     tint = np.array(_THING_TINT[scene.lighting if scene.background != "space" else "day"], np.float32)
     pixels = background * (1 - alpha) + layer[..., :3] * tint * alpha
     if scene.style == "sketch":
-        pixels = _sketch(pixels, rng)
+        pixels = _sketch(pixels, scene)
     elif scene.style == "mosaic":
         pixels = _grout(pixels, rng)
     elif scene.style == "painting":
@@ -363,5 +367,5 @@ def render(scene: Scene, size: int = SIDE) -> Image.Image:
     pixels = _degrade(pixels, scene.quality, rng)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if scene.quality == "blurry":
-        image = image.filter(ImageFilter.GaussianBlur(1.2))
+        image = image.filter(ImageFilter.GaussianBlur(1.6))
     return image if size == SIDE else image.resize((size, size), Image.Resampling.BICUBIC)

@@ -259,7 +259,8 @@ class _Sampler:
         w, h = self.between(0.28, 0.34), self.between(0.26, 0.31)
         x, y = self.between(w + 0.02, 0.98 - w), self.between(h + 0.02, 0.98 - h)
         self.boxes.append((x, y, w, h))
-        colors = [COLORS[int(i)] for i in self.rng.permutation(len(COLORS))[:n]]
+        palette = [c for c in COLORS if c != "white"]  # a white bar is lost on the panel
+        colors = [palette[int(i)] for i in self.rng.permutation(len(palette))[:n]]
         values = [int(v) for v in self.rng.integers(1, MAX_BAR + 1, size=n)]
         unit = bar_unit(h)
         base = y + h - PANEL_PAD
