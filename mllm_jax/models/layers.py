@@ -1,0 +1,83 @@
+"""Small layers shared by encoder and decoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+}
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,  # keep all activations
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """Wraps a scanned block in rematerialisation by a policy's name ("none", "full", "dots")."""
+    if policy == "none":
+        return block
+    return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
+def layer_norm(eps: float, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm whose statistics are float32 and whose variance is computed in two passes, as torch does."""
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, name=name)
+
+
+class Dense(nn.Module):
+    """`x W + b` with `kernel` [in, out], computed on flattened tokens.
+
+    Merging the leading axes lets the weight gradient be one plain matrix product: with [B, T, in] operands
+    XLA's CPU backend transposes the activations element by element, which made a training step three times
+    slower (jax 0.10 and 0.12).
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Any = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b D"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * scale`, statistics in float32, the scale applied after the cast back (as Llama does)."""
+
+    eps: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return x32.astype(self.dtype) * scale.astype(self.dtype)
+
+
+def rotary(x: Float[Array, "B T H h"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T H h"]:
+    """Rotary position embedding in the half-split layout of Hugging Face checkpoints; angles in float32."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
