@@ -1,29 +1,24 @@
 """From spans to token ids, labels and visual positions, and from samples to the fixed-size rows of a batch.
 
-Every maximal run of text of one kind (learned or not) is tokenized by one call, in the context it stands in; no
-prefix is ever re-tokenized to count. A prompt's tokens are thus always a prefix of the training sample's.
+Every maximal run of text of one kind (learned or not) is tokenized by one call, in the context it stands in;
+no prefix is ever re-tokenized to count. A prompt's tokens are thus always a prefix of the training sample's.
 
-Special tokens are looked up by name where the template writes them. Text written by people is never parsed for
-them: a user who types ``</s>`` gets the characters.
-
-SentencePiece tokenizers of the Llama family put a "dummy" space before any text they are given (``Q`` becomes
-``▁Q``). That is right at the start of a text and, as in LLaVA, after an image, but wrong in the middle of a line.
-``SpanTokenizer`` finds out how a tokenizer behaves and encodes a continuation behind a sentinel whose tokens it
-then cuts off, so that the ids equal those of LLaVA's training code for whole prompts.
+Special tokens are looked up by name where the template writes them. Text written by people is never parsed
+for them: a user who types ``</s>`` gets the characters.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mllm_jax.data.conversations import SampleError, Span, Template, Turn, get_template, render
+from mllm_jax.data.conversations import SampleError, Span, Turn, render
+from mllm_jax.data.span_tokenizer import span_tokenizer
+from mllm_jax.data.templates import Template, get_template
 
 
 class SampleTooLong(SampleError):
@@ -35,6 +30,9 @@ class SampleTooLong(SampleError):
         )
         self.length = length
         self.limit = limit
+
+    def __reduce__(self):
+        return type(self), (self.sample, self.length, self.limit)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,144 +49,24 @@ class EncodedSample:
     """
 
     sample: str
-    tokens: Int32[np.ndarray, "T"]
-    loss_weights: Float32[np.ndarray, "T"]
-    visual_index: Int32[np.ndarray, "T"]
-    image_of: Int32[np.ndarray, "T"]
+    tokens: Int32[np.ndarray, " T"]
+    loss_weights: Float32[np.ndarray, " T"]
+    visual_index: Int32[np.ndarray, " T"]
+    image_of: Int32[np.ndarray, " T"]
     image_tokens: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-class SpanTokenizer:
-    """A Hugging Face tokenizer that encodes pieces of a text in their context.
-
-    Attributes:
-        tokenizer: the tokenizer given.
-        bos: the ids it puts before every text (empty if none).
-
-    Raises:
-        ValueError: the tokenizer adds a dummy space and no sentinel could be found to encode text without it.
-    """
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-        alone = self._ids("a")
-        full = tokenizer("a", split_special_tokens=True, verbose=False).input_ids
-        starts = [i for i in range(len(full) - len(alone) + 1) if full[i : i + len(alone)] == alone]
-        self.bos: tuple[int, ...] = tuple(full[: starts[0]]) if starts else ()
-        self._sentinel: str | None = None
-        self._dummy_after_special = False
-        if self._opens_with_space(alone):
-            self._sentinel = self._find_sentinel()
-            special = next(iter(tokenizer.all_special_tokens), None)
-            if special is not None:
-                behind = tokenizer(special + "a", add_special_tokens=False, verbose=False).input_ids[1:]
-                self._dummy_after_special = behind == alone
-
-    def _ids(self, text: str) -> list[int]:
-        # The same flags in every call: changing them would change the shared backend under other threads.
-        ids = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        ).input_ids
-        return list(ids)
-
-    def _opens_with_space(self, ids: Sequence[int]) -> bool:
-        token = self.tokenizer.convert_ids_to_tokens(list(ids[:1]))
-        return bool(token) and str(token[0]).startswith(("▁", "Ġ"))
-
-    def _find_sentinel(self) -> str:
-        """A character whose tokens stay apart from whatever follows it."""
-        for sentinel in ("\n", "\x01", "|", ":"):
-            head = self._ids(sentinel)
-            tails = {}
-            for probe in ("a", " a", "\n", "\n\na", "  a", "<", "A", "7"):
-                ids = self._ids(sentinel + probe)
-                if ids[: len(head)] != head:
-                    break
-                tails[probe] = ids[len(head) :]
-            else:
-                unknown = self.tokenizer.unk_token_id
-                if (
-                    (unknown is None or unknown not in head)
-                    and not self._opens_with_space(tails["a"])
-                    and self._opens_with_space(tails[" a"])
-                ):
-                    return sentinel
-        raise ValueError(
-            f"{type(self.tokenizer).__name__} puts a space before every text and offers no way to encode a text "
-            "without it; use a byte-level tokenizer or one with byte fallback"
-        )
-
-    def start(self, text: str) -> list[int]:
-        """Ids of text at the start of a sample or after an image."""
-        return self._ids(text)
-
-    def after_special(self, text: str) -> list[int]:
-        """Ids of text directly behind a special token."""
-        return self.start(text) if self._dummy_after_special else self.middle(text)
-
-    def middle(self, text: str) -> list[int]:
-        """Ids of text that goes on where other text ended.
-
-        Raises:
-            ValueError: the text merges with the sentinel (never seen with the supported families).
-        """
-        if self._sentinel is None:
-            return self._ids(text)
-        head = self._ids(self._sentinel)
-        ids = self._ids(self._sentinel + text)
-        if ids[: len(head)] != head:
-            raise ValueError(f"cannot encode {text[:40]!r} as a continuation with this tokenizer")
-        return ids[len(head) :]
-
-    def special(self, text: str) -> int:
-        """Id of one special token.
-
-        Raises:
-            ValueError: the vocabulary does not hold it.
-        """
-        index = self.tokenizer.convert_tokens_to_ids(text)
-        if index is None or (index == self.tokenizer.unk_token_id and text != self.tokenizer.unk_token):
-            raise ValueError(
-                f"the template's {text!r} is not a token of this tokenizer; choose a template whose separators it has"
-            )
-        return int(index)
-
-    def text(self, text: str, context: str, markers: dict[str, int]) -> list[int]:
-        """Ids of text in its context ("start", "special" or "middle"), never holding one of the markers' ids.
-
-        Tokenizers keep ``special`` tokens apart from text by themselves; chat markers that a vocabulary holds as
-        ordinary added tokens are cut after their first character instead.
-        """
-        encode = {"start": self.start, "special": self.after_special, "middle": self.middle}[context]
-        ids = encode(text)
-        spelled = [marker for marker, index in markers.items() if len(marker) > 1 and index in ids]
-        if not spelled:
-            return ids
-        cuts = "|".join(f"(?<={re.escape(marker[0])})(?={re.escape(marker[1:])})" for marker in spelled)
-        first, *rest = re.split(cuts, text)
-        return encode(first) + [index for piece in rest for index in self.middle(piece)]
-
-
-@functools.lru_cache(maxsize=8)
-def _span_tokenizer(tokenizer: Any) -> SpanTokenizer:
-    return SpanTokenizer(tokenizer)
-
-
-def _wrap(tokenizer: Any) -> SpanTokenizer:
-    return tokenizer if isinstance(tokenizer, SpanTokenizer) else _span_tokenizer(tokenizer)
-
-
 def stop_ids(template: str | Template, tokenizer: Any) -> list[int]:
     """Ids that end a generated answer: the tokenizer's EOS and the template's closing special token.
 
-    Templates that close with text (``v0``: ``###``, ``plain``: a newline) have only the EOS here; cut the generated
-    text at ``template.answer_close`` as well.
+    Templates that close with text (``v0``: ``###``, ``plain``: a newline) have only the EOS here; cut the
+    generated text at ``template.answer_close`` as well.
     """
     template = get_template(template) if isinstance(template, str) else template
-    wrapped = _wrap(tokenizer)
+    wrapped = span_tokenizer(tokenizer)
     eos = wrapped.tokenizer.eos_token_id
     ids = set() if eos is None else {int(eos)}
     close = template.answer_close.strip(" ")
@@ -210,14 +88,14 @@ def encode_sample(
 ) -> EncodedSample:
     """Tokenize a rendered conversation and expand its images.
 
-    BOS is put first once if the tokenizer adds one, also where the template spells it. The loss covers the learned
-    spans; BOS, system text, questions, role headers and visual tokens are masked.
+    BOS is put first once if the tokenizer adds one, also where the template spells it. The loss covers the
+    learned spans; BOS, system text, questions, role headers and visual tokens are masked.
 
     Args:
         spans: from ``render``.
         tokenizer: a Hugging Face tokenizer, or a ``SpanTokenizer`` around one.
-        num_visual_tokens: how many tokens each image becomes: one number per image, or a function of the image's
-            index within the sample.
+        num_visual_tokens: how many tokens each image becomes: one number per image, or a function of the
+            image's index within the sample.
         sample: its id, for messages.
         labels: False leaves every weight 0 (prompts).
 
@@ -225,7 +103,7 @@ def encode_sample(
         SampleError: no supervised token, or image counts that do not fit the spans.
         ValueError: the tokenizer lacks one of the template's special tokens.
     """
-    wrapped = _wrap(tokenizer)
+    wrapped = span_tokenizer(tokenizer)
     markers = {span.text: wrapped.special(span.text) for span in spans if span.special}
     num_images = sum(span.image for span in spans)
     if not callable(num_visual_tokens) and len(num_visual_tokens) != num_images:

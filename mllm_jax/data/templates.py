@@ -1,0 +1,129 @@
+"""Chat templates as rows of strings: how a conversation is written, and which part of it is learned.
+
+The strings are those of LLaVA's, Dense Connector's and Mini-Gemini's conversation files, so that checkpoints
+trained there can be used here. Adding a template is adding a row to ``TEMPLATES``.
+"""
+
+import dataclasses
+import difflib
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a conversation is written for an LLM.
+
+    A conversation reads ``first_open Q1 user_close answer_open answer_lead A1 answer_close user_open Q2
+    ...``. Everything is masked but ``answer_lead``, the answer and ``answer_close``. A prompt for generation
+    stops after ``answer_open``; the space before an answer belongs to the learned side, as it is a part of
+    the answer's first token in every common vocabulary.
+
+    Attributes:
+        first_open: before the first question, system text included.
+        user_open: before every later question.
+        user_close: after a question.
+        answer_open: the role header of the answer.
+        answer_lead: learned text before the answer.
+        answer_close: learned text after the answer; what ends a generated answer.
+        specials: strings in the fields above that are single tokens of the vocabulary.
+        captions: an alignment template: one round, the question's words are dropped, only its images stay.
+    """
+
+    first_open: str
+    user_open: str
+    user_close: str
+    answer_open: str
+    answer_lead: str
+    answer_close: str
+    specials: tuple[str, ...] = ()
+    captions: bool = False
+
+
+_CURIOUS = (
+    "A chat between a curious {0} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+)
+_VISION = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the "
+    "user provides, and assist the user with a variety of tasks using natural language."
+)
+_HONEST = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+
+
+def _two_separators(who: str, end: str) -> Template:
+    return Template(f"{_CURIOUS.format(who)} USER: ", "USER: ", " ", "ASSISTANT:", " ", end, (end,))
+
+
+def _chatml(system: str) -> Template:
+    return Template(
+        first_open=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
+        user_open="<|im_start|>user\n",
+        user_close="<|im_end|>",
+        answer_open="<|im_start|>assistant\n",
+        answer_lead="",
+        answer_close="<|im_end|>",
+        specials=("<|im_start|>", "<|im_end|>"),
+    )
+
+
+def _llama_3(assistant: str) -> Template:
+    def header(role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+    return Template(
+        first_open=f"<|begin_of_text|>{header('system')}{_VISION}<|eot_id|>{header('user')}",
+        user_open=header("user"),
+        user_close="<|eot_id|>",
+        answer_open=header(assistant),
+        answer_lead="",
+        answer_close="<|eot_id|>",
+        specials=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    )
+
+
+_V1 = _two_separators("user", "</s>")
+_V0 = Template(f"{_CURIOUS.format('human')}###Human: ", "Human: ", "###", "Assistant:", " ", "###")
+_CHATML_DIRECT = _chatml("Answer the questions.")
+
+TEMPLATES: dict[str, Template] = {
+    "plain": Template("", "", "", "", "", "\n", captions=True),
+    "v1": _V1,
+    "vicuna_v1": _V1,
+    "llava_v1": _two_separators("human", "</s>"),
+    "phi": _two_separators("user", "<|endoftext|>"),
+    "v0": _V0,
+    "llava_v0": _V0,
+    "llava_llama_2": Template(
+        first_open=f"[INST] <<SYS>>\n{_VISION}\n<</SYS>>\n\n",
+        user_open="<s>[INST] ",
+        user_close=" [/INST]",
+        answer_open="",
+        answer_lead=" ",
+        answer_close=" </s>",
+        specials=("<s>", "</s>"),
+    ),
+    "mistral_instruct": Template("[INST] ", "[INST] ", " [/INST]", "", " ", " </s>", ("</s>",)),
+    "chatml_direct": _CHATML_DIRECT,
+    "mistral_direct": _CHATML_DIRECT,
+    "mpt": _chatml(_HONEST),
+    # Dense Connector and Mini-Gemini write the assistant's header as "system", and so were their checkpoints
+    # trained; the fixed form is for new training.
+    "llama_3": _llama_3("system"),
+    "llama_3_fixed": _llama_3("assistant"),
+}
+
+
+def get_template(name: str) -> Template:
+    """The template of that exact name.
+
+    Raises:
+        ValueError: no such template; the message names the nearest and lists all.
+    """
+    if name not in TEMPLATES:
+        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown template {name!r}; did you mean {nearest!r}? One of: {', '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]
