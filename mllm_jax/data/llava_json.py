@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-IMAGE_TAG = "<image>"
+from mllm_jax.data.conversations import IMAGE, SampleError, parse_turns
+
 ROLES = ("human", "gpt")
 
 DuplicateIds = Literal["error", "number"]
@@ -93,7 +94,11 @@ def load_entries(path: str | Path) -> list[Json]:
 
 
 def read_records(
-    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+    path: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    duplicate_ids: DuplicateIds = "error",
+    compat: str | None = None,
 ) -> list[Record]:
     """Reads and checks a data file.
 
@@ -102,12 +107,14 @@ def read_records(
       image_root: when given, every image file must exist below it.
       duplicate_ids: "error", or "number" to keep samples that share an id apart as `id`, `id#2`, `id#3`
         (LLaVA's own instruction mixture repeats ids, once per kind of conversation about a picture).
+      compat: "llava" accepts what LLaVA accepts (see `conversations.parse_turns`): a first turn that is not
+        from human, several `<image>` in a turn for one image, an `<image>` without an image as text.
 
     Raises:
       DataError: on the first problem, naming file and sample.
     """
     records = []
-    for item in _scan(path, image_root, duplicate_ids):
+    for item in _scan(path, image_root, duplicate_ids, compat):
         if isinstance(item, Problem):
             raise DataError(item.describe(path))
         records.append(item)
@@ -117,19 +124,28 @@ def read_records(
 
 
 def iter_problems(
-    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+    path: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    duplicate_ids: DuplicateIds = "error",
+    compat: str | None = None,
 ) -> Iterator[Problem]:
     """Yields every problem of a data file, reading on after each one. Arguments as in `read_records`."""
-    return (item for item in scan(path, image_root, duplicate_ids=duplicate_ids) if isinstance(item, Problem))
+    items = scan(path, image_root, duplicate_ids=duplicate_ids, compat=compat)
+    return (item for item in items if isinstance(item, Problem))
 
 
 def scan(
-    path: str | Path, image_root: str | Path | None = None, *, duplicate_ids: DuplicateIds = "error"
+    path: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    duplicate_ids: DuplicateIds = "error",
+    compat: str | None = None,
 ) -> Iterator[Record | Problem]:
     """Yields, in file order, a `Record` for each sound sample and all `Problem`s of each other one."""
     try:
         empty = True
-        for item in _scan(path, image_root, duplicate_ids):
+        for item in _scan(path, image_root, duplicate_ids, compat):
             empty = False
             yield item
         if empty:
@@ -139,14 +155,14 @@ def scan(
 
 
 def _scan(
-    path: str | Path, image_root: str | Path | None, duplicate_ids: DuplicateIds
+    path: str | Path, image_root: str | Path | None, duplicate_ids: DuplicateIds, compat: str | None
 ) -> Iterator[Record | Problem]:
     root = None if image_root is None else Path(image_root)
     if root is not None and not root.is_dir():
         raise DataError(f"{path}: the image folder {root} does not exist")
     seen: dict[str, int] = {}
     for index, entry in enumerate(load_entries(path)):
-        problems = list(_entry_problems(entry, f"#{index}", root))
+        problems = list(_entry_problems(entry, f"#{index}", root, compat))
         sample_id = _usable_id(entry)
         if sample_id is not None:
             times = seen[sample_id] = seen.get(sample_id, 0) + 1
@@ -170,7 +186,7 @@ def _scan(
             yield Record(sample_id, tuple(_image_list(entry)), turns)
 
 
-def _entry_problems(entry: Json, position: str, root: Path | None) -> Iterator[Problem]:
+def _entry_problems(entry: Json, position: str, root: Path | None, compat: str | None) -> Iterator[Problem]:
     """All problems of one entry, apart from what concerns other entries."""
     if not isinstance(entry, dict):
         yield Problem("wrong-type", position, f"expected an object, found {_type_name(entry)}")
@@ -191,8 +207,16 @@ def _entry_problems(entry: Json, position: str, root: Path | None) -> Iterator[P
     if "conversations" not in entry:
         yield Problem("missing-key", name, f"has no 'conversations' (keys: {', '.join(map(str, entry))})")
     else:
-        count = None if images is None else len(images)
-        yield from _conversation_problems(entry["conversations"], name, count)
+        turns, count = entry["conversations"], None if images is None else len(images)
+        problems = list(_shape_problems(turns, name))
+        if not problems and compat is None:
+            problems = list(_turn_problems(turns, name, count))
+        if not problems and count is not None:
+            try:
+                parse_turns(turns, count, sample=name, compat=compat)
+            except SampleError as error:
+                problems.append(Problem("conversation", name, error.problem))
+        yield from problems
 
 
 def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:
@@ -210,7 +234,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _conversation_problems(turns: Json, name: str, images: int | None) -> Iterator[Problem]:
+def _shape_problems(turns: Json, name: str) -> Iterator[Problem]:
     if not isinstance(turns, list) or not turns:
         yield Problem(
             "wrong-type", name, f"'conversations' must be a non-empty list, not {_type_name(turns)}"
@@ -219,10 +243,11 @@ def _conversation_problems(turns: Json, name: str, images: int | None) -> Iterat
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
             yield Problem("missing-key", name, f"turn {number} must be an object with 'from' and 'value'")
-            return
-        if not isinstance(turn["from"], str) or not isinstance(turn["value"], str):
+        elif not isinstance(turn["from"], str) or not isinstance(turn["value"], str):
             yield Problem("wrong-type", name, f"turn {number}: 'from' and 'value' must be strings")
-            return
+
+
+def _turn_problems(turns: list[dict[str, str]], name: str, images: int | None) -> Iterator[Problem]:
     for number, turn in enumerate(turns):
         expected = ROLES[number % 2]
         if turn["from"] != expected:
@@ -233,13 +258,14 @@ def _conversation_problems(turns: Json, name: str, images: int | None) -> Iterat
         if len(turns) % 2:
             yield Problem("roles", name, "the last human turn has no answer from gpt")
     for number, turn in enumerate(turns):
-        if turn["from"] == "gpt" and not turn["value"].strip():
-            yield Problem("empty-answer", name, f"turn {number}: the answer is empty, nothing to learn from")
-        if turn["from"] == "gpt" and IMAGE_TAG in turn["value"]:
-            yield Problem("image-count", name, f"turn {number}: {IMAGE_TAG} in an answer")
-    tags = sum(turn["value"].count(IMAGE_TAG) for turn in turns if turn["from"] != "gpt")
+        if not turn["value"].strip():
+            kind = "answer" if turn["from"] == "gpt" else "question"
+            yield Problem(f"empty-{kind}", name, f"turn {number}: the {kind} is empty")
+        if turn["from"] == "gpt" and IMAGE in turn["value"]:
+            yield Problem("image-count", name, f"turn {number}: {IMAGE} in an answer")
+    tags = sum(turn["value"].count(IMAGE) for turn in turns if turn["from"] != "gpt")
     if images is not None and tags != images:
-        message = f"{tags} {IMAGE_TAG} in the human turns but {images} image{'s' * (images != 1)}"
+        message = f"{tags} {IMAGE} in the human turns but {images} image{'s' * (images != 1)}"
         yield Problem("image-count", name, message)
 
 

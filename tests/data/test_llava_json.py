@@ -113,6 +113,7 @@ def turns(*pairs):
         (sample("bad", None), "image-count", "1 <image> in the human turns but 0 images"),
         (sample("bad", question="No tag"), "image-count", "0 <image> in the human turns but 1 image$"),
         (sample("bad", ["x.png", "y.png"]), "image-count", "1 <image> in the human turns but 2 images"),
+        (turns(("human", " "), ("gpt", "x")), "empty-question", "turn 0: the question is empty"),
         (turns(("human", "x"), ("gpt", "<image>")), "image-count", "turn 1: <image> in an answer"),
     ],
 )
@@ -150,4 +151,26 @@ def test_duplicate_ids_are_refused_or_numbered(folder):
     clash = write(folder, [sample("a#2"), sample("a"), sample("a")])
     assert [problem.kind for problem in llava_json.iter_problems(clash, duplicate_ids="number")] == [
         "duplicate-id"
+    ]
+
+
+def test_compat_llava_accepts_what_llava_accepts(folder):
+    entries = [
+        {"id": "gpt first"} | {"conversations": [{"from": "gpt", "value": "Hi"}, *sample()["conversations"]]},
+        sample("collapsed", question="<image> and <image>\nWhat?"),
+        sample("tag as text", None, "What does <image> mean?"),
+    ]
+    entries[0]["image"] = "x.png"
+    path = write(folder, entries)
+    assert [problem.sample for problem in llava_json.iter_problems(path)] == [
+        "gpt first",
+        "collapsed",
+        "tag as text",
+    ]
+    assert len(llava_json.read_records(path, folder, compat="llava")) == 3
+    wrong = write(folder, [sample("none", question="No tag"), sample("empty", answer="")])
+    problems = list(llava_json.iter_problems(wrong, compat="llava"))
+    assert [(problem.kind, problem.sample) for problem in problems] == [
+        ("conversation", "none"),
+        ("conversation", "empty"),
     ]
