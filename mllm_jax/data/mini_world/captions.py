@@ -24,6 +24,8 @@ SCENE_PHRASES = {
 }
 LIGHTING_PHRASES = {"day": "in the day", "sunset": "at sunset", "night": "at night"}
 
+TOPIC_PHRASES = {"shapes": "shapes", "numbers": "numbers", "words": "words", "chart": "a chart"}
+
 # {quality} {style} {scene} {light} {topic}
 LONG_FRAMES = (
     "a {quality} {style} of {scene}{light} with {topic}.",
@@ -84,7 +86,7 @@ def _slots(scene: Scene) -> dict[str, str]:
         "style": STYLE_PHRASES[scene.style],
         "scene": SCENE_PHRASES[scene.background],
         "light": " " + LIGHTING_PHRASES[scene.lighting] if has_lighting(scene) else "",
-        "topic": scene.topic,
+        "topic": TOPIC_PHRASES[scene.topic],
     }
 
 

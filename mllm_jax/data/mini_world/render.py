@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from mllm_jax.data.mini_world.scene import MAX_BAR, PANEL_PAD, Scene, Thing, bar_unit
 
 SIDE = 112
+LOOK_VERSION = 1  # to be raised with any change of the looks; data sets record it
 _SS = 3  # supersampling of the things
 _BG = 2  # supersampling of the background
 
@@ -282,7 +283,7 @@ def _rolled(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sketch(pixels: np.ndarray, scene: Scene) -> np.ndarray:
-    """Pencil on paper: pale fill, hatching, dark contours (not inside cards, where they would hide the text)."""
+    """Pencil on paper: pale fill, hatching, dark contours (but not inside cards, to the harm of the text)."""
     gray = Image.fromarray(pixels.astype(np.uint8)).convert("L")
     edges = np.asarray(gray.filter(ImageFilter.FIND_EDGES), np.float32)
     edges[[0, -1]] = 0

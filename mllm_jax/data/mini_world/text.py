@@ -16,21 +16,36 @@ CAPTION_PROMPTS = (
 SHORT_CAPTION_PROMPTS = ("describe the picture in short.", "give a short description of the picture.")
 
 
+# Roughly one over the share of scenes an ability applies to, so that all are asked for about equally often.
+_WEIGHTS = {
+    "scene": 0.5,
+    "style": 1.0,
+    "topic": 1.0,
+    "quality": 1.0,
+    "localization": 0.9,
+    "attribute": 1.0,
+    "counting": 1.3,
+    "reading": 2.4,
+    "spatial_relation": 2.0,
+    "comparison": 3.0,
+    "arithmetic": 4.0,
+    "structured_reading": 5.0,
+}
+
+
 def pick_questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Question]:
-    """At most `n` questions about a scene, spread over the abilities that apply to it."""
+    """At most `n` questions about a scene, in random order; abilities that seldom apply are preferred."""
     pools: dict[str, list[Question]] = {}
     for question in make_questions(scene, rng):
         pools.setdefault(question.ability, []).append(question)
     chosen: list[Question] = []
-    for pool in pools.values():
-        rng.shuffle(pool)
     while pools and len(chosen) < n:
-        for ability in rng.permutation(sorted(pools)):
-            chosen.append(pools[ability].pop())
-            if not pools[ability]:
-                del pools[ability]
-            if len(chosen) == n:
-                break
+        names = list(pools)
+        weights = np.cumsum([_WEIGHTS[name] for name in names])
+        name = names[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+        chosen.append(pools[name].pop(int(rng.integers(len(pools[name])))))
+        if not pools[name]:
+            del pools[name]
     return chosen
 
 
