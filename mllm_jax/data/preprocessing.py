@@ -1,0 +1,195 @@
+"""Decoded pictures to the square uint8 input of a vision tower, equal to the CLIP and SigLIP processors.
+
+Resizing is Pillow's antialiased bicubic filter on uint8, as in the original pipelines. It works along the
+width and then along the height, rounding in between; both passes are done here one after the other, block by
+block, which gives the same numbers without the intermediate pictures that extreme aspect ratios would need
+(LLaVA pads a strip of 1 x 30,000 pixels to 2.7 GB).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_BLOCK = 1 << 24  # pixels resized at once
+
+Triple = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """How a vision tower wants its pictures.
+
+    Example:
+        >>> processor = ImageProcessor.clip(224, aspect="pad")
+        >>> processor(np.zeros((30, 40, 3), np.uint8)).shape
+        (224, 224, 3)
+
+    Attributes:
+        size: side of the square output in pixels.
+        geometry: "crop" resizes the shortest side to ``shortest_side`` and takes the central square (CLIP);
+            "stretch" resizes to the square whatever the aspect ratio (SigLIP).
+        mean: per channel, for values in 0..1.
+        std: per channel.
+        aspect: "pad" first extends the picture to a centred square filled with the mean colour (LLaVA's
+            instruction tuning); "square" leaves everything to the geometry.
+        shortest_side: for "crop"; 0 means ``size``.
+        resample: name of Pillow's filter.
+    """
+
+    size: int
+    geometry: Literal["crop", "stretch"]
+    mean: Triple
+    std: Triple
+    aspect: Literal["pad", "square"] = "square"
+    shortest_side: int = 0
+    resample: str = "bicubic"
+
+    def __post_init__(self):
+        for key, value, allowed in (
+            ("geometry", self.geometry, ("crop", "stretch")),
+            ("aspect", self.aspect, ("pad", "square")),
+            ("resample", self.resample, tuple(_FILTERS)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"image processor: {key}={value!r} is not one of {allowed}")
+        if self.size < 1:
+            raise ValueError(f"image processor: size={self.size} must be positive")
+        if self.shortest_side and (self.geometry != "crop" or self.shortest_side < self.size):
+            raise ValueError(
+                f"image processor: shortest_side={self.shortest_side} needs geometry 'crop' and must not be "
+                f"below size={self.size}"
+            )
+
+    @classmethod
+    def clip(cls, size: int, aspect: Literal["pad", "square"] = "square") -> "ImageProcessor":
+        """The processor of OpenAI's CLIP models."""
+        return cls(size, "crop", CLIP_MEAN, CLIP_STD, aspect)
+
+    @classmethod
+    def siglip(cls, size: int, aspect: Literal["pad", "square"] = "square") -> "ImageProcessor":
+        """The processor of the SigLIP models."""
+        return cls(size, "stretch", SIGLIP_MEAN, SIGLIP_STD, aspect)
+
+    @classmethod
+    def from_hf_config(
+        cls, config: Mapping[str, Any], aspect: Literal["pad", "square"] | None = None
+    ) -> "ImageProcessor":
+        """Read the contents of a ``preprocessor_config.json``.
+
+        Args:
+            config: of a CLIP, SigLIP or LLaVA image processor, old or new form.
+            aspect: None takes "pad" if the config says ``do_pad``, else "square".
+
+        Raises:
+            ValueError: a processor, or a setting, that cannot be reproduced exactly; names the key.
+        """
+        return _from_hf_config(config, aspect)
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Colour of the padding, rounded down as in LLaVA: (122, 116, 104) for CLIP, 127 for SigLIP."""
+        red, green, blue = (int(value * 255) for value in self.mean)
+        return red, green, blue
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """Pad, resize and crop one picture; values stay in 0..255."""
+        height, width = image.shape[:2]
+        square = max(height, width) if self.aspect == "pad" else 0
+        h, w = square or height, square or width
+        if self.geometry == "stretch":
+            out_h = out_w = self.size
+        else:
+            short = self.shortest_side or self.size
+            out_h = short if h <= w else int(short * h / w)
+            out_w = short if w <= h else int(short * w / h)
+        rows = self._fit_width(image, w, out_w)
+        columns = self._fit_width(rows.transpose(1, 0, 2), h, out_h)
+        return np.ascontiguousarray(columns.transpose(1, 0, 2))
+
+    def _fit_width(
+        self, rows: UInt8[np.ndarray, "r w 3"], padded: int, resized: int
+    ) -> UInt8[np.ndarray, "r size 3"]:
+        """Centre rows in ``padded`` pixels, resize these to ``resized`` and take the central ``size``."""
+        count, width = rows.shape[:2]
+        left = (padded - width) // 2
+        crop = (resized - self.size) // 2
+        out = np.empty((count, self.size, 3), np.uint8)
+        step = max(1, _BLOCK // max(padded, resized))
+        for start in range(0, count, step):
+            block = rows[start : start + step]
+            if padded != width:
+                canvas = np.empty((len(block), padded, 3), np.uint8)
+                canvas[:] = self.fill
+                canvas[:, left : left + width] = block
+                block = canvas
+            if resized != padded:
+                image = Image.fromarray(np.ascontiguousarray(block))
+                block = np.asarray(image.resize((resized, len(block)), _FILTERS[self.resample]))
+            out[start : start + step] = block[:, crop : crop + self.size]
+        return out
+
+    def normalize(self, image: UInt8[np.ndarray, "*batch 3"]) -> Float32[np.ndarray, "*batch 3"]:
+        """``(image / 255 - mean) / std``. The model does this on the device; here for tests and tools."""
+        scaled = image.astype(np.float32) * np.float32(1 / 255)
+        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+_HF_TYPES = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "LlavaImageProcessor")
+
+
+def _from_hf_config(config: Mapping[str, Any], aspect: Literal["pad", "square"] | None) -> ImageProcessor:
+    def refuse(key: str, why: str) -> ValueError:
+        return ValueError(f"preprocessor config: {key}={config.get(key)!r}: {why}")
+
+    key = "image_processor_type" if "image_processor_type" in config else "feature_extractor_type"
+    kind = str(config.get(key, "CLIPImageProcessor")).removesuffix("Fast").removesuffix("Pil")
+    if kind not in _HF_TYPES:
+        raise refuse(key, f"only {', '.join(_HF_TYPES)} are known")
+    siglip = kind == "SiglipImageProcessor"
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if not config.get(key, True):
+            raise refuse(key, "the vision towers need it")
+    if not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
+        raise refuse("rescale_factor", "only 1/255 is supported")
+    names = {int(value): name for name, value in _FILTERS.items()}
+    resample = names.get(config.get("resample", 3))
+    if resample is None:
+        raise refuse("resample", f"only {names} are supported")
+
+    mean = config.get("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
+    std = config.get("image_std", SIGLIP_STD if siglip else CLIP_STD)
+    if aspect is None:
+        aspect = "pad" if config.get("do_pad", False) and kind == "LlavaImageProcessor" else "square"
+    common = {"mean": tuple(mean), "std": tuple(std), "aspect": aspect, "resample": resample}
+
+    size = config.get("size", {"height": 224, "width": 224} if siglip else {"shortest_edge": 224})
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    crop = config.get("crop_size", {"height": 224, "width": 224})
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    do_crop = config.get("do_center_crop", not siglip)
+    if do_crop and crop["height"] != crop["width"]:
+        raise refuse("crop_size", "the input of a vision tower is square")
+    if set(size) == {"shortest_edge"}:
+        if not do_crop:
+            raise refuse("do_center_crop", "with size.shortest_edge the picture would not become square")
+        return ImageProcessor(crop["height"], "crop", shortest_side=size["shortest_edge"], **common)
+    if set(size) != {"height", "width"} or size["height"] != size["width"]:
+        raise refuse("size", "needs shortest_edge, or equal height and width")
+    if do_crop and crop["height"] != size["height"]:
+        raise refuse("crop_size", "a crop after resizing to a fixed size is not supported")
+    return ImageProcessor(size["height"], "stretch", **common)
