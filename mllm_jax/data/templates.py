@@ -91,6 +91,8 @@ TEMPLATES: dict[str, Template] = {
     "plain": Template("", "", "", "", "", "\n", captions=True),
     "v1": _V1,
     "vicuna_v1": _V1,
+    # v1 without its system text, for LLMs as small as the shipped mini LLM.
+    "mini": Template("USER: ", "USER: ", " ", "ASSISTANT:", " ", "</s>", ("</s>",)),
     "llava_v1": _two_separators("human", "</s>"),
     "phi": _two_separators("user", "<|endoftext|>"),
     "v0": _V0,
