@@ -1,0 +1,246 @@
+"""The training input: sources mixed and shuffled into one global order, read by Grain as batches of rows.
+
+The order is a pure function of the sources, their weights and the seed: row `g` of the run is the same sample
+for any number of processes, threads and workers. Global batch `k` holds rows `k*B ... (k+1)*B - 1`; process
+`p` of `P` reads the `p`-th of its `P` equal parts. The position in this order is therefore one number, the
+same on every process, and a run can be continued on another number of processes.
+
+Epochs. Without weights an epoch is every sample of every source once, in a new order each time. With weights
+the sources are drawn from in those proportions, each reshuffled whenever it is used up; an epoch is then as
+many draws as there are samples in all sources together. Epochs follow each other without a gap, and the last
+batch of the last one is filled up with empty rows (segment 0, weight 0, id ""), so that no sample is lost.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.rows import Overlong, RowEncoder, stack_rows
+from mllm_jax.data.samples import Source
+from mllm_jax.data.templates import Template
+
+STATE_VERSION = 1
+
+
+def make_train_iterator(
+    sources: Sequence[Source],
+    *,
+    processor: ImageProcessor,
+    tokenizer: Any,
+    template: str | Template,
+    num_tokens_per_image: int,
+    seq_len: int,
+    image_slots: int,
+    batch_size: int,
+    seed: int,
+    epochs: int | None = 1,
+    weights: Sequence[float] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+    num_workers: int = 0,
+    overlong: Overlong = "error",
+    compat: str | None = None,
+    max_image_pixels: int | None = None,
+) -> "TrainIterator":
+    """The batches of a training run, as this process sees them.
+
+    Args:
+      sources: data sets; anything with a length and `source[i] -> Sample`.
+      processor, tokenizer, template, num_tokens_per_image, seq_len, image_slots, overlong, compat,
+        max_image_pixels: how a sample becomes a row, see `rows.RowEncoder`.
+      batch_size: `B` over all processes.
+      seed: of the order.
+      epochs: passes over the data; None never ends.
+      weights: None reads every sample once per epoch; else one positive proportion per source.
+      process_index, process_count: which part of each batch to read, and of how many.
+      num_threads: threads that make batches ahead of time; None for one per core, up to 16; 0 for none.
+      num_workers: processes that do so, each with its threads (the script must then guard its code with
+        `if __name__ == "__main__"`).
+
+    Raises:
+      ValueError: for an empty source, unusable weights or sizes that do not divide.
+    """
+    if not sources:
+        raise ValueError("no data source given")
+    for index, source in enumerate(sources):
+        if len(source) == 0:
+            raise ValueError(f"data source {index} ({source!r}) is empty")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, or None for no end; got {epochs}")
+    if weights is not None:
+        _check_weights(weights, sources)
+
+    encoder = RowEncoder(
+        processor=processor,
+        tokenizer=tokenizer,
+        template=template,
+        num_tokens_per_image=num_tokens_per_image,
+        seq_len=seq_len,
+        image_slots=image_slots,
+        overlong=overlong,
+        compat=compat,
+        max_image_pixels=max_image_pixels,
+    )
+    rows = _global_order(sources, weights, seed, epochs).map(encoder)
+    num_samples = None if epochs is None else len(rows)
+    if num_samples is not None:
+        fill = -num_samples % batch_size
+        if fill:
+            rows = grain.MapDataset.concatenate([rows, grain.MapDataset.range(fill).map(encoder.padding)])
+    parts = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=stack_rows)
+    order = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "weights": None if weights is None else [float(weight) for weight in weights],
+        "sources": [_describe(source) for source in sources],
+    }
+    return TrainIterator(
+        parts[process_index::process_count],
+        order=order,
+        num_samples=num_samples,
+        num_batches=None if num_samples is None else -(-num_samples // batch_size),
+        num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
+        num_workers=num_workers,
+    )
+
+
+class TrainIterator:
+    """Iterates over batches of NumPy arrays and can be stopped and continued exactly.
+
+    Each batch is a dict: `tokens`, `positions`, `segment_ids`, `visual_index` int32 [B, T], `loss_weights`
+    float32 [B, T], `images` uint8 [B, I, S, S, 3], `image_mask` bool [B, I], where `B` is this process's
+    share of the batch; and for people `ids`, a list of `B` strings ("" for an empty row), and `skipped`, the
+    messages of the samples left out of this batch.
+
+    Attributes:
+      num_batches: of the whole run; None without an end.
+      num_samples: of the whole run, over all processes; None without an end. The rest of
+        `num_batches * batch_size` rows are the empty rows at the end.
+      skipped: how many samples this process has left out since the iterator was made.
+    """
+
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        *,
+        order: dict[str, Any],
+        num_samples: int | None,
+        num_batches: int | None,
+        num_threads: int,
+        num_workers: int,
+    ):
+        self.num_samples = num_samples
+        self.num_batches = num_batches
+        self.skipped = 0
+        self._batches = batches
+        self._order = order
+        self._num_threads = num_threads
+        self._num_workers = num_workers
+        self._next_batch = 0
+        self._failure: Exception | None = None
+        self._iterator: Any = None
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._failure is not None:
+            raise self._failure  # after an error Grain's iterator would go on with the batch behind it
+        if self._iterator is None:
+            self._iterator = self._start()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._failure = error
+            raise
+        self._next_batch += 1
+        self.skipped += len(batch["skipped"])
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position: JSON-able, small, and the same on every process."""
+        return {"version": STATE_VERSION, "next_batch": self._next_batch, "order": self._order}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a position that `get_state` returned, here or in another process or run.
+
+        Raises:
+          ValueError: if the state belongs to another order (other data, seed, weights or batch size); the
+            message says what differs.
+        """
+        version = state.get("version")
+        if version != STATE_VERSION:
+            raise ValueError(f"data state of version {version!r}; this code reads {STATE_VERSION}")
+        for key, value in self._order.items():
+            saved = state["order"].get(key)
+            if saved != value:
+                raise ValueError(f"cannot continue: the data's {key!r} was {saved!r}, now it is {value!r}")
+        self.close()
+        self._next_batch = int(state["next_batch"])
+        self._failure = None
+
+    def close(self) -> None:
+        """Stops the threads or workers. Iterating again starts them again, where the iteration stood."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> "TrainIterator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> Any:
+        # Beginning at a slice instead of restoring Grain's own state keeps the position independent of the
+        # numbers of threads and workers.
+        ahead = max(2, self._num_threads) if self._num_threads else 0
+        options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=ahead)
+        dataset = self._batches[self._next_batch :].to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain reads its flags here; without absl.app, their defaults
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
+        return iter(dataset)
+
+
+def _global_order(
+    sources: Sequence[Source], weights: Sequence[float] | None, seed: int, epochs: int | None
+) -> grain.MapDataset:
+    """All samples of the run, in order."""
+    parts = [grain.MapDataset.source(source) for source in sources]
+    if weights is None:
+        return grain.MapDataset.concatenate(parts).shuffle(seed=_derive(seed, 0)).repeat(epochs)
+    endless = [part.shuffle(seed=_derive(seed, index)).repeat() for index, part in enumerate(parts)]
+    mixed = grain.MapDataset.mix(endless, list(weights))
+    return mixed if epochs is None else mixed[: epochs * sum(map(len, sources))]
+
+
+def _derive(seed: int, index: int) -> int:
+    """Independent 32-bit seeds; Grain adds the epoch to its seed, so seeds in a row would share orders."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _check_weights(weights: Sequence[float], sources: Sequence[Source]) -> None:
+    if len(weights) != len(sources):
+        raise ValueError(f"{len(weights)} weights for {len(sources)} data sources")
+    for index, weight in enumerate(weights):
+        if not (weight > 0 and np.isfinite(weight)):
+            raise ValueError(f"the weight of data source {index} is {weight}; it must be positive")
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    """What a saved position remembers of a source, to refuse another one."""
+    return {"samples": len(source), "fingerprint": getattr(source, "fingerprint", None)}

@@ -1,0 +1,138 @@
+"""From one sample to one row of a batch: the conversation as tokens, its images as pixels in slots."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from mllm_jax.data.conversations import SampleError, parse_turns, render
+from mllm_jax.data.images import decode_image
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.samples import Sample
+from mllm_jax.data.templates import Template, get_template
+from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+
+Overlong = Literal["error", "skip"]
+ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
+
+
+class RowEncoder:
+    """Lays samples out as rows of static shape.
+
+    A row holds, for `T` positions and `I` image slots of side `S`:
+
+    * `tokens`, `positions`, `segment_ids` int32 [T], `loss_weights` float32 [T], `visual_index` int32 [T], as
+      `tokens.layout_row` makes them;
+    * `images` uint8 [I, S, S, 3], pixels before normalisation, zeros in empty slots; `image_mask` bool [I];
+    * `id` and `skipped`, strings for people. A padding row has neither; a skipped sample's row is as empty,
+      with why it was skipped in `skipped`.
+    """
+
+    def __init__(
+        self,
+        *,
+        processor: ImageProcessor,
+        tokenizer: Any,
+        template: str | Template,
+        num_tokens_per_image: int,
+        seq_len: int,
+        image_slots: int,
+        overlong: Overlong = "error",
+        compat: str | None = None,
+        max_image_pixels: int | None = None,
+    ):
+        """Takes what every sample is laid out with.
+
+        Args:
+          processor: brings an image to side `S`.
+          tokenizer: a Hugging Face tokenizer, or a `SpanTokenizer`.
+          template: the conversation template or its name.
+          num_tokens_per_image: visual tokens of one image slot (`connector.num_tokens(grid)`).
+          seq_len: `T`, visual tokens included.
+          image_slots: `I`.
+          overlong: what to do with a sample of more than `T` tokens: "error", or "skip" for an empty row.
+          compat: None or "llava", for conversations and for image decoding.
+          max_image_pixels: images with more pixels are refused; None for the default limit.
+        """
+        if overlong not in ("error", "skip"):
+            raise ValueError(f"overlong {overlong!r}: choose 'error' or 'skip'")
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.template = get_template(template) if isinstance(template, str) else template
+        self.num_tokens_per_image = num_tokens_per_image
+        self.seq_len = seq_len
+        self.image_slots = image_slots
+        self.overlong = overlong
+        self.compat = compat
+        self.decode_options = {} if max_image_pixels is None else {"max_pixels": max_image_pixels}
+
+    def encode(self, sample: Sample) -> EncodedSample:
+        """The sample's tokens and labels, without a limit on their number and without reading its images.
+
+        Raises:
+          SampleError: for a conversation that does not fit the template or the sample's images.
+        """
+        parsed = parse_turns(sample.conversations, len(sample.images), sample=sample.id, compat=self.compat)
+        if parsed.dropped and self.compat is None:
+            raise SampleError(sample.id, "the first turn is not from 'human'; compat='llava' would drop it")
+        spans = render(self.template, parsed.turns, sample=sample.id)
+        counts = [self.num_tokens_per_image] * len(sample.images)
+        return encode_sample(spans, self.tokenizer, counts, sample=sample.id)
+
+    def read_image(self, sample: Sample, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """One image of a sample, decoded and brought to size.
+
+        Raises:
+          ImageError: for what is not a readable image within the size limit, naming sample and image.
+        """
+        image = sample.images[index]
+        if isinstance(image, bytes):
+            name = f"sample {sample.id!r}, {sample.image_name(index)}"
+            image = decode_image(image, source=name, compat=self.compat, **self.decode_options)
+        return self.processor(image)
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        """The row of one sample.
+
+        Raises:
+          SampleTooLong: under the policy "error".
+          SampleError, ImageError: as above, and for more images than slots.
+        """
+        encoded = self.encode(sample)
+        try:
+            row = self._lay_out([encoded])
+        except SampleTooLong as error:
+            if self.overlong == "error":
+                raise
+            return self.padding() | {"skipped": str(error)}
+        for slot, (_, index) in enumerate(row.pop("slots")):
+            row["images"][slot] = self.read_image(sample, index)
+            row["image_mask"][slot] = True
+        return row | {"id": sample.id, "skipped": ""}
+
+    def padding(self, _: int = 0) -> dict[str, Any]:
+        """An empty row: segment 0 everywhere, no weight, no image."""
+        row = self._lay_out([])
+        del row["slots"]
+        return row | {"id": "", "skipped": ""}
+
+    def _lay_out(self, encoded: Sequence[EncodedSample]) -> dict[str, Any]:
+        row = layout_row(encoded, self.seq_len, self.image_slots, self.num_tokens_per_image)
+        side = self.processor.size
+        row["images"] = np.zeros((self.image_slots, side, side, 3), np.uint8)
+        row["image_mask"] = np.zeros(self.image_slots, np.bool_)
+        return row
+
+
+def stack_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows to a batch: arrays stacked along `B`, `ids` a list, `skipped` a list of the reasons there are."""
+    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in ARRAYS}
+    batch["ids"] = [row["id"] for row in rows]
+    batch["skipped"] = [row["skipped"] for row in rows if row["skipped"]]
+    return batch
+
+
+def padding_share(segment_ids: Int32[np.ndarray, "B T"]) -> float:
+    """The share of positions that hold no token, from 0 to 1."""
+    return float(np.mean(segment_ids == 0))

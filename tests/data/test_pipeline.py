@@ -1,0 +1,319 @@
+"""The training input: complete, reproducible, independent of threads and processes, and exactly resumable."""
+
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.images import ImageError
+from mllm_jax.data.pipeline import make_train_iterator
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.rows import ARRAYS, RowEncoder, padding_share
+from mllm_jax.data.samples import Sample
+from mllm_jax.data.tfds_llava import prepare
+from mllm_jax.data.tokens import SampleTooLong
+
+VISUAL, SIDE, LENGTH = 4, 8, 48
+
+
+def byte_tokenizer():
+    """One token per byte, and the end token of the vicuna template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {symbol: i + 2 for i, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def picture(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (value, 0, 255 - value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample(sample_id, images=(), answer="ok"):
+    turns = (
+        {"from": "human", "value": "<image>" * len(images) + "q"},
+        {"from": "gpt", "value": answer},
+    )
+    return Sample(sample_id, tuple(images), turns, tuple(f"{i}.png" for i in range(len(images))))
+
+
+def source(count, prefix="s", images=1, answer="ok"):
+    return [sample(f"{prefix}{i}", [picture(i)] * images, answer) for i in range(count)]
+
+
+SHORT_TEMPLATE_OPTIONS = {"template": "mistral_instruct", "num_tokens_per_image": VISUAL, "seq_len": LENGTH}
+
+
+def make(sources, **options):
+    defaults = {
+        "processor": ImageProcessor.clip(SIDE, aspect="pad"),
+        "tokenizer": TOKENIZER,
+        "image_slots": 2,
+        "batch_size": 4,
+        "seed": 0,
+        "num_threads": 0,
+    }
+    return make_train_iterator(sources, **(defaults | SHORT_TEMPLATE_OPTIONS | options))
+
+
+def ids_of(iterator):
+    return [row for batch in iterator for row in batch["ids"]]
+
+
+def assert_same(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch["ids"] == other["ids"]
+        for key in ARRAYS:
+            np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+            assert batch[key].dtype == other[key].dtype
+
+
+def test_batches_have_the_documented_shapes_and_contents():
+    samples = [sample("none"), sample("one", [picture(9)]), sample("two", [picture(1), picture(2)], "yes")]
+    iterator = make([samples], image_slots=3)
+    (batch,) = list(iterator)
+    for key in ("tokens", "positions", "segment_ids", "visual_index"):
+        assert batch[key].shape == (4, LENGTH)
+        assert batch[key].dtype == np.int32
+    assert batch["loss_weights"].dtype == np.float32
+    assert batch["images"].shape == (4, 3, SIDE, SIDE, 3)
+    assert batch["images"].dtype == np.uint8
+    assert batch["image_mask"].dtype == np.bool_
+
+    row = batch["ids"].index("two")
+    assert batch["image_mask"][row].tolist() == [True, True, False]
+    expected = ImageProcessor.clip(SIDE, aspect="pad")(np.full((4, 6, 3), (2, 0, 253), np.uint8))
+    np.testing.assert_array_equal(batch["images"][row, 1], expected)
+    assert not batch["images"][row, 2].any()
+    index = batch["visual_index"][row]
+    assert index[index >= 0].tolist() == list(range(2 * VISUAL))
+    learned = batch["tokens"][row][batch["loss_weights"][row] > 0]
+    assert TOKENIZER.decode(learned) == " yes </s>"
+
+    row = batch["ids"].index("none")
+    assert not batch["image_mask"][row].any()
+    assert (batch["visual_index"][row] == -1).all()
+    assert batch["loss_weights"][row].sum() > 0
+
+    row = batch["ids"].index("")  # the fourth row of a batch of four, for three samples
+    for key in ("tokens", "positions", "segment_ids", "loss_weights", "images", "image_mask"):
+        assert not batch[key][row].any(), key
+    assert (batch["visual_index"][row] == -1).all()
+    assert padding_share(batch["segment_ids"]) == np.mean(batch["segment_ids"] == 0)
+    assert (iterator.num_samples, iterator.num_batches, iterator.skipped) == (3, 1, 0)
+
+
+def test_every_sample_once_per_epoch_in_a_new_seeded_order():
+    data = [source(7), source(4, "t", images=0)]
+    ids = ids_of(make(data, epochs=3))
+    assert len(ids) == 36
+    assert ids[33:] == [""] * 3
+    epochs = [ids[:11], ids[11:22], ids[22:33]]
+    everything = {f"s{i}" for i in range(7)} | {f"t{i}" for i in range(4)}
+    assert all(set(epoch) == everything for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert ids_of(make(data, epochs=3)) == ids
+    assert ids_of(make(data, epochs=3, seed=1)) != ids
+    assert ids_of(make(data, epochs=1, seed=1))[:11] not in epochs  # seeds do not share orders
+    assert any(set(epoch[:7]) != {f"s{i}" for i in range(7)} for epoch in epochs)  # the sources are mixed
+
+
+def test_weights_set_the_mixture():
+    data = [source(30), source(10, "t", images=0)]
+    iterator = make(data, weights=[1, 3], epochs=2, batch_size=8)
+    ids = ids_of(iterator)
+    counts = Counter(row[0] for row in ids)
+    assert counts == {"s": 20, "t": 60}
+    assert iterator.num_samples == 80
+    assert set(Counter(row for row in ids if row[0] == "t").values()) == {6}  # reshuffled and used up evenly
+    firsts = [row for row in ids if row[0] == "t"]
+    assert firsts[:10] != firsts[10:20]
+
+
+@pytest.mark.parametrize("weights", [None, [2, 1]])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_every_batch_without_overlap(weights, processes):
+    data = [source(5), source(4, "t", images=0)]
+    options = {"weights": weights, "epochs": 2, "batch_size": 4}
+    whole = list(make(data, **options))
+    parts = [
+        list(make(data, **options, process_index=index, process_count=processes))
+        for index in range(processes)
+    ]
+    for step, batch in enumerate(whole):
+        joined = {key: np.concatenate([part[step][key] for part in parts]) for key in ARRAYS}
+        joined["ids"] = [row for part in parts for row in part[step]["ids"]]
+        assert_same([joined], [batch])
+    assert {len(part) for part in parts} == {len(whole)}
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1]])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_resuming_gives_bitwise_the_same_remaining_batches(weights, threads):
+    data = [source(9), source(6, "t", images=0)]
+    options = {"weights": weights, "epochs": 3, "batch_size": 2}
+    unbroken = list(make(data, **options))
+    with make(data, **options, num_threads=threads) as iterator:
+        first = [next(iterator) for _ in range(9)]  # past the first epoch
+        state = json.loads(json.dumps(iterator.get_state()))
+        rest = list(iterator)
+    assert_same(first + rest, unbroken)
+    with make(data, **options, num_threads=3 - threads) as resumed:
+        resumed.set_state(state)
+        assert resumed.get_state() == state
+        assert_same(resumed, unbroken[9:])
+    halves = [make(data, **options, process_index=index, process_count=2) for index in (0, 1)]
+    for half in halves:  # also on another number of processes
+        half.set_state(state)
+    assert next(halves[0])["ids"] + next(halves[1])["ids"] == unbroken[9]["ids"]
+    assert halves[0].get_state() == halves[1].get_state()
+
+
+def test_the_state_can_go_back_and_forth_in_one_iterator():
+    iterator = make([source(8)], epochs=None, batch_size=4, num_threads=2)
+    assert (iterator.num_batches, iterator.num_samples) == (None, None)
+    with iterator:
+        start = iterator.get_state()
+        batches = [next(iterator) for _ in range(5)]
+        later = iterator.get_state()
+        iterator.set_state(start)
+        assert_same([next(iterator) for _ in range(5)], batches)
+        assert iterator.get_state() == later
+        iterator.close()
+        following = next(iterator)["ids"]  # closing loses nothing
+    assert sorted(batches[4]["ids"] + following) == sorted(f"s{i}" for i in range(8))
+
+
+def test_a_state_of_other_data_is_refused():
+    state = make([source(8)]).get_state()
+    with pytest.raises(ValueError, match="'seed' was 0, now it is 1"):
+        make([source(8)], seed=1).set_state(state)
+    with pytest.raises(ValueError, match="'batch_size' was 4, now it is 2"):
+        make([source(8)], batch_size=2).set_state(state)
+    with pytest.raises(ValueError, match="'sources' was"):
+        make([source(9)]).set_state(state)
+    with pytest.raises(ValueError, match="'weights' was None"):
+        make([source(8)], weights=[1]).set_state(state)
+    with pytest.raises(ValueError, match="data state of version 9"):
+        make([source(8)]).set_state(state | {"version": 9})
+    make([source(8)], epochs=7).set_state(state)  # a longer run may continue a shorter one
+
+
+def test_overlong_samples_are_an_error_or_counted_and_left_out():
+    data = [*source(3), sample("long", [picture(0)], "word " * 20)]
+    with pytest.raises(SampleTooLong, match=r"'long': has \d+ tokens .* limit of 48") as error:
+        list(make([data], num_threads=2))
+    length = error.value.length
+    assert length > LENGTH
+    iterator = make([data], overlong="skip", epochs=2, batch_size=2)
+    batches = list(iterator)
+    assert iterator.skipped == 2
+    assert sorted(row for batch in batches for row in batch["ids"]) == sorted(["", "s0", "s1", "s2"] * 2)
+    messages = [message for batch in batches for message in batch["skipped"]]
+    assert (
+        messages
+        == [f"sample 'long': has {length} tokens (visual tokens included), more than the limit of 48"] * 2
+    )
+    for batch in batches:
+        rows = [index for index, row in enumerate(batch["ids"]) if not row]
+        assert not batch["segment_ids"][rows].any()
+        assert not batch["loss_weights"][rows].any()
+    assert "" not in next(make([data], seq_len=length))["ids"]  # exactly fitting is not too long
+    with pytest.raises(SampleTooLong):
+        list(make([data], seq_len=length - 1))
+    with pytest.raises(ValueError, match="overlong 'cut': choose"):
+        make([data], overlong="cut")
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_bad_samples_stop_the_run_and_are_named(threads):
+    bad = {
+        "junk": (sample("junk", [b"not an image"]), ImageError, r"sample 'junk', 0\.png: not an image"),
+        "cut": (sample("cut", [picture(3)[:50]]), ImageError, r"sample 'cut', 0\.png: damaged or truncated"),
+        "many": (sample("many", [picture(0)] * 3), SampleError, "'many': has 3 images, more than"),
+        "mute": (sample("mute", answer=" "), SampleError, "'mute': turn 1 .answer. is empty"),
+        "swap": (Sample("swap", (), sample("x").conversations[::-1]), SampleError, "'swap': the first turn"),
+    }
+    for item, kind, message in bad.values():
+        with make([[item]], num_threads=threads) as iterator:
+            with pytest.raises(kind, match=message):
+                next(iterator)
+            with pytest.raises(kind, match=message):  # and it does not go on behind it
+                next(iterator)
+
+
+def test_image_bombs_are_refused_by_the_limit():
+    data = [[sample("big", [picture(0)])]]
+    assert next(make(data, max_image_pixels=24))["ids"][0] == "big"
+    with pytest.raises(ImageError, match=r"'big'.*24 pixels exceed the limit of 23"):
+        list(make(data, max_image_pixels=23))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="no data source"):
+        make([])
+    with pytest.raises(ValueError, match=r"data source 1 .* is empty"):
+        make([source(2), []])
+    with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 processes"):
+        make([source(2)], process_count=3)
+    with pytest.raises(ValueError, match="process_index 2"):
+        make([source(2)], process_index=2, process_count=2)
+    with pytest.raises(ValueError, match="2 weights for 1 data source"):
+        make([source(2)], weights=[1, 2])
+    with pytest.raises(ValueError, match="weight of data source 1 is 0"):
+        make([source(2), source(2)], weights=[1, 0])
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        make([source(2)], epochs=0)
+
+
+def test_compat_llava_reads_images_and_turns_as_llava_does():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(buffer, "PNG")
+    data = sample("a", [buffer.getvalue()])
+    data = Sample("a", data.images, ({"from": "gpt", "value": "Hi"}, *data.conversations))
+    processor = ImageProcessor.clip(4)
+    encoder = {"processor": processor, "tokenizer": TOKENIZER, "image_slots": 1, **SHORT_TEMPLATE_OPTIONS}
+    row = RowEncoder(**encoder, compat="llava")(data)
+    np.testing.assert_array_equal(row["images"][0, 0, 0], (10, 20, 30))  # the hidden colour
+    upright = Sample("a", data.images, data.conversations[1:])
+    np.testing.assert_array_equal(RowEncoder(**encoder)(upright)["images"][0, 0, 0], (255, 255, 255))
+
+
+def test_prepared_data_gives_the_same_rows_and_a_fingerprint(tmp_path):
+    samples = source(5)
+    for item in samples:
+        (tmp_path / f"{item.id}.png").write_bytes(item.images[0])
+    entries = [{"id": s.id, "image": f"{s.id}.png", "conversations": list(s.conversations)} for s in samples]
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    prepared = prepare(tmp_path / "data.json", tmp_path, tmp_path / "out", show_progress=False)
+    with make([prepared], num_threads=2) as iterator:
+        batches = list(iterator)
+    assert_same(batches, list(make([samples])))
+    assert iterator.get_state()["order"]["sources"] == [{"samples": 5, "fingerprint": prepared.fingerprint}]
+    with pytest.raises(ValueError, match="fingerprint"):
+        make([samples]).set_state(iterator.get_state())
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches_and_resume():
+    options = {"epochs": 2, "batch_size": 4}
+    expected = list(make([source(13)], **options))
+    with make([source(13)], **options, num_threads=1, num_workers=2) as iterator:
+        first = [next(iterator) for _ in range(3)]
+        state = iterator.get_state()
+    assert_same(first, expected[:3])
+    with make([source(13)], **options, num_threads=1, num_workers=1) as iterator:
+        iterator.set_state(state)
+        assert_same(iterator, expected[3:])
