@@ -1,0 +1,72 @@
+"""Recipe of the mini vision tower and the mini LLM that ship in the package.
+
+    mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
+
+takes hours on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on where it was.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "tokenizer": {"vocab": 1024, "samples": 4000, "seed": 0},
+            "tower": {
+                "seed": 0,
+                "first_picture": 0,
+                # 84 px is the quarter-scale counterpart of 336; the others are seen too, so that the interpolated
+                # position table works at each of them.
+                "sizes": (84, 56, 112),
+                "pictures": (32000, 8000, 8000),
+                "shares": (4, 1, 1),  # batches of each size in a cycle
+                "batch": 32,
+                "caption_length": 128,
+                "caption": {"caption_depth": 2, "caption_weight": 0.5},
+                "geometry": {
+                    "width": 128,
+                    "depth": 6,
+                    "heads": 4,
+                    "mlp_width": 512,
+                    "patch": 7,
+                    "image_size": 84,
+                },
+                "fit": {
+                    "steps": 6000,
+                    "learning_rate": 1e-3,
+                    "warmup": 200,
+                    "decay": 1500,
+                    "b2": 0.98,
+                    "weight_decay": 0.05,
+                    "log_every": 50,
+                    "save_every": 500,
+                },
+            },
+            "llm": {
+                "seed": 0,
+                "first_text": 10_000_000,  # scenes that the tower never sees
+                "batch": 12,
+                "length": 384,
+                "context_weight": 0.1,
+                "geometry": {
+                    "width": 128,
+                    "depth": 4,
+                    "heads": 4,
+                    "kv_heads": 2,
+                    "head_width": 32,
+                    "mlp_width": 384,
+                    "max_positions": 2048,
+                },
+                "fit": {
+                    "steps": 6000,
+                    "learning_rate": 2e-3,
+                    "warmup": 200,
+                    "decay": 1500,
+                    "b2": 0.98,
+                    "weight_decay": 0.05,
+                    "log_every": 50,
+                    "save_every": 500,
+                },
+            },
+        }
+    )

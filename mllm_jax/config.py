@@ -1,0 +1,274 @@
+"""The configuration: every key with its default, and the strict check before any compute.
+
+A recipe in `configs/` starts from `default_config()` and changes values; a user overrides any key on the command line,
+as in `--config.model.connector.name=average_pool`. Types are those of the defaults; `None` defaults accept the type
+named beside them.
+"""
+
+import difflib
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from mllm_jax import connectors
+
+REMAT = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "model.dtype": DTYPES,
+    "model.param_dtype": DTYPES,
+    "model.frozen_dtype": DTYPES,
+    "model.vision.remat": REMAT,
+    "model.llm.remat": REMAT,
+    "model.connector.name": tuple(connectors.CONNECTORS),
+    "data.aspect": ("pad", "square"),
+    "data.overlong": ("error", "skip"),
+    "data.compat": ("", "llava"),
+    "stages.*.schedule": ("cosine", "constant"),
+    "stages.*.sources.*.kind": ("llava", "mini_world"),
+}
+POSITIVE = (
+    "model.vision.image_size",
+    "data.seq_len",
+    "data.image_slots",
+    "data.max_image_pixels",
+    "stages.*.batch_size",
+    "stages.*.accumulation",
+    "stages.*.epochs",
+    "stages.*.log_every",
+    "stages.*.checkpoint_every",
+    "stages.*.keep_last",
+    "eval.batch_size",
+    "eval.max_new_tokens",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the key and the way out."""
+
+
+def source_config() -> ConfigDict:
+    """One training source of a stage: a user's LLaVA-format data set, or pictures of the mini world."""
+    return ConfigDict(
+        {
+            "kind": "llava",
+            "json": "",  # LLaVA-format JSON or JSON lines
+            "images": "",  # folder that its image paths are relative to
+            "weight": 1.0,  # how often it is drawn, relative to the other sources
+            "split": "",  # mini_world: which stream of scenes ("pretrain", "finetune")
+            "form": "",  # mini_world: "caption" or "instruct"
+            "count": 0,  # mini_world: number of samples
+        }
+    )
+
+
+def stage_config() -> ConfigDict:
+    """One training stage; defaults are LLaVA-1.5's stage 1 (recipes.md 1.1)."""
+    return ConfigDict(
+        {
+            "trainable": ("connector/.*",),  # path regexes; all else is frozen
+            "template": "plain",
+            "sources": {},  # name -> source_config()
+            "batch_size": 256,  # samples per update, over all devices and accumulation
+            "accumulation": 1,
+            "epochs": 1,
+            "steps": placeholder(int),  # updates; None = from epochs
+            "learning_rate": 1e-3,
+            # (path regex, rate) pairs for groups that differ; the first match counts
+            "learning_rates": (),
+            "schedule": "cosine",
+            "warmup_ratio": 0.03,
+            "weight_decay": 0.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 1.0,
+            "log_every": 10,
+            "checkpoint_every": 500,  # updates
+            "keep_last": 2,
+            "keep_best": 1,  # by the mean training loss since the previous checkpoint
+        }
+    )
+
+
+def default_config() -> ConfigDict:
+    """Every key with its default. Stages and evaluation are filled in by the recipe."""
+    connector = {"name": "mlp2x_gelu"}
+    connector |= {name: connectors.options(name) for name in connectors.CONNECTORS if connectors.options(name)}
+    return ConfigDict(
+        {
+            "seed": 42,
+            "model": {
+                "vision": {
+                    "path": "mini",  # "mini", a directory, or a Hugging Face id
+                    "image_size": 84,
+                    "select_layer": -2,  # LLaVA's default; P1's choice is unknown
+                    "remat": "full",
+                },
+                "llm": {"path": "mini", "remat": "full"},
+                "connector": connector,
+                "dtype": "float32",  # computation
+                "param_dtype": "float32",  # trained parameters and optimizer state
+                "frozen_dtype": "float32",  # parameters that a stage does not train
+                "attention": "xla",
+            },
+            "data": {
+                "dir": "",  # where prepared data sets are kept; "" = WORKDIR/data
+                "seq_len": 2048,
+                "image_slots": 1,  # images a row has room for
+                "label_tokens": placeholder(int),  # most supervised tokens of a row; None = seq_len
+                "aspect": "pad",
+                "compat": "",
+                "overlong": "error",
+                "max_image_pixels": 178_956_970,
+                "threads": 4,
+            },
+            "stages": {},  # name -> stage_config()
+            "stage_order": (),
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1 = the remaining devices
+            "eval": {
+                "template": "vicuna_v1",
+                "benchmarks": {},  # name -> {"kind", "path", "count"}
+                "batch_size": 16,
+                "max_new_tokens": 16,
+                "blind": True,
+                "likelihood": False,
+                "examples": 12,
+            },
+        }
+    )
+
+
+def benchmark_config() -> ConfigDict:
+    """One benchmark that `eval.py` answers."""
+    return ConfigDict(
+        {
+            "kind": "mini",  # a row of evaluation's runner table: "mini", "vqa", "caption"
+            "path": "",  # the benchmark's JSON file; mini: "" = made in the work directory
+            "images": "",
+            "count": 0,  # mini: questions per ability
+        }
+    )
+
+
+# Keys whose children a recipe names freely, and what each child must look like.
+NAMED_CHILDREN = {
+    "stages": stage_config,
+    "stages.*.sources": source_config,
+    "eval.benchmarks": benchmark_config,
+}
+
+
+def _generic(path: str) -> str:
+    path = re.sub(r"^stages\.[^.]+", "stages.*", path)
+    path = re.sub(r"^(stages\.\*\.sources)\.[^.]+", r"\1.*", path)
+    return re.sub(r"^(eval\.benchmarks)\.[^.]+", r"\1.*", path)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _check_tree(config: ConfigDict, schema: ConfigDict, path: str) -> None:
+    for key in config:
+        here = _join(path, key)
+        if key not in schema:
+            near = difflib.get_close_matches(key, list(schema), n=1)
+            hint = f"did you mean {_join(path, near[0])!r}? " if near else ""
+            raise ConfigError(f"unknown config key {here!r}; {hint}valid here: {', '.join(sorted(schema))}")
+    for key in schema:
+        here = _join(path, key)
+        if key not in config:
+            raise ConfigError(f"config key {here!r} is missing; start from mllm_jax.config.default_config()")
+        value, default = config[key], schema[key]
+        child = NAMED_CHILDREN.get(_generic(here))
+        if child is not None:
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(f"config key {here!r} must be a dict of named entries, not {value!r}")
+            for name in value:
+                _check_entry(value[name], child(), f"{here}.{name}")
+        elif isinstance(default, ConfigDict):
+            _check_entry(value, default, here)
+        else:
+            _check_value(value, default, schema.get_type(key), here)
+
+
+def _check_entry(value: Any, schema: ConfigDict, path: str) -> None:
+    if not isinstance(value, ConfigDict):
+        raise ConfigError(f"config key {path!r} must be a dict with {', '.join(sorted(schema))}, not {value!r}")
+    _check_tree(value, schema, path)
+
+
+def _check_value(value: Any, default: Any, wanted: type, path: str) -> None:
+    if value is None and default is None:
+        return
+    if isinstance(default, tuple) and isinstance(value, list):
+        value = tuple(value)
+    number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
+    if wanted is not type(None) and not number and (
+        not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
+    ):
+        raise ConfigError(f"config key {path!r} must be of type {wanted.__name__}, not {value!r}")
+    generic = _generic(path)
+    if generic in CHOICES and value not in CHOICES[generic]:
+        near = difflib.get_close_matches(str(value), [str(c) for c in CHOICES[generic]], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"config key {path!r} is {value!r}; {hint}valid: {', '.join(map(repr, CHOICES[generic]))}")
+    if generic in POSITIVE and value <= 0:
+        raise ConfigError(f"config key {path!r} must be positive, not {value}")
+
+
+def check(config: ConfigDict) -> None:
+    """Checks keys, types, choices and combinations.
+
+    Raises:
+      ConfigError: naming the key, what is wrong, and the nearest valid key or value.
+    """
+    _check_tree(config, default_config(), "")
+    if sorted(config.stage_order) != sorted(config.stages):
+        raise ConfigError(
+            f"config key 'stage_order' {tuple(config.stage_order)} must name each of the stages "
+            f"{tuple(config.stages)} once"
+        )
+    for name, stage in config.stages.items():
+        here = f"stages.{name}"
+        if not stage.trainable:
+            raise ConfigError(f"config key '{here}.trainable' is empty: nothing would be trained")
+        if not stage.sources:
+            raise ConfigError(f"config key '{here}.sources' is empty; add a source with a json and an image folder")
+        if stage.batch_size % stage.accumulation:
+            raise ConfigError(
+                f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of "
+                f"'{here}.accumulation' ({stage.accumulation})"
+            )
+        for pattern in (*stage.trainable, *(pattern for pattern, _ in stage.learning_rates)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"'{here}': {pattern!r} is not a regular expression: {error}") from error
+        for source, values in stage.sources.items():
+            where = f"{here}.sources.{source}"
+            if values.weight <= 0:
+                raise ConfigError(f"config key '{where}.weight' must be positive, not {values.weight}")
+            if values.kind == "llava" and not values.json:
+                raise ConfigError(f"config key '{where}.json' is empty; give the path of a LLaVA-format JSON file")
+            if values.kind == "mini_world" and (values.count <= 0 or values.form not in ("caption", "instruct")):
+                raise ConfigError(f"'{where}': mini_world needs count > 0 and form 'caption' or 'instruct'")
+
+
+def resolved(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as it runs: plain JSON-able values, only the chosen connector's options kept."""
+    values = config.to_dict()
+    chosen = values["model"]["connector"]["name"]
+    values["model"]["connector"] = {
+        key: value for key, value in values["model"]["connector"].items() if key in ("name", chosen)
+    }
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

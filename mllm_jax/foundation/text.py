@@ -1,0 +1,45 @@
+"""Text-only pretraining of the mini LLM: descriptions in words, questions about them, no pictures."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.mini_world import text_sample
+from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+
+
+def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
+    """(human, gpt) texts as turns without images."""
+    return [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
+
+
+def encode_text(tokenizer: Any, seed: int, index: int, context_weight: float) -> EncodedSample:
+    """A conversation whose answers weigh 1 and whose other text weighs `context_weight` in the loss."""
+    sample = encode_sample(render("mini", turns_of(text_sample(seed, index))), tokenizer, [], sample=str(index))
+    weights = np.maximum(sample.loss_weights, context_weight).astype(np.float32)
+    weights[:1] = 0
+    return dataclasses.replace(sample, loss_weights=weights)
+
+
+def packed_batches(
+    tokenizer: Any, seed: int, batch: int, length: int, context_weight: float, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of packed conversations, endlessly; samples longer than a row are an error."""
+    index = start
+    waiting = encode_text(tokenizer, seed, index, context_weight)
+    while True:
+        rows = []
+        for _ in range(batch):
+            samples, used = [], 0
+            if len(waiting) > length:
+                raise SampleTooLong(waiting.sample, len(waiting), length)
+            while used + len(waiting) <= length:
+                samples.append(waiting)
+                used += len(waiting)
+                index += 1
+                waiting = encode_text(tokenizer, seed, index, context_weight)
+            rows.append(layout_row(samples, length, 1, 1))
+        yield {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "slots"}

@@ -1,0 +1,130 @@
+"""Dense pretraining of the mini vision tower.
+
+Three objectives at once, each a plain supervised loss on rendered pictures whose content is known:
+
+* long captions: a small cross-attention decoder writes the dense caption (every object with size, colour, place
+  and text) from the last hidden state;
+* dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, colour, size,
+  digit and word it shows;
+* picture labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
+  counts.
+
+Decoder and heads are thrown away; the blocks are the tower.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.data.mini_world import GLOBAL_CLASSES, PATCH_CLASSES
+from mllm_jax.models.attention import AttentionMask, attend
+from mllm_jax.models.layers import Dense, layer_norm
+from mllm_jax.models.vit import VisionConfig, VisionTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerTask:
+    """What is trained: the tower and the throw-away decoder's size."""
+
+    vision: VisionConfig
+    vocab: int
+    caption_depth: int = 2
+    caption_weight: float = 0.5
+
+
+class CaptionBlock(nn.Module):
+    """Causal self-attention, cross-attention to the picture, MLP."""
+
+    width: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Array, image: Array, mask: AttentionMask) -> Array:
+        def split(y, name):
+            return Dense(self.width, name=name)(y).reshape(*y.shape[:2], self.heads, -1)
+
+        y = layer_norm(1e-6, jnp.float32, jnp.float32, "norm1")(x)
+        y = attend(split(y, "q1"), split(y, "k1"), split(y, "v1"), mask)
+        x = x + Dense(self.width, name="o1")(y.reshape(x.shape))
+        y = layer_norm(1e-6, jnp.float32, jnp.float32, "norm2")(x)
+        y = attend(split(y, "q2"), split(image, "k2"), split(image, "v2"))
+        x = x + Dense(self.width, name="o2")(y.reshape(x.shape))
+        y = layer_norm(1e-6, jnp.float32, jnp.float32, "norm3")(x)
+        return x + Dense(self.width, name="fc2")(jax.nn.gelu(Dense(4 * self.width, name="fc1")(y)))
+
+
+class TowerPretraining(nn.Module):
+    """The tower with its three objectives; `__call__` returns logits."""
+
+    task: TowerTask
+
+    @nn.compact
+    def __call__(self, images: Array, tokens: Array) -> dict[str, dict[str, Array] | Array]:
+        vision = self.task.vision
+        depth = vision.depth
+        tower = VisionTransformer(vision, FeatureRequest((depth - 1, depth)), name="tower")
+        features = tower(images)
+        penultimate = layer_norm(vision.eps, jnp.float32, jnp.float32, "dense_norm")(features.hidden[depth - 1])
+        last = layer_norm(vision.eps, jnp.float32, jnp.float32, "post_norm")(features.hidden[depth])
+        patch = {
+            key: Dense(len(names), name=f"patch_{key}")(penultimate) for key, names in PATCH_CLASSES.items()
+        }
+        pooled = last.mean(1)
+        whole = {key: Dense(len(names), name=f"image_{key}")(pooled) for key, names in GLOBAL_CLASSES.items()}
+
+        length = tokens.shape[1]
+        table = self.param("words", nn.initializers.normal(0.02), (self.task.vocab, vision.width))
+        places = self.param("places", nn.initializers.normal(0.02), (length, vision.width))
+        x = table[tokens] + places
+        segments = jnp.ones_like(tokens)
+        mask = AttentionMask(segments, segments, jnp.arange(length), jnp.arange(length))
+        for i in range(self.task.caption_depth):
+            x = CaptionBlock(vision.width, vision.heads, name=f"caption_{i}")(x, last, mask)
+        x = layer_norm(1e-6, jnp.float32, jnp.float32, "caption_norm")(x)
+        return {"patch": patch, "image": whole, "caption": x @ table.T}
+
+
+def tower_loss(task: TowerTask, params, batch) -> tuple[Array, dict[str, Array]]:
+    """Mean of the objectives and their parts.
+
+    Background patches (most of the picture) weigh a fifth of patches that show something.
+    """
+    logits = TowerPretraining(task).apply({"params": params}, batch["images"], batch["caption"][:, :-1])
+    xent = optax.softmax_cross_entropy_with_integer_labels
+    shown = (batch["patch"]["shape"] > 0).astype(jnp.float32)
+    weights = 0.2 + 0.8 * shown
+    metrics, patch_loss, image_loss = {}, 0.0, 0.0
+    for key, target in batch["patch"].items():
+        loss = xent(logits["patch"][key], target)
+        patch_loss += (loss * weights).sum() / weights.sum()
+        right = (logits["patch"][key].argmax(-1) == target) & (target > 0)
+        metrics[f"patch_{key}"] = right.sum() / jnp.maximum((target > 0).sum(), 1)
+    for key, target in batch["image"].items():
+        image_loss += xent(logits["image"][key], target).mean()
+        metrics[f"image_{key}"] = (logits["image"][key].argmax(-1) == target).mean()
+    targets = batch["caption"][:, 1:]
+    valid = (targets != 0).astype(jnp.float32)
+    caption_loss = (xent(logits["caption"], targets) * valid).sum() / valid.sum()
+    loss = patch_loss + 0.25 * image_loss + task.caption_weight * caption_loss
+    return loss, metrics | {"loss": loss, "caption_loss": caption_loss}
+
+
+def init_tower(task: TowerTask, caption_length: int, seed: int):
+    """Random parameters of tower, decoder and heads."""
+    size = task.vision.image_size
+    return TowerPretraining(task).init(
+        jax.random.key(seed),
+        jnp.zeros((1, size, size, 3), jnp.uint8),
+        jnp.zeros((1, caption_length - 1), jnp.int32),
+    )["params"]
+
+
+def index_tree(tree, index: np.ndarray):
+    """Rows `index` of every array of a nested dict."""
+    return jax.tree.map(lambda array: np.asarray(array[index]), tree)

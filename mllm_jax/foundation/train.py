@@ -1,0 +1,210 @@
+"""Pretrains the mini tokenizer, vision tower and LLM and writes them as Hugging Face directories."""
+
+import functools
+import json
+import pathlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from mllm_jax.foundation import pictures, tower
+from mllm_jax.foundation.text import packed_batches
+from mllm_jax.foundation.tokenizer import train_tokenizer
+from mllm_jax.models.decoder import Decoder, DecoderConfig
+from mllm_jax.models.vit import VisionConfig
+
+
+def schedule(peak: float, steps: int, warmup: int, decay: int) -> optax.Schedule:
+    """Linear warm-up, constant, linear decay to zero over the last `decay` steps."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, warmup),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, 0.0, decay),
+        ],
+        [warmup, steps - decay],
+    )
+
+
+def _ahead(batches: Iterator[Any], depth: int = 4) -> Iterator[Any]:
+    """Runs an endless iterator in a thread; an error in it is raised here."""
+    waiting: queue.Queue = queue.Queue(depth)
+
+    def work():
+        try:
+            for batch in batches:
+                waiting.put(batch)
+        except Exception as error:
+            waiting.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        item = waiting.get()
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def fit(
+    name: str,
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Any,
+    batches_from: Callable[[int], Iterator[Any]],
+    config: ConfigDict,
+    workdir: pathlib.Path,
+) -> Any:
+    """AdamW on `loss_fn(params, batch) -> (loss, metrics)`; resumes from the newest checkpoint in `workdir`.
+
+    Metrics go to `metrics.jsonl` and to the terminal.
+    """
+    rate = schedule(config.learning_rate, config.steps, config.warmup, config.decay)
+    mask = jax.tree.map(lambda x: x.ndim > 1, params)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=mask),
+    )
+    state = {"params": params, "opt": optimizer.init(params)}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, batch):
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch)
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, metrics
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+        start = manager.latest_step() or 0
+        if start:
+            state = manager.restore(start, args=ocp.args.StandardRestore(state))
+        log = (workdir / "metrics.jsonl").open("a")
+        begin, since = time.time(), start
+        window: list[dict[str, jax.Array]] = []
+        batches = _ahead(batches_from(start))
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = update(state, next(batches))
+            window.append(metrics)
+            if step % config.log_every == 0 or step == config.steps:
+                mean = {key: float(np.mean([m[key] for m in window])) for key in metrics}
+                window.clear()
+                if not np.isfinite(mean["loss"]):
+                    raise FloatingPointError(f"{name}: loss is not finite before step {step}")
+                speed = (step - since) / (time.time() - begin)
+                log.write(json.dumps({"step": step, **mean, "steps_per_second": speed}) + "\n")
+                log.flush()
+                shown = " ".join(f"{key}={value:.3f}" for key, value in mean.items() if "count_" not in key)
+                print(f"{name} {step}/{config.steps} {speed:.2f} steps/s {shown}", flush=True)
+            if step % config.save_every == 0 or step == config.steps:
+                manager.save(step, args=ocp.args.StandardSave(state))
+    return state["params"]
+
+
+def vision_geometry(config: ConfigDict) -> VisionConfig:
+    """The tower: SigLIP's layout (no class token, biased patches, tanh GELU, no pre-norm)."""
+    return VisionConfig(
+        **config.geometry,
+        activation="gelu_tanh",
+        eps=1e-6,
+        class_token=False,
+        pre_norm=False,
+        patch_bias=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def train_tower(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: pathlib.Path):
+    """Returns (VisionConfig, tower parameters)."""
+    task = tower.TowerTask(vision_geometry(config), len(tokenizer), **config.caption)
+    pools, first = [], config.first_picture
+    for size, count in zip(config.sizes, config.pictures, strict=True):
+        pools.append(
+            pictures.render_pool(
+                workdir / f"pictures_{size}",
+                tokenizer,
+                first=first,
+                count=count,
+                size=size,
+                patch=task.vision.patch,
+                length=config.caption_length,
+                seed=config.seed,
+            )
+        )
+        first += count
+    params = fit(
+        "tower",
+        functools.partial(tower.tower_loss, task),
+        tower.init_tower(task, config.caption_length, config.seed),
+        lambda start: pictures.pool_batches(pools, list(config.shares), config.batch, config.seed, start),
+        config.fit,
+        workdir,
+    )
+    return task.vision, params
+
+
+def llm_loss(config: DecoderConfig, params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighted next-token loss, and the accuracy on the answers (weight 1)."""
+    decoder = Decoder(config)
+    apply = functools.partial(decoder.apply, {"params": params})
+    embeddings = apply(batch["tokens"], method="embed")
+    hidden, _ = apply(embeddings, batch["positions"], batch["segment_ids"])
+    logits = apply(hidden[:, :-1], method="logits")
+    targets, weights = batch["tokens"][:, 1:], batch["loss_weights"][:, 1:]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    loss = (losses * weights).sum() / weights.sum()
+    answers = weights == 1
+    right = (logits.argmax(-1) == targets) & answers
+    text = (weights > 0) & ~answers
+    return loss, {
+        "loss": loss,
+        "answer_loss": (losses * answers).sum() / answers.sum(),
+        "answer_accuracy": right.sum() / answers.sum(),
+        "text_loss": (losses * text).sum() / jnp.maximum(text.sum(), 1),
+    }
+
+
+def train_llm(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: pathlib.Path):
+    """Returns (DecoderConfig, decoder parameters)."""
+    geometry = DecoderConfig(vocab=len(tokenizer), tied=True, **config.geometry)
+    zeros = jnp.zeros((1, 8), jnp.int32)
+
+    def run(module, tokens):
+        return module(module.embed(tokens), tokens, tokens)
+
+    params = Decoder(geometry).init(jax.random.key(config.seed), zeros, method=run)["params"]
+    per_batch = config.batch * 3  # samples a batch uses at most, so that a resumed run sees fresh text
+    params = fit(
+        "llm",
+        functools.partial(llm_loss, geometry),
+        params,
+        lambda start: packed_batches(
+            tokenizer,
+            config.seed,
+            config.batch,
+            config.length,
+            config.context_weight,
+            config.first_text + start * per_batch,
+        ),
+        config.fit,
+        workdir,
+    )
+    return geometry, params
+
+
+def prepare_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a foundation run, trained at the first call."""
+    directory = workdir / "tokenizer"
+    if not (directory / "tokenizer.json").exists():
+        train_tokenizer(config.vocab, config.samples, config.seed, directory)
+    return PreTrainedTokenizerFast.from_pretrained(directory)
+
+

@@ -1,0 +1,61 @@
+"""The device mesh: data parallel, parameter-sharded data parallel and tensor parallel axes."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
+
+# What the models' logical activation axes mean on the mesh.
+ACTIVATION_RULES = (("batch", ROWS), ("length", None), ("embed", None))
+
+
+def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all) with the axes `AXES`.
+
+    Args:
+      shape: devices per axis; at most one axis may be -1, the remaining devices.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [int(shape[axis]) for axis in AXES]
+    if sizes.count(-1) > 1:
+        raise ValueError(f"mesh {dict(shape)}: at most one axis may be -1")
+    fixed = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+        raise ValueError(
+            f"mesh {dict(shape)} needs {math.prod(sizes)} devices but there are {len(devices)}; set "
+            "config.mesh so that its axes multiply to the number of devices"
+        )
+    # `make_mesh` would make the axes Explicit by default; the models leave propagation to the compiler.
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Makes `mesh` current and gives the models' logical axes their meaning on it."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+        yield
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch split over the data axes."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)

@@ -1,0 +1,55 @@
+"""How parameters are laid out on the mesh: one ordered list of path patterns.
+
+A weight matrix is split over `fsdp` along one side and over `tensor` along the other, column-parallel into a block's
+inner width and row-parallel out of it. Blocks are stacked for `scan`, so their arrays have a leading layer axis.
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mllm_jax.models.paths import path_of
+
+RULES: tuple[tuple[str, P], ...] = (
+    (r"llm/embedding", P("tensor", "fsdp")),
+    (r"llm/head", P("fsdp", "tensor")),
+    (r"(llm|vision)/blocks/(q|k|v|gate|up|fc1)/kernel", P(None, "fsdp", "tensor")),
+    (r"(llm|vision)/blocks/(o|out|down|fc2)/kernel", P(None, "tensor", "fsdp")),
+    (r"(llm|vision)/blocks/(q|k|v|fc1)/bias", P(None, "tensor")),
+    (r"(llm|vision)/blocks/(o|out|fc2)/bias", P()),
+    (r"(llm|vision)/blocks/norm\w*/(scale|bias)", P()),
+    (r"llm/final_norm/(scale|bias)", P()),
+    (r"vision/(patch_embed/(kernel|bias)|pos_embed|class_token|pre_norm/(scale|bias))", P()),
+    # Connectors are small next to the LLM, and a new one must work without an edit here.
+    (r"connector/.*", P()),
+)
+
+
+def spec_of(path: str) -> P:
+    """The PartitionSpec of one parameter path.
+
+    Raises:
+      ValueError: not exactly one rule matches.
+    """
+    specs = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
+    if len(specs) != 1:
+        raise ValueError(f"parameter {path!r} matches {len(specs)} sharding rules, not one; edit parallel/sharding.py")
+    return specs[0]
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Drops a mesh axis from a dimension that it does not divide (odd vocabularies, few heads)."""
+    axes = []
+    for size, axis in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
+        axes.append(axis if axis is None or size % mesh.shape[axis] == 0 else None)
+    return P(*axes)
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """NamedShardings for a parameter tree (arrays or shapes) with top-level keys like the model's."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, _fit(spec_of(path_of(path)), leaf.shape, mesh)), params
+    )
