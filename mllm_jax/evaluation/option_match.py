@@ -58,3 +58,59 @@ def match_option(text: str, options: Sequence[str]) -> tuple[int | None, str]:
             hits.append(index)
             rest = re.sub(pattern, "\0", rest)
     return (hits[0], "contained_text") if len(hits) == 1 else (None, "unparsed")
+
+
+# VLMEvalKit's pattern: any case and no word boundary, so "the answer is blue" is read as B. Kept as it is.
+_ANSWER_IS = re.compile(r"(?i)(?:correct\s+)?answer\s+is\s+\**([ABCD])\**")
+_API_FAILED = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_SEPARATORS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_LAST_TOKENS = 4
+
+
+def infer_option(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter that MMBench's heuristic (VLMEvalKit, exact matching) reads, `Z` for a refusal, or None.
+
+    A single option letter among the last four tokens; else "answer is X"; else the one option whose
+    text occurs, if the answer is at most twice as long as all options together.
+
+    Args:
+        text: the raw answer.
+        options: letter -> option text.
+
+    Example:
+        >>> options = {"A": "cat", "B": "dog"}
+        >>> [infer_option(t, options) for t in ("B. dog", "A dog is here now ok", "A or B")]
+        ['B', 'B', None]
+    """
+    letter = _infer_letter(text, options)
+    if letter is not None:
+        return letter
+    lower = text.lower()
+    if len(lower) > 2 * sum(len(option) for option in options.values()):
+        return None
+    found = [key for key, option in options.items() if option.lower() in lower]
+    return found[0] if len(found) == 1 else None
+
+
+def _infer_letter(text: str, options: Mapping[str, str]) -> str | None:
+    if _API_FAILED in text:
+        return None
+    if any(refusal in text for refusal in _REFUSALS):
+        return "Z"
+    tokens = text.translate(_SEPARATORS).split()
+    named = [letter for letter in options if letter in tokens]
+    if len(named) == 1:
+        if tokens.index(named[0]) > len(tokens) - _LAST_TOKENS - 1:
+            return named[0]
+    elif not named and "Z" in tokens:
+        return "Z"
+    phrase = _ANSWER_IS.search(text)
+    if phrase and phrase[1].upper() in options:
+        return phrase[1].upper()
+    return None

@@ -168,6 +168,41 @@ def read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
     return rows
 
 
+def read_annotations(path: Path) -> Any:
+    """One JSON value or the rows of a JSON lines file; unlike predictions, nothing unreadable is tolerated.
+
+    Raises:
+        PredictionError: anything in the file cannot be read; names the first offender.
+    """
+    problems = Problems()
+    value = read_json(path, problems)
+    for kind in ("unreadable_line", "wrong_encoding"):
+        if problems.counts.get(kind):
+            raise PredictionError(
+                f"{path}: {kind.replace('_', ' ')}: {problems.first[kind][0]}; fetch it again"
+            )
+    return value
+
+
+def by_id(
+    rows: Iterable[Mapping[str, Any]], keys: Sequence[str], where: Path
+) -> dict[str, Mapping[str, Any]]:
+    """Annotation rows by `str(id)`, in file order.
+
+    Raises:
+        PredictionError: a row has no id, or an id occurs twice.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        key = str(take(row, keys, str(where)))
+        if key in found:
+            raise PredictionError(f"{where}: id {key!r} occurs twice; annotations need unique ids")
+        found[key] = row
+    if not found:
+        raise PredictionError(f"{where}: no annotations in it")
+    return found
+
+
 def take(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
     """The first of `keys` that the row has.
 

@@ -1,11 +1,47 @@
 """The table of benchmarks: exact name -> benchmark. A new benchmark is one file and one row here."""
 
-from mllm_jax.evaluation.benchmarks import mini, vqa
+from mllm_jax.evaluation.benchmarks import (
+    blink,
+    llava_bench,
+    mathvista,
+    mini,
+    mm_vet,
+    mmbench,
+    mme,
+    mmmu,
+    mmmu_pro,
+    nextqa,
+    pope,
+    relaxed_accuracy,
+    scienceqa,
+    seed_bench,
+    textvqa,
+    vqa,
+    vqav2,
+)
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "blink": blink.BENCHMARK,
+    "chartqa": relaxed_accuracy.BENCHMARK_CHARTQA,
+    "llava_bench": llava_bench.BENCHMARK,
+    "mathvista": mathvista.BENCHMARK,
     "mini": mini.BENCHMARK,
+    "mm_vet": mm_vet.BENCHMARK,
+    "mmbench": mmbench.BENCHMARK,
+    "mmbench_cn": mmbench.BENCHMARK_CN,
+    "mme": mme.BENCHMARK,
+    "mmmu": mmmu.BENCHMARK,
+    "mmmu_pro": mmmu_pro.BENCHMARK,
+    "nextqa": nextqa.BENCHMARK,
+    "ok_vqa": vqav2.BENCHMARK_OK_VQA,
+    "pope": pope.BENCHMARK,
+    "relaxed_accuracy": relaxed_accuracy.BENCHMARK,
+    "scienceqa": scienceqa.BENCHMARK,
+    "seed_bench": seed_bench.BENCHMARK,
+    "textvqa": textvqa.BENCHMARK,
     "vqa": vqa.BENCHMARK,
+    "vqav2": vqav2.BENCHMARK,
 }
 
 

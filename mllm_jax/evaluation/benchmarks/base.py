@@ -45,3 +45,43 @@ class Benchmark:
         return self.score_files(
             Path(predictions), None if annotations is None else Path(annotations), **options
         )
+
+
+def ratio(right: float, n: int, scale: float = 1.0) -> float:
+    """`right / n * scale`, 0 for n = 0 (an empty part of a benchmark has no right answers)."""
+    return right / n * scale if n else 0.0
+
+
+class Tally:
+    """Right answers and questions per name, in the order in which the names came.
+
+    Example:
+        >>> tally = Tally()
+        >>> tally.add("color", True); tally.add("color", False)
+        >>> tally.accuracy()
+        {'color': 0.5}
+    """
+
+    def __init__(self) -> None:
+        self.cells: dict[str, list[int]] = {}
+
+    def add(self, name: str, right: bool) -> None:
+        cell = self.cells.setdefault(name, [0, 0])
+        cell[0] += bool(right)
+        cell[1] += 1
+
+    @property
+    def right(self) -> int:
+        return sum(right for right, _ in self.cells.values())
+
+    @property
+    def n(self) -> int:
+        return sum(n for _, n in self.cells.values())
+
+    def accuracy(self, scale: float = 1.0) -> dict[str, float]:
+        """Name -> accuracy times `scale`."""
+        return {name: ratio(right, n, scale) for name, (right, n) in self.cells.items()}
+
+    def counts(self) -> dict[str, list[int]]:
+        """Name -> [right, questions]."""
+        return {name: list(cell) for name, cell in self.cells.items()}

@@ -1,0 +1,179 @@
+"""From requests to batches of static shape, with what prompts share about a picture kept apart.
+
+Benchmarks ask the same picture many times (circular evaluation: once per option and more). Every prompt is
+therefore cut behind its last visual token: the *prefix* (template, pictures) and the *suffix* (the question).
+Equal prefixes are computed once; suffixes are padded on the right to one of a few lengths.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.tokens import EncodedSample
+
+DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+_PREFIX_STEP = 8  # prefixes are padded to a multiple of this
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One prompt.
+
+    Attributes:
+      id: for messages.
+      prompt: from `tokens.encode_prompt`; for likelihoods from `tokens.encode_sample`, whose weights mark
+        the answer.
+      images: what stands for each picture, in order; equal keys are the same picture. The picture itself is
+        given by the `load_image` function that goes with the requests.
+    """
+
+    id: str
+    prompt: EncodedSample
+    images: tuple[Hashable, ...] = ()
+
+    def check(self, tokens_per_image: int) -> None:
+        """Raises SampleError if the prompt's visual tokens are not those of its images."""
+        if self.prompt.image_tokens != (tokens_per_image,) * len(self.images):
+            raise SampleError(
+                self.id,
+                f"the prompt holds pictures of {self.prompt.image_tokens} visual tokens; the request has "
+                f"{len(self.images)} image(s) and the model makes {tokens_per_image} tokens of each",
+            )
+
+    @property
+    def cut(self) -> int:
+        """Where the suffix begins: behind the last visual token, but before the last token to be read."""
+        visual = np.flatnonzero(self.prompt.image_of >= 0)
+        if not len(visual):
+            return 0
+        answer = np.flatnonzero(self.prompt.loss_weights)
+        end = int(answer[0]) if len(answer) else len(self.prompt)
+        return min(int(visual[-1]) + 1, end - 1)
+
+    @property
+    def prefix_key(self) -> Hashable:
+        """Equal for requests whose prefixes are the same computation."""
+        cut = self.cut
+        prompt = self.prompt
+        return self.images, prompt.tokens[:cut].tobytes(), prompt.image_of[:cut].tobytes()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Pieces of prompts as arrays, padded on the right.
+
+    Attributes:
+      tokens, positions, segment_ids (1, or 0 at padding), visual_index: as in the batch contract.
+      lengths: tokens that are no padding; 0 for a row that only fills the batch.
+    """
+
+    tokens: Int32[np.ndarray, "B T"]
+    positions: Int32[np.ndarray, "B T"]
+    segment_ids: Int32[np.ndarray, "B T"]
+    visual_index: Int32[np.ndarray, "B T"]
+    lengths: Int32[np.ndarray, " B"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Requests that are answered together.
+
+    Attributes:
+      requests: in the order in which they came.
+      prefixes: one request for each different prefix.
+      prefix_of: index into `prefixes`, per request.
+    """
+
+    requests: list[Request]
+    prefixes: list[Request]
+    prefix_of: Int32[np.ndarray, " R"]
+
+    @property
+    def prefix_length(self) -> int:
+        """Length to which all prefixes are padded; 0 if no request has a picture."""
+        longest = max(request.cut for request in self.prefixes)
+        return -(-longest // _PREFIX_STEP) * _PREFIX_STEP
+
+    @property
+    def image_slots(self) -> int:
+        """Slots for pictures per prefix, a power of two."""
+        return 1 << (max(1, *(len(request.images) for request in self.prefixes)) - 1).bit_length()
+
+    def suffix_batches(
+        self, batch_size: int, buckets: Sequence[int]
+    ) -> Iterator[tuple[Int32[np.ndarray, " n"], Rows]]:
+        """Yields which requests and their suffixes; shorter ones come first, so that little is padded."""
+        lengths = np.asarray([len(r.prompt) - r.cut for r in self.requests])
+        order = np.argsort(lengths, kind="stable").astype(np.int32)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            requests = [self.requests[i] for i in chosen]
+            length = bucket(int(lengths[chosen[-1]]), buckets)
+            yield chosen, lay_out([(r.prompt, r.cut, len(r.prompt)) for r in requests], length, batch_size)
+
+
+def chunks(requests: Iterable[Request], max_requests: int, max_prefixes: int) -> Iterator[Chunk]:
+    """Cuts a stream of requests into chunks that are limited in requests and in different prefixes."""
+    taken: list[Request] = []
+    prefix_of: list[int] = []
+    prefixes: dict[Hashable, tuple[int, Request]] = {}
+
+    def chunk() -> Chunk:
+        return Chunk(taken, [request for _, request in prefixes.values()], np.asarray(prefix_of, np.int32))
+
+    for request in requests:
+        key = request.prefix_key
+        if taken and (len(taken) == max_requests or (key not in prefixes and len(prefixes) == max_prefixes)):
+            yield chunk()
+            taken, prefix_of, prefixes = [], [], {}
+        prefixes.setdefault(key, (len(prefixes), request))
+        taken.append(request)
+        prefix_of.append(prefixes[key][0])
+    if taken:
+        yield chunk()
+
+
+def bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `length`; beyond the largest, the next power of two."""
+    return min((b for b in buckets if b >= length), default=1 << (length - 1).bit_length())
+
+
+def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch_size: int) -> Rows:
+    """`(prompt, start, stop)` pieces as rows of `length` tokens, filled up with empty rows to `batch_size`."""
+    shape = (batch_size, length)
+    rows = Rows(
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.int32),
+        np.full(shape, -1, np.int32),
+        np.zeros(batch_size, np.int32),
+    )
+    for row, (prompt, start, stop) in enumerate(pieces):
+        here = slice(0, stop - start)
+        rows.tokens[row, here] = prompt.tokens[start:stop]
+        rows.positions[row, here] = np.arange(start, stop)
+        rows.segment_ids[row, here] = 1
+        rows.visual_index[row, here] = prompt.visual_index[start:stop]
+        rows.lengths[row] = stop - start
+    return rows
+
+
+def prefix_rows(prefixes: Sequence[Request], length: int, batch_size: int) -> Rows:
+    """The prefixes of requests as rows."""
+    return lay_out([(request.prompt, 0, request.cut) for request in prefixes], length, batch_size)
+
+
+def stack_images(
+    pictures: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: int
+) -> tuple[np.ndarray, Bool[np.ndarray, "B I"]]:
+    """uint8[B, I, S, S, 3] and the mask of slots in use, from each row's pictures."""
+    images = np.zeros((batch_size, slots, size, size, 3), np.uint8)
+    mask = np.zeros((batch_size, slots), bool)
+    for row, own in enumerate(pictures):
+        for slot, picture in enumerate(own):
+            images[row, slot] = picture
+            mask[row, slot] = True
+    return images, mask

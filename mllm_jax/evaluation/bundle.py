@@ -1,0 +1,74 @@
+"""What evaluation needs of a model: parameters together with everything that turns pictures and words into input."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.models.mllm import ModelConfig, Params
+
+_SAMPLED = 1 << 16  # elements of each parameter that enter the fingerprint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model that can be asked.
+
+    Attributes:
+      config: the computation.
+      params: its parameters, placed wherever they are to be used.
+      tokenizer: a Hugging Face tokenizer.
+      processor: brings pictures to the model's size.
+      template: name of the conversation template the model was trained with.
+
+    Raises:
+      ValueError: processor or tokenizer do not fit the configuration.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Any
+    processor: ImageProcessor
+    template: str
+
+    def __post_init__(self):
+        if self.processor.size != self.config.image_size:
+            raise ValueError(
+                f"the image processor makes pictures of {self.processor.size} px, "
+                f"model.image_size is {self.config.image_size}"
+            )
+        ours = np.asarray((self.processor.mean, self.processor.std))
+        towers = np.asarray((self.config.vision.mean, self.config.vision.std))
+        if not np.allclose(ours, towers, atol=1e-6):
+            raise ValueError(
+                f"the image processor's mean and std {ours.tolist()} are not the vision tower's {towers.tolist()}"
+            )
+        if len(self.tokenizer) > self.config.llm.vocab:
+            raise ValueError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, more than the LLM's vocabulary of "
+                f"{self.config.llm.vocab}"
+            )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of what decides answers: configuration, parameter values, tokenizer, pictures, template.
+
+        Of each parameter evenly spaced elements are read (all of them up to 65,536), so that it is cheap for
+        large models too. How the computation is arranged (remat, attention implementation) does not enter.
+        """
+        digest = hashlib.sha256()
+        same = {"remat", "vision_remat", "attention"}
+        fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
+        digest.update(repr((self.processor, self.template, len(self.tokenizer))).encode())
+        probe = "The quick brown fox, 12 + 7 = 19? <image>\n"
+        digest.update(repr(self.tokenizer(probe).input_ids).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+            step = max(1, leaf.size // _SAMPLED)
+            digest.update(np.asarray(leaf.reshape(-1)[::step]).tobytes())
+        return digest.hexdigest()[:16]
