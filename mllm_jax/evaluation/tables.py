@@ -1,4 +1,4 @@
-"""Rows from TSV, CSV and XLSX files (MMBench's question files and submissions), with the standard library only."""
+"""Rows from TSV, CSV and XLSX files (MMBench's questions and submissions), standard library only."""
 
 from __future__ import annotations
 
@@ -78,13 +78,17 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
     return [{name: row.get(column, "") for column, name in header.items()} for row in table[1:]]
 
 
+def _texts(element: ElementTree.Element) -> str:
+    return "".join(t.text or "" for t in element.iter(f"{_MAIN}t"))
+
+
 def _column(cell: ElementTree.Element) -> str:
     return re.sub(r"\d", "", cell.get("r", ""))
 
 
 def _cell(cell: ElementTree.Element, shared: list[str]) -> str:
     if cell.get("t") == "inlineStr":
-        return "".join(t.text or "" for t in cell.iter(f"{_MAIN}t"))
+        return _texts(cell)
     value = cell.find(f"{_MAIN}v")
     text = "" if value is None else value.text or ""
     return shared[int(text)] if cell.get("t") == "s" and text else text

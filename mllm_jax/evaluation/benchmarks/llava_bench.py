@@ -130,7 +130,7 @@ BENCHMARK = Benchmark(
     name="llava_bench",
     unit="percent",
     score_files=_score_files,
-    predictions="stored reviews, JSON lines {question_id, category, content, tuple}; a folder holds several runs",
+    predictions="stored reviews, JSON lines {question_id, category, content}; a folder holds several runs",
     annotations="",
     official="LLaVA summarize_gpt_review.py",
 )

@@ -78,7 +78,7 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
         raise PredictionError(f"{predictions}: expected stored grades, a JSON object id -> [grade per run]")
     if raw and all(isinstance(value, str) for value in raw.values()):
         raise PredictionError(
-            f"{predictions}: these are answers, not grades; `mllm-jax judge mm_vet` grades them"
+            f"{predictions}: these are answers; `mllm-jax judge mm_vet` makes grades of them"
         )
     rows = [{"id": key, "grades": _grades(value, key)} for key, value in raw.items()]
     found = match_ids(rows, capabilities, lambda r: r["id"], lambda r: r["grades"], problems)

@@ -148,7 +148,7 @@ def _score(name: str, predictions: Path, annotations: Path | None, groups: Path 
         bases.setdefault(index % ROTATION, []).append(index)
     whole = {base: indices for base, indices in bases.items() if base not in broken}
     category, level2 = Tally(), Tally()
-    for base, indices in whole.items():
+    for indices in whole.values():
         item = next(gold[i] for i in sorted(indices))
         ok = all(right[i] for i in indices)
         if not is_absent(item.get("category")):

@@ -95,7 +95,7 @@ def _benchmark(name: str, official: str) -> Benchmark:
         name=name,
         unit="fraction",
         score_files=lambda predictions, annotations: _score(name, predictions, annotations),
-        predictions="JSON lines {question_id, prediction or text} with `target` where there are no annotations",
+        predictions="JSON lines {question_id, prediction or text}, with `target` without annotations",
         annotations="",
         official=official,
     )
