@@ -53,6 +53,23 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scanned:
+    """What was found out about one entry of a data file.
+
+    Attributes:
+      sample: its id, or `#12` as in `Problem`.
+      images: those of its image paths that are sound; files that exist if an image folder was given.
+      record: the sample, if nothing is wrong with it.
+      problems: what is wrong with it; empty exactly if there is a record.
+    """
+
+    sample: str
+    images: tuple[str, ...]
+    record: "Record | None"
+    problems: tuple[Problem, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """A checked sample whose images are still paths, relative to the image folder."""
 
@@ -114,12 +131,10 @@ def read_records(
       DataError: on the first problem, naming file and sample.
     """
     records = []
-    for item in _scan(path, image_root, duplicate_ids, compat):
-        if isinstance(item, Problem):
-            raise DataError(item.describe(path))
-        records.append(item)
-    if not records:
-        raise DataError(f"{path}: holds no samples")
+    for entry in scan(path, image_root, duplicate_ids=duplicate_ids, compat=compat):
+        if entry.record is None:
+            raise DataError(entry.problems[0].describe(path))
+        records.append(entry.record)
     return records
 
 
@@ -131,8 +146,8 @@ def iter_problems(
     compat: str | None = None,
 ) -> Iterator[Problem]:
     """Yields every problem of a data file, reading on after each one. Arguments as in `read_records`."""
-    items = scan(path, image_root, duplicate_ids=duplicate_ids, compat=compat)
-    return (item for item in items if isinstance(item, Problem))
+    for entry in scan(path, image_root, duplicate_ids=duplicate_ids, compat=compat):
+        yield from entry.problems
 
 
 def scan(
@@ -141,82 +156,91 @@ def scan(
     *,
     duplicate_ids: DuplicateIds = "error",
     compat: str | None = None,
-) -> Iterator[Record | Problem]:
-    """Yields, in file order, a `Record` for each sound sample and all `Problem`s of each other one."""
-    try:
-        empty = True
-        for item in _scan(path, image_root, duplicate_ids, compat):
-            empty = False
-            yield item
-        if empty:
-            yield Problem("empty-file", "", "holds no samples")
-    except DataError as error:
-        yield Problem("unreadable-file", "", str(error).removeprefix(f"{path}: "))
+) -> Iterator[Scanned]:
+    """Yields what there is to say about each sample, in file order. Arguments as in `read_records`.
 
-
-def _scan(
-    path: str | Path, image_root: str | Path | None, duplicate_ids: DuplicateIds, compat: str | None
-) -> Iterator[Record | Problem]:
+    A file that cannot be read at all yields one nameless entry with the reason.
+    """
     root = None if image_root is None else Path(image_root)
-    if root is not None and not root.is_dir():
-        raise DataError(f"{path}: the image folder {root} does not exist")
+    try:
+        entries = load_entries(path)
+        if root is not None and not root.is_dir():
+            raise DataError(f"{path}: the image folder {root} does not exist")
+        if not entries:
+            raise DataError(f"{path}: holds no samples")
+    except DataError as error:
+        problem = Problem("unreadable-file", "", str(error).removeprefix(f"{path}: "))
+        yield Scanned("", (), None, (problem,))
+        return
     seen: dict[str, int] = {}
-    for index, entry in enumerate(load_entries(path)):
-        problems = list(_entry_problems(entry, f"#{index}", root, compat))
+    for index, entry in enumerate(entries):
+        images = (_image_list(entry) or ()) if isinstance(entry, dict) else ()
+        bad_images = {image: list(_image_problems(image, _name(entry, index), root)) for image in images}
+        problems = list(_entry_problems(entry, _name(entry, index), compat))
+        problems += [problem for found in bad_images.values() for problem in found]
         sample_id = _usable_id(entry)
         if sample_id is not None:
-            times = seen[sample_id] = seen.get(sample_id, 0) + 1
-            if times > 1 and duplicate_ids == "error":
-                message = (
-                    f"the id occurs more than once (again at entry #{index}); make ids unique, or read with "
-                    'duplicate_ids="number" to have repeats numbered id#2, id#3'
-                )
-                problems.append(Problem("duplicate-id", sample_id, message))
-            elif times > 1:
-                sample_id = f"{sample_id}#{times}"
-                if sample_id in seen:
-                    problems.append(
-                        Problem("duplicate-id", sample_id, "numbering repeats made this id twice")
-                    )
-                seen[sample_id] = 1
-        if problems:
-            yield from problems
-        else:
+            sample_id, duplicate = _settle_id(sample_id, index, seen, duplicate_ids)
+            problems += duplicate
+        record = None
+        if not problems:
             turns = tuple({"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"])
-            yield Record(sample_id, tuple(_image_list(entry)), turns)
+            record = Record(sample_id, tuple(images), turns)
+        readable = tuple(image for image in images if not bad_images[image])
+        yield Scanned(sample_id or _name(entry, index), readable, record, tuple(problems))
 
 
-def _entry_problems(entry: Json, position: str, root: Path | None, compat: str | None) -> Iterator[Problem]:
-    """All problems of one entry, apart from what concerns other entries."""
-    if not isinstance(entry, dict):
-        yield Problem("wrong-type", position, f"expected an object, found {_type_name(entry)}")
-        return
+def _settle_id(
+    sample_id: str, index: int, seen: dict[str, int], duplicate_ids: DuplicateIds
+) -> tuple[str, list[Problem]]:
+    """The sample's final id, and the problem if another sample has it; notes it in `seen`."""
+    times = seen[sample_id] = seen.get(sample_id, 0) + 1
+    if times == 1:
+        return sample_id, []
+    if duplicate_ids == "error":
+        message = (
+            f"the id occurs more than once (again at entry #{index}); make ids unique, or read with "
+            'duplicate_ids="number" to have repeats numbered id#2, id#3'
+        )
+        return sample_id, [Problem("duplicate-id", sample_id, message)]
+    sample_id = f"{sample_id}#{times}"
+    if sample_id in seen:
+        return sample_id, [Problem("duplicate-id", sample_id, "numbering repeats made this id twice")]
+    seen[sample_id] = 1
+    return sample_id, []
+
+
+def _name(entry: Json, index: int) -> str:
     sample_id = _usable_id(entry)
-    name = position if sample_id is None else sample_id
+    return f"#{index}" if sample_id is None else sample_id
+
+
+def _entry_problems(entry: Json, name: str, compat: str | None) -> Iterator[Problem]:
+    """All problems of one entry, apart from image files and from what concerns other entries."""
+    if not isinstance(entry, dict):
+        yield Problem("wrong-type", name, f"expected an object, found {_type_name(entry)}")
+        return
     if "id" not in entry:
         yield Problem("missing-key", name, "has no 'id'")
-    elif sample_id is None:
+    elif _usable_id(entry) is None:
         yield Problem("wrong-type", name, f"'id' must be a non-empty string or integer: {entry['id']!r}")
     images = _image_list(entry)
     if images is None:
         message = "'image' must be a path or a list of paths (or be left out for a text-only sample), found "
         yield Problem("wrong-type", name, message + repr(entry["image"])[:80])
-    else:
-        for image in images:
-            yield from _image_problems(image, name, root)
     if "conversations" not in entry:
         yield Problem("missing-key", name, f"has no 'conversations' (keys: {', '.join(map(str, entry))})")
-    else:
-        turns, count = entry["conversations"], None if images is None else len(images)
-        problems = list(_shape_problems(turns, name))
-        if not problems and compat is None:
-            problems = list(_turn_problems(turns, name, count))
-        if not problems and count is not None:
-            try:
-                parse_turns(turns, count, sample=name, compat=compat)
-            except SampleError as error:
-                problems.append(Problem("conversation", name, error.problem))
-        yield from problems
+        return
+    turns, count = entry["conversations"], None if images is None else len(images)
+    problems = list(_shape_problems(turns, name))
+    if not problems and compat is None:
+        problems = list(_turn_problems(turns, name, count))
+    if not problems and count is not None:
+        try:
+            parse_turns(turns, count, sample=name, compat=compat)
+        except SampleError as error:
+            problems.append(Problem("conversation", name, error.problem))
+    yield from problems
 
 
 def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:

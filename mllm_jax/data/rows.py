@@ -1,12 +1,12 @@
 """From one sample to one row of a batch: the conversation as tokens, its images as pixels in slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from mllm_jax.data.conversations import SampleError, parse_turns, render
+from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.images import decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
@@ -73,10 +73,7 @@ class RowEncoder:
         Raises:
           SampleError: for a conversation that does not fit the template or the sample's images.
         """
-        parsed = parse_turns(sample.conversations, len(sample.images), sample=sample.id, compat=self.compat)
-        if parsed.dropped and self.compat is None:
-            raise SampleError(sample.id, "the first turn is not from 'human'; compat='llava' would drop it")
-        spans = render(self.template, parsed.turns, sample=sample.id)
+        spans = render_sample(sample.id, sample.conversations, len(sample.images), self.template, self.compat)
         counts = [self.num_tokens_per_image] * len(sample.images)
         return encode_sample(spans, self.tokenizer, counts, sample=sample.id)
 
@@ -123,6 +120,24 @@ class RowEncoder:
         row["images"] = np.zeros((self.image_slots, side, side, 3), np.uint8)
         row["image_mask"] = np.zeros(self.image_slots, np.bool_)
         return row
+
+
+def render_sample(
+    sample_id: str,
+    conversations: Sequence[Mapping[str, str]],
+    num_images: int,
+    template: str | Template,
+    compat: str | None = None,
+) -> list[Span]:
+    """A training sample's conversation in a template's form.
+
+    Raises:
+      SampleError: for a conversation that does not fit the template or the number of images.
+    """
+    parsed = parse_turns(conversations, num_images, sample=sample_id, compat=compat)
+    if parsed.dropped and compat is None:
+        raise SampleError(sample_id, "the first turn is not from 'human'; compat='llava' would drop it")
+    return render(template, parsed.turns, sample=sample_id)
 
 
 def stack_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mllm_jax.data import llava_json
-from mllm_jax.data.llava_json import DataError, Problem, Record
+from mllm_jax.data.llava_json import DataError, Record
 
 
 def sample(sample_id="a", image="x.png", question="<image>\nWhat?", answer="A cat.", **extra):
@@ -130,12 +130,14 @@ def test_each_problem_is_reported_with_the_sample(folder, entry, kind, message):
 
 def test_all_problems_are_found_and_sound_samples_kept(folder):
     entries = [sample("a"), sample("b", "no.png", answer=""), sample("a"), 5, sample("c", question="no tag")]
-    found = list(llava_json.scan(write(folder, entries), folder))
-    kinds = [(item.kind, item.sample) if isinstance(item, Problem) else item.id for item in found]
-    assert kinds == [
-        "a",
-        ("missing-image", "b"),
+    path = write(folder, entries)
+    scanned = list(llava_json.scan(path, folder))
+    assert [item.sample for item in scanned] == ["a", "b", "a", "#3", "c"]
+    assert [item.record is None for item in scanned] == [False, True, True, True, True]
+    assert [item.images for item in scanned] == [("x.png",), (), ("x.png",), (), ("x.png",)]
+    assert [(problem.kind, problem.sample) for problem in llava_json.iter_problems(path, folder)] == [
         ("empty-answer", "b"),
+        ("missing-image", "b"),
         ("duplicate-id", "a"),
         ("wrong-type", "#3"),
         ("image-count", "c"),

@@ -1,0 +1,134 @@
+"""Read a data set before training and report every problem in it, with the sample's id.
+
+    mllm-jax validate --json data.json --images images/
+    mllm-jax validate --json data.json --images images/ --template vicuna_v1 \\
+        --tokenizer path/to/tokenizer --seq-len 2048 --tokens-per-image 576
+
+The exit code is 0 if nothing is wrong and 1 otherwise.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mllm_jax.data.images import MAX_PIXELS
+from mllm_jax.data.templates import get_template
+from mllm_jax.data.validate import Layout, Report, validate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mllm-jax validate`."""
+    parser.add_argument("--json", required=True, metavar="FILE", help="LLaVA-format .json or .jsonl file")
+    parser.add_argument("--images", metavar="DIR", help="the image folder (leave out for text-only data)")
+    parser.add_argument("--template", help="also check that every conversation fits this template")
+    parser.add_argument("--tokenizer", metavar="DIR", help="also check lengths with this tokenizer")
+    parser.add_argument(
+        "--seq-len", type=int, metavar="N", help="row length in tokens, visual tokens included"
+    )
+    parser.add_argument("--tokens-per-image", type=int, metavar="M", help="visual tokens of one image")
+    parser.add_argument("--image-slots", type=int, metavar="I", help="images a row has room for")
+    parser.add_argument(
+        "--duplicate-ids",
+        choices=("error", "number"),
+        default="error",
+        help="report repeated ids, or number them",
+    )
+    parser.add_argument("--compat", choices=("llava",), help="accept what LLaVA's own loader accepts")
+    parser.add_argument("--max-image-pixels", type=int, default=MAX_PIXELS, metavar="P")
+    parser.add_argument("--threads", type=int, help="for decoding; default: one per core, up to 16")
+    parser.add_argument("--show", type=int, default=5, metavar="K", help="offenders to show of each kind")
+    parser.add_argument("--json-report", metavar="FILE", help="write everything found to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Validates; returns 1 if there is any problem, 2 for options that do not go together."""
+    console = Console(soft_wrap=True)
+    try:
+        layout = _layout(args)
+    except (ValueError, OSError) as error:
+        print(f"mllm-jax validate: {error}", file=sys.stderr)
+        return 2
+    started = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(f"checking {stage}", total=total)
+            bar.update(tasks[stage], completed=done)
+
+        report = validate(
+            args.json,
+            args.images,
+            layout=layout,
+            duplicate_ids=args.duplicate_ids,
+            compat=args.compat,
+            max_image_pixels=args.max_image_pixels,
+            num_threads=args.threads,
+            progress=progress,
+        )
+    _show(report, console, args.show, time.perf_counter() - started)
+    if layout.tokenizer is None:
+        console.print("Lengths were not checked; give --tokenizer to do so.")
+    if args.json_report:
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+        Path(args.json_report).write_text(text + "\n", encoding="utf-8")
+        console.print(f"Everything found is in {args.json_report}")
+    return 1 if report.problems else 0
+
+
+def _layout(args: argparse.Namespace) -> Layout:
+    lengths = {
+        "--template": args.template,
+        "--seq-len": args.seq_len,
+        "--tokens-per-image": args.tokens_per_image,
+    }
+    missing = [option for option, value in lengths.items() if value is None]
+    if args.tokenizer is not None and missing:
+        raise ValueError(f"--tokenizer needs {' and '.join(missing)} too")
+    if args.tokenizer is None and (args.seq_len is not None or args.tokens_per_image is not None):
+        raise ValueError("--seq-len and --tokens-per-image need --tokenizer too")
+    if args.template is None and args.image_slots is not None:
+        raise ValueError("--image-slots needs --template too")
+    tokenizer = None
+    if args.tokenizer is not None:
+        from transformers import AutoTokenizer  # takes seconds to import
+
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
+    template = None if args.template is None else get_template(args.template)
+    return Layout(template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots)
+
+
+def _show(report: Report, console: Console, show: int, seconds: float) -> None:
+    stats = report.stats
+    console.print(
+        f"{escape(report.path)}: {report.samples} samples, {stats['answers']} answers, "
+        f"{stats['images']} images, {stats['text_only']} text-only samples, "
+        f"{stats['several_images']} with several images; read in {seconds:.1f} s"
+    )
+    for key, unit in (("widths", "pixels"), ("heights", "pixels"), ("tokens", "per sample")):
+        if key in stats:
+            low, middle, high = stats[key]
+            console.print(f"  {key}: {low} to {high} {unit}, median {middle}")
+    if "learned_tokens" in stats:
+        console.print(f"  learned tokens: {stats['learned_tokens']} of {stats['tokens_total']}")
+    if not report.problems:
+        console.print("No problems found.", style="bold green")
+        return
+    for kind, problems in report.by_kind().items():
+        table = Table("sample", "problem", title=f"{kind}: {len(problems)}", title_justify="left")
+        for problem in problems[:show]:
+            table.add_row(escape(problem.sample or "(whole file)"), escape(problem.message))
+        if len(problems) > show:
+            table.add_row("...", f"and {len(problems) - show} more")
+        console.print(table)
+    affected = f"{report.samples - report.sound} of {report.samples} samples affected"
+    console.print(f"{len(report.problems)} problems; {affected}.", style="bold red")

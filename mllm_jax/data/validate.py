@@ -1,0 +1,234 @@
+"""Reads a whole data set before training and finds everything that is wrong with it.
+
+Three passes: the JSON itself (`llava_json`), every image file decoded as training will decode it, and, if a
+template or a tokenizer is given, every conversation laid out as training will lay it out. Nothing is changed.
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
+from mllm_jax.data.llava_json import DataError, DuplicateIds, Problem, Record, scan
+from mllm_jax.data.rows import render_sample
+from mllm_jax.data.samples import read_image_file
+from mllm_jax.data.templates import Template
+from mllm_jax.data.tokens import SampleTooLong, encode_sample
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How training will lay samples out, as far as it is to be checked.
+
+    Attributes:
+      template: a conversation template or its name; None checks no template.
+      tokenizer: a Hugging Face tokenizer; None checks no lengths.
+      seq_len: the row length in tokens, visual tokens included.
+      tokens_per_image: visual tokens of one image.
+      image_slots: images a row has room for; None for any number.
+    """
+
+    template: str | Template | None = None
+    tokenizer: Any = None
+    seq_len: int | None = None
+    tokens_per_image: int | None = None
+    image_slots: int | None = None
+
+    def __post_init__(self):
+        if self.tokenizer is not None and None in (self.template, self.seq_len, self.tokens_per_image):
+            raise ValueError("lengths can be checked with a template, seq_len and tokens_per_image only")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of `validate`.
+
+    Attributes:
+      path: the data file.
+      samples: entries in it.
+      sound: entries nothing is wrong with.
+      problems: everything found, in file order within each kind of check.
+      stats: numbers about the data set: images, text-only samples, answers, sizes and lengths.
+    """
+
+    path: str
+    samples: int
+    sound: int
+    problems: tuple[Problem, ...]
+    stats: dict[str, Any]
+
+    def by_kind(self) -> dict[str, list[Problem]]:
+        """The problems grouped by kind, most frequent kind first."""
+        groups: dict[str, list[Problem]] = collections.defaultdict(list)
+        for problem in self.problems:
+            groups[problem.kind].append(problem)
+        return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {
+            "data": self.path,
+            "samples": self.samples,
+            "sound": self.sound,
+            "counts": {kind: len(problems) for kind, problems in self.by_kind().items()},
+            "stats": self.stats,
+            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+        }
+
+
+def validate(
+    json_path: str | Path,
+    image_root: str | Path | None,
+    *,
+    layout: Layout | None = None,
+    duplicate_ids: DuplicateIds = "error",
+    compat: str | None = None,
+    max_image_pixels: int = MAX_PIXELS,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Reads a data set and reports every problem.
+
+    Args:
+      json_path: LLaVA-format `.json` or `.jsonl` file.
+      image_root: the folder of its images; None for text-only data.
+      layout: what to check conversations against; None checks only what holds for any training.
+      duplicate_ids, compat: as in `llava_json.read_records`.
+      max_image_pixels: larger images are reported.
+      num_threads: for decoding; None for one per core, up to 16.
+      progress: called with the name of the pass, how much of it is done, and how much there is.
+    """
+    report_progress = progress or (lambda *_: None)
+    threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
+    entries = list(scan(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat))
+    problems = [problem for entry in entries for problem in entry.problems]
+    users: dict[str, list[str]] = collections.defaultdict(list)
+    for entry in entries:
+        for image in dict.fromkeys(entry.images):
+            users[image].append(entry.sample)
+    records = [entry.record for entry in entries if entry.record is not None]
+
+    sizes: list[tuple[int, int]] = []
+    if image_root is None:
+        problems += [
+            Problem("no-image-folder", record.id, "has images but no image folder was given")
+            for record in records
+            if record.images
+        ]
+    else:
+        root = Path(image_root)
+
+        def check(image: str) -> tuple[int, int] | str:
+            return _check_image(root / image, compat, max_image_pixels)
+
+        for done, (image, outcome) in enumerate(_map_in_order(check, users, threads), 1):
+            if isinstance(outcome, str):
+                problems += [Problem("unusable-image", sample, outcome) for sample in users[image]]
+            else:
+                sizes.append(outcome)
+            report_progress("images", done, len(users))
+
+    lengths: list[int] = []
+    supervised: list[int] = []
+    if layout is not None and layout.template is not None:
+
+        def check_layout(record: Record) -> tuple[Problem | None, int, int]:
+            return _check_layout(record, layout, compat)
+
+        for done, (_, outcome) in enumerate(_map_in_order(check_layout, records, threads), 1):
+            problem, length, learned = outcome
+            problems += [problem] if problem else []
+            lengths += [length] if length else []
+            supervised += [learned] if length else []
+            report_progress("conversations", done, len(records))
+
+    named = [entry for entry in entries if entry.sample]  # a file that cannot be read has no samples
+    bad = {problem.sample for problem in problems}
+    stats = _statistics(records, len(users), sizes, lengths, supervised)
+    sound = sum(entry.sample not in bad for entry in named)
+    return Report(str(json_path), len(named), sound, tuple(problems), stats)
+
+
+def _check_image(path: Path, compat: str | None, max_pixels: int) -> tuple[int, int] | str:
+    """Width and height of a usable image, or what is wrong with it."""
+    try:
+        data = read_image_file(path, "")
+        height, width = decode_image(data, source=str(path), compat=compat, max_pixels=max_pixels).shape[:2]
+    except DataError as error:
+        return str(error).removeprefix("sample '': ")
+    except ImageError as error:
+        return str(error)
+    return width, height
+
+
+def _check_layout(record: Record, layout: Layout, compat: str | None) -> tuple[Problem | None, int, int]:
+    """What is wrong with a conversation, its length in tokens and how many of them are learned."""
+    images = len(record.images)
+    if layout.image_slots is not None and images > layout.image_slots:
+        message = f"has {images} images, more than the row's {layout.image_slots} image slots"
+        return Problem("too-many-images", record.id, message), 0, 0
+    try:
+        spans = render_sample(record.id, record.conversations, images, layout.template, compat)
+        if layout.tokenizer is None:
+            return None, 0, 0
+        counts = [layout.tokens_per_image] * images
+        encoded = encode_sample(spans, layout.tokenizer, counts, sample=record.id)
+    except SampleError as error:
+        return Problem("conversation", record.id, error.problem), 0, 0
+    problem = None
+    if len(encoded) > layout.seq_len:
+        problem = Problem(
+            "overlong", record.id, SampleTooLong(record.id, len(encoded), layout.seq_len).problem
+        )
+    return problem, len(encoded), int((encoded.loss_weights > 0).sum())
+
+
+def _map_in_order(
+    function: Callable[[Any], Any], items: Iterable[Any], threads: int
+) -> Iterator[tuple[Any, Any]]:
+    """Like `map`, in threads, with a bounded number of items under way."""
+    pending: collections.deque = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) > 8 * threads:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+
+
+def _statistics(
+    records: list[Record],
+    images: int,
+    sizes: list[tuple[int, int]],
+    lengths: list[int],
+    supervised: list[int],
+) -> dict[str, Any]:
+    counts = [len(record.images) for record in records]
+    stats: dict[str, Any] = {
+        "images": images,
+        "text_only": counts.count(0),
+        "several_images": sum(count > 1 for count in counts),
+        "most_images": max(counts, default=0),
+        "answers": sum(turn["from"] == "gpt" for record in records for turn in record.conversations),
+    }
+    if sizes:
+        widths, heights = zip(*sizes, strict=True)
+        stats["widths"] = [min(widths), int(np.median(widths)), max(widths)]
+        stats["heights"] = [min(heights), int(np.median(heights)), max(heights)]
+    if lengths:
+        stats["tokens"] = [min(lengths), int(np.median(lengths)), max(lengths)]
+        stats["tokens_total"] = sum(lengths)
+        stats["learned_tokens"] = sum(supervised)
+    return stats

@@ -1,0 +1,211 @@
+"""`mllm-jax validate` finds every kind of problem, names the samples, and sets its exit code."""
+
+import json
+import struct
+import sys
+import zlib
+
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mllm_jax.cli.main import main
+from mllm_jax.data.validate import Layout, validate
+
+
+def entry(sample_id, image="ok.png", question="<image>\nWhat?", answer="A cat."):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": sample_id, "conversations": turns} | ({"image": image} if image else {})
+
+
+def bomb_png(side=60_000):
+    """A valid PNG header that promises side x side pixels, in 57 bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.effect_noise((32, 24), 90).convert("RGB").save(tmp_path / "ok.png")
+    Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "ok.jpg")
+    whole = (tmp_path / "ok.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "bomb.png").write_bytes(bomb_png())
+    return tmp_path
+
+
+def write(folder, entries):
+    path = folder / "data.json"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+BAD = {
+    "cut": ("unusable-image", entry("cut", "cut.jpg"), "cut.jpg: damaged or truncated"),
+    "text": ("unusable-image", entry("text", "text.jpg"), "text.jpg: not an image"),
+    "empty": ("unusable-image", entry("empty", "empty.png"), "empty.png is empty"),
+    "bomb": (
+        "unusable-image",
+        entry("bomb", "bomb.png"),
+        "60000 x 60000 = 3600000000 pixels exceed the limit",
+    ),
+    "gone": ("missing-image", entry("gone", "gone.png"), "gone.png does not exist"),
+    "tags": ("image-count", entry("tags", question="no tag"), "0 <image>"),
+    "mute": ("empty-answer", entry("mute", answer=""), "the answer is empty"),
+    "typo": ("missing-key", {"id": "typo", "conversation": []}, "has no 'conversations'"),
+    "same": ("duplicate-id", entry("same"), "more than once"),
+}
+
+
+@pytest.fixture
+def bad_path(folder):
+    good = [entry("good"), entry("jpeg", "ok.jpg"), entry("words", None, "Hello?"), entry("same")]
+    return write(folder, [*good, *(item for _, item, _ in BAD.values())])
+
+
+def test_every_problem_is_found(bad_path, folder):
+    report = validate(bad_path, folder)
+    found = {problem.sample: problem for problem in report.problems}
+    assert found.keys() == BAD.keys()
+    assert len(report.problems) == len(BAD)
+    for name, (kind, _, message) in BAD.items():
+        assert found[name].kind == kind
+        assert message in found[name].message
+    assert (report.samples, report.sound) == (13, 3)
+    assert next(iter(report.by_kind())) == "unusable-image"
+    assert report.stats["text_only"] == 1
+
+
+def test_a_sample_with_two_problems_shows_both_and_shared_images_name_all_users(folder):
+    entries = [
+        entry("both", "cut.jpg", answer=" "),
+        entry("also", "cut.jpg"),
+        entry("twice", ["cut.jpg"] * 2),
+    ]
+    report = validate(write(folder, entries), folder, num_threads=1)
+    assert [(problem.kind, problem.sample) for problem in report.problems] == [
+        ("empty-answer", "both"),
+        ("image-count", "twice"),
+        ("unusable-image", "both"),
+        ("unusable-image", "also"),
+        ("unusable-image", "twice"),
+    ]
+
+
+def test_layout_problems_need_a_template_or_tokenizer(folder):
+    turns = [*entry("x")["conversations"], *entry("x", None, "And?")["conversations"]]
+    entries = [
+        entry("short"),
+        entry("long", answer="word " * 60),
+        {"id": "rounds", "image": "ok.png", "conversations": turns},
+        entry("words", None, "Hello?"),
+        entry("pair", ["ok.png", "ok.png"], "<image><image>"),
+    ]
+    path = write(folder, entries)
+    assert validate(path, folder).problems == ()
+    plain = validate(path, folder, layout=Layout("plain", image_slots=1))
+    assert [(problem.kind, problem.sample) for problem in plain.problems] == [
+        ("conversation", "rounds"),
+        ("conversation", "words"),
+        ("too-many-images", "pair"),
+    ]
+    layout = Layout("v0", tiny_tokenizer(), seq_len=80, tokens_per_image=4)
+    report = validate(path, folder, layout=layout)
+    (problem,) = report.problems
+    assert (problem.kind, problem.sample) == ("overlong", "long")
+    low, _, longest = report.stats["tokens"]
+    assert f"has {longest} tokens" in problem.message
+    assert low < 80 < longest
+    assert report.stats["learned_tokens"] > 60
+    exact = Layout("v0", tiny_tokenizer(), seq_len=longest, tokens_per_image=4)
+    assert validate(path, folder, layout=exact).problems == ()
+    with pytest.raises(ValueError, match="seq_len and tokens_per_image only"):
+        Layout("plain", tiny_tokenizer())
+
+
+def test_unreadable_files_and_missing_folders_are_problems(folder):
+    path = folder / "data.json"
+    path.write_text('{"id": 3}')
+    (problem,) = validate(path, folder).problems
+    assert (problem.kind, problem.sample) == ("unreadable-file", "")
+    assert "expected a JSON list" in problem.message
+    assert validate(path, folder).samples == 0
+    (problem,) = validate(write(folder, [entry("a"), entry("b", None, "?")]), None).problems
+    assert (problem.kind, problem.sample) == ("no-image-folder", "a")
+
+
+def tiny_tokenizer():
+    words = ["<unk>", "word", "cat", "What", "?", "."]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_command_reports_and_exits_with_one(bad_path, folder, capsys):
+    report_path = folder / "report.json"
+    arguments = ["--json", str(bad_path), "--images", str(folder), "--show", "2"]
+    assert main(["validate", *arguments, "--json-report", str(report_path)]) == 1
+    output = capsys.readouterr().out
+    assert "unusable-image: 4" in output
+    assert "and 2 more" in output
+    assert "9 problems; 10 of 13 samples affected" in output
+    report = json.loads(report_path.read_text(encoding="utf-8"))
+    assert {problem["sample"] for problem in report["problems"]} == BAD.keys()
+    assert report["counts"]["unusable-image"] == 4
+    assert (report["samples"], report["sound"]) == (13, 3)
+
+
+def test_command_is_content_with_sound_data(folder, capsys):
+    path = write(folder, [entry("good"), entry("jpeg", "ok.jpg")])
+    assert main(["validate", "--json", str(path), "--images", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert "2 samples, 2 answers, 2 images" in output
+    assert "No problems found." in output
+    assert "Lengths were not checked" in output
+
+
+def test_command_checks_lengths_with_a_tokenizer(folder, capsys):
+    tiny_tokenizer().save_pretrained(folder / "tokenizer")
+    path = write(folder, [entry("good"), entry("long", answer="word " * 60)])
+    arguments = ["validate", "--json", str(path), "--images", str(folder), "--template", "v0"]
+    arguments += ["--tokenizer", str(folder / "tokenizer"), "--tokens-per-image", "4", "--seq-len"]
+    assert main([*arguments, "80"]) == 1
+    assert "overlong: 1" in capsys.readouterr().out
+    assert main([*arguments, "400"]) == 0
+    assert "learned tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokenizer", "x"], "--tokenizer needs --template and --seq-len and --tokens-per-image too"),
+        (["--seq-len", "9"], "need --tokenizer too"),
+        (["--image-slots", "9"], "--image-slots needs --template too"),
+        (["--template", "vicuna"], "did you mean 'vicuna_v1'"),
+    ],
+)
+def test_options_that_do_not_go_together(folder, capsys, options, message):
+    assert main(["validate", "--json", "data.json", "--images", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_and_missing_verbs_show_the_table(capsys):
+    assert main(["validat"]) == 2
+    assert "did you mean 'validate'?" in capsys.readouterr().err
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "convert" in capsys.readouterr().out
+
+
+def test_verbs_are_imported_only_when_called(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("mllm_jax.cli.validate")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["--help"]) == 0
+    assert "mllm_jax.cli.validate" not in sys.modules
