@@ -1,0 +1,95 @@
+"""Weight-name tables: rows that tie a parameter to their tensor (one per block), read both ways."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """An invertible change of layout; no arithmetic, so that a round trip is exact bit for bit.
+
+    Attributes:
+      read: their array -> ours.
+      write: ours -> theirs.
+    """
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # torch Linear [out, in] <-> kernel [in, out]
+
+
+def patch_kernel(patch: int) -> Transform:
+    """A patch convolution [C, 3, p, p] <-> a matrix [p * p * 3, C] over (row, column, channel)."""
+    return Transform(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(patch * patch * 3, -1),
+        lambda x: x.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One row of a table.
+
+    Attributes:
+      path: our parameter, "blocks/q/kernel".
+      name: their tensor in the table's canonical spelling. With "{i}" there is one tensor per block and ours
+        is their stack on axis 0.
+      transform: layout of one tensor.
+    """
+
+    path: str
+    name: str
+    transform: Transform = SAME
+
+    @property
+    def stacked(self) -> bool:
+        """One tensor per block."""
+        return "{i}" in self.name
+
+    def index(self, name: str) -> int | None:
+        """Block number if `name` is a tensor of this row (0 when not stacked), else None."""
+        if not self.stacked:
+            return 0 if name == self.name else None
+        head, tail = self.name.split("{i}")
+        found = re.fullmatch(re.escape(head) + r"(\d+)" + re.escape(tail), name)
+        return int(found[1]) if found else None
+
+
+def linear(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
+    """Rows of a torch Linear and our Dense."""
+    rules = (Rule(f"{path}/kernel", f"{name}.weight", TRANSPOSE),)
+    return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
+
+
+def norm(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
+    """Rows of a LayerNorm, or of an RMSNorm (no bias)."""
+    rules = (Rule(f"{path}/scale", f"{name}.weight"),)
+    return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of a nested dict, paths joined by "/"."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

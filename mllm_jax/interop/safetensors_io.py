@@ -1,0 +1,122 @@
+"""Reading and writing .safetensors one tensor at a time, without torch, every float type.
+
+Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header
+{name: {dtype, shape, data_offsets}}, then the bytes of the tensors.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+MAX_HEADER = 100 << 20  # the reference implementation's limit
+
+
+class SafetensorsFile:
+    """An opened file: its header is checked whole, its tensors are read when asked for.
+
+    Attributes:
+      path: the file.
+      tensors: {name: (dtype, shape)}.
+
+    Raises:
+      ValueError: the file is damaged; the message says what is wrong.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = pathlib.Path(path)
+        size = self.path.stat().st_size
+        with open(self.path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise self._damaged(f"its header claims {length} bytes of a {size}-byte file")
+            try:
+                header = json.loads(file.read(length))
+            except ValueError as error:
+                raise self._damaged(f"its header is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._damaged("its header is not an object")
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        self._starts: dict[str, int] = {}
+        for name, entry in header.items():
+            self.tensors[name], self._starts[name] = self._entry(name, entry, size - 8 - length)
+            self._starts[name] += 8 + length
+
+    def _damaged(self, what: str) -> ValueError:
+        return ValueError(f"{self.path} is not a valid safetensors file: {what}. Download it again.")
+
+    def _entry(self, name: str, entry: Any, data_bytes: int) -> tuple[tuple[np.dtype, tuple[int, ...]], int]:
+        try:
+            code, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            count = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 1
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"entry {name!r} is malformed") from error
+        if code not in DTYPES:
+            raise self._damaged(f"tensor {name!r} has dtype {code!r}; known: {', '.join(DTYPES)}")
+        if not 0 <= start <= end <= data_bytes or end - start != count * DTYPES[code].itemsize:
+            raise self._damaged(f"tensor {name!r} of shape {shape} does not fit its {end - start} bytes")
+        return (DTYPES[code], shape), start
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, copied from the file (no memory map: what is not used any more is freed)."""
+        dtype, shape = self.tensors[name]
+        count = int(np.prod(shape, dtype=np.int64))
+        flat = np.fromfile(self.path, dtype, count, offset=self._starts[name])
+        return flat.reshape(shape)
+
+
+def write_safetensors(
+    path: pathlib.Path,
+    tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]],
+) -> None:
+    """Writes tensors one after the other; each is computed only when its turn comes.
+
+    Args:
+      path: the file; written under a temporary name and renamed when complete.
+      tensors: (name, dtype, shape, function that gives the array).
+
+    Raises:
+      ValueError: a dtype that the format has no code for, or an array that is not as announced.
+    """
+    tensors = list(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, _ in tensors:
+        if np.dtype(dtype) not in CODES:
+            raise ValueError(f"safetensors cannot store {name!r}: dtype {dtype}")
+        end = offset + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": CODES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, dtype, shape, make in tensors:
+            array = np.asarray(make())
+            if array.dtype != dtype or array.shape != tuple(shape):
+                raise ValueError(f"{name!r} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    partial.replace(path)
