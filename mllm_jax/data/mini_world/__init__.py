@@ -1,9 +1,11 @@
 """The mini world: procedural pictures, captions and questions at quarter scale (no download)."""
 
 from mllm_jax.data.mini_world.captions import long_caption, short_caption
+from mllm_jax.data.mini_world.dataset import DatasetMismatchError, write_benchmark, write_split
 from mllm_jax.data.mini_world.questions import (
     ABILITIES,
     GROUPS,
+    Ability,
     Question,
     make_questions,
     prompt_choice,
@@ -11,18 +13,24 @@ from mllm_jax.data.mini_world.questions import (
     rotations,
 )
 from mllm_jax.data.mini_world.render import render, render_array
-from mllm_jax.data.mini_world.scene import Scene, Thing, sample_scene, scene_from_json
+from mllm_jax.data.mini_world.scene import SPLITS, Scene, Thing, sample_scene, scene_from_json
+from mllm_jax.data.mini_world.sheet import contact_sheet
 from mllm_jax.data.mini_world.targets import GLOBAL_CLASSES, PATCH_CLASSES, global_targets, patch_targets
 from mllm_jax.data.mini_world.text import text_sample
+from mllm_jax.data.mini_world.vocabulary import vocabulary
 
 __all__ = [
     "ABILITIES",
     "GLOBAL_CLASSES",
     "GROUPS",
     "PATCH_CLASSES",
+    "SPLITS",
+    "Ability",
+    "DatasetMismatchError",
     "Question",
     "Scene",
     "Thing",
+    "contact_sheet",
     "global_targets",
     "long_caption",
     "make_questions",
@@ -36,4 +44,7 @@ __all__ = [
     "scene_from_json",
     "short_caption",
     "text_sample",
+    "vocabulary",
+    "write_benchmark",
+    "write_split",
 ]

@@ -3,6 +3,8 @@
 All words come from the class lists of `scene` and the templates here; lower case, punctuation only `.,:`.
 """
 
+import dataclasses
+
 import numpy as np
 
 from mllm_jax.data.mini_world.scene import Scene, Thing
@@ -42,6 +44,13 @@ CHART_FRAMES = (
     "the chart has {n} bars from left to right: {bars}.",
     "there is a chart with {n} bars: {bars}.",
 )
+NOUN_FRAMES = {
+    "shape": "{size} {color} {shape}",
+    "digit": "number {digit} on a {size} {color} card",
+    "word": "word {word} on a {color} card",
+    "bar": "{color} {value}",
+}
+PLACE_FRAME = "{article} {noun} at the {position}"
 SHORT_FRAMES = (
     "a {style} of {scene}{light} with {thing}.",
     "{thing} and {scene}{light}.",
@@ -56,20 +65,14 @@ def has_lighting(scene: Scene) -> bool:
 
 
 def noun(thing: Thing) -> str:
-    """The thing in words without its place, e.g. "large red star" or "number 7 on a blue card"."""
-    if thing.kind == "shape":
-        return f"{thing.size} {thing.color} {thing.shape}"
-    if thing.kind == "digit":
-        return f"number {thing.digit} on a {thing.size} {thing.color} card"
-    if thing.kind == "word":
-        return f"word {thing.word} on a {thing.color} card"
-    return f"{thing.color} {thing.value}"
+    """The thing in words without its place, e.g. "large red star" or "number 7 on a small blue card"."""
+    return NOUN_FRAMES[thing.kind].format(**dataclasses.asdict(thing))
 
 
 def phrase(thing: Thing) -> str:
     """The thing in words with its article and its place."""
     article = "a" if thing.kind == "shape" else "the"
-    return f"{article} {noun(thing)} at the {thing.position}"
+    return PLACE_FRAME.format(article=article, noun=noun(thing), position=thing.position)
 
 
 def _rng(scene: Scene, rng: np.random.Generator | None) -> np.random.Generator:

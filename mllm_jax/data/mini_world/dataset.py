@@ -1,8 +1,8 @@
 """Writes mini-world data sets: training data in LLaVA's format and the `mini` benchmark.
 
 A data set consists of `root/NAME.json`, pictures under `root/images/` and, written last,
-`root/NAME.manifest.json` with the parameters it was made from. Whoever asks for the same parameters again gets
-the finished files.
+`root/NAME.manifest.json` with the parameters it was made from. Whoever asks for the same parameters again
+gets the finished files.
 """
 
 import hashlib
@@ -173,9 +173,9 @@ def write_split(
 def benchmark_questions(n_per_ability: int, seed: int) -> list[tuple[int, Question]]:
     """The benchmark's (scene index, question) pairs, `n_per_ability` for each ability.
 
-    Candidates come from as many scenes as it takes. The forms of an ability get shares that grow with the square
-    root of their number of answers, and each form gives its rarest answer next, so that answers are as even as
-    they can be. An ability asks at most one question about a scene.
+    Candidates come from as many scenes as it takes. The forms of an ability get shares that grow with the
+    square root of their number of answers, and each form gives its rarest answer next, so that answers are as
+    even as they can be. An ability asks at most one question about a scene.
 
     Raises:
         ValueError: if n_per_ability < 1.
@@ -234,14 +234,15 @@ def write_benchmark(
         progress: print a line now and then.
 
     Returns:
-        Path of `mini.json`: a list of {question_id, image, ability, group, question, options, answer}, one row
-        per question; the rotations of circular evaluation are made when evaluating.
+        Path of `mini.json`: a list of {question_id, image, ability, group, question, options, answer}, one
+        row per question; the rotations of circular evaluation are made when evaluating.
 
     Raises:
         DatasetMismatchError: if `root` holds a benchmark made from other parameters.
     """
 
     def records() -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+        drawn: set[int] = set()
         for number, (index, question) in enumerate(benchmark_questions(n_per_ability, seed)):
             yield (
                 {
@@ -257,7 +258,6 @@ def write_benchmark(
             )
             drawn.add(index)
 
-    drawn: set[int] = set()
     parameters = {
         "n_per_ability": n_per_ability, "seed": seed,
         "generator": _fingerprint(BENCHMARK), "look": LOOK_VERSION,

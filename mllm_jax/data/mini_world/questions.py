@@ -108,6 +108,9 @@ PLURALS = {
     "star": "stars", "diamond": "diamonds", "cross": "crosses", "heart": "hearts",
 }  # fmt: skip
 SAME = "same"
+EXTENTS = {"large": "largest", "small": "smallest"}  # the size that is the odd one -> how it is asked for
+BAR_EXTENTS = ("tallest", "shortest")
+SIDES = ("left", "right", "top", "bottom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +286,7 @@ class _Maker:
                     made += 1
         shapes = self.scene.shapes
         if len(shapes) >= 2:
-            side = self.pick(("left", "right", "top", "bottom"))
+            side = self.pick(SIDES)
             thing = _extreme(shapes, side)
             if thing is not None:
                 form = self.pick(("color", "shape"))
@@ -293,7 +296,7 @@ class _Maker:
     def comparison(self) -> None:
         shapes = self.scene.shapes
         if len(shapes) >= 2:
-            for size, word in (("large", "largest"), ("small", "smallest")):
+            for size, word in EXTENTS.items():
                 only = [t for t in shapes if t.size == size]
                 if len(only) == 1:
                     form = self.pick(("color", "shape"))
@@ -325,7 +328,7 @@ class _Maker:
         bar = self.pick(bars)
         self.add("structured_reading", "bar_value", str(bar.value), BAR_VALUES, x=bar.color)
         values = [b.value for b in bars]
-        for word, value in (("tallest", max(values)), ("shortest", min(values))):
+        for word, value in zip(BAR_EXTENTS, (max(values), min(values)), strict=True):
             if values.count(value) == 1:
                 shown = [b.color for b in bars]
                 space = (

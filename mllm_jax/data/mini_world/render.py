@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from mllm_jax.data.mini_world.backgrounds import empty_scene
 from mllm_jax.data.mini_world.scene import MAX_BAR, PANEL_PAD, Scene, Thing, bar_unit
 
 SIDE = 112
@@ -34,7 +35,7 @@ def _unit_polygons() -> dict[str, Points]:
     ]
     a = 0.36
     cross = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a)]
-    return {
+    polygons = {
         "circle": [(math.cos(t), math.sin(t)) for t in turn],
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "rectangle": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
@@ -44,6 +45,7 @@ def _unit_polygons() -> dict[str, Points]:
         "cross": [*cross, (-a, -a)],
         "heart": heart,
     }
+    return {name: [(float(x), float(y)) for x, y in points] for name, points in polygons.items()}
 
 
 def silhouette(thing: Thing) -> Points:
@@ -59,122 +61,7 @@ def silhouette(thing: Thing) -> Points:
     ]
 
 
-# --- backgrounds ------------------------------------------------------------------------------------------
-
-
-def _gradient(stops: list[tuple[float, tuple[int, int, int]]], n: int) -> Image.Image:
-    """A vertical gradient through (height fraction, colour) stops, n x n."""
-    at = np.linspace(0, 1, n)
-    rows = np.stack([np.interp(at, [s for s, _ in stops], [c[k] for _, c in stops]) for k in range(3)], -1)
-    return Image.fromarray(rows.astype(np.uint8)[:, None, :]).resize((n, n))
-
-
-_SKY = {
-    "day": ((120, 180, 235), (200, 226, 245)),
-    "sunset": ((120, 70, 140), (255, 150, 70)),
-    "night": ((8, 10, 38), (30, 36, 84)),
-}
-_GROUND_TINT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.68, 0.5), "night": (0.3, 0.34, 0.52)}
 _THING_TINT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.93, 0.84), "night": (0.82, 0.84, 0.94)}
-
-
-def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The empty scene at SIDE * _BG, lit."""
-    n = SIDE * _BG
-    if scene.background == "plain":
-        return Image.new("RGB", (n, n), scene.backdrop)
-    top, low = _SKY[scene.lighting]
-    horizon = float(rng.uniform(0.38, 0.52))
-    tint = _GROUND_TINT[scene.lighting]
-
-    def lit(r: float, g: float, b: float) -> tuple[int, int, int]:
-        return int(r * tint[0]), int(g * tint[1]), int(b * tint[2])
-
-    if scene.background == "space":
-        image = _gradient([(0, (6, 5, 20)), (0.5, (26, 14, 52)), (1, (8, 6, 24))], n)
-        draw = ImageDraw.Draw(image)
-        for x, y, r in rng.random((60, 3)):
-            r, v = 0.6 + 1.5 * r, int(150 + 100 * r)
-            draw.ellipse((x * n - r, y * n - r, x * n + r, y * n + r), fill=(v, v, 235))
-        x, y, r = rng.uniform(0, n), rng.uniform(0, n), rng.uniform(0.1, 0.16) * n
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=(88, 66, 120))
-        draw.ellipse((x - r * 1.7, y - r * 0.3, x + r * 1.7, y + r * 0.3), outline=(120, 104, 150), width=4)
-        return image
-    image = _gradient([(0, top), (horizon, low), (1, low)], n)
-    draw = ImageDraw.Draw(image)
-    y0 = horizon * n
-    if scene.lighting == "night":
-        for x, y in rng.random((25, 2)):
-            draw.point((x * n, y * y0), fill=(200, 205, 230))
-            draw.point((x * n + 1, y * y0), fill=(200, 205, 230))
-
-    def wave(base: float, height: float, freq: float) -> Points:
-        phase = rng.uniform(0, 6.28)
-        xs = np.linspace(0, n, 25)
-        ys = base + height * np.sin(xs / n * freq + phase)
-        return [(0.0, float(n)), *zip(xs.tolist(), ys.tolist(), strict=True), (float(n), float(n))]
-
-    if scene.background == "beach":
-        draw.rectangle((0, y0, n, n), fill=lit(70, 140, 190))
-        for k in range(4):
-            y = y0 + (k + 0.7) * n * 0.05
-            draw.line((0, y, n, y), fill=lit(120, 180, 215), width=2)
-        shore = y0 + n * rng.uniform(0.2, 0.27)
-        draw.polygon(wave(shore - 6, 5, 9), fill=lit(225, 240, 245))
-        draw.polygon(wave(shore, 5, 9), fill=lit(232, 214, 168))
-    elif scene.background == "forest":
-        draw.rectangle((0, y0, n, n), fill=lit(96, 140, 84))
-        for x in np.arange(-0.05, 1.1, 0.13):
-            cx, tall = (x + rng.uniform(-0.03, 0.03)) * n, rng.uniform(0.28, 0.42) * n
-            foot = y0 + rng.uniform(0.02, 0.1) * n
-            draw.rectangle((cx - 4, foot - 10, cx + 4, foot + 14), fill=lit(96, 76, 58))
-            for k in range(3):
-                half, base = n * (0.09 - 0.018 * k), foot - tall * 0.28 * k
-                draw.polygon(
-                    [(cx - half, base), (cx + half, base), (cx, base - tall * 0.42)],
-                    fill=lit(44 + 10 * k, 92 + 10 * k, 58 + 6 * k),
-                )
-    elif scene.background == "city":
-        draw.rectangle((0, y0, n, n), fill=lit(150, 150, 156))
-        left = -4.0
-        glow = (236, 214, 130) if scene.lighting == "night" else lit(196, 210, 222)
-        while left < n:
-            wide, up = rng.uniform(0.1, 0.17) * n, rng.uniform(0.12, 0.36) * n
-            g = rng.uniform(96, 140)
-            draw.rectangle((left, y0 - up, left + wide, y0 + 12), fill=lit(g, g + 4, g + 14))
-            for wy in np.arange(y0 - up + 6, y0 + 2, 12):
-                for wx in np.arange(left + 5, left + wide - 6, 10):
-                    draw.rectangle((wx, wy, wx + 4, wy + 5), fill=glow)
-            left += wide + 2
-        mid = (y0 + n) / 2 + 10
-        draw.rectangle((0, mid - 26, n, mid + 26), fill=lit(104, 104, 110))
-        for x in np.arange(-10, n, 36):
-            draw.rectangle((x, mid - 2, x + 18, mid + 2), fill=lit(228, 228, 220))
-    elif scene.background == "desert":
-        draw.polygon(wave(y0, 9, 7), fill=lit(222, 186, 120))
-        draw.polygon(wave(y0 + n * 0.17, 11, 8), fill=lit(234, 202, 138))
-        draw.polygon(wave(y0 + n * 0.36, 11, 6), fill=lit(242, 214, 152))
-        for _ in range(3):
-            cx, foot, tall = rng.uniform(0, n), y0 + rng.uniform(0.05, 0.25) * n, n * rng.uniform(0.13, 0.2)
-            green = lit(96, 128, 84)
-            draw.line((cx, foot, cx, foot - tall), fill=green, width=9)
-            draw.line((cx - 14, foot - tall * 0.8, cx - 14, foot - tall * 0.45), fill=green, width=6)
-            draw.line((cx - 14, foot - tall * 0.45, cx + 14, foot - tall * 0.45), fill=green, width=6)
-            draw.line((cx + 14, foot - tall * 0.45, cx + 14, foot - tall * 0.9), fill=green, width=6)
-    else:  # snow
-        draw.polygon(
-            [(0, y0), *[(n * (k + 0.5) / 5, y0 - n * rng.uniform(0.08, 0.25) * (k % 2)) for k in range(5)],
-             (n, y0), (n, n), (0, n)],
-            fill=lit(196, 208, 224),
-        )  # fmt: skip
-        draw.polygon(wave(y0 + 6, 6, 6), fill=lit(236, 242, 250))
-        draw.polygon(wave(y0 + n * 0.25, 8, 5), fill=lit(248, 250, 254))
-        for x, y, r in rng.random((45, 3)):
-            r = 1.5 + 1.8 * r
-            flake = lit(255, 255, 255) if y * n < y0 else lit(206, 216, 232)
-            draw.ellipse((x * n - r, y * n - r, x * n + r, y * n + r), fill=flake)
-    return image
-
 
 # --- things -----------------------------------------------------------------------------------------------
 
@@ -259,7 +146,7 @@ def _fields() -> dict[str, np.ndarray]:
     """Fixed smooth random fields; pictures use rolled copies of them."""
     rng = np.random.default_rng(7)
 
-    def smooth(rx: float, ry: float) -> np.ndarray:
+    def smooth(rx: int | float, ry: int | float) -> np.ndarray:
         noise = rng.standard_normal((SIDE, SIDE))
         fx, fy = np.fft.fftfreq(SIDE)[None, :], np.fft.fftfreq(SIDE)[:, None]
         keep = np.exp(-2 * np.pi**2 * ((rx * fx) ** 2 + (ry * fy) ** 2))
@@ -352,7 +239,7 @@ def render_array(scene: Scene, size: int = SIDE) -> UInt8[np.ndarray, "size size
 def render(scene: Scene, size: int = SIDE) -> Image.Image:
     """The picture of a scene as an RGB PIL image; see `render_array`."""
     rng = np.random.default_rng(scene.texture)
-    background = np.asarray(_background(scene, rng).reduce(_BG), np.float32)
+    background = np.asarray(empty_scene(scene, SIDE * _BG, rng).reduce(_BG), np.float32)
     if scene.style == "mosaic":
         background = _mosaic(background, rng)
     layer = np.asarray(_things(scene), np.float32)

@@ -1,6 +1,7 @@
 """Dense and global classification targets of mini-world scenes, for pretraining towers and for probes."""
 
 import numpy as np
+from jaxtyping import Int32
 from PIL import Image, ImageDraw
 
 from mllm_jax.data.mini_world.render import silhouette
@@ -53,7 +54,7 @@ def _classes(thing: Thing) -> dict[str, int]:
     }
 
 
-def patch_owners(scene: Scene, grid: int) -> np.ndarray:
+def patch_owners(scene: Scene, grid: int) -> Int32[np.ndarray, " patches"]:
     """Which thing each patch shows.
 
     A patch belongs to the thing that covers most of it, if that is at least a fifth of the patch; the patch
@@ -82,7 +83,7 @@ def patch_owners(scene: Scene, grid: int) -> np.ndarray:
     return owners.reshape(-1)
 
 
-def patch_targets(scene: Scene, grid: int) -> dict[str, np.ndarray]:
+def patch_targets(scene: Scene, grid: int) -> dict[str, Int32[np.ndarray, " patches"]]:
     """Classes of what each patch of a grid x grid lattice shows.
 
     Args:

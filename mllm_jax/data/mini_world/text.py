@@ -4,7 +4,7 @@ import numpy as np
 
 from mllm_jax.data.mini_world.captions import long_caption, short_caption
 from mllm_jax.data.mini_world.questions import Question, make_questions, prompt_choice, prompt_open
-from mllm_jax.data.mini_world.scene import Scene, sample_scene
+from mllm_jax.data.mini_world.scene import SPLITS, Scene, sample_scene
 
 CONTINUE = ("complete the description:", "continue the text:", "go on:")
 CAPTION_PROMPTS = (
@@ -66,7 +66,7 @@ def text_sample(seed: int, index: int, split: str = "foundation") -> list[tuple[
         split: split of the scenes that are described.
     """
     scene = sample_scene(seed, index, split)
-    rng = np.random.default_rng(np.random.SeedSequence([0x7E87, seed, index]))
+    rng = np.random.default_rng(np.random.SeedSequence([0x7E87, SPLITS.index(split), seed, index]))
     caption = long_caption(scene, rng)
     if rng.random() < 0.2:
         words = caption.split(" ")
