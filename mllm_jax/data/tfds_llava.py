@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from mllm_jax.data.samples import Sample, read_image_file
 FORMAT = 1  # raise when what is written changes, so that older preparations are not reused
 SPLIT = "train"
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
+WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
 
 
 class LlavaSource:
@@ -216,7 +218,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                     path = os.fspath(
                         template.sharded_filepath(shard_index=shard, num_shards=len(self._shards))
                     )
-                    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+                    writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
                     try:
                         for _ in range(length):
                             data = serializer.serialize_example(features.encode_example(next(examples)[1]))
@@ -230,6 +232,9 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                 name=SPLIT, shard_lengths=list(self._shards), num_bytes=num_bytes, filename_template=template
             )
             self.info.set_splits(tfds.core.splits.SplitDict([split]))
+
+        def _make_download_manager(self, download_dir: Any, download_config: Any) -> Any:
+            return types.SimpleNamespace(downloaded_size=0)  # tfds's own would leave empty folders behind
 
         def _log_download_bytes(self) -> None:
             pass  # nothing is downloaded; the progress bar tells the rest
