@@ -2,6 +2,7 @@
 
 from mllm_jax.evaluation.benchmarks import (
     blink,
+    captions,
     llava_bench,
     mathvista,
     mini,
@@ -23,6 +24,7 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     "blink": blink.BENCHMARK,
+    "captions": captions.BENCHMARK,
     "chartqa": relaxed_accuracy.BENCHMARK_CHARTQA,
     "llava_bench": llava_bench.BENCHMARK,
     "mathvista": mathvista.BENCHMARK,
