@@ -1,6 +1,7 @@
 """The connector contract: what a connector asks of the vision encoder and what it gives to the LLM."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Grid = tuple[int, int]  # patch rows, patch columns
+
+NORM_EPS = 1e-5  # of the affine-free LayerNorm behind `FeatureRequest.normalized_means`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +40,20 @@ class FeatureRequest:
     Attributes:
       hidden: indices k of hs[k].
       means: groups of indices; the encoder returns the mean over each group, as a running sum.
+      normalized_means: groups of indices; the encoder returns the mean over each group of `normalize(hs[k])`,
+        as a running sum. A LayerNorm whose scale, bias and any linear map after it are shared by the group
+        can be applied to that mean instead of to each state.
     """
 
     hidden: tuple[int, ...]
     means: tuple[tuple[int, ...], ...] = ()
+    normalized_means: tuple[tuple[int, ...], ...] = ()
 
     @property
     def deepest(self) -> int:
         """The deepest hidden state used: blocks after it are not built."""
-        return max((*self.hidden, *(k for group in self.means for k in group)))
+        grouped = (k for group in (*self.means, *self.normalized_means) for k in group)
+        return max((*self.hidden, *grouped))
 
 
 @flax.struct.dataclass
@@ -56,11 +64,39 @@ class VisionFeatures:
       hidden: {k: hs[k]}, each [B, N, C].
       means: one [B, N, C] per requested group.
       grid: (rows, columns), rows * columns = N.
+      normalized_means: one [B, N, C] per requested group.
     """
 
     hidden: dict[int, Float[Array, "B N C"]]
     means: tuple[Float[Array, "B N C"], ...] = ()
     grid: Grid = flax.struct.field(pytree_node=False, default=(0, 0))
+    normalized_means: tuple[Float[Array, "B N C"], ...] = ()
+
+
+def normalize(x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
+    """LayerNorm without scale and bias: zero mean and unit variance over channels, in float32."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
+
+
+def collect(request: FeatureRequest, states: Sequence[Float[Array, "B N C"]], grid: Grid) -> VisionFeatures:
+    """The meaning of a request, from a list of all hidden states hs[0], hs[1], ... of patch tokens.
+
+    Encoders return the same without keeping all states; this is for features computed elsewhere and for
+    tests.
+    """
+    dtype = states[0].dtype
+
+    def mean(group: tuple[int, ...], of: Any) -> Array:
+        return (sum(of(states[k]) for k in group) / len(group)).astype(dtype)
+
+    return VisionFeatures(
+        hidden={k: states[k] for k in request.hidden},
+        means=tuple(mean(group, lambda x: x.astype(jnp.float32)) for group in request.means),
+        grid=grid,
+        normalized_means=tuple(mean(group, normalize) for group in request.normalized_means),
+    )
 
 
 class Connector(nn.Module):
@@ -83,7 +119,11 @@ class Connector(nn.Module):
 
     @nn.nowrap
     def request(self) -> FeatureRequest:
-        """Hidden states needed; plain Python. Default: the selected feature F alone."""
+        """Hidden states needed; plain Python. Default: the selected feature F alone.
+
+        Raises:
+          ValueError: the options ask for hidden states that the encoder does not have.
+        """
         return FeatureRequest(hidden=(self.vision.select_layer,))
 
     @nn.nowrap
@@ -96,33 +136,14 @@ class Connector(nn.Module):
         raise ValueError(f"{type(self).__name__} does not define num_tokens")
 
     def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
-        """Maps encoder features to LLM-width visual tokens, row-major."""
+        """Maps encoder features to LLM-width visual tokens, row-major.
+
+        Args:
+          features: what `request` asked for.
+          deterministic: no dropout; otherwise a "dropout" rng is needed.
+        """
         raise ValueError(f"{type(self).__name__} does not define __call__")
 
     def selected(self, features: VisionFeatures) -> Float[Array, "B N C"]:
         """The feature F."""
         return features.hidden[self.vision.select_layer]
-
-
-def dense(connector: Connector, features: int, name: str, use_bias: bool = True) -> nn.Dense:
-    """A Dense layer in the connector's dtypes, initialised like torch's `nn.Linear` (uniform, 1/sqrt(fan in))."""
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        kernel_init=jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        dtype=connector.dtype,
-        param_dtype=connector.param_dtype,
-        name=name,
-    )
-
-
-def project(connector: Connector, x: Float[Array, "B M C"], layers: int = 2) -> Float[Array, "B M D"]:
-    """LLaVA's projector, as the last part of a connector's compact `__call__`.
-
-    Dense C -> D, then (layers - 1) times [exact GELU, Dense D -> D], all with bias; parameters `layer_0`, `layer_1`, ...
-    """
-    for i in range(layers):
-        if i:
-            x = jax.nn.gelu(x, approximate=False)
-        x = dense(connector, connector.width, name=f"layer_{i}")(x)
-    return x

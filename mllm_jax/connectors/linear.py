@@ -3,16 +3,14 @@
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, project
+from mllm_jax.connectors.base import VisionFeatures
+from mllm_jax.connectors.layers import project
+from mllm_jax.connectors.preserving import PreservingConnector
 
 
-class Linear(Connector):
+class Linear(PreservingConnector):
     """`x = F W + b`; keeps every patch token."""
 
-    @nn.nowrap
-    def num_tokens(self, grid: Grid) -> int:
-        return grid[0] * grid[1]
-
     @nn.compact
-    def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
+    def tokens(self, features: VisionFeatures) -> Float[Array, "B N D"]:
         return project(self, self.selected(features), layers=1)
