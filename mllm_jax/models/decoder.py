@@ -1,4 +1,7 @@
-"""One decoder for the Llama family: RMSNorm, rotary positions, grouped-query attention, gated MLP."""
+"""One decoder for all LLM families; they differ by `DecoderConfig` and by a weight-name table.
+
+The plain case is Llama: RMSNorm, rotary positions, grouped-query attention, gated MLP.
+"""
 
 import dataclasses
 from typing import Any
@@ -9,7 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.models.attention import AttentionMask, attend
-from mllm_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, remat, rotary
+from mllm_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, layer_norm, remat
+from mllm_jax.models.lora import LoRA
+from mllm_jax.models.rope import frequencies, rotary
+
+NORMS = ("rms", "rms_offset", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +27,18 @@ class DecoderConfig:
       vocab: V.  width: D.  depth: L.  heads: H.  kv_heads: K.  head_width: h.  mlp_width: F.
       tied: the output head is the transposed embedding table.
       max_positions: context length that the model was trained for; longer rows are an error.
+      rope_scaling: items of a checkpoint's rope parameters with "rope_type" (rope.py); () = none.
+      rotary_fraction: share of a head's channels that rotate (Phi-2: 0.4).
+      norm: "rms" (Llama), "rms_offset" (scale stored minus one; Gemma), "layer" (LayerNorm; Phi-2).
+      qkv_bias (Qwen2), out_bias (of attention), mlp_bias, head_bias (Phi-2: all four).
+      qk_norm: RMSNorm over each head of queries and keys before they rotate (Qwen3).
+      gated: act(gate x) * (up x), else act(fc1 x).
+      parallel: attention and MLP read the same normed input and are added together (Phi-2).
+      post_norms: a further norm on what each half of a block adds (Gemma 2).
+      windows: keys that a query sees in block l: windows[l % len(windows)], 0 = all; () = all everywhere.
+      attention_scale: factor on q k; None = h^-1/2.
+      attention_softcap, logit_softcap: c in c tanh(x / c) of attention and output logits.
+      scale_embeddings: token embeddings times sqrt(D) (Gemma); visual tokens are not scaled.
     """
 
     vocab: int
@@ -34,6 +53,32 @@ class DecoderConfig:
     eps: float = 1e-5
     tied: bool = False
     max_positions: int = 4096
+    rope_scaling: tuple[tuple[str, Any], ...] = ()
+    rotary_fraction: float = 1.0
+    norm: str = "rms"
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    qk_norm: bool = False
+    gated: bool = True
+    parallel: bool = False
+    post_norms: bool = False
+    windows: tuple[int, ...] = ()
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    scale_embeddings: bool = False
+
+    def __post_init__(self):
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r}; valid: {', '.join(NORMS)}")
+
+    @property
+    def block_windows(self) -> tuple[int, ...]:
+        """The window of every block, 0 = none."""
+        windows = self.windows or (0,)
+        return tuple(windows[layer % len(windows)] for layer in range(self.depth))
 
 
 @flax.struct.dataclass
@@ -60,57 +105,98 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Ca
     )
 
 
+def _norm(config: DecoderConfig, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.Module:
+    if config.norm == "layer":
+        return layer_norm(config.eps, dtype, param_dtype, name)
+    return RMSNorm(config.eps, dtype, param_dtype, config.norm == "rms_offset", name=name)
+
+
 class Block(nn.Module):
-    """Pre-norm attention and gated MLP, each with a residual."""
+    """Pre-norm attention and MLP, each with a residual."""
 
     config: DecoderConfig
     dtype: Any
     param_dtype: Any
     attention: str
+    lora: LoRA | None
 
     @nn.compact
-    def __call__(self, x, cached, positions, mask, column):
+    def __call__(self, x, cached, positions, mask, column, window):
+        cfg = self.config
+        y = self._norm("norm1", x)
+        attended, cached = self._attend(y, cached, positions, self._windowed(mask, window), column)
+        if cfg.parallel:
+            x = x + attended + self._mlp(y)
+        else:
+            x = x + (self._norm("post_norm1", attended) if cfg.post_norms else attended)
+            y = self._mlp(self._norm("norm2", x))
+            x = x + (self._norm("post_norm2", y) if cfg.post_norms else y)
+        self.sow("intermediates", "hidden", x)  # dropped unless a caller makes the collection mutable
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), cached
+
+    def _norm(self, name, x):
+        return _norm(self.config, self.dtype, self.param_dtype, name)(x)
+
+    def _dense(self, name, features, x, use_bias):
+        return Dense(
+            features,
+            use_bias=use_bias,
+            kernel_init=nn.initializers.normal(0.02),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            lora=self.lora,
+            name=name,
+        )(x)
+
+    def _windowed(self, mask, window):
+        if window is None:  # the same for all blocks, so it stays static
+            window = self.config.block_windows[0] or None
+        return mask if window is None else mask.replace(window=window)
+
+    def _attend(self, x, cached, positions, mask, column):
         cfg = self.config
         batch, length, _ = x.shape
 
-        def dense(features, name):
-            return Dense(
-                features,
-                use_bias=False,
-                kernel_init=nn.initializers.normal(0.02),
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
+        def heads(name, count):
+            return self._dense(name, count * cfg.head_width, x, cfg.qkv_bias).reshape(
+                batch, length, count, cfg.head_width
             )
 
-        def norm(name):
-            return RMSNorm(cfg.eps, self.dtype, self.param_dtype, name=name)
-
-        y = norm("norm1")(x)
-        q = dense(cfg.heads * cfg.head_width, "q")(y).reshape(batch, length, cfg.heads, cfg.head_width)
-        k = dense(cfg.kv_heads * cfg.head_width, "k")(y).reshape(batch, length, cfg.kv_heads, cfg.head_width)
-        v = dense(cfg.kv_heads * cfg.head_width, "v")(y).reshape(batch, length, cfg.kv_heads, cfg.head_width)
-        q, k = rotary(q, positions, cfg.rope_theta), rotary(k, positions, cfg.rope_theta)
+        q, k, v = heads("q", cfg.heads), heads("k", cfg.kv_heads), heads("v", cfg.kv_heads)
+        if cfg.qk_norm:
+            q, k = self._norm("q_norm", q), self._norm("k_norm", k)
+        angles = frequencies(
+            cfg.rope_theta, int(cfg.head_width * cfg.rotary_fraction), dict(cfg.rope_scaling)
+        )
+        q, k = rotary(q, positions, *angles), rotary(k, positions, *angles)
         if cached is not None:
-            k = jnp.asarray(cached[0]).at[:, column + jnp.arange(length)].set(k.astype(cached[0].dtype))
-            v = jnp.asarray(cached[1]).at[:, column + jnp.arange(length)].set(v.astype(cached[1].dtype))
+            columns = column + jnp.arange(length)
+            k = jnp.asarray(cached[0]).at[:, columns].set(k.astype(cached[0].dtype))
+            v = jnp.asarray(cached[1]).at[:, columns].set(v.astype(cached[1].dtype))
             cached = (k, v)
-        y = attend(q, k, v, mask, self.attention).reshape(batch, length, -1)
-        x = x + dense(cfg.width, "o")(y)
-        y = norm("norm2")(x)
-        y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "gate")(y)) * dense(cfg.mlp_width, "up")(y)
-        x = x + dense(cfg.width, "down")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), cached
+        y = attend(q, k, v, mask, self.attention, cfg.attention_scale, cfg.attention_softcap)
+        return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), cached
+
+    def _mlp(self, x):
+        cfg = self.config
+        activation = ACTIVATIONS[cfg.activation]
+        if not cfg.gated:
+            y = activation(self._dense("fc1", cfg.mlp_width, x, cfg.mlp_bias))
+            return self._dense("fc2", cfg.width, y, cfg.mlp_bias)
+        y = activation(self._dense("gate", cfg.mlp_width, x, cfg.mlp_bias))
+        y = y * self._dense("up", cfg.mlp_width, x, cfg.mlp_bias)
+        return self._dense("down", cfg.width, y, cfg.mlp_bias)
 
 
 class Decoder(nn.Module):
-    """Embeddings in, final-normed hidden states out; the head is a separate method so that a loss can chunk it."""
+    """Embeddings in, final-normed hidden states out; the head is apart so that a loss can chunk it."""
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    lora: LoRA | None = None
 
     def setup(self):
         cfg = self.config
@@ -119,25 +205,36 @@ class Decoder(nn.Module):
         )
         self.blocks = nn.scan(
             remat(Block, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=cfg.depth,
-        )(cfg, self.dtype, self.param_dtype, self.attention)
-        self.final_norm = RMSNorm(cfg.eps, self.dtype, self.param_dtype)
+        )(cfg, self.dtype, self.param_dtype, self.attention, self.lora)
+        self.final_norm = _norm(cfg, self.dtype, self.param_dtype)
         if not cfg.tied:
             self.head = self.param(
                 "head", nn.initializers.normal(0.02), (cfg.width, cfg.vocab), self.param_dtype
             )
+        if cfg.head_bias:
+            self.head_bias = self.param("head_bias", nn.initializers.zeros, (cfg.vocab,), self.param_dtype)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        embeddings = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        if self.config.scale_embeddings:
+            embeddings = embeddings * jnp.asarray(self.config.width**0.5, self.dtype)
+        return embeddings
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits in float32."""
-        head = self.embedding.T if self.config.tied else self.head
-        return jnp.matmul(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+        cfg = self.config
+        head = self.embedding.T if cfg.tied else self.head
+        logits = jnp.matmul(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
+        if cfg.head_bias:
+            logits = logits + self.head_bias.astype(jnp.float32)
+        if cfg.logit_softcap is not None:
+            logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+        return logits
 
     def __call__(
         self,
@@ -158,15 +255,18 @@ class Decoder(nn.Module):
           Hidden states after the final norm, and the updated cache (None without one).
         """
         length = embeddings.shape[1]
+        windows = None
+        if len(set(self.config.block_windows)) > 1:  # blocks read theirs from a scanned array
+            windows = jnp.asarray([w or jnp.iinfo(jnp.int32).max for w in self.config.block_windows])
         if cache is None:
             columns = jnp.arange(length)
             mask = AttentionMask(segment_ids, segment_ids, columns, columns)
-            hidden, _ = self.blocks(embeddings.astype(self.dtype), None, positions, mask, None)
+            hidden, _ = self.blocks(embeddings.astype(self.dtype), None, positions, mask, None, windows)
             return self.final_norm(hidden), None
         columns = cache.column + jnp.arange(length)
         segments = cache.segments.at[:, columns].set(segment_ids)
         mask = AttentionMask(segment_ids, segments, columns, jnp.arange(segments.shape[1]))
         hidden, (k, v) = self.blocks(
-            embeddings.astype(self.dtype), (cache.k, cache.v), positions, mask, cache.column
+            embeddings.astype(self.dtype), (cache.k, cache.v), positions, mask, cache.column, windows
         )
         return self.final_norm(hidden), Cache(k, v, segments, cache.column + length)

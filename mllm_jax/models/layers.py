@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from mllm_jax.models.lora import LoRA
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -40,6 +42,11 @@ class Dense(nn.Module):
     Merging the leading axes lets the weight gradient be one plain matrix product: with [B, T, in] operands
     XLA's CPU backend transposes the activations element by element, which made a training step three times
     slower (jax 0.10 and 0.12).
+
+    Parameters that are there are used: `lora_a`, `lora_b` (lora.py) and `kernel_scale` (quantize.py).
+
+    Attributes:
+      lora: scale and dropout of the adapters, if the parameters hold any.
     """
 
     features: int
@@ -47,37 +54,51 @@ class Dense(nn.Module):
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b D"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = flat @ kernel.astype(self.dtype)
+        if self.has_variable("params", "kernel_scale"):
+            y = y * self.get_variable("params", "kernel_scale").astype(self.dtype)
+        if self.has_variable("params", "lora_a"):
+            y = y + self._adapter(flat)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)
 
+    def _adapter(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
+        if self.lora is None:
+            raise ValueError(f"{'/'.join(self.path)} holds LoRA adapters, but the model's config has no lora")
+        if self.lora.dropout and self.has_rng("dropout"):
+            keep = 1 - self.lora.dropout
+            kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+            x = jnp.where(kept, x / keep, 0)
+        a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
+        return (x @ a) @ b * self.lora.scale
+
 
 class RMSNorm(nn.Module):
-    """`x / rms(x) * scale`, statistics in float32, the scale applied after the cast back (as Llama does)."""
+    """`x / rms(x) * scale`, statistics in float32, the scale applied after the cast back (as Llama does).
+
+    Attributes:
+      offset: the scale is stored minus one and applied before the cast back (as Gemma does).
+    """
 
     eps: float
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    offset: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        init = nn.initializers.zeros if self.offset else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        if self.offset:
+            return (x32 * (1 + scale.astype(jnp.float32))).astype(self.dtype)
         return x32.astype(self.dtype) * scale.astype(self.dtype)
-
-
-def rotary(x: Float[Array, "B T H h"], positions: Int[Array, "B T"], theta: float) -> Float[Array, "B T H h"]:
-    """Rotary position embedding in the half-split layout of Hugging Face checkpoints; angles in float32."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

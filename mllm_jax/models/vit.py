@@ -1,21 +1,22 @@
-"""One vision transformer for CLIP and SigLIP towers (reference: connectors.md 1.1 and 1.2).
+"""One vision transformer for CLIP, SigLIP, SigLIP 2 and DINOv2 towers (connectors.md 1.1 and 1.2).
 
-Hidden states are numbered as in the papers' code: hs[0] are the embeddings (after CLIP's pre-LayerNorm), hs[k]
-the output of block k without a final norm. Blocks past the deepest hidden state asked for are not built.
+Hidden states are numbered as in the papers' code: hs[0] are the embeddings (after CLIP's pre-LayerNorm),
+hs[k] the output of block k without a final norm. Blocks past the deepest state asked for are not built.
 """
 
 import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures
+from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures, normalize
 from mllm_jax.models.attention import attend
 from mllm_jax.models.layers import ACTIVATIONS, Dense, layer_norm, remat
+from mllm_jax.models.lora import LoRA
+from mllm_jax.models.positions import METHODS, resize_position_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +28,12 @@ class VisionConfig:
       image_size: pixels per side that the position table was trained for.
       class_token: one learned token before the patches (CLIP).
       pre_norm: LayerNorm on the embeddings before block 1 (CLIP).
-      patch_bias: bias of the patch convolution (SigLIP).
-      interpolation: how the position table is resized for other resolutions ("bicubic" or "bilinear").
+      patch_bias: bias of the patch convolution (SigLIP, DINOv2).
+      interpolation: how the position table is resized for other resolutions (positions.METHODS).
       mean, std: normalisation of RGB in 0..1, done on the device from uint8.
+      registers: learned tokens between class token and patches, without position (DINOv2).
+      layer_scale: a learned factor per channel on what each half of a block adds (DINOv2).
+      gated: SwiGLU, silu(first half of fc1 x) * second half, mlp_width each (DINOv2-giant).
     """
 
     width: int
@@ -46,9 +50,21 @@ class VisionConfig:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    registers: int = 0
+    layer_scale: bool = False
+    gated: bool = False
+
+    def __post_init__(self):
+        if self.interpolation not in METHODS:
+            raise ValueError(f"vision.interpolation={self.interpolation!r}; valid: {', '.join(METHODS)}")
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches."""
+        return int(self.class_token) + self.registers
 
     def grid(self, image_size: int) -> Grid:
-        """Patch grid of a square picture; pixels that do not fill a patch are dropped (SigLIP 384/14 -> 27)."""
+        """Patch grid of a square picture; pixels that fill no patch are dropped (SigLIP 384/14 -> 27)."""
         side = image_size // self.patch
         return (side, side)
 
@@ -64,47 +80,6 @@ class VisionConfig:
         return index
 
 
-def interpolation_matrix(length: int, out: int, method: str) -> np.ndarray:
-    """float32[out, length]: 1-D resize with half-pixel centres and no antialiasing, as torch's `interpolate`.
-
-    Bicubic uses the cubic convolution kernel with a = -0.75 and border samples repeated.
-    """
-    matrix = np.zeros((out, length), np.float64)
-    scale = length / out
-    for row in range(out):
-        centre = (row + 0.5) * scale - 0.5
-        if method == "bilinear":
-            centre = max(centre, 0.0)
-        base = int(np.floor(centre))
-        t = centre - base
-        if method == "bilinear":
-            taps = {0: 1 - t, 1: t}
-        else:
-            a = -0.75
-
-            def near(d, a=a):
-                return (a + 2) * d**3 - (a + 3) * d**2 + 1
-
-            def far(d, a=a):
-                return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-
-            taps = {-1: far(1 + t), 0: near(t), 1: near(1 - t), 2: far(2 - t)}
-        for offset, weight in taps.items():
-            matrix[row, min(max(base + offset, 0), length - 1)] += weight
-    return matrix.astype(np.float32)
-
-
-def resize_position_table(table: Float[Array, "N C"], old: Grid, new: Grid, method: str) -> Float[Array, "M C"]:
-    """Resizes the patch part of a position table from grid `old` to grid `new` (float32)."""
-    if old == new:
-        return table
-    rows = interpolation_matrix(old[0], new[0], method)
-    columns = interpolation_matrix(old[1], new[1], method)
-    grid = table.astype(jnp.float32).reshape(*old, -1)
-    out = jnp.einsum("hwc,yh,xw->yxc", grid, rows, columns, precision="highest")
-    return out.reshape(new[0] * new[1], -1)
-
-
 class Block(nn.Module):
     """x + Attn(LN(x)), then x + MLP(LN(x)); keeps requested hidden states in `slots` as it goes."""
 
@@ -112,6 +87,8 @@ class Block(nn.Module):
     dtype: Any
     param_dtype: Any
     attention: str
+    lora: LoRA | None
+    normalized: tuple[bool, ...]  # per slot: the mean is over normalised states
 
     @nn.compact
     def __call__(self, carry, weights):
@@ -120,23 +97,34 @@ class Block(nn.Module):
         batch, length, _ = x.shape
 
         def dense(features, name):
-            return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
+            return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, lora=self.lora, name=name)
+
+        def scaled(y, name):
+            if not cfg.layer_scale:
+                return y
+            return y * self.param(name, nn.initializers.ones, (cfg.width,), self.param_dtype).astype(y.dtype)
 
         y = layer_norm(cfg.eps, self.dtype, self.param_dtype, "norm1")(x)
         q, k, v = (dense(cfg.width, n)(y).reshape(batch, length, cfg.heads, -1) for n in ("q", "k", "v"))
         y = attend(q, k, v, implementation=self.attention).reshape(batch, length, cfg.width)
-        x = x + dense(cfg.width, "out")(y)
+        x = x + scaled(dense(cfg.width, "out")(y), "scale1")
         y = layer_norm(cfg.eps, self.dtype, self.param_dtype, "norm2")(x)
-        y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "fc1")(y))
-        x = x + dense(cfg.width, "fc2")(y)
+        if cfg.gated:
+            gate, up = jnp.split(dense(2 * cfg.mlp_width, "fc1")(y), 2, axis=-1)
+            y = ACTIVATIONS["silu"](gate) * up
+        else:
+            y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "fc1")(y))
+        x = x + scaled(dense(cfg.width, "fc2")(y), "scale2")
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        return (x, accumulate(slots, x, weights)), None
+        return (x, accumulate(slots, x, weights, self.normalized)), None
 
 
-def accumulate(slots: tuple, x: Array, weights: Array) -> tuple:
-    """slots[j] + weights[j] * x; a zero weight adds nothing, whatever x holds."""
+def accumulate(slots: tuple, x: Array, weights: Array, normalized: tuple[bool, ...]) -> tuple:
+    """slots[j] + weights[j] * (x, normalised or not); a zero weight adds nothing, whatever x holds."""
+    states = (normalize(x) if each else x for each in normalized)
     return tuple(
-        slot + jnp.where(weights[j] != 0, weights[j] * x.astype(slot.dtype), 0) for j, slot in enumerate(slots)
+        slot + jnp.where(weights[j] != 0, weights[j] * state.astype(slot.dtype), 0)
+        for j, (slot, state) in enumerate(zip(slots, states, strict=True))
     )
 
 
@@ -155,6 +143,7 @@ class VisionTransformer(nn.Module):
     param_dtype: Any = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(self, images: Array, keep_prefix: bool = False) -> VisionFeatures:
@@ -162,7 +151,7 @@ class VisionTransformer(nn.Module):
 
         Args:
           images: uint8[B, S, S, 3] (normalised here) or float[B, S, S, 3] already normalised; any S.
-          keep_prefix: keep the class token at index 0 of every feature (parity tests); N grows by one.
+          keep_prefix: keep class token and registers in front of every feature (parity tests).
 
         Returns:
           The requested hidden states [B, N, C] and group means, patches in row-major order.
@@ -170,9 +159,13 @@ class VisionTransformer(nn.Module):
         cfg = self.config
         grid = (images.shape[1] // cfg.patch, images.shape[2] // cfg.patch)
         x = self._embed(images, grid)
-        slots_of = [{k: 1.0} for k in self.request.hidden]
-        slots_of += [{k: 1.0 / len(group) for k in group} for group in self.request.means]
-        depth = self.request.deepest
+        request = self.request
+        slots_of = [{k: 1.0} for k in request.hidden]
+        slots_of += [
+            dict.fromkeys(group, 1 / len(group)) for group in (*request.means, *request.normalized_means)
+        ]
+        normalized = tuple(j >= len(slots_of) - len(request.normalized_means) for j in range(len(slots_of)))
+        depth = request.deepest
         weights = np.zeros((depth + 1, len(slots_of)), np.float32)
         for j, slot in enumerate(slots_of):
             for k, weight in slot.items():
@@ -180,20 +173,21 @@ class VisionTransformer(nn.Module):
         zeros = tuple(
             jnp.zeros(x.shape, self.dtype if len(slot) == 1 else jnp.float32) for slot in slots_of
         )  # means are summed in float32
-        slots = accumulate(zeros, x, weights[0])
+        slots = accumulate(zeros, x, weights[0], normalized)
         if depth:
             blocks = nn.scan(
                 remat(Block, self.remat),
                 variable_axes={"params": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True},
                 length=depth,
-            )(cfg, self.dtype, self.param_dtype, self.attention, name="blocks")
+            )(cfg, self.dtype, self.param_dtype, self.attention, self.lora, normalized, name="blocks")
             (_, slots), _ = blocks((x, slots), jnp.asarray(weights[1:]))
         if not keep_prefix:
-            slots = tuple(slot[:, int(cfg.class_token) :] for slot in slots)
+            slots = tuple(slot[:, cfg.prefix :] for slot in slots)
         slots = tuple(slot.astype(self.dtype) for slot in slots)
-        count = len(self.request.hidden)
-        return VisionFeatures(dict(zip(self.request.hidden, slots[:count], strict=True)), slots[count:], grid)
+        first, second = len(request.hidden), len(request.hidden) + len(request.means)
+        hidden = dict(zip(request.hidden, slots[:first], strict=True))
+        return VisionFeatures(hidden, slots[first:second], grid, slots[second:])
 
     def _embed(self, images: Array, grid: Grid) -> Float[Array, "B N C"]:
         cfg = self.config
@@ -212,7 +206,7 @@ class VisionTransformer(nn.Module):
             param_dtype=self.param_dtype,
             name="patch_embed",
         )(patches)
-        prefix = int(cfg.class_token)
+        prefix = int(cfg.class_token)  # has a position; registers do not
         native = cfg.grid(cfg.image_size)
         table = self.param(
             "pos_embed",
@@ -226,8 +220,11 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (batch, 1, cfg.width)), x], axis=1)
             positions = jnp.concatenate([table[:prefix], positions.astype(table.dtype)])
         x = x + positions.astype(self.dtype)
+        if cfg.registers:
+            shape = (cfg.registers, cfg.width)
+            tokens = self.param("registers", nn.initializers.normal(0.02), shape, self.param_dtype)
+            tokens = jnp.broadcast_to(tokens.astype(x.dtype), (batch, *shape))
+            x = jnp.concatenate([x[:, :prefix], tokens, x[:, prefix:]], axis=1)
         if cfg.pre_norm:
             x = layer_norm(cfg.eps, self.dtype, self.param_dtype, "pre_norm")(x)
         return nn.with_logical_constraint(x, ("batch", "length", "embed"))
-
-
