@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import Overlong, RowEncoder, stack_rows
+from mllm_jax.data.rows import RowEncoder, stack_rows
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import Template
 
@@ -39,12 +39,12 @@ def make_train_iterator(
     batch_size: int,
     seed: int,
     epochs: int | None = 1,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float | int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
     num_workers: int = 0,
-    overlong: Overlong = "error",
+    overlong: str = "error",
     compat: str | None = None,
     max_image_pixels: int | None = None,
 ) -> "TrainIterator":
@@ -217,7 +217,7 @@ class TrainIterator:
 
 
 def _global_order(
-    sources: Sequence[Source], weights: Sequence[float] | None, seed: int, epochs: int | None
+    sources: Sequence[Source], weights: Sequence[float | int] | None, seed: int, epochs: int | None
 ) -> grain.MapDataset:
     """All samples of the run, in order."""
     parts = [grain.MapDataset.source(source) for source in sources]
@@ -233,7 +233,7 @@ def _derive(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _check_weights(weights: Sequence[float], sources: Sequence[Source]) -> None:
+def _check_weights(weights: Sequence[float | int], sources: Sequence[Source]) -> None:
     if len(weights) != len(sources):
         raise ValueError(f"{len(weights)} weights for {len(sources)} data sources")
     for index, weight in enumerate(weights):

@@ -1,7 +1,7 @@
 """From one sample to one row of a batch: the conversation as tokens, its images as pixels in slots."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -13,7 +13,6 @@ from mllm_jax.data.samples import Sample
 from mllm_jax.data.templates import Template, get_template
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 
-Overlong = Literal["error", "skip"]
 ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
 
 
@@ -38,7 +37,7 @@ class RowEncoder:
         num_tokens_per_image: int,
         seq_len: int,
         image_slots: int,
-        overlong: Overlong = "error",
+        overlong: str = "error",
         compat: str | None = None,
         max_image_pixels: int | None = None,
     ):

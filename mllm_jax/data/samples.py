@@ -7,7 +7,7 @@ A source is anything with `len(source)` and a thread-safe `source[i] -> Sample`:
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data import llava_json
 
@@ -33,6 +33,7 @@ class Sample:
         return self.image_paths[index] if index < len(self.image_paths) else f"image {index}"
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set that can be read at random, from several threads."""
 
