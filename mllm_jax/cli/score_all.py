@@ -1,0 +1,82 @@
+"""Score every answer file of a data folder and compare with the official scorers' results, digit for digit.
+
+    mllm-jax score-all --data DIR
+    mllm-jax score-all --data DIR --markdown        the table of docs/benchmarks.md
+
+DIR holds one folder per benchmark (mme, pope, ...) with answers, annotations and an `expected.json`. The exit
+code is 0 if every figure is equal in every digit.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mllm_jax.evaluation.reproduce import Comparison, score_folder
+
+_HEADER = ("benchmark", "answers", "figure", "expected", "obtained", "difference", "figures equal")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mllm-jax score-all`."""
+    parser.add_argument("--data", required=True, metavar="DIR", help="the folder of benchmark folders")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    style.add_argument("--json", action="store_true", help="print every compared figure as JSON")
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else repr(value)
+
+
+def _rows(done: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    return [
+        (
+            one.benchmark,
+            one.answers,
+            one.headline,
+            repr(one.expected),
+            repr(one.obtained),
+            _number(one.difference),
+            f"{len(one.figures) - len(one.differing)}/{len(one.figures)}",
+        )
+        for one in done
+    ]
+
+
+def _plain(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(row) for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; returns 1 if any figure differs, 2 if the folder cannot be scored."""
+    started = time.perf_counter()
+    try:
+        done = score_folder(Path(args.data))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mllm-jax score-all: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps([vars(one) for one in done], indent=1))
+    else:
+        rows = [_HEADER, *_rows(done)]
+        print(_markdown(rows) if args.markdown else _plain(rows))
+    figures = sum(len(one.figures) for one in done)
+    wrong = [f"{one.answers}: {name} {one.figures[name]}" for one in done for name in one.differing]
+    seconds = time.perf_counter() - started
+    print(
+        f"\n{figures - len(wrong)} of {figures} figures equal in every digit, {seconds:.0f} s",
+        file=sys.stderr,
+    )
+    for line in wrong:
+        print(f"differs (expected, obtained): {line}", file=sys.stderr)
+    return 1 if wrong else 0
