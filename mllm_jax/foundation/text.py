@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.data.conversations import Turn, render
-from mllm_jax.data.mini_world import text_sample
+from mllm_jax.data.mini_world import long_caption, sample_scene, text_sample
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 
 
@@ -16,9 +16,20 @@ def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
     return [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
 
 
+def conversation(seed: int, index: int) -> list[tuple[str, str]]:
+    """A conversation about a described scene; one in five asks to repeat a description.
+
+    Repeating makes a small transformer learn early to look words up in its context, on which all answers build.
+    """
+    if index % 5:
+        return text_sample(seed, index)
+    caption = long_caption(sample_scene(seed, index, "foundation"))
+    return [(f"{caption}\nrepeat the description.", caption)]
+
+
 def encode_text(tokenizer: Any, seed: int, index: int, context_weight: float) -> EncodedSample:
     """A conversation whose answers weigh 1 and whose other text weighs `context_weight` in the loss."""
-    sample = encode_sample(render("mini", turns_of(text_sample(seed, index))), tokenizer, [], sample=str(index))
+    sample = encode_sample(render("mini", turns_of(conversation(seed, index))), tokenizer, [], sample=str(index))
     weights = np.maximum(sample.loss_weights, context_weight).astype(np.float32)
     weights[:1] = 0
     return dataclasses.replace(sample, loss_weights=weights)

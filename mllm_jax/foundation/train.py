@@ -172,9 +172,14 @@ def llm_loss(config: DecoderConfig, params, batch) -> tuple[jax.Array, dict[str,
     }
 
 
+def llm_geometry(config: ConfigDict, vocab: int) -> DecoderConfig:
+    """The LLM: a small Llama with a tied head."""
+    return DecoderConfig(vocab=vocab, tied=True, **config.geometry)
+
+
 def train_llm(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: pathlib.Path):
     """Returns (DecoderConfig, decoder parameters)."""
-    geometry = DecoderConfig(vocab=len(tokenizer), tied=True, **config.geometry)
+    geometry = llm_geometry(config, len(tokenizer))
     zeros = jnp.zeros((1, 8), jnp.int32)
 
     def run(module, tokens):

@@ -1,0 +1,184 @@
+"""From a configuration to a model, its data and its starting parameters."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mllm_jax import interop
+from mllm_jax.config import ConfigError
+from mllm_jax.data import tfds_llava
+from mllm_jax.data.mini_world import dataset as mini_dataset
+from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.evaluation.bundle import Model
+from mllm_jax.models import mllm
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training import checkpoint
+
+
+def model_config(config: ConfigDict) -> ModelConfig:
+    """The model's computation from a checked configuration and the two checkpoints' `config.json`.
+
+    Raises:
+      ConfigError: a combination that cannot work (resolution, layer, connector options, context length).
+    """
+    chosen = config.model.connector.name
+    options = config.model.connector.get(chosen, ConfigDict()).to_dict()
+    model = ModelConfig(
+        vision=interop.vision_config(config.model.vision.path),
+        llm=interop.llm_config(config.model.llm.path),
+        image_size=config.model.vision.image_size,
+        select_layer=config.model.vision.select_layer,
+        connector=chosen,
+        connector_options=tuple(sorted(options.items())),
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        remat=config.model.llm.remat,
+        vision_remat=config.model.vision.remat,
+        attention=config.model.attention,
+    )
+    if model.image_size < model.vision.patch:
+        raise ConfigError(
+            f"config key 'model.vision.image_size' is {model.image_size}, less than one patch of {model.vision.patch}"
+        )
+    try:
+        visual = model.tokens_per_image
+    except ValueError as error:
+        raise ConfigError(f"config key 'model.connector': {error}") from error
+    if config.data.seq_len > model.llm.max_positions:
+        raise ConfigError(
+            f"config key 'data.seq_len' is {config.data.seq_len}, more than the LLM's {model.llm.max_positions} positions"
+        )
+    if visual >= config.data.seq_len:
+        raise ConfigError(
+            f"config key 'data.seq_len' is {config.data.seq_len}, but one image already takes {visual} tokens; raise "
+            "it or choose a compressing connector"
+        )
+    return model
+
+
+def image_processor(config: ConfigDict) -> ImageProcessor:
+    """The tower's preprocessing at the configured resolution."""
+    fields = interop.load_processor_config(config.model.vision.path)
+    native = ImageProcessor.from_hf_config(fields, aspect=config.data.aspect)
+    size = config.model.vision.image_size
+    shortest = round(native.shortest_side * size / native.size) if native.shortest_side else 0
+    return dataclasses.replace(native, size=size, shortest_side=shortest)
+
+
+def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
+    """Checkpointed tower (as deep as the connector needs) and LLM, and a fresh connector; host arrays.
+
+    Raises:
+      ValueError: a tensor or parameter that does not fit; it is named.
+    """
+    connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
+    return {
+        "vision": interop.load_vision(config.model.vision.path, depth=model.make_connector().request().deepest),
+        "connector": jax.device_get(connector),
+        "llm": interop.load_llm(config.model.llm.path),
+    }
+
+
+def place(params: Any, mesh: Mesh, dtype: str) -> Any:
+    """Parameters on the mesh, one array at a time, floating point as `dtype`."""
+    shardings = param_shardings(params, mesh)
+    return jax.tree.map(lambda x, s: jax.device_put(jnp.asarray(x, dtype), s), params, shardings)
+
+
+def abstract(params: Any, mesh: Mesh, dtype: str) -> Any:
+    """Shapes, dtype and shardings for restoring a tree like `params`."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), params, param_shardings(params, mesh)
+    )
+
+
+def stage_iterator(
+    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any, workdir: pathlib.Path
+) -> TrainIterator:
+    """The batches of a stage; data sets are prepared under `data.dir` (or the work directory) first.
+
+    Raises:
+      DataError, SampleError: naming file and sample.
+    """
+    data_dir = pathlib.Path(config.data.dir) if config.data.dir else workdir / "data"
+    sources, weights = [], []
+    for name, source in sorted(stage.sources.items()):
+        json_path, images = pathlib.Path(source.json), source.images or None
+        if source.kind == "mini_world":
+            root = data_dir / f"mini_world_{source.split}"
+            json_path = mini_dataset.write_split(root, source.split, source.count, source.form, config.seed)
+            images = root / "images"
+        dataset = "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
+        sources.append(
+            tfds_llava.prepare(json_path, images, data_dir, name=dataset, compat=config.data.compat or None)
+        )
+        weights.append(source.weight)
+    return make_train_iterator(
+        sources,
+        processor=image_processor(config),
+        tokenizer=tokenizer,
+        template=stage.template,
+        num_tokens_per_image=model.tokens_per_image,
+        seq_len=config.data.seq_len,
+        image_slots=config.data.image_slots,
+        batch_size=stage.batch_size,
+        seed=config.seed,
+        epochs=None if stage.steps else stage.epochs,
+        # Equal weights read every sample once an epoch; others draw in proportion.
+        weights=None if len(set(weights)) == 1 else weights,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads,
+        overlong=config.data.overlong,
+        compat=config.data.compat or None,
+        max_image_pixels=config.data.max_image_pixels,
+    )
+
+
+def check_label_count(batch: dict[str, Any], limit: int) -> None:
+    """Refuses a row with more supervised tokens than the loss makes logits for.
+
+    Raises:
+      ConfigError: naming the sample.
+    """
+    counts = (batch["loss_weights"] != 0).sum(axis=1)
+    row = int(counts.argmax())
+    if counts[row] > limit:
+        raise ConfigError(
+            f"sample {batch['ids'][row]!r} has {counts[row]} supervised tokens, more than config.data.label_tokens="
+            f"{limit}; raise it"
+        )
+
+
+def load_stage(directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Any:
+    """A finished stage's parameters on the mesh.
+
+    Raises:
+      FileNotFoundError, CheckpointError: nothing there, or it belongs to another model.
+    """
+    like = abstract(mllm.abstract_params(model), mesh, config.model.param_dtype)
+    return checkpoint.load_params(directory, like)
+
+
+def bundle(config: ConfigDict, model: ModelConfig, params: Any, tokenizer: Any) -> Model:
+    """A model that evaluation can ask."""
+    return Model(model, params, tokenizer, image_processor(config), config.eval.template)
+
+
+def eval_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """`config.eval` with the mini benchmark written under the data folder where a path is not given."""
+    values = config.eval.copy_and_resolve_references()
+    for benchmark in values.benchmarks.values():
+        if benchmark.kind == "mini" and not benchmark.path:
+            root = (pathlib.Path(config.data.dir) if config.data.dir else workdir / "data") / "mini_benchmark"
+            benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, config.seed))
+            benchmark.images = str(root / "images")
+    return values

@@ -1,0 +1,143 @@
+"""Orbax checkpoints of a stage (state and data position together) and of whole parameter trees."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
+from mllm_jax.training.step import TrainState
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not fit; the message names the first differing parameter and the way out."""
+
+
+def first_difference(saved: Any, wanted: Any) -> str | None:
+    """What first differs between two trees of arrays or shapes, in words; None if shapes all agree."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return {_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+    have, want = shapes(saved), shapes(wanted)
+    for name in sorted(have.keys() | want.keys()):
+        if name not in want:
+            return f"{name} {have[name]} is in the checkpoint but not in the model"
+        if name not in have:
+            return f"{name} {want[name]} is in the model but not in the checkpoint"
+        if have[name] != want[name]:
+            return f"{name} is {have[name]} in the checkpoint and {want[name]} in the model"
+    return None
+
+
+def _name(path: tuple) -> str:
+    parts = []
+    for key in path:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                parts.append(str(getattr(key, attribute)))
+                break
+    return "/".join(parts)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage: written in the background, the newest and the best kept.
+
+    A checkpoint becomes visible only when it is complete (Orbax renames it last), so a killed run or a full disk
+    leaves the earlier ones as they were.
+
+    Args:
+      directory: of this stage.
+      keep_last, keep_best: how many of the newest, and how many with the lowest `loss`, are kept.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep_last: int, keep_best: int):
+        policies = [preservation.LatestN(keep_last)]
+        if keep_best:
+            policies.append(preservation.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best))
+        self.directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation.AnyPreservationPolicy(policies),
+                best_fn=lambda metrics: metrics["loss"],
+                best_mode="min",
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, data_state: dict[str, Any], loss: float) -> None:
+        """Starts writing; waits only for an earlier write."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data_state)
+            ),
+            metrics={"loss": float(loss)},
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """State and data position of a step.
+
+        Args:
+          like: shapes, dtypes and shardings wanted.
+
+        Raises:
+          CheckpointError: the checkpoint holds other parameters.
+        """
+        saved = self._manager.item_metadata(step)["state"]
+        if saved is not None:
+            difference = first_difference(saved["params"], like.params)
+            if difference:
+                raise CheckpointError(
+                    f"checkpoint {self.directory}/{step} does not fit this model: {difference}; use the "
+                    "configuration that wrote it, or another workdir"
+                )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
+            ),
+        )
+        return TrainState(**restored["state"]), restored["data"]
+
+    def close(self) -> None:
+        """Waits for the last write."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_params(directory: pathlib.Path, params: Any) -> None:
+    """Writes a whole parameter tree (params only, deployable); visible only when complete."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute(), params)
+
+
+def load_params(directory: pathlib.Path, like: Any) -> Any:
+    """Reads a parameter tree written by `save_params`.
+
+    Args:
+      like: ShapeDtypeStructs, with shardings if wanted.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: the checkpoint holds other parameters; the first difference is named.
+    """
+    if not directory.exists():
+        raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(directory.absolute()).item_metadata.tree
+        if difference := first_difference(saved, like):
+            raise CheckpointError(
+                f"checkpoint {directory} does not fit this model: {difference}; use the configuration that wrote it"
+            )
+        return checkpointer.restore(directory.absolute(), like)

@@ -1,0 +1,135 @@
+"""What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class NonFiniteLoss(FloatingPointError):
+    """Training stopped at a loss or gradient that is not a number."""
+
+
+@dataclasses.dataclass
+class _Pending:
+    step: int
+    metrics: dict[str, Any]
+    ids: list[str]
+
+
+class RunLog:
+    """Collects device metrics without waiting for the device and writes window means.
+
+    Args:
+      workdir: gets `metrics.jsonl` and `tensorboard/`.
+      stage: name, written with every line.
+      steps: updates in the stage.
+      start: updates already done.
+      write: False on all processes but the first.
+    """
+
+    def __init__(self, workdir: pathlib.Path, stage: str, steps: int, start: int, write: bool = True):
+        self.stage = stage
+        self.window: list[_Pending] = []
+        self.since_checkpoint: list[float] = []
+        self.skipped = 0
+        self._time = time.perf_counter()
+        self._path = workdir / "metrics.jsonl"
+        self._write = write
+        self._board = SummaryWriter(str(workdir / "tensorboard" / stage)) if write else None
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not write,
+            refresh_per_second=2,
+        )
+        self._task = self._progress.add_task(stage, total=steps, completed=start, shown="")
+        self._progress.start()
+
+    def add(self, step: int, metrics: dict[str, Any], ids: list[str], skipped: list[str]) -> None:
+        """Takes one update's metrics (device arrays, not waited for) and its sample ids."""
+        self.window.append(_Pending(step, metrics, ids))
+        for message in skipped:
+            self.skipped += 1
+            self._console.print(f"[yellow]skipped[/yellow] {message}", highlight=False)
+        self._progress.advance(self._task)
+
+    def flush(self, learning_rate: float) -> dict[str, float]:
+        """Waits for the window's updates, checks and writes their means.
+
+        Raises:
+          NonFiniteLoss: naming the first step of the window whose loss or gradient is not finite, and its samples.
+        """
+        values = [{key: float(np.asarray(v)) for key, v in pending.metrics.items()} for pending in self.window]
+        now = time.perf_counter()
+        for pending, value in zip(self.window, values, strict=True):
+            if not value["finite"] or not math.isfinite(value["loss"]):
+                self.close()
+                raise NonFiniteLoss(
+                    f"stage {self.stage!r}: loss {value['loss']} with gradient norm {value['grad_norm']} at step "
+                    f"{pending.step}; its samples: {', '.join(i for i in pending.ids if i)}. Look at these samples with "
+                    "`mllm-jax validate`, lower the learning rate or set model.dtype=float32; the last checkpoint is "
+                    "intact."
+                )
+        labels = sum(value["label_tokens"] for value in values)
+        tokens = sum(value["tokens"] for value in values)
+        record = {
+            "stage": self.stage,
+            "step": self.window[-1].step,
+            # weighted by tokens: the mean over all supervised tokens of the window
+            "loss": sum(value["loss"] * value["label_tokens"] for value in values) / max(labels, 1e-8),
+            "learning_rate": learning_rate,
+            "tokens_per_second": tokens / (now - self._time),
+            "step_seconds": (now - self._time) / len(values),
+            "padding_share": 1 - tokens / sum(value["positions"] for value in values),
+            "label_tokens": labels,
+            "skipped": self.skipped,
+        }
+        record |= {
+            key: float(np.mean([value[key] for value in values])) for key in values[0] if key.startswith("grad_norm")
+        }
+        self.since_checkpoint += [value["loss"] for value in values]
+        self.window.clear()
+        self._time = now
+        if self._write:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for key, value in record.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
+        self._progress.update(
+            self._task,
+            shown=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
+            f"padding {record['padding_share']:.0%}",
+        )
+        return record
+
+    def loss_since_checkpoint(self) -> float:
+        """Mean loss of the updates since this was last called."""
+        mean = float(np.mean(self.since_checkpoint)) if self.since_checkpoint else math.inf
+        self.since_checkpoint.clear()
+        return mean
+
+    def pause_clock(self) -> None:
+        """Restarts the speed measurement (compilation and checkpoint waits are not training)."""
+        self._time = time.perf_counter()
+
+    def close(self) -> None:
+        """Ends the progress bar and the event file."""
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()

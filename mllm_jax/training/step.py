@@ -1,0 +1,144 @@
+"""One training update as a pure function, jitted with explicit shardings and a donated state."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+from jax.sharding import Mesh
+
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.models.paths import merge
+from mllm_jax.parallel.mesh import replicated, row_sharding
+from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training.loss import weighted_loss
+
+ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What changes during a stage and is checkpointed.
+
+    Attributes:
+      step: int32, finished updates.
+      params: trained parameters only, in float32 (`model.param_dtype`).
+      opt_state: optimizer state of exactly these.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Shardings of a state (arrays or shapes): moments lie like their parameters, scalars are replicated."""
+    shardings = param_shardings(state.params, mesh)
+    structure = jax.tree.structure(state.params)
+
+    def is_params_like(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    opt = jax.tree.map(
+        lambda node: shardings if is_params_like(node) else replicated(mesh), state.opt_state, is_leaf=is_params_like
+    )
+    return TrainState(replicated(mesh), shardings, opt)
+
+
+def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as global arrays, split over the data axes; host-only entries are left out."""
+    sharding = row_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key])) for key in ARRAYS}
+
+
+def loss_and_grads(
+    config: ModelConfig, params: Any, frozen: Any, batch: dict[str, Any], label_tokens: int, accumulation: int, rng: Array
+) -> tuple[Array, Any, Array]:
+    """Mean loss over the supervised tokens of the whole batch, its gradient, and the sum of weights.
+
+    The mean is over all tokens of all devices and micro-batches, so neither their number nor the way rows are dealt
+    out changes it. Sums and gradients are float32.
+    """
+    total = batch["loss_weights"].astype(jnp.float32)[:, 1:].sum()
+    scale = 1.0 / jnp.maximum(total, 1e-8)
+
+    def micro(params, rows, rng):
+        value, _ = weighted_loss(config, merge(params, frozen), rows, label_tokens, rng)
+        return value * scale
+
+    grad = jax.value_and_grad(micro)
+    if accumulation == 1:
+        loss, grads = grad(params, batch, rng)
+        return loss, grads, total
+
+    # Micro-batch a takes rows a, a + A, a + 2A, ...: every device keeps its own rows.
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(carry, part):
+        rows, rng = part
+        loss, grads = grad(params, rows, rng)
+        return jax.tree.map(jnp.add, carry, (loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads))), None
+
+    zeros = (jnp.float32(0), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
+    (loss, grads), _ = jax.lax.scan(body, zeros, (parts, jax.random.split(rng, accumulation)))
+    return loss, grads, total
+
+
+def make_train_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    frozen_shardings: Any,
+    *,
+    label_tokens: int,
+    accumulation: int,
+    seed: int,
+):
+    """Builds `step(state, frozen, batch) -> (state, metrics)`.
+
+    Metrics are float32 scalars: loss, label_tokens, tokens (not padding), positions (rows * T), grad_norm (before
+    clipping), `grad_norm/<module>` and finite. An update whose loss or gradient is not finite changes nothing
+    but the step, so that the state that is left can still be looked at; the loop stops there.
+    """
+
+    @functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        in_shardings=(shardings, frozen_shardings, row_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    def step(state: TrainState, frozen: Any, batch: dict[str, Array]):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, grads, total = loss_and_grads(config, state.params, frozen, batch, label_tokens, accumulation, rng)
+        norms = {name: optax.global_norm(part) for name, part in grads.items()}
+        norm = optax.global_norm(list(norms.values()))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        new = TrainState(state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state))
+        metrics = {
+            "loss": loss,
+            "label_tokens": total,
+            "tokens": (batch["segment_ids"] != 0).sum(),
+            "positions": batch["segment_ids"].size,
+            "grad_norm": norm,
+            "finite": finite,
+            **{f"grad_norm/{name}": value for name, value in norms.items()},
+        }
+        return new, {key: jnp.asarray(value, jnp.float32) for key, value in metrics.items()}
+
+    return step

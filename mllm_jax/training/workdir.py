@@ -1,0 +1,40 @@
+"""The work directory: which configuration it belongs to."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from mllm_jax.config import ConfigError
+
+# Keys that may change between runs of one work directory: they do not alter what is computed.
+FREE = ("data.dir", "data.threads", "mesh", "eval")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}
+    return {path: value}
+
+
+def claim(workdir: pathlib.Path, resolved: dict[str, Any]) -> None:
+    """Makes `workdir` belong to this configuration, or checks that it already does.
+
+    Raises:
+      ConfigError: it holds another configuration's run; the first differing key is named.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        have, want = _flat(json.loads(path.read_text())), _flat(resolved)
+        for key in sorted(have.keys() | want.keys()):
+            if have.get(key) != want.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+                raise ConfigError(
+                    f"{workdir} holds a run with {key} = {have.get(key)!r}, not {want.get(key)!r}; choose another "
+                    "--workdir, or go back to that run's configuration to continue it"
+                )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"{workdir} is not empty and holds no run (no config.json); choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True))
+    os.replace(temporary, path)
