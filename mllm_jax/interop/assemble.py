@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mllm_jax.interop.rules import Rule, flatten, unflatten
+from mllm_jax.interop.rules import Rule
 from mllm_jax.interop.source import Source
+from mllm_jax.models.paths import flatten, unflatten
 
 Shape = tuple[int, ...]
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -72,24 +71,3 @@ def norm(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
     """Rows of a LayerNorm, or of an RMSNorm (no bias)."""
     rules = (Rule(f"{path}/scale", f"{name}.weight"),)
     return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, leaf) of a nested dict, paths joined by "/"."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree

@@ -16,10 +16,10 @@ from mllm_jax.interop import families
 from mllm_jax.interop.assemble import Report, Shape, plan, read_tree, write_plan
 from mllm_jax.interop.families.base import Family, complete
 from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
-from mllm_jax.interop.rules import flatten
 from mllm_jax.interop.safetensors_io import write_safetensors
 from mllm_jax.interop.source import Source
 from mllm_jax.models.decoder import Decoder, DecoderConfig
+from mllm_jax.models.paths import flatten
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 Params = dict[str, Any]
@@ -45,6 +45,7 @@ LLM_SPELLINGS = (
 PART_TYPES = {
     ("clip", "vision_config"): "clip_vision_model",
     ("siglip", "vision_config"): "siglip_vision_model",
+    ("siglip2", "vision_config"): "siglip2_vision_model",
     ("llava", "vision_config"): "clip_vision_model",
     ("llava", "text_config"): "llama",
 }
@@ -103,7 +104,7 @@ def vision_shapes(config: VisionConfig, depth: int | None = None) -> dict[str, S
     tower = VisionTransformer(config, FeatureRequest(hidden=(config.depth if depth is None else depth,)))
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     params = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
-    return {path: leaf.shape for path, leaf in flatten(params)}
+    return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
 def llm_shapes(config: DecoderConfig) -> dict[str, Shape]:
@@ -117,7 +118,7 @@ def llm_shapes(config: DecoderConfig) -> dict[str, Shape]:
     params = jax.eval_shape(lambda key: Decoder(config).init(key, method=everything), jax.random.key(0))[
         "params"
     ]
-    return {path: leaf.shape for path, leaf in flatten(params)}
+    return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
 def read_vision(

@@ -1,18 +1,25 @@
 """The families: one file each, one row here."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop.families import clip, llama, siglip
-from mllm_jax.interop.families.base import Family
+from mllm_jax.interop.families import clip, dinov2, gemma2, llama, mistral, phi, qwen, siglip, siglip2
+from mllm_jax.interop.families.base import Family, complete
 
-__all__ = ["LLMS", "VISION", "Family", "for_config", "for_type"]
+__all__ = ["LLMS", "VISION", "Family", "complete", "for_config", "for_type"]
 
-VISION: dict[str, Family] = {f.model_type: f for f in (clip.FAMILY, siglip.FAMILY)}
-LLMS: dict[str, Family] = {f.model_type: f for f in (llama.FAMILY,)}
+VISION: dict[str, Family] = {
+    family.model_type: family
+    for family in (clip.FAMILY, siglip.FAMILY, siglip2.FAMILY, dinov2.FAMILY, dinov2.WITH_REGISTERS)
+}
+LLMS: dict[str, Family] = {
+    family.model_type: family
+    for family in (llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, phi.FAMILY, gemma2.FAMILY)
+}
 
 
-def for_type(table: dict[str, Family], model_type: Any, where: str) -> Family:
+def for_type(table: Mapping[str, Family], model_type: Any, where: str) -> Family:
     """The family of a config.json.
 
     Raises:
@@ -25,26 +32,24 @@ def for_type(table: dict[str, Family], model_type: Any, where: str) -> Family:
     return table[model_type]
 
 
-def for_config(table: dict[str, Family], config: Any) -> Family:
+def for_config(table: Mapping[str, Family], config: Any) -> Family:
     """The first family that can express a config exactly.
 
     Raises:
       ValueError: none can.
     """
-    from mllm_jax.interop.families.base import complete
-
     for family in table.values():
         try:
-            fields = complete(family.model_type, family.write(config))
-            if family.read(fields) == _without_preprocessing(config, family.read(fields)):
-                return family
-        except (KeyError, ValueError):
-            continue
+            found = family.read(complete(family.model_type, family.write(config)))
+        except (KeyError, TypeError, ValueError):
+            continue  # not this family's
+        if _comparable(found) == _comparable(config):
+            return family
     raise ValueError(f"no Hugging Face family ({', '.join(table)}) can express {config}")
 
 
-def _without_preprocessing(config: Any, like: Any) -> Any:
-    """mean, std and interpolation are not in config.json: taken from `like`."""
-    if not hasattr(config, "mean"):
-        return config
-    return dataclasses.replace(config, mean=like.mean, std=like.std, interpolation=like.interpolation)
+def _comparable(config: Any) -> Any:
+    """Without what config.json does not say, and with the windows spelt out."""
+    if hasattr(config, "windows"):
+        return dataclasses.replace(config, windows=config.block_windows)
+    return dataclasses.replace(config, mean=(0.0,) * 3, std=(1.0,) * 3)

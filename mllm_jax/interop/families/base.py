@@ -23,7 +23,6 @@ class Family:
       rules: weight-name table of a config, in the canonical (hub) spelling without the tower's prefix.
       ignored: (regex, why) of tensors that are known and not used.
       fillers: (name, shape, value) of tensors that transformers wants and we do not have.
-      config_class: model_type whose transformers config class fills in defaults, if not `model_type`.
     """
 
     model_type: str

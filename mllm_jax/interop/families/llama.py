@@ -1,14 +1,26 @@
 """Llama 1/2/3, Vicuna, Yi: RMSNorm, rotary, grouped-query attention, gated SiLU MLP."""
 
+from typing import Any
+
 from mllm_jax.interop.families.base import Family, Json
 from mllm_jax.interop.families.names import activation_name, our_activation
-from mllm_jax.interop.rules import Rule, linear, norm
+from mllm_jax.interop.rules import TRANSPOSE, Rule, linear, norm
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.rope import SCALINGS
+
+LAYER = "model.layers.{i}"
 
 
-def common(fields: Json) -> dict:
-    """The fields that every family of this shape has."""
+def common(fields: Json) -> dict[str, Any]:
+    """What every family's config.json says in the same words."""
     heads = fields["num_attention_heads"]
+    rope = dict(fields["rope_parameters"])
+    theta = float(rope.pop("rope_theta"))
+    kind = rope.get("rope_type", "default")
+    rope.pop("type", None)  # the older spelling of rope_type
+    rope.pop("partial_rotary_factor", None)
+    if kind not in ("default", *SCALINGS):
+        raise ValueError(f"rope_type {kind!r} is not supported; supported: default, {', '.join(SCALINGS)}")
     return {
         "vocab": fields["vocab_size"],
         "width": fields["hidden_size"],
@@ -17,59 +29,95 @@ def common(fields: Json) -> dict:
         "kv_heads": fields.get("num_key_value_heads") or heads,
         "head_width": fields.get("head_dim") or fields["hidden_size"] // heads,
         "mlp_width": fields["intermediate_size"],
-        "rope_theta": float(fields["rope_parameters"]["rope_theta"]),
-        "eps": fields.get("rms_norm_eps"),
-        "activation": our_activation(fields["hidden_act"]),
+        "rope_theta": theta,
+        "rope_scaling": () if kind == "default" else tuple(sorted(rope.items())),
         "tied": fields["tie_word_embeddings"],
         "max_positions": fields["max_position_embeddings"],
     }
 
 
-def read(fields: Json) -> DecoderConfig:
-    """The decoder of a llama config."""
-    return DecoderConfig(**common(fields))
-
-
-def write(config: DecoderConfig) -> dict:
-    """A llama config."""
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+def write_common(config: DecoderConfig, model_type: str, architecture: str) -> dict[str, Any]:
+    """The same, written; rope settings in the spellings of transformers 4 and 5."""
+    rope = dict(config.rope_scaling) or {"rope_type": "default"}
+    if config.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = config.rotary_fraction
+    fields: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": [architecture],
         "vocab_size": config.vocab,
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
         "intermediate_size": config.mlp_width,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "rope_theta": config.rope_theta,  # the spelling of transformers 4
-        "rms_norm_eps": config.eps,
-        "hidden_act": activation_name(config.activation),
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied,
         "max_position_embeddings": config.max_positions,
     }
+    if config.rope_scaling:
+        fields["rope_scaling"] = dict(config.rope_scaling)
+    return fields
+
+
+def read(fields: Json) -> DecoderConfig:
+    """The decoder of a llama config."""
+    return DecoderConfig(
+        **common(fields),
+        eps=fields["rms_norm_eps"],
+        activation=our_activation(fields["hidden_act"]),
+        qkv_bias=fields["attention_bias"],
+        out_bias=fields["attention_bias"],
+        mlp_bias=fields["mlp_bias"],
+    )
+
+
+def write(config: DecoderConfig) -> dict[str, Any]:
+    """A llama config."""
+    return {
+        **write_common(config, "llama", "LlamaForCausalLM"),
+        "head_dim": config.head_width,
+        "rms_norm_eps": config.eps,
+        "hidden_act": activation_name(config.activation),
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+def head(config: DecoderConfig) -> tuple[Rule, ...]:
+    """The output head, unless it is tied."""
+    rules = () if config.tied else (Rule("head", "lm_head.weight", TRANSPOSE),)
+    return (*rules, Rule("head_bias", "lm_head.bias")) if config.head_bias else rules
 
 
 def rules(config: DecoderConfig) -> tuple[Rule, ...]:
-    """The weight-name table."""
-    layer = "model.layers.{i}"
-    head = () if config.tied else linear("head", "lm_head", bias=False)
+    """The weight-name table of Llama, Mistral, Qwen2 and Qwen3."""
+    qk_norms = (
+        *norm("blocks/q_norm", f"{LAYER}.self_attn.q_norm", bias=False),
+        *norm("blocks/k_norm", f"{LAYER}.self_attn.k_norm", bias=False),
+    )
     return (
         Rule("embedding", "model.embed_tokens.weight"),
-        *norm("blocks/norm1", f"{layer}.input_layernorm", bias=False),
-        *linear("blocks/q", f"{layer}.self_attn.q_proj", bias=False),
-        *linear("blocks/k", f"{layer}.self_attn.k_proj", bias=False),
-        *linear("blocks/v", f"{layer}.self_attn.v_proj", bias=False),
-        *linear("blocks/o", f"{layer}.self_attn.o_proj", bias=False),
-        *norm("blocks/norm2", f"{layer}.post_attention_layernorm", bias=False),
-        *linear("blocks/gate", f"{layer}.mlp.gate_proj", bias=False),
-        *linear("blocks/up", f"{layer}.mlp.up_proj", bias=False),
-        *linear("blocks/down", f"{layer}.mlp.down_proj", bias=False),
+        *norm("blocks/norm1", f"{LAYER}.input_layernorm", bias=False),
+        *linear("blocks/q", f"{LAYER}.self_attn.q_proj", config.qkv_bias),
+        *linear("blocks/k", f"{LAYER}.self_attn.k_proj", config.qkv_bias),
+        *linear("blocks/v", f"{LAYER}.self_attn.v_proj", config.qkv_bias),
+        *(qk_norms if config.qk_norm else ()),
+        *linear("blocks/o", f"{LAYER}.self_attn.o_proj", config.out_bias),
+        *norm("blocks/norm2", f"{LAYER}.post_attention_layernorm", bias=False),
+        *linear("blocks/gate", f"{LAYER}.mlp.gate_proj", config.mlp_bias),
+        *linear("blocks/up", f"{LAYER}.mlp.up_proj", config.mlp_bias),
+        *linear("blocks/down", f"{LAYER}.mlp.down_proj", config.mlp_bias),
         *norm("final_norm", "model.norm", bias=False),
-        *(Rule("head", rule.name, rule.transform) for rule in head),
+        *head(config),
     )
 
+
+IGNORED = (
+    (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from rope_theta"),
+    (r"model\.rotary_emb\.inv_freq", "computed from rope_theta"),
+    (r"model\.layers\.\d+\.self_attn\.(bias|masked_bias)", "a constant mask"),
+)
 
 FAMILY = Family(
     model_type="llama",
@@ -77,5 +125,5 @@ FAMILY = Family(
     read=read,
     write=write,
     rules=rules,
-    ignored=((r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "computed from rope_theta"),),
+    ignored=IGNORED,
 )
