@@ -7,7 +7,6 @@ Only bitmap formats are opened. Pillow knows more, among them formats whose deco
 import io
 import struct
 import warnings
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -44,7 +43,7 @@ def decode_image(
     data: bytes,
     *,
     source: str,
-    compat: Literal["llava"] | None = None,
+    compat: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image file.

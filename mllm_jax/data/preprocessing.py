@@ -1,30 +1,25 @@
 """Decoded pictures to the square uint8 input of a vision tower, equal to the CLIP and SigLIP processors.
 
-Resizing is Pillow's antialiased bicubic filter on uint8, as in the original pipelines. It works along the
-width and then along the height, rounding in between; both passes are done here one after the other, block by
-block, which gives the same numbers without the intermediate pictures that extreme aspect ratios would need
-(LLaVA pads a strip of 1 x 30,000 pixels to 2.7 GB).
+Resizing is Pillow's antialiased filter on uint8, as in the original pipelines. Pictures of extreme aspect
+ratio go through ``resampling`` instead, with the same result.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from mllm_jax.data.resampling import resample_rows
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
-_BLOCK = 1 << 24  # pixels resized at once
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_WHOLE = 1 << 27  # pixels of an intermediate picture that is still made (512 MiB)
 
 Triple = tuple[float, float, float]
 
@@ -47,14 +42,14 @@ class ImageProcessor:
         aspect: "pad" first extends the picture to a centred square filled with the mean colour (LLaVA's
             instruction tuning); "square" leaves everything to the geometry.
         shortest_side: for "crop"; 0 means ``size``.
-        resample: name of Pillow's filter.
+        resample: "bicubic" or "bilinear".
     """
 
     size: int
-    geometry: Literal["crop", "stretch"]
+    geometry: str
     mean: Triple
     std: Triple
-    aspect: Literal["pad", "square"] = "square"
+    aspect: str = "square"
     shortest_side: int = 0
     resample: str = "bicubic"
 
@@ -75,19 +70,17 @@ class ImageProcessor:
             )
 
     @classmethod
-    def clip(cls, size: int, aspect: Literal["pad", "square"] = "square") -> "ImageProcessor":
+    def clip(cls, size: int, aspect: str = "square") -> "ImageProcessor":
         """The processor of OpenAI's CLIP models."""
         return cls(size, "crop", CLIP_MEAN, CLIP_STD, aspect)
 
     @classmethod
-    def siglip(cls, size: int, aspect: Literal["pad", "square"] = "square") -> "ImageProcessor":
+    def siglip(cls, size: int, aspect: str = "square") -> "ImageProcessor":
         """The processor of the SigLIP models."""
         return cls(size, "stretch", SIGLIP_MEAN, SIGLIP_STD, aspect)
 
     @classmethod
-    def from_hf_config(
-        cls, config: Mapping[str, Any], aspect: Literal["pad", "square"] | None = None
-    ) -> "ImageProcessor":
+    def from_hf_config(cls, config: Mapping[str, Any], aspect: str | None = None) -> "ImageProcessor":
         """Read the contents of a ``preprocessor_config.json``.
 
         Args:
@@ -116,31 +109,32 @@ class ImageProcessor:
             short = self.shortest_side or self.size
             out_h = short if h <= w else int(short * h / w)
             out_w = short if w <= h else int(short * w / h)
-        rows = self._fit_width(image, w, out_w)
-        columns = self._fit_width(rows.transpose(1, 0, 2), h, out_h)
-        return np.ascontiguousarray(columns.transpose(1, 0, 2))
+        if max(square * square, out_h * out_w) > _WHOLE:
+            return self._in_steps(image, (h, w), (out_h, out_w))
+        if square:
+            canvas = np.empty((square, square, 3), np.uint8)
+            canvas[:] = self.fill
+            top, left = (square - height) // 2, (square - width) // 2
+            canvas[top : top + height, left : left + width] = image
+            image = canvas
+        pillow = Image.fromarray(np.ascontiguousarray(image))
+        resized = np.asarray(pillow.resize((out_w, out_h), _FILTERS[self.resample]))
+        top, left = (out_h - self.size) // 2, (out_w - self.size) // 2
+        return np.array(resized[top : top + self.size, left : left + self.size])
 
-    def _fit_width(
-        self, rows: UInt8[np.ndarray, "r w 3"], padded: int, resized: int
-    ) -> UInt8[np.ndarray, "r size 3"]:
-        """Centre rows in ``padded`` pixels, resize these to ``resized`` and take the central ``size``."""
-        count, width = rows.shape[:2]
-        left = (padded - width) // 2
-        crop = (resized - self.size) // 2
-        out = np.empty((count, self.size, 3), np.uint8)
-        step = max(1, _BLOCK // max(padded, resized))
-        for start in range(0, count, step):
-            block = rows[start : start + step]
-            if padded != width:
-                canvas = np.empty((len(block), padded, 3), np.uint8)
-                canvas[:] = self.fill
-                canvas[:, left : left + width] = block
-                block = canvas
-            if resized != padded:
-                image = Image.fromarray(np.ascontiguousarray(block))
-                block = np.asarray(image.resize((resized, len(block)), _FILTERS[self.resample]))
-            out[start : start + step] = block[:, crop : crop + self.size]
-        return out
+    def _in_steps(
+        self, image: UInt8[np.ndarray, "h w 3"], padded: tuple[int, int], resized: tuple[int, int]
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """The same without the intermediate pictures: first along the width, then along the height.
+
+        That is Pillow's order. (Pillow 13 takes the height first where a picture shrinks more in height than
+        in width; to come here such a picture needs a side beyond ``images.MAX_SIDE``, for any ``size`` up to
+        512.)
+        """
+        kept = {"fill": self.fill, "size": self.size, "kernel": self.resample}
+        rows = resample_rows(image, padded=padded[1], resized=resized[1], **kept)
+        columns = resample_rows(rows.transpose(1, 0, 2), padded=padded[0], resized=resized[0], **kept)
+        return np.ascontiguousarray(columns.transpose(1, 0, 2))
 
     def normalize(self, image: UInt8[np.ndarray, "*batch 3"]) -> Float32[np.ndarray, "*batch 3"]:
         """``(image / 255 - mean) / std``. The model does this on the device; here for tests and tools."""
@@ -151,7 +145,7 @@ class ImageProcessor:
 _HF_TYPES = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "LlavaImageProcessor")
 
 
-def _from_hf_config(config: Mapping[str, Any], aspect: Literal["pad", "square"] | None) -> ImageProcessor:
+def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProcessor:
     def refuse(key: str, why: str) -> ValueError:
         return ValueError(f"preprocessor config: {key}={config.get(key)!r}: {why}")
 
