@@ -6,6 +6,7 @@ Any key of the recipe can be changed on the command line (`--config.model.connec
 stopped, however hard, goes on where its last checkpoint was when the same command is given again.
 """
 
+import functools
 import pathlib
 import signal
 import time
@@ -13,6 +14,7 @@ import time
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
 
 from mllm_jax.config import ConfigError, check, resolved
 from mllm_jax.evaluation import plots, run
@@ -29,7 +31,10 @@ FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
 EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several hosts: call jax.distributed.initialize() first.")
+say = functools.partial(Console().print, highlight=False)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several hosts: call jax.distributed.initialize() first."
+)
 
 
 def train_stage(config, name, model, tokenizer, mesh, directory, params):
@@ -44,7 +49,7 @@ def train_stage(config, name, model, tokenizer, mesh, directory, params):
     # ------------------------------------------------------------------------------------------------ data
     batches = build.stage_iterator(config, stage, model, tokenizer, directory)
     steps = stage.steps or batches.num_batches
-    label_tokens = config.data.label_tokens or config.data.seq_len
+    label_tokens = config.data.label_tokens or stage.seq_len or config.data.seq_len
 
     # ------------------------------------------------------------------------------- state: trained and frozen
     trained, frozen = paths.split(params, stage.trainable)
@@ -52,7 +57,9 @@ def train_stage(config, name, model, tokenizer, mesh, directory, params):
     frozen = build.place(frozen, mesh, config.model.frozen_dtype)
     shapes = build.abstract(trained, mesh, config.model.param_dtype)
     shardings = state_shardings(jax.eval_shape(lambda p: init_state(p, optimizer), shapes), mesh)
-    checkpoints = checkpoint.StageCheckpoints(directory / "checkpoints" / name, stage.keep_last, stage.keep_best)
+    checkpoints = checkpoint.StageCheckpoints(
+        directory / "checkpoints" / name, stage.keep_last, stage.keep_best
+    )
     create = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)
     state = create(build.place(trained, mesh, config.model.param_dtype))
     start = 0
@@ -61,15 +68,10 @@ def train_stage(config, name, model, tokenizer, mesh, directory, params):
         state, position = checkpoints.restore(checkpoints.steps()[-1], like)
         batches.set_state(position)
         start = int(state.step)
-        logging.info("stage %s: continuing after step %d", name, start)
-    logging.info(
-        "stage %s: %s trained and %s frozen parameters, %d samples, %d updates",
-        name,
-        f"{paths.count(trained):,}",
-        f"{paths.count(frozen):,}",
-        batches.num_samples or 0,
-        steps,
-    )
+        say(f"stage {name}: continuing after update {start}")
+    samples = "" if batches.num_samples is None else f"{batches.num_samples:,} samples, "
+    counts = f"{paths.count(trained):,} parameters trained, {paths.count(frozen):,} frozen"
+    say(f"stage [bold]{name}[/bold]: {counts}, {samples}{steps:,} updates")
 
     # -------------------------------------------------------------------------------------------- the loop
     step_fn = make_train_step(
@@ -96,7 +98,9 @@ def train_stage(config, name, model, tokenizer, mesh, directory, params):
             if step % stage.checkpoint_every == 0 or last:
                 checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
             if stop and step < steps:
-                raise SystemExit(f"stopped by a signal after step {step}; the same command continues from there")
+                raise SystemExit(
+                    f"stopped by a signal after step {step}; the same command continues from there"
+                )
             if step == start + 1:
                 log.pause_clock()  # the first update compiles
     finally:
@@ -115,6 +119,7 @@ def stop_requested() -> list[int]:
 
 def main(_):
     begin = time.time()
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every write
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     config = CONFIG.value
@@ -126,12 +131,9 @@ def main(_):
     model = build.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
     workdir.claim(directory, resolved(config))
-    logging.info(
-        "%s on %s: %d visual tokens per image, mesh %s",
-        config.model.connector.name,
-        jax.devices()[0].device_kind,
-        model.tokens_per_image,
-        dict(mesh.shape),
+    say(
+        f"connector [bold]{config.model.connector.name}[/bold], {model.tokens_per_image} visual tokens per image, "
+        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
     with use_mesh(mesh):
@@ -141,7 +143,7 @@ def main(_):
             done = directory / "params" / name
             if done.exists():
                 params = build.load_stage(done, config, model, mesh)
-                logging.info("stage %s is done", name)
+                say(f"stage {name}: done before, parameters read from {done}")
                 continue
             params = params if params is not None else build.pretrained_params(config, model)
             params = train_stage(config, name, model, tokenizer, mesh, directory, params)
@@ -152,7 +154,7 @@ def main(_):
         if EVALUATE.value and config.eval.benchmarks:
             bundle = build.bundle(config, model, params, tokenizer)
             run.evaluate(bundle, build.eval_config(config, directory), directory)
-    logging.info("finished in %.0f s; everything is in %s", time.time() - begin, directory)
+    say(f"finished in {time.time() - begin:.0f} s; everything is in {directory}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     pretrain = stage_config()
     pretrain.template = "plain"
     pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
+    pretrain.seq_len = 272
     pretrain.batch_size = 16
     pretrain.learning_rate = 2e-3
     pretrain.log_every = 10

@@ -71,6 +71,7 @@ def stage_config() -> ConfigDict:
             "trainable": ("connector/.*",),  # path regexes; all else is frozen
             "template": "plain",
             "sources": {},  # name -> source_config()
+            "seq_len": placeholder(int),  # row length of this stage; None = data.seq_len
             "batch_size": 256,  # samples per update, over all devices and accumulation
             "accumulation": 1,
             "epochs": 1,
@@ -96,7 +97,9 @@ def stage_config() -> ConfigDict:
 def default_config() -> ConfigDict:
     """Every key with its default. Stages and evaluation are filled in by the recipe."""
     connector = {"name": "mlp2x_gelu"}
-    connector |= {name: connectors.options(name) for name in connectors.CONNECTORS if connectors.options(name)}
+    connector |= {
+        name: connectors.options(name) for name in connectors.CONNECTORS if connectors.options(name)
+    }
     return ConfigDict(
         {
             "seed": 42,
@@ -197,7 +200,9 @@ def _check_tree(config: ConfigDict, schema: ConfigDict, path: str) -> None:
 
 def _check_entry(value: Any, schema: ConfigDict, path: str) -> None:
     if not isinstance(value, ConfigDict):
-        raise ConfigError(f"config key {path!r} must be a dict with {', '.join(sorted(schema))}, not {value!r}")
+        raise ConfigError(
+            f"config key {path!r} must be a dict with {', '.join(sorted(schema))}, not {value!r}"
+        )
     _check_tree(value, schema, path)
 
 
@@ -207,15 +212,19 @@ def _check_value(value: Any, default: Any, wanted: type, path: str) -> None:
     if isinstance(default, tuple) and isinstance(value, list):
         value = tuple(value)
     number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
-    if wanted is not type(None) and not number and (
-        not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))
+    if (
+        wanted is not type(None)
+        and not number
+        and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)))
     ):
         raise ConfigError(f"config key {path!r} must be of type {wanted.__name__}, not {value!r}")
     generic = _generic(path)
     if generic in CHOICES and value not in CHOICES[generic]:
         near = difflib.get_close_matches(str(value), [str(c) for c in CHOICES[generic]], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"config key {path!r} is {value!r}; {hint}valid: {', '.join(map(repr, CHOICES[generic]))}")
+        raise ConfigError(
+            f"config key {path!r} is {value!r}; {hint}valid: {', '.join(map(repr, CHOICES[generic]))}"
+        )
     if generic in POSITIVE and value <= 0:
         raise ConfigError(f"config key {path!r} must be positive, not {value}")
 
@@ -237,7 +246,9 @@ def check(config: ConfigDict) -> None:
         if not stage.trainable:
             raise ConfigError(f"config key '{here}.trainable' is empty: nothing would be trained")
         if not stage.sources:
-            raise ConfigError(f"config key '{here}.sources' is empty; add a source with a json and an image folder")
+            raise ConfigError(
+                f"config key '{here}.sources' is empty; add a source with a json and an image folder"
+            )
         if stage.batch_size % stage.accumulation:
             raise ConfigError(
                 f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of "
@@ -253,8 +264,12 @@ def check(config: ConfigDict) -> None:
             if values.weight <= 0:
                 raise ConfigError(f"config key '{where}.weight' must be positive, not {values.weight}")
             if values.kind == "llava" and not values.json:
-                raise ConfigError(f"config key '{where}.json' is empty; give the path of a LLaVA-format JSON file")
-            if values.kind == "mini_world" and (values.count <= 0 or values.form not in ("caption", "instruct")):
+                raise ConfigError(
+                    f"config key '{where}.json' is empty; give the path of a LLaVA-format JSON file"
+                )
+            if values.kind == "mini_world" and (
+                values.count <= 0 or values.form not in ("caption", "instruct")
+            ):
                 raise ConfigError(f"'{where}': mini_world needs count > 0 and form 'caption' or 'instruct'")
 
 

@@ -27,11 +27,24 @@ def _example(index: int, seed: int, size: int, patch: int) -> tuple[np.ndarray, 
     picture = Image.fromarray(render_array(scene))
     if picture.width != size:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture), patch_targets(scene, size // patch), global_targets(scene), long_caption(scene)
+    return (
+        np.asarray(picture),
+        patch_targets(scene, size // patch),
+        global_targets(scene),
+        long_caption(scene),
+    )
 
 
 def render_pool(
-    directory: pathlib.Path, tokenizer: Any, *, first: int, count: int, size: int, patch: int, length: int, seed: int
+    directory: pathlib.Path,
+    tokenizer: Any,
+    *,
+    first: int,
+    count: int,
+    size: int,
+    patch: int,
+    length: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Renders pictures `first` .. `first + count` at `size` px, or opens them if they were rendered before.
 
@@ -51,7 +64,9 @@ def render_pool(
     if manifest.exists():
         have = json.loads(manifest.read_text())
         if have != want:
-            raise ValueError(f"{directory} holds pictures made with {have}, not {want}; choose another folder")
+            raise ValueError(
+                f"{directory} holds pictures made with {have}, not {want}; choose another folder"
+            )
     else:
         directory.mkdir(parents=True, exist_ok=True)
         arrays = {
@@ -64,7 +79,9 @@ def render_pool(
             for row, (picture, patches, whole, caption) in enumerate(examples):
                 ids = [tokenizer.bos_token_id, *tokenizer(caption).input_ids, tokenizer.eos_token_id]
                 if len(ids) > length:
-                    raise ValueError(f"caption of picture {first + row} has {len(ids)} tokens, more than {length}")
+                    raise ValueError(
+                        f"caption of picture {first + row} has {len(ids)} tokens, more than {length}"
+                    )
                 arrays["images"][row] = picture
                 arrays["caption"][row, : len(ids)] = ids
                 for key, value in patches.items():
@@ -94,7 +111,9 @@ def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
     }
 
 
-def pool_batches(pools: list[dict[str, Any]], shares: list[int], batch: int, seed: int, start: int) -> Iterator[dict]:
+def pool_batches(
+    pools: list[dict[str, Any]], shares: list[int], batch: int, seed: int, start: int
+) -> Iterator[dict]:
     """Batches from several pools (one resolution each), in a fixed cycle by `shares`, shuffled anew every epoch."""
     cycle = [pool for pool, share in enumerate(shares) for _ in range(share)]
     step = start

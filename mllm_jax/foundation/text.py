@@ -29,7 +29,9 @@ def conversation(seed: int, index: int) -> list[tuple[str, str]]:
 
 def encode_text(tokenizer: Any, seed: int, index: int, context_weight: float) -> EncodedSample:
     """A conversation whose answers weigh 1 and whose other text weighs `context_weight` in the loss."""
-    sample = encode_sample(render("mini", turns_of(conversation(seed, index))), tokenizer, [], sample=str(index))
+    sample = encode_sample(
+        render("mini", turns_of(conversation(seed, index))), tokenizer, [], sample=str(index)
+    )
     weights = np.maximum(sample.loss_weights, context_weight).astype(np.float32)
     weights[:1] = 0
     return dataclasses.replace(sample, loss_weights=weights)

@@ -70,7 +70,9 @@ class TowerPretraining(nn.Module):
         depth = vision.depth
         tower = VisionTransformer(vision, FeatureRequest((depth - 1, depth)), name="tower")
         features = tower(images)
-        penultimate = layer_norm(vision.eps, jnp.float32, jnp.float32, "dense_norm")(features.hidden[depth - 1])
+        penultimate = layer_norm(vision.eps, jnp.float32, jnp.float32, "dense_norm")(
+            features.hidden[depth - 1]
+        )
         last = layer_norm(vision.eps, jnp.float32, jnp.float32, "post_norm")(features.hidden[depth])
         patch = {
             key: Dense(len(names), name=f"patch_{key}")(penultimate) for key, names in PATCH_CLASSES.items()

@@ -211,5 +211,3 @@ def prepare_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> PreTrainedTo
     if not (directory / "tokenizer.json").exists():
         train_tokenizer(config.vocab, config.samples, config.seed, directory)
     return PreTrainedTokenizerFast.from_pretrained(directory)
-
-

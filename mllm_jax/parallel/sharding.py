@@ -36,7 +36,9 @@ def spec_of(path: str) -> P:
     """
     specs = [spec for pattern, spec in RULES if re.fullmatch(pattern, path)]
     if len(specs) != 1:
-        raise ValueError(f"parameter {path!r} matches {len(specs)} sharding rules, not one; edit parallel/sharding.py")
+        raise ValueError(
+            f"parameter {path!r} matches {len(specs)} sharding rules, not one; edit parallel/sharding.py"
+        )
     return specs[0]
 
 

@@ -52,15 +52,19 @@ def model_config(config: ConfigDict) -> ModelConfig:
         visual = model.tokens_per_image
     except ValueError as error:
         raise ConfigError(f"config key 'model.connector': {error}") from error
-    if config.data.seq_len > model.llm.max_positions:
-        raise ConfigError(
-            f"config key 'data.seq_len' is {config.data.seq_len}, more than the LLM's {model.llm.max_positions} positions"
-        )
-    if visual >= config.data.seq_len:
-        raise ConfigError(
-            f"config key 'data.seq_len' is {config.data.seq_len}, but one image already takes {visual} tokens; raise "
-            "it or choose a compressing connector"
-        )
+    lengths = {
+        f"stages.{name}.seq_len": stage.seq_len for name, stage in config.stages.items() if stage.seq_len
+    }
+    for key, length in {"data.seq_len": config.data.seq_len, **lengths}.items():
+        if length > model.llm.max_positions:
+            raise ConfigError(
+                f"config key {key!r} is {length}, more than the LLM's {model.llm.max_positions} positions"
+            )
+        if length <= visual:
+            raise ConfigError(
+                f"config key {key!r} is {length}, but one image already takes {visual} tokens; raise it or choose a "
+                "compressing connector"
+            )
     return model
 
 
@@ -81,7 +85,9 @@ def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
     """
     connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
     return {
-        "vision": interop.load_vision(config.model.vision.path, depth=model.make_connector().request().deepest),
+        "vision": interop.load_vision(
+            config.model.vision.path, depth=model.make_connector().request().deepest
+        ),
         "connector": jax.device_get(connector),
         "llm": interop.load_llm(config.model.llm.path),
     }
@@ -96,7 +102,9 @@ def place(params: Any, mesh: Mesh, dtype: str) -> Any:
 def abstract(params: Any, mesh: Mesh, dtype: str) -> Any:
     """Shapes, dtype and shardings for restoring a tree like `params`."""
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), params, param_shardings(params, mesh)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s),
+        params,
+        param_shardings(params, mesh),
     )
 
 
@@ -127,7 +135,7 @@ def stage_iterator(
         tokenizer=tokenizer,
         template=stage.template,
         num_tokens_per_image=model.tokens_per_image,
-        seq_len=config.data.seq_len,
+        seq_len=stage.seq_len or config.data.seq_len,
         image_slots=config.data.image_slots,
         batch_size=stage.batch_size,
         seed=config.seed,

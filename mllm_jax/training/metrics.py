@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from tensorboardX import SummaryWriter
 
 
@@ -74,7 +81,9 @@ class RunLog:
         Raises:
           NonFiniteLoss: naming the first step of the window whose loss or gradient is not finite, and its samples.
         """
-        values = [{key: float(np.asarray(v)) for key, v in pending.metrics.items()} for pending in self.window]
+        values = [
+            {key: float(np.asarray(v)) for key, v in pending.metrics.items()} for pending in self.window
+        ]
         now = time.perf_counter()
         for pending, value in zip(self.window, values, strict=True):
             if not value["finite"] or not math.isfinite(value["loss"]):
@@ -100,7 +109,9 @@ class RunLog:
             "skipped": self.skipped,
         }
         record |= {
-            key: float(np.mean([value[key] for value in values])) for key in values[0] if key.startswith("grad_norm")
+            key: float(np.mean([value[key] for value in values]))
+            for key in values[0]
+            if key.startswith("grad_norm")
         }
         self.since_checkpoint += [value["loss"] for value in values]
         self.window.clear()

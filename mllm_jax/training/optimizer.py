@@ -19,7 +19,9 @@ def unit_schedule(kind: str, steps: int, warmup_ratio: float) -> optax.Schedule:
     """
     warmup = math.ceil(warmup_ratio * steps)
     after = (
-        optax.cosine_decay_schedule(1.0, max(steps - warmup, 1)) if kind == "cosine" else optax.constant_schedule(1.0)
+        optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
+        if kind == "cosine"
+        else optax.constant_schedule(1.0)
     )
     if not warmup:
         return after
@@ -44,7 +46,9 @@ def peak_rates(params: Any, base: float, groups: tuple[tuple[str, float], ...]) 
     rates = jax.tree_util.tree_map_with_path(lambda path, _: rate(path_of(path)), params)
     for pattern, _ in groups:
         if pattern not in used:
-            raise ValueError(f"learning_rates: {pattern!r} matches no trained parameter that an earlier group leaves")
+            raise ValueError(
+                f"learning_rates: {pattern!r} matches no trained parameter that an earlier group leaves"
+            )
     return rates
 
 
@@ -53,7 +57,9 @@ def decays(path: str) -> bool:
     return path.rsplit("/", 1)[-1] not in ("bias", "scale")
 
 
-def make_optimizer(stage: ConfigDict, params: Any, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+    stage: ConfigDict, params: Any, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer of a stage for its trained parameters, and the base learning rate as a function of the step."""
     unit = unit_schedule(stage.schedule, steps, stage.warmup_ratio)
     rates = peak_rates(params, stage.learning_rate, tuple(tuple(group) for group in stage.learning_rates))

@@ -49,7 +49,9 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
         return jax.tree.structure(node) == structure
 
     opt = jax.tree.map(
-        lambda node: shardings if is_params_like(node) else replicated(mesh), state.opt_state, is_leaf=is_params_like
+        lambda node: shardings if is_params_like(node) else replicated(mesh),
+        state.opt_state,
+        is_leaf=is_params_like,
     )
     return TrainState(replicated(mesh), shardings, opt)
 
@@ -61,7 +63,13 @@ def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def loss_and_grads(
-    config: ModelConfig, params: Any, frozen: Any, batch: dict[str, Any], label_tokens: int, accumulation: int, rng: Array
+    config: ModelConfig,
+    params: Any,
+    frozen: Any,
+    batch: dict[str, Any],
+    label_tokens: int,
+    accumulation: int,
+    rng: Array,
 ) -> tuple[Array, Any, Array]:
     """Mean loss over the supervised tokens of the whole batch, its gradient, and the sum of weights.
 
@@ -86,7 +94,9 @@ def loss_and_grads(
     def body(carry, part):
         rows, rng = part
         loss, grads = grad(params, rows, rng)
-        return jax.tree.map(jnp.add, carry, (loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads))), None
+        return jax.tree.map(
+            jnp.add, carry, (loss, jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        ), None
 
     zeros = (jnp.float32(0), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
     (loss, grads), _ = jax.lax.scan(body, zeros, (parts, jax.random.split(rng, accumulation)))
@@ -119,7 +129,9 @@ def make_train_step(
     )
     def step(state: TrainState, frozen: Any, batch: dict[str, Array]):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, grads, total = loss_and_grads(config, state.params, frozen, batch, label_tokens, accumulation, rng)
+        loss, grads, total = loss_and_grads(
+            config, state.params, frozen, batch, label_tokens, accumulation, rng
+        )
         norms = {name: optax.global_norm(part) for name, part in grads.items()}
         norm = optax.global_norm(list(norms.values()))
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -13,7 +13,11 @@ FREE = ("data.dir", "data.threads", "mesh", "eval")
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}
+        return {
+            k: v
+            for key, item in value.items()
+            for k, v in _flat(item, f"{path}.{key}" if path else key).items()
+        }
     return {path: value}
 
 
@@ -33,7 +37,9 @@ def claim(workdir: pathlib.Path, resolved: dict[str, Any]) -> None:
                     "--workdir, or go back to that run's configuration to continue it"
                 )
     elif workdir.exists() and any(workdir.iterdir()):
-        raise ConfigError(f"{workdir} is not empty and holds no run (no config.json); choose another --workdir")
+        raise ConfigError(
+            f"{workdir} is not empty and holds no run (no config.json); choose another --workdir"
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / "config.json.tmp"
     temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True))
