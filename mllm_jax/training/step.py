@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import merge
