@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
     "foundation": ("mllm_jax.cli.foundation", "pretrain the shipped mini vision tower and mini LLM again"),
     "judge": ("mllm_jax.cli.judge", "have a GPT model judge answers where a benchmark needs it"),
+    "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
     "score-all": ("mllm_jax.cli.score_all", "score a folder of answer files against the official results"),
     "validate": ("mllm_jax.cli.validate", "read a data set before training and report every problem in it"),

@@ -1,0 +1,51 @@
+"""`mllm-jax probe`: linear probes of a vision tower on mini-world pictures, beside raw pixels and a random tower."""
+
+import argparse
+import json
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vision", default="mini", help='"mini", a directory or a hub id')
+    parser.add_argument("--layer", type=int, default=-2, help="hidden state (default -2, the penultimate)")
+    parser.add_argument("--image-size", type=int, default=84)
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--json-report", type=pathlib.Path)
+
+
+def run(args: argparse.Namespace) -> int:
+    import jax
+    import jax.numpy as jnp
+    from rich.console import Console
+    from rich.table import Table
+
+    from mllm_jax import interop
+    from mllm_jax.connectors.base import FeatureRequest
+    from mllm_jax.evaluation import probes
+    from mllm_jax.models.vit import VisionTransformer
+
+    config = interop.vision_config(args.vision)
+    layer = config.resolve_layer(args.layer)
+    trained = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), interop.load_vision(args.vision, depth=layer))
+    empty = jnp.zeros((1, args.image_size, args.image_size, 3), jnp.uint8)
+    random = VisionTransformer(config, FeatureRequest((layer,))).init(jax.random.key(0), empty)["params"]
+    scenes, images = probes.pictures(args.pictures, args.image_size)
+    grid = args.image_size // config.patch
+    results = {
+        name: probes.probe(features, scenes, images, grid)
+        for name, features in (
+            ("tower", probes.tower_features(config, trained, layer)),
+            ("random tower", probes.tower_features(config, random, layer)),
+            ("pixels", probes.pixel_features(config.patch)),
+        )
+    }
+    table = Table(title=f"{args.vision} hs[{layer}] at {args.image_size} px, {args.pictures} pictures")
+    for column in ("probe", *results, "majority", "n"):
+        table.add_column(column, justify="left" if column == "probe" else "right")
+    for name, row in results["tower"].items():
+        values = [f"{result[name]['accuracy']:.1%}" for result in results.values()]
+        table.add_row(name, *values, f"{row['majority']:.1%}", str(row["n"]))
+    Console().print(table)
+    if args.json_report:
+        args.json_report.write_text(json.dumps(results, indent=1))
+    return 0
