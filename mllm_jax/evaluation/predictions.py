@@ -184,6 +184,27 @@ def read_annotations(path: Path) -> Any:
     return value
 
 
+def read_annotation_rows(path: Path) -> list[Any]:
+    """The rows of a JSON array or JSON lines file, also of one with a single line.
+
+    Raises:
+        PredictionError: see `read_annotations`; or the file holds neither rows nor one row.
+    """
+    value = read_annotations(path)
+    rows = value if isinstance(value, list) else [value]
+    if not all(isinstance(row, dict) for row in rows):
+        raise PredictionError(f"{path}: expected rows (JSON objects)")
+    return rows
+
+
+def as_map(value: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The value itself if it maps ids to something; None for rows.
+
+    A JSON lines file of one line reads as one object: it is a row if it has one of the id `keys`.
+    """
+    return value if isinstance(value, dict) and not set(keys) & set(value) else None
+
+
 def by_id(
     rows: Iterable[Mapping[str, Any]], keys: Sequence[str], where: Path
 ) -> dict[str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     match_ids,
     read_annotations,
@@ -42,8 +43,9 @@ TASKS = (
 
 
 def _pairs(value: Any, path: Path) -> list[dict[str, str]]:
-    if isinstance(value, dict):
+    if as_map(value, ("id",)) is not None:
         return [{"id": key, "answer": answer} for key, answer in value.items()]
+    value = [value] if isinstance(value, dict) else value
     if isinstance(value, list) and all(isinstance(row, dict) and "id" in row for row in value):
         return [
             {"id": str(r["id"]), "answer": r.get("answer", r.get("prediction", r.get("text")))} for r in value

@@ -16,6 +16,7 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     match_ids,
     read_annotations,
@@ -42,10 +43,10 @@ def read_references(path: Path) -> dict[str, list[str]]:
             references.setdefault(str(take(row, _ID, str(path))), []).append(
                 as_text(take(row, _TEXT, str(path)))
             )
-    elif isinstance(value, dict):
+    elif as_map(value, _ID) is not None:
         references = {str(key): [as_text(c) for c in captions] for key, captions in value.items()}
-    elif isinstance(value, list):
-        for row in value:
+    else:
+        for row in value if isinstance(value, list) else [value]:
             key, texts = (
                 str(take(row, _ID, str(path))),
                 take(row, ("references", "answer", "captions"), str(path)),
@@ -58,7 +59,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
 
 def _rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
     value = read_json(path, problems)
-    if isinstance(value, dict) and not set(_ID) & set(value):
+    if as_map(value, _ID) is not None:
         return [{"id": k, "text": v[0] if isinstance(v, list) and v else v} for k, v in value.items()]
     rows = value if isinstance(value, list) else [value]
     return [

@@ -16,6 +16,7 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
@@ -47,10 +48,10 @@ def _lmms(text: str) -> str:
 def _read_gold(path: Path) -> dict[str, Any]:
     """Balanced questions of the official JSON (id -> question), or rows {question_id, answer}."""
     value = read_annotations(path)
-    if isinstance(value, dict):
+    if as_map(value, _ID) is not None:
         gold = {str(key): item for key, item in value.items() if item.get("isBalanced", True)}
     else:
-        gold = by_id(value, _ID, path)
+        gold = by_id(value if isinstance(value, list) else [value], _ID, path)
     if not gold:
         raise PredictionError(f"{path}: no balanced question; use testdev_balanced_questions.json")
     return dict(gold)

@@ -21,7 +21,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -91,7 +91,7 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
         raise PredictionError(f"{predictions}: no .jsonl review files in this folder")
     ids = None
     if annotations is not None:
-        ids = list(by_id(read_annotations(annotations), ("question_id",), annotations))
+        ids = list(by_id(read_annotation_rows(annotations), ("question_id",), annotations))
     runs = {path.stem: _read_run(path, ids, problems) for path in paths}
     everything = list(dict.fromkeys(key for run in runs.values() for key in run))
     for name, run in runs.items():

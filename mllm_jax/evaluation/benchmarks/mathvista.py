@@ -17,6 +17,7 @@ from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import (
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
@@ -83,19 +84,20 @@ def quick_extraction(response: str, item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _rows(value: Any) -> list[dict[str, Any]]:
+def rows_of(value: Any) -> list[dict[str, Any]]:
     """Official result files are a JSON object pid -> item; ours are JSON lines."""
-    if isinstance(value, dict):
+    if as_map(value, ("pid", "question_id")) is not None:
         return [{"pid": key, **row} for key, row in value.items() if isinstance(row, dict)]
-    return [row for row in value if isinstance(row, dict)]
+    rows = value if isinstance(value, list) else [value]
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     problems = Problems()
-    rows = _rows(read_json(predictions, problems))
+    rows = rows_of(read_json(predictions, problems))
     gold = None
     if annotations is not None:
-        gold = by_id(_rows(read_annotations(annotations)), ("pid", "question_id"), annotations)
+        gold = by_id(rows_of(read_annotations(annotations)), ("pid", "question_id"), annotations)
     found = match_ids(
         rows,
         gold,

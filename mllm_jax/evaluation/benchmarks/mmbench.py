@@ -20,7 +20,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -76,7 +76,7 @@ def _read_gold(path: Path) -> dict[int, Mapping[str, Any]]:
         if problems.counts:
             raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
     else:
-        rows = read_annotations(path)
+        rows = read_annotation_rows(path)
     return {_index(row, path): row for row in by_id(rows, ("index", "question_id"), path).values()}
 
 

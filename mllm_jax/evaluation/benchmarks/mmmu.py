@@ -17,6 +17,7 @@ from mllm_jax.evaluation.benchmarks.mmmu_parse import Fallback, find_choice, ope
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
@@ -56,10 +57,10 @@ _TEXT = ("response", "text", "answer_text", "prediction", "answer")
 def _read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
     """Rows {id, text, raw}: a JSON object id -> final answer is not raw, rows with responses are."""
     value = read_json(path, problems)
-    if isinstance(value, dict):
+    if as_map(value, ("id", "question_id")) is not None:
         return [{"id": str(key), "text": as_text(text), "raw": False} for key, text in value.items()]
     rows = []
-    for row in value:
+    for row in value if isinstance(value, list) else [value]:
         if isinstance(row, dict):
             text = as_text(take(row, _TEXT, str(path)))
             rows.append(
@@ -83,7 +84,10 @@ def _options(row: dict[str, Any], item: Any, where: str) -> dict[str, str]:
 def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     problems = Problems()
     raw_gold = read_annotations(annotations)
-    gold = raw_gold if isinstance(raw_gold, dict) else by_id(raw_gold, ("id", "question_id"), annotations)
+    gold = as_map(raw_gold, ("id", "question_id"))
+    if gold is None:
+        rows = raw_gold if isinstance(raw_gold, list) else [raw_gold]
+        gold = dict(by_id(rows, ("id", "question_id"), annotations))
     found = match_ids(
         _read_rows(predictions, problems), gold, lambda r: r["id"], lambda r: r["text"], problems
     )

@@ -20,7 +20,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -68,7 +68,7 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     rows = read_rows(predictions, problems)
     gold = None
     if annotations is not None:
-        gold = by_id(read_annotations(annotations), ("id", "question_id"), annotations)
+        gold = by_id(read_annotation_rows(annotations), ("id", "question_id"), annotations)
     found = match_ids(
         rows,
         gold,

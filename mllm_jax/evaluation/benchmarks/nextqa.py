@@ -15,6 +15,7 @@ from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     match_ids,
     read_json,
@@ -51,7 +52,7 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     problems = Problems()
     gold = _read_gold(annotations)
     raw = read_json(predictions, problems)
-    if isinstance(raw, dict):
+    if as_map(raw, ("id", "question_id")) is not None:
         rows = [
             {"id": k, "prediction": v["prediction"] if isinstance(v, dict) else v} for k, v in raw.items()
         ]
@@ -59,7 +60,8 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
         keys, texts = ("id", "question_id"), ("prediction", "text", "answer")
         rows = [
             {"id": str(take(r, keys, str(predictions))), "prediction": take(r, texts, str(predictions))}
-            for r in raw
+            for r in (raw if isinstance(raw, list) else [raw])
+            if isinstance(r, dict)
         ]
     found = match_ids(rows, gold, lambda r: r["id"], lambda r: r["prediction"], problems)
     tally, unparsed = Tally(), 0

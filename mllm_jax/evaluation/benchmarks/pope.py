@@ -19,7 +19,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -79,7 +79,7 @@ def _labelled(annotations: Path) -> dict[str, Mapping[str, Any]]:
         PredictionError: label files and question file do not belong together.
     """
     if annotations.is_file():
-        rows = read_annotations(annotations)
+        rows = read_annotation_rows(annotations)
         rows = rows if isinstance(rows, list) else [rows]
         if any("label" in row for row in rows):  # one file with its own labels
             return {
@@ -91,13 +91,13 @@ def _labelled(annotations: Path) -> dict[str, Mapping[str, Any]]:
         raise PredictionError(f"{annotations}: {QUESTIONS} is neither there nor one folder up")
     gold: dict[str, Mapping[str, Any]] = {}
     by_split: dict[str, list[Mapping[str, Any]]] = {}
-    for row in by_id(read_annotations(path), ("question_id",), path).values():
+    for row in by_id(read_annotation_rows(path), ("question_id",), path).values():
         by_split.setdefault(take(row, ("category",), str(path)), []).append(row)
     for split, questions in by_split.items():
         labels_path = _find(annotations, f"coco_pope_{split}.json")
         if labels_path is None:
             raise PredictionError(f"{annotations}: coco_pope_{split}.json is not there, nor in coco/")
-        labels = read_annotations(labels_path)
+        labels = read_annotation_rows(labels_path)
         if len(labels) != len(questions):
             raise PredictionError(
                 f"{labels_path}: {len(labels)} labels for {len(questions)} questions of {path.name}; the "

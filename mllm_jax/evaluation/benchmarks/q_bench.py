@@ -17,7 +17,7 @@ from mllm_jax.evaluation.predictions import (
     Problems,
     as_text,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -43,7 +43,7 @@ def _score(name: str, predictions: Path, annotations: Path | None) -> dict[str, 
     problems = Problems()
     gold = None
     if annotations is not None:
-        rows = read_annotations(annotations)
+        rows = read_annotation_rows(annotations)
         gold = {_key(row, annotations): row for row in rows}
         if len(gold) != len(rows):
             raise PredictionError(f"{annotations}: a question about one picture occurs twice")

@@ -19,7 +19,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -96,7 +96,7 @@ def _gold_box(item: Any, where: str) -> tuple[Box, float, float]:
 
 def _score(name: str, predictions: Path, annotations: Path) -> dict[str, Any]:
     problems = Problems()
-    gold = by_id(read_annotations(annotations), ("question_id", "id"), annotations)
+    gold = by_id(read_annotation_rows(annotations), ("question_id", "id"), annotations)
     found = match_ids(
         read_rows(predictions, problems),
         gold,

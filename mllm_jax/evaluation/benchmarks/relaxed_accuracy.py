@@ -16,7 +16,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -53,7 +53,7 @@ def _score(name: str, predictions: Path, annotations: Path | None) -> dict[str, 
     rows = read_rows(predictions, problems)
     gold = None
     if annotations is not None:
-        gold = by_id(read_annotations(annotations), _ID, annotations)
+        gold = by_id(read_annotation_rows(annotations), _ID, annotations)
     found = match_ids(
         rows,
         gold,

@@ -13,6 +13,7 @@ from typing import Any
 from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
 from mllm_jax.evaluation.predictions import (
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
@@ -50,8 +51,8 @@ def right_lmms(text: str, answer: str) -> bool:
 def _read_gold(path: Path) -> dict[str, dict[str, Any]]:
     """id -> answer, number of choices, has_image; from the short form or ScienceQA's `problems.json`."""
     raw = read_annotations(path)
-    if isinstance(raw, list):
-        raw = by_id(raw, ("question_id", "id"), path)
+    if as_map(raw, ("question_id", "id")) is None:
+        raw = by_id(raw if isinstance(raw, list) else [raw], ("question_id", "id"), path)
     gold = {}
     for key, row in raw.items():
         answer = take(row, ("answer",), f"{path}: {key}")

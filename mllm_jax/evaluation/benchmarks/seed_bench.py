@@ -53,7 +53,7 @@ def _is_video(key: str, item: dict[str, Any]) -> bool:
 def _read_gold(path: Path) -> dict[str, Any]:
     """Rows, or the official `SEED-Bench.json` with its `questions`."""
     value = read_annotations(path)
-    rows = value["questions"] if isinstance(value, dict) and "questions" in value else value
+    rows = value.get("questions", [value]) if isinstance(value, dict) else value
     return by_id(rows, ("question_id",), path)
 
 

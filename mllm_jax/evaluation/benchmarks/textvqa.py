@@ -42,7 +42,7 @@ def question_of(prompt: str) -> str:
 
 def _read_gold(path: Path) -> dict[str, Mapping[str, Any]]:
     value = read_annotations(path)
-    rows = value["data"] if isinstance(value, dict) and "data" in value else value
+    rows = value.get("data", [value]) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise PredictionError(f"{path}: expected TextVQA_0.5.1_val.json with its `data` list")
     return by_id(rows, ("question_id",), path)

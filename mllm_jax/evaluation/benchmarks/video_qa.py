@@ -18,10 +18,11 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_json,
     score_result,
     take,
@@ -79,11 +80,12 @@ def read_judgements(path: Path, problems: Problems) -> list[dict[str, Any]]:
     JSON lines hold `id` and either `judgement` (a dict) or `content` (the judge's reply).
     """
     value = read_json(path, problems)
-    if isinstance(value, dict):
+    if as_map(value, ("id", "question_id")) is not None:
         first = {key: v[0] if isinstance(v, list) and v else v for key, v in value.items()}
         rows = [{"id": key, "judgement": judgement} for key, judgement in first.items()]
     else:
-        rows = [dict(row) for row in value if isinstance(row, dict)]
+        listed = value if isinstance(value, list) else [value]
+        rows = [dict(row) for row in listed if isinstance(row, dict)]
     out = []
     for row in rows:
         judgement = row.get("judgement")
@@ -109,7 +111,7 @@ def _readable(path: Path, ids: list[str] | None, problems: Problems) -> dict[Any
 def _ids(annotations: Path | None) -> list[str] | None:
     if annotations is None:
         return None
-    return list(by_id(read_annotations(annotations), ("question_id", "id"), annotations))
+    return list(by_id(read_annotation_rows(annotations), ("question_id", "id"), annotations))
 
 
 def _score_qa(name: str, predictions: Path, annotations: Path | None) -> dict[str, Any]:

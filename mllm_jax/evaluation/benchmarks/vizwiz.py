@@ -11,7 +11,7 @@ from mllm_jax.evaluation.predictions import (
     as_text,
     by_id,
     match_ids,
-    read_annotations,
+    read_annotation_rows,
     read_rows,
     score_result,
     take,
@@ -24,7 +24,7 @@ UNANSWERABLE = "unanswerable"
 
 def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     problems = Problems()
-    items = read_annotations(annotations)
+    items = read_annotation_rows(annotations)
     gold = by_id(items, ("image", "question_id"), annotations)
     image_of = {str(item["question_id"]): key for key, item in gold.items() if "question_id" in item}
 

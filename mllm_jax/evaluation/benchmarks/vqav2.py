@@ -57,7 +57,7 @@ def _percent(scores: Sequence[float]) -> float:
 
 def _read_gold(path: Path) -> dict[str, Any]:
     value = read_annotations(path)
-    rows = value.get("annotations") if isinstance(value, dict) else value
+    rows = value.get("annotations", [value]) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise PredictionError(f"{path}: expected the official annotations file with its `annotations` list")
     return by_id(rows, ("question_id",), path)

@@ -1,0 +1,219 @@
+"""Judge requests of a benchmark, their cost, and the stored judgements in the form that the scorer reads.
+
+A judge folder holds `requests.jsonl` (OpenAI's batch format, so that it may also be uploaded),
+`answers.jsonl` (one line per reply, with the judge's exact version) and `judged/`, which the benchmark
+scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.benchmarks.mathvista import rows_of
+from mllm_jax.evaluation.judge_tasks import TASKS, JudgeTask
+from mllm_jax.evaluation.predictions import Problems, read_json
+
+REQUESTS, ANSWERS, SUMMARY = "requests.jsonl", "answers.jsonl", "judge.json"
+_CHARACTERS_PER_TOKEN = 4  # English text; the estimate says "about"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to the judge.
+
+    Attributes:
+        id: `task:run:question`, unique in the folder.
+        question: the benchmark's question id.
+        run: number of the judge run, from 0.
+        body: the chat completion request.
+        keep: what the stored judgement needs beside the reply.
+    """
+
+    id: str
+    task: JudgeTask
+    question: str
+    run: int
+    body: dict[str, Any]
+    keep: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Identifies model, wording and settings: a reply is reused only for an identical request."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_requests(
+    benchmark: str,
+    predictions: Path,
+    annotations: Path | None,
+    problems: Problems,
+    model: str | None = None,
+    runs: int = 1,
+    user: str | None = None,
+) -> list[Request]:
+    """Every request of a benchmark.
+
+    Args:
+        benchmark: a key of `judge_tasks.TASKS`.
+        predictions: the model's answers.
+        annotations: the benchmark's annotations.
+        problems: what the reader meets.
+        model: the judge; the one of the published numbers if None.
+        runs: judge runs per question (LLaVA-Bench's published numbers are means of three).
+        user: another user message with the task's fields in braces.
+
+    Raises:
+        ValueError: the benchmark is not a judged one, or `runs` is not positive.
+    """
+    if benchmark not in TASKS:
+        raise ValueError(f"{benchmark!r} needs no judge; judged benchmarks are {', '.join(sorted(TASKS))}")
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, not {runs}")
+    requests = []
+    for task in TASKS[benchmark]:
+        items = list(task.items(predictions, annotations, problems))
+        for run in range(runs):
+            for question, fields, keep in items:
+                body: dict[str, Any] = {
+                    "model": model or task.model,
+                    "messages": task.messages(fields, user),
+                    "max_tokens": task.max_tokens,
+                }
+                if task.temperature is not None:
+                    body["temperature"] = task.temperature
+                name = f"{task.name}:{run}:{question}"
+                requests.append(Request(name, task, question, run, body, keep))
+    return requests
+
+
+def write_requests(path: Path, requests: Sequence[Request]) -> None:
+    """Writes OpenAI batch lines; an existing file with other requests is not overwritten.
+
+    Raises:
+        ValueError: the file exists and differs.
+    """
+    url = "/v1/chat/completions"
+    lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": r.body} for r in requests]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{path} holds other requests (answers, model or prompt changed); use a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def estimate(
+    requests: Sequence[Request], price_in: float | None = None, price_out: float | None = None
+) -> dict[str, Any]:
+    """About how many tokens the requests take, and what they cost.
+
+    Args:
+        requests: what is still to be sent.
+        price_in: price of a million input tokens, in any currency.
+        price_out: of a million output tokens.
+
+    Returns:
+        `requests`, `input_tokens`, `output_tokens`, and `cost`, None without prices.
+    """
+    characters = sum(len(m["content"]) for r in requests for m in r.body["messages"])
+    tokens_in = characters // _CHARACTERS_PER_TOKEN + 8 * len(requests)
+    tokens_out = sum(r.task.reply_tokens for r in requests)
+    cost = None
+    if price_in is not None and price_out is not None:
+        cost = (tokens_in * price_in + tokens_out * price_out) / 1e6
+    return {"requests": len(requests), "input_tokens": tokens_in, "output_tokens": tokens_out, "cost": cost}
+
+
+def read_answers(path: Path, requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
+    """Readable replies by request id; unreadable ones are asked again.
+
+    Raises:
+        ValueError: a reply belongs to a request with another wording or model.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return {}
+    known = {r.id: r for r in requests}
+    answers = {}
+    stored = read_json(path, Problems())
+    for row in stored if isinstance(stored, list) else [stored]:
+        request = known.get(row.get("id")) if isinstance(row, dict) else None
+        if request is None:
+            continue
+        if row.get("digest") != request.digest:
+            raise ValueError(f"{path}: {request.id} was asked with another model or prompt; use a new folder")
+        if request.task.parse(row.get("content") or "") is not None:
+            answers[request.id] = row
+    return answers
+
+
+def summary(benchmark: str, answers: Mapping[str, Mapping[str, Any]], runs: int) -> dict[str, Any]:
+    """Which judge answered: requested and returned model names, fingerprints, dates and tokens."""
+    rows = list(answers.values())
+    usage = [row.get("usage") or {} for row in rows]
+    return {
+        "benchmark": benchmark,
+        "runs": runs,
+        "judge_requested": sorted({str(row.get("requested")) for row in rows}),
+        "judge_returned": dict(Counter(str(row.get("model")) for row in rows)),
+        "system_fingerprints": sorted({row["fingerprint"] for row in rows if row.get("fingerprint")}),
+        "first_reply": min((row["created"] for row in rows if row.get("created")), default=None),
+        "last_reply": max((row["created"] for row in rows if row.get("created")), default=None),
+        "prompt_tokens": sum(u.get("prompt_tokens") or 0 for u in usage),
+        "completion_tokens": sum(u.get("completion_tokens") or 0 for u in usage),
+    }
+
+
+def write_judged(
+    folder: Path,
+    benchmark: str,
+    requests: Sequence[Request],
+    answers: Mapping[str, Mapping[str, Any]],
+    predictions: Path,
+) -> Path:
+    """Writes `judged/` in the form that the benchmark scores and returns what to score."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if benchmark == "mm_vet":
+        grades: dict[str, list[float]] = {}
+        for r in requests:
+            if r.id in answers:
+                grades.setdefault(r.question, []).append(r.task.parse(answers[r.id]["content"]))
+        return _write(folder / "grades.json", json.dumps(grades, indent=1))
+    if benchmark == "mathvista":
+        return _write_extractions(folder, requests, answers, predictions)
+    files: dict[str, list[dict[str, Any]]] = {}
+    for r in requests:
+        if r.id not in answers:
+            continue
+        reply = answers[r.id]
+        row = {"content": reply["content"], "model": reply.get("model"), **r.keep}
+        if benchmark == "llava_bench":
+            files.setdefault(f"review_run{r.run}", []).append({"question_id": r.question, **row})
+        else:
+            name = r.task.name.partition(".")[2] or "judgements"
+            files.setdefault(name, []).append({"id": r.question, **row})
+    for name, rows in files.items():
+        _write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return folder if benchmark in ("llava_bench", "video_chatgpt") else folder / "judgements.jsonl"
+
+
+def _write_extractions(
+    folder: Path, requests: Sequence[Request], answers: Mapping[str, Mapping[str, Any]], predictions: Path
+) -> Path:
+    extracted = {r.question: answers[r.id]["content"].strip() for r in requests if r.id in answers}
+    lines = []
+    for row in rows_of(read_json(predictions, Problems())):
+        key = str(row.get("pid", row.get("question_id")))
+        if key in extracted:
+            row = {**row, "extraction": extracted[key]}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return _write(folder / "extracted.jsonl", "".join(lines))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
