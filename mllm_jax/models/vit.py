@@ -173,7 +173,7 @@ class VisionTransformer(nn.Module):
         zeros = tuple(
             jnp.zeros(x.shape, self.dtype if len(slot) == 1 else jnp.float32) for slot in slots_of
         )  # means are summed in float32
-        slots = accumulate(zeros, x, weights[0], normalized)
+        slots = accumulate(zeros, x, jnp.asarray(weights[0]), normalized)
         if depth:
             blocks = nn.scan(
                 remat(Block, self.remat),
