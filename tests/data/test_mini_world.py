@@ -36,7 +36,7 @@ from mllm_jax.data.mini_world.targets import patch_owners
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [sample_scene(11, i, SPLITS[i % 4]) for i in range(1200)]
+    return [sample_scene(11, i, SPLITS[i % 4]) for i in range(900)]
 
 
 def test_scenes_and_pictures_are_a_function_of_seed_index_and_split():
@@ -186,14 +186,14 @@ def _inner(owners):
 
 
 def test_every_thing_has_a_patch_at_every_grid(scenes):
-    for scene in scenes[:300]:
+    for scene in scenes[:100]:
         for grid in (8, 12, 16):
             assert set(patch_owners(scene, grid)) >= set(range(1, len(scene.things) + 1))
 
 
 def test_patch_targets_name_digits_words_and_bars(scenes):
     seen = set()
-    for scene in scenes[:200]:
+    for scene in scenes[:100]:
         targets = patch_targets(scene, 16)
         for thing in scene.things:
             at = int(thing.y * 16) * 16 + int(thing.x * 16)
@@ -212,7 +212,7 @@ def test_patch_targets_name_digits_words_and_bars(scenes):
 
 
 def test_global_targets(scenes):
-    for scene in scenes[:200]:
+    for scene in scenes[:100]:
         targets = global_targets(scene)
         named = {k: GLOBAL_CLASSES[k][v] for k, v in targets.items()}
         assert set(targets) == set(GLOBAL_CLASSES)

@@ -134,11 +134,11 @@ def test_benchmark_rows(tmp_path):
 
 
 def test_benchmark_answers_are_balanced_and_each_scene_asked_once_per_ability():
-    pairs = dataset.benchmark_questions(60, seed=0)
+    pairs = dataset.benchmark_questions(40, seed=0)
     for ability in ABILITIES:
         mine = [(index, q) for index, q in pairs if q.ability == ability]
-        assert len({index for index, _ in mine}) == 60
+        assert len({index for index, _ in mine}) == 40
         counts = Counter(q.answer for _, q in mine)
-        assert max(counts.values()) <= 60 * 0.3, (ability, counts)
+        assert max(counts.values()) <= 40 * 0.3, (ability, counts)
     with pytest.raises(ValueError, match="at least one question"):
         dataset.benchmark_questions(0, seed=0)

@@ -104,7 +104,7 @@ def _city(c: _Canvas) -> None:
         left += wide + 2
     road = (y0 + n) / 2 + 10
     c.rectangle(0, road - 26, n, road + 26, c.lit(104, 104, 110))
-    for x in np.arange(-10, n, 36):
+    for x in np.arange(-10.0, n, 36):
         c.rectangle(x, road - 2, x + 18, road + 2, c.lit(228, 228, 220))
 
 
