@@ -27,6 +27,9 @@ class Report:
     used: tuple[str, ...]
     ignored: Mapping[str, str]
 
+    def __add__(self, other: "Report") -> "Report":
+        return Report(self.used + other.used, {**self.ignored, **other.ignored})
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -42,61 +45,50 @@ def plan(
     source: Source,
     rules: Sequence[Rule],
     shapes: Mapping[str, Shape],
-    canonical: Callable[[str], str | None],
+    candidates: Callable[[str], list[str]],
     ignored: Iterable[tuple[str, str]] = (),
 ) -> tuple[list[Placement], Report]:
     """Decides what happens to every tensor of `source` before any is read.
 
     Args:
       shapes: {path: shape} of every parameter to be set.
-      canonical: a source's name -> the name in the rules, or None when it belongs to another part.
-      ignored: (regex over canonical or full source names, why) of tensors known not to be used.
+      candidates: a source's name -> the names it may have in the rules.
+      ignored: (regex over candidates or full source names, why) of tensors known not to be used.
 
     Raises:
-      ValueError: a tensor neither used nor known, a parameter without a source, a shape that differs; each is
-        named.
+      ValueError: a tensor neither used nor known, a parameter without a source or with two, a shape that
+        differs; each is named.
     """
-    ignored = list(ignored)
+    where, ignored = source.directory, list(ignored)
     by_path = {rule.path: rule for rule in rules}
-    missing_rule = [path for path in shapes if path not in by_path]
-    if missing_rule:
-        raise ValueError(f"the weight-name table has no row for parameter {missing_rule[0]!r}")
+    for path in shapes:
+        if path not in by_path:
+            raise ValueError(f"the weight-name table has no row for parameter {path!r}")
     placements: dict[tuple[str, int | None], Placement] = {}
     reasons: dict[str, str] = {}
     for name in source:
-        ours = canonical(name)
-        spot = _spot(ours, rules, shapes) if ours is not None else None
-        if isinstance(spot, tuple):
-            path, index, rule = spot
-            if (path, index) in placements:
-                raise ValueError(
-                    f"{source.directory}: {placements[path, index].name!r} and {name!r} both set {path!r}"
-                )
+        names = candidates(name)
+        spots = [spot for spot in (_spot(n, rules, shapes) for n in names) if spot is not None]
+        places = [spot for spot in spots if not isinstance(spot, str)]
+        if places:
+            path, index, rule = places[0]
+            if (path, index) in placements or len(places) > 1:
+                other = placements[path, index].name if (path, index) in placements else name
+                raise ValueError(f"{where}: {other!r} and {name!r} both set {path!r}")
             placements[path, index] = Placement(name, path, index, rule)
             continue
-        reason = spot or next(
-            (why for regex, why in ignored if any(re.fullmatch(regex, n) for n in (ours, name) if n)), None
-        )
+        known = (why for regex, why in ignored if any(re.fullmatch(regex, n) for n in (*names, name)))
+        reason = next(known, spots[0] if spots else None)
         if reason is None:
-            raise ValueError(
-                f"{source.directory}: no parameter takes tensor {name!r} and it is not known to be unused"
-            )
+            raise ValueError(f"{where}: no parameter takes tensor {name!r} and it is not known to be unused")
         reasons[name] = reason
     for path, shape in shapes.items():
         rule = by_path[path]
         for index in range(shape[0]) if rule.stacked else (None,):
             if (path, index) not in placements:
-                name = rule.name if index is None else rule.name.replace("{i}", str(index))
-                raise ValueError(f"{source.directory} holds no tensor {name!r} (parameter {path!r})")
-            placement = placements[path, index]
-            theirs = source.shape(placement.name)
-            found = _shape_after(rule, theirs)
-            wanted = shape if index is None else shape[1:]
-            if found != wanted:
-                raise ValueError(
-                    f"{source.directory}: parameter {path!r} needs shape {wanted}, {placement.name!r} gives "
-                    f"{'no such layout' if found is None else found} (stored as {theirs})"
-                )
+                name = rule.name.replace("{i}", str(index)).split(":", 1)[-1]
+                raise ValueError(f"{where} holds no tensor {name!r} (parameter {path!r})")
+            _check_shape(source, placements[path, index], shape if index is None else shape[1:])
     return list(placements.values()), Report(tuple(p.name for p in placements.values()), reasons)
 
 
@@ -116,11 +108,26 @@ def _spot(
     return None
 
 
-def _shape_after(rule: Rule, shape: Shape) -> Shape | None:
+def _check_shape(source: Source, placement: Placement, wanted: Shape) -> None:
+    stored = source.shape(placement.name)
     try:
-        return rule.transform.read(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+        found = placement.rule.transform.read(np.broadcast_to(np.zeros((), np.int8), stored)).shape
     except ValueError:
-        return None
+        found = None
+    if found != wanted:
+        raise ValueError(
+            f"{source.directory}: parameter {placement.path!r} needs shape {wanted}, {placement.name!r} gives "
+            f"{'no such layout' if found is None else found} (stored as {stored})"
+        )
+
+
+def leaf_dtypes(source: Source, placements: Sequence[Placement]) -> dict[str, np.dtype]:
+    """{path: dtype}; blocks stored in different dtypes are stacked in one that holds them all."""
+    dtypes: dict[str, np.dtype] = {}
+    for placement in placements:
+        stored = source.dtype(placement.name)
+        dtypes[placement.path] = np.dtype(jnp.promote_types(dtypes.get(placement.path, stored), stored))
+    return dtypes
 
 
 def read_tree(
@@ -131,10 +138,7 @@ def read_tree(
     Args:
       dtype: of the result; None keeps the source's.
     """
-    dtypes: dict[str, np.dtype] = {}
-    for placement in placements:  # blocks stored in different dtypes are stacked in one that holds them all
-        stored = source.dtype(placement.name)
-        dtypes[placement.path] = jnp.promote_types(dtypes.get(placement.path, stored), stored)
+    dtypes = leaf_dtypes(source, placements)
     leaves = {path: np.empty(shape, dtype or dtypes[path]) for path, shape in shapes.items()}
     for placement in placements:
         array = placement.rule.transform.read(source.read(placement.name))
@@ -143,9 +147,15 @@ def read_tree(
 
 
 def write_plan(
-    params: Mapping[str, Any], rules: Sequence[Rule], dtype: Any = None
+    params: Mapping[str, Any],
+    rules: Sequence[Rule],
+    dtype: Any = None,
+    prefixes: Sequence[tuple[str, str]] = (),
 ) -> list[tuple[str, np.dtype, Shape, Callable[[], np.ndarray]]]:
     """Tensors for `write_safetensors`, in the table's order of names, each made when it is written.
+
+    Args:
+      prefixes: (prefix in the table, prefix to write).
 
     Raises:
       ValueError: a parameter without a row, or a row without its parameter.
@@ -166,6 +176,10 @@ def write_plan(
             shape = leaf.shape if index is None else leaf.shape[1:]
             shape = rule.transform.write(np.broadcast_to(np.zeros((), np.int8), shape)).shape
             name = rule.name if index is None else rule.name.replace("{i}", str(index))
+            for ours, theirs in prefixes:
+                if name.startswith(ours):
+                    name = theirs + name[len(ours) :]
+                    break
             tensors.append((name, target, shape, make))
     if leaves:
         raise ValueError(f"the weight-name table has no row for parameter {next(iter(leaves))!r}")

@@ -7,41 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.interop import families
-from mllm_jax.interop.assemble import Report, Shape, plan, read_tree, write_plan
+from mllm_jax.interop.assemble import Report, read_tree, write_plan
 from mllm_jax.interop.families.base import Family, complete
 from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
+from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
 from mllm_jax.interop.safetensors_io import write_safetensors
 from mllm_jax.interop.source import Source
-from mllm_jax.models.decoder import Decoder, DecoderConfig
-from mllm_jax.models.paths import flatten
-from mllm_jax.models.vit import VisionConfig, VisionTransformer
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 
-# Where a tower may hang in a checkpoint: the hub's composites, LLaVA's own layout, transformers 5.
-VISION_PREFIXES = (
-    "",
-    "vision_model.",
-    "vision_tower.",
-    "vision_tower.vision_model.",
-    "model.vision_tower.",
-    "model.vision_tower.vision_model.",
-    "model.vision_tower.vision_tower.",
-    "model.vision_tower.vision_tower.vision_model.",
-)
-# Spellings of an LLM: ((their prefix, ours), ...). The first whose embedding is found counts.
-LLM_SPELLINGS = (
-    (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head.")),
-    (("model.language_model.", "model."), ("lm_head.", "lm_head.")),
-    (("model.", "model."), ("lm_head.", "lm_head.")),
-    (("", "model."), ("lm_head.", "lm_head.")),
-)
 PART_TYPES = {
     ("clip", "vision_config"): "clip_vision_model",
     ("siglip", "vision_config"): "siglip_vision_model",
@@ -50,15 +30,16 @@ PART_TYPES = {
     ("llava", "text_config"): "llama",
 }
 OTHER_PARTS = "belongs to another part of the checkpoint"
+CONNECTOR_NAMES = r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor)(\..*)?"
 VISION_NEIGHBOURS = (
     (r"text_model\..*", OTHER_PARTS),
     (r"(visual_projection|text_projection)\..*|logit_scale|logit_bias", OTHER_PARTS),
-    (r"(model\.)?language_model\..*|lm_head\..*|(model\.)?multi_modal_projector\..*", OTHER_PARTS),
-    (r"model\.(mm_projector|embed_tokens|layers|norm)\..*|(model\.)?image_newline", OTHER_PARTS),
+    (r"(model\.)?language_model\..*|lm_head\..*|model\.(embed_tokens|layers|norm)\..*", OTHER_PARTS),
+    (CONNECTOR_NAMES, OTHER_PARTS),
 )
 LLM_NEIGHBOURS = (
-    (r"(model\.)?(vision_tower|vision_model|multi_modal_projector|mm_projector)\..*", OTHER_PARTS),
-    (r"(model\.)?image_newline", OTHER_PARTS),
+    (r"(model\.)?(vision_tower|vision_model)\..*", OTHER_PARTS),
+    (CONNECTOR_NAMES, OTHER_PARTS),
 )
 
 
@@ -99,70 +80,8 @@ def llm_config(path: str | pathlib.Path) -> DecoderConfig:
     return _read_config(path, families.LLMS, "text_config", "mini_llm")[0]
 
 
-def vision_shapes(config: VisionConfig, depth: int | None = None) -> dict[str, Shape]:
-    """{path: shape} of a tower's parameters, `depth` blocks deep (all by default)."""
-    tower = VisionTransformer(config, FeatureRequest(hidden=(config.depth if depth is None else depth,)))
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    params = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
-    return {path: leaf.shape for path, leaf in flatten(params).items()}
-
-
-def llm_shapes(config: DecoderConfig) -> dict[str, Shape]:
-    """{path: shape} of an LLM's parameters."""
-    ints = jnp.zeros((1, 1), jnp.int32)
-
-    def everything(decoder: Decoder) -> Any:
-        hidden, _ = decoder(decoder.embed(ints), ints, ints)
-        return decoder.logits(hidden)
-
-    params = jax.eval_shape(lambda key: Decoder(config).init(key, method=everything), jax.random.key(0))[
-        "params"
-    ]
-    return {path: leaf.shape for path, leaf in flatten(params).items()}
-
-
-def read_vision(
-    source: Source, config: VisionConfig, family: Family, depth: int | None = None, dtype: Any = None
-) -> tuple[Params, Report]:
-    """A tower's parameters from any checkpoint that holds one, and what was ignored."""
-    shapes, rules = vision_shapes(config, depth), family.rules(config)
-    anchor = rules[0].name
-    prefixes = [p for p in VISION_PREFIXES if p + anchor in source]
-    if len(prefixes) != 1:
-        raise ValueError(
-            f"{source.directory} holds {len(prefixes)} {family.model_type} towers ({anchor!r}), not one"
-        )
-
-    def canonical(name: str) -> str | None:
-        return name.removeprefix(prefixes[0]) if name.startswith(prefixes[0]) else None
-
-    placements, report = plan(source, rules, shapes, canonical, (*family.ignored, *VISION_NEIGHBOURS))
-    return read_tree(source, placements, shapes, dtype), report
-
-
-def read_llm(
-    source: Source, config: DecoderConfig, family: Family, dtype: Any = None
-) -> tuple[Params, Report]:
-    """An LLM's parameters from any checkpoint that holds one, and what was ignored."""
-    shapes, rules = llm_shapes(config), family.rules(config)
-    anchor = rules[0].name
-    for spelling in LLM_SPELLINGS:
-        theirs, ours = spelling[0]
-        if theirs + anchor.removeprefix(ours) in source:
-            break
-    else:
-        raise ValueError(f"{source.directory} holds no {family.model_type} LLM (tensor {anchor!r})")
-
-    def canonical(name: str) -> str | None:
-        for theirs, ours in reversed(spelling):  # the head first: the body's prefix may be empty
-            if name.startswith(theirs):
-                return ours + name[len(theirs) :]
-        return None
-
-    ignored = (*family.ignored, *LLM_NEIGHBOURS)
-    if config.tied:
-        ignored += ((r"lm_head\.weight", "a copy of the tied embedding"),)
-    placements, report = plan(source, rules, shapes, canonical, ignored)
+def _read(source: Source, part: Part, neighbours: tuple, dtype: Any) -> tuple[Params, Report]:
+    placements, shapes, report = plan_parts(source, [part], neighbours)
     return read_tree(source, placements, shapes, dtype), report
 
 
@@ -186,7 +105,9 @@ def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any =
     config, family = _read_config(path, families.VISION, "vision_config", "mini_vit")
     if depth is not None and not 0 <= depth <= config.depth:
         raise ValueError(f"{path}: {depth} blocks asked for, the tower has {config.depth}")
-    params, report = read_vision(Source(resolve_path(path, "mini_vit")), config, family, depth, dtype)
+    params, report = _read(
+        Source(resolve_path(path, "mini_vit")), vision_part(config, family, depth), VISION_NEIGHBOURS, dtype
+    )
     _log(path, report)
     return params
 
@@ -202,7 +123,9 @@ def load_llm(path: str | pathlib.Path, dtype: Any = None) -> Params:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
     config, family = _read_config(path, families.LLMS, "text_config", "mini_llm")
-    params, report = read_llm(Source(resolve_path(path, "mini_llm")), config, family, dtype)
+    params, report = _read(
+        Source(resolve_path(path, "mini_llm")), llm_part(config, family), LLM_NEIGHBOURS, dtype
+    )
     _log(path, report)
     return params
 
