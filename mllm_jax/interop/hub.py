@@ -33,7 +33,10 @@ def resolve_path(path: str | pathlib.Path, shipped: str = "mini_llm") -> pathlib
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(snapshot_download(str(path), allow_patterns=list(PATTERNS)))
+        found = pathlib.Path(snapshot_download(str(path), allow_patterns=list(PATTERNS)))
+        if not any(found.glob("*.safetensors")):  # published as .bin only
+            found = pathlib.Path(snapshot_download(str(path), allow_patterns=[*PATTERNS, "*.bin"]))
+        return found
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"{str(path)!r} is not a directory and could not be fetched from the Hugging Face hub "

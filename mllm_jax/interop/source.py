@@ -1,30 +1,46 @@
-"""Where tensors come from: a directory of Hugging Face weight files, read one tensor at a time."""
+"""Where tensors come from: a directory of weight files, read one tensor at a time."""
 
-import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mllm_jax.interop.hub import read_json
 from mllm_jax.interop.safetensors_io import SafetensorsFile
+from mllm_jax.interop.torch_pickle import TorchFile
+
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Files of a directory without an index, in the order in which a kind is preferred.
+KINDS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "mm_projector.bin", "*.bin")
+# Beside the weights in training directories; no tensors of the model.
+NOT_WEIGHTS = (
+    "training_args.bin",
+    "optimizer.bin",
+    "scheduler.bin",
+    "rng_state.bin",
+    "non_lora_trainables.bin",
+)
 
 
 class Source:
-    """All tensors of a checkpoint directory, by name.
+    """All tensors of a checkpoint, by name.
 
     Attributes:
-      directory: the checkpoint.
+      directory: the checkpoint, for messages.
+
+    Args:
+      files: which weight files; by default those that `weight_files` finds.
 
     Raises:
       FileNotFoundError: no weights, or a shard that the index names is missing.
-      ValueError: a damaged file, or a tensor that two files hold.
+      ValueError: a damaged or unsafe file, or a tensor that two files hold.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, files: Sequence[pathlib.Path] | None = None):
         self.directory = pathlib.Path(directory)
-        self._files: dict[str, SafetensorsFile] = {}
-        for path in weight_files(self.directory):
-            file = SafetensorsFile(path)
+        self._files: dict[str, SafetensorsFile | TorchFile] = {}
+        for path in weight_files(self.directory) if files is None else files:
+            file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
             for name in file.tensors:
                 if name in self._files:
                     other = self._files[name].path.name
@@ -54,23 +70,34 @@ class Source:
 
 
 def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The weight files of a directory: those its index names, or every *.safetensors in it.
+    """The weight files of a directory: those its index names, or all of the first kind that is there.
 
     Raises:
       FileNotFoundError: none, or one that the index names is missing.
+      ValueError: an index that points out of the directory.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is not a directory")
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (directory / name).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{index} names {missing[0]}, which is not there ({len(missing)} missing)"
-            )
-        return [directory / name for name in names]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory} holds no *.safetensors; download the weights or check the path")
-    return files
+    for index in INDICES:
+        if (directory / index).exists() and (index.startswith("model") or not any(directory.glob(KINDS[0]))):
+            return _indexed(directory, index)
+    for kind in KINDS:
+        files = sorted(path for path in directory.glob(kind) if path.name not in NOT_WEIGHTS)
+        if files:
+            return files
+    raise FileNotFoundError(
+        f"{directory} holds no weights ({', '.join(KINDS[:2])}); download them or check the path"
+    )
+
+
+def _indexed(directory: pathlib.Path, index: str) -> list[pathlib.Path]:
+    names = sorted(set(read_json(directory / index)["weight_map"].values()))
+    for name in names:
+        if pathlib.Path(name).name != name:
+            raise ValueError(f"{directory / index} names {name!r}, which is not a file beside it")
+    missing = [name for name in names if not (directory / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{directory / index} names {missing[0]}, which is not there ({len(missing)} missing)"
+        )
+    return [directory / name for name in names]
