@@ -123,7 +123,11 @@ def send(
         for attempt in range(attempts):
             if stop.is_set():
                 return
-            row = _row(request, client.complete(request.body))
+            try:
+                row = _row(request, client.complete(request.body))
+            except Exception:
+                stop.set()  # no request is sent after a refusal, not even by this thread
+                raise
             readable = request.task.parse(row["content"]) is not None
             if readable or attempt == attempts - 1:
                 break
@@ -139,10 +143,8 @@ def send(
         futures = [pool.submit(work, request) for request in requests]
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         failed = [future.exception() for future in finished if future.exception() is not None]
-        if failed:
-            stop.set()
-            for future in futures:
-                future.cancel()
+        for future in futures if failed else ():
+            future.cancel()
     if failed:
         raise failed[0]
     return unreadable

@@ -16,6 +16,7 @@ from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
 from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import (
+    PredictionError,
     Problems,
     as_map,
     as_text,
@@ -110,12 +111,10 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     for key, row in found.items():
         item = row if gold is None else {**row, **gold[key]}
         where = f"{predictions}: {key}"
-        for name in (
-            *ITEM_KEYS,
-            "answer",
-            "choices" if item.get("question_type") == "multi_choice" else "pid",
-        ):
+        for name in (*ITEM_KEYS, "answer"):
             take(item, (name,), where)
+        if item["question_type"] == "multi_choice" and not item.get("choices"):
+            raise PredictionError(f"{where}: a multiple-choice item needs its choices")
         extraction = row.get("extraction")
         if extraction is None:
             response = as_text(take(row, ("response", "text"), where)).strip()
