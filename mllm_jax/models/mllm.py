@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -150,8 +151,19 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
 
 
-def apply(config: ModelConfig, params: Params, *args, method: str | None = None, rngs=None, **kwargs):
-    """Calls a method of `MLLM` by name (default: all logits) as a pure function of `params`."""
+def apply(
+    config: ModelConfig,
+    params: Params,
+    *args,
+    method: str | Callable[..., Any] | None = None,
+    rngs=None,
+    **kwargs,
+):
+    """Calls a method of `MLLM` as a pure function of `params`.
+
+    Args:
+      method: its name, or a function that takes the bound module first; None = all logits.
+    """
     return MLLM(config).apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
 
 
