@@ -62,10 +62,18 @@ Oracle = Callable[[Any, dict[str, Any], list[Tensor], tuple[int, int]], Tensor]
 
 @torch.no_grad()
 def oracle_output(case: connector_testing.Case, oracle: Oracle, grid: tuple[int, int]) -> np.ndarray:
-    """What the definition gives in torch, float32."""
+    """What the definition gives in torch; in double precision, so that only our own rounding is measured."""
     connector = case.create(grid)
-    params = jax.tree.map(torch.from_numpy, connector_testing.parameters(connector, grid))
-    return oracle(connector, params, [torch.from_numpy(s) for s in case.states(grid)], grid).numpy()
+
+    def double(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).double()
+
+    params = jax.tree.map(double, connector_testing.parameters(connector, grid))
+    torch.set_default_dtype(torch.float64)
+    try:
+        return oracle(connector, params, [double(s) for s in case.states(grid)], grid).numpy()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def check(case: connector_testing.Case, oracle: Oracle, grid: tuple[int, int]) -> None:

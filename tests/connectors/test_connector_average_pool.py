@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from connector_testing import GRIDS, Case
+from connector_testing import Case, on_grids
 
 from mllm_jax.connectors.grids import averaging_matrix
 
@@ -27,8 +27,7 @@ def oracle(c, p, states, grid):
     return mlp(x, p, c.layers)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "grid"), on_grids(CASES))
 def test_parity(case, grid):
     check(case, oracle, grid)
 

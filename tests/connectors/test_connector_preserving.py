@@ -1,7 +1,7 @@
 """linear, mlp{n}x_gelu, and the bilinear reduction after the MLP."""
 
 import pytest
-from connector_testing import GRIDS, Case
+from connector_testing import Case, on_grids
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
@@ -27,8 +27,7 @@ def oracle(c, p, states, grid):
     )
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "grid"), on_grids(CASES))
 def test_parity(case, grid):
     if grid[0] % case.options.get("reduction", 1):
         with pytest.raises(
