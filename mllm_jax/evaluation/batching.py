@@ -142,7 +142,7 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch_size: int) -> Rows:
-    """`(prompt, start, stop)` pieces as rows of `length` tokens, filled up with empty rows to `batch_size`."""
+    """`(prompt, start, stop)` pieces as rows of `length` tokens, with empty rows up to `batch_size`."""
     shape = (batch_size, length)
     rows = Rows(
         np.zeros(shape, np.int32),

@@ -1,4 +1,4 @@
-"""What evaluation needs of a model: parameters together with everything that turns pictures and words into input."""
+"""A model as evaluation needs it: parameters and what turns pictures and words into input."""
 
 import dataclasses
 import functools
@@ -45,7 +45,8 @@ class Model:
         towers = np.asarray((self.config.vision.mean, self.config.vision.std))
         if not np.allclose(ours, towers, atol=1e-6):
             raise ValueError(
-                f"the image processor's mean and std {ours.tolist()} are not the vision tower's {towers.tolist()}"
+                f"the image processor's mean and std {ours.tolist()} are not the vision tower's "
+                f"{towers.tolist()}"
             )
         if len(self.tokenizer) > self.config.llm.vocab:
             raise ValueError(

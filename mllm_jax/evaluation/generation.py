@@ -18,7 +18,15 @@ from jaxtyping import Array, Bool, Int
 
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation.batching import DEFAULT_BUCKETS, Request
-from mllm_jax.evaluation.prefixes import LoadImage, Prefixes, arrays, prefix_pools, run_suffix, select
+from mllm_jax.evaluation.prefixes import (
+    LoadImage,
+    Prefixes,
+    arrays,
+    prefix_pools,
+    run_suffix,
+    select,
+    without_remat,
+)
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import ModelConfig, Params
@@ -112,8 +120,8 @@ def generate(
 ) -> Iterator[Generation]:
     """Answers requests greedily, in the order in which they come.
 
-    Requests are read ahead in chunks (32 batches at most, fewer where many different large pictures occur); within
-    a chunk the pictures' prefixes are computed once and the rest is sorted by length.
+    Requests are read ahead in chunks (at most 32 batches, fewer where the pictures need much memory); in a
+    chunk the pictures' prefixes are computed once and the rest is sorted by length.
 
     Args:
       requests: prompts; a generator is read in a background thread.
@@ -136,7 +144,7 @@ def generate(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     stops = np.asarray(stop_ids, np.int32)
-    limit = config.llm.max_positions
+    config, limit = without_remat(config), config.llm.max_positions
 
     def checked() -> Iterator[Request]:
         for request in requests:

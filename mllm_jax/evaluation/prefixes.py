@@ -1,5 +1,6 @@
-"""The part of prompts that several questions share (template and pictures), computed once and kept as a cache."""
+"""The part of prompts that several questions share (template and pictures), computed once and kept."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +47,11 @@ class Prefixes:
             jnp.pad(self.segments, ((0, 0), (0, length))),
             jnp.int32(columns),
         )
+
+
+def without_remat(config: ModelConfig) -> ModelConfig:
+    """The same computation without rematerialisation, which only slows compiling down when nothing is learned."""
+    return dataclasses.replace(config, remat="none", vision_remat="none")
 
 
 def run_suffix(module: MLLM, rows: dict[str, Array], visual: Array, cache: Cache) -> tuple[Array, Cache]:
