@@ -3,6 +3,7 @@
     mllm-jax score-all --data DIR
     mllm-jax score-all --data DIR --markdown        the table of docs/benchmarks.md
 
+`--rows` adds, where DIR has them, the official readings of single answers: parsed letters, accuracies, tokens.
 DIR holds one folder per benchmark (mme, pope, ...) with answers, annotations and an `expected.json`. The exit
 code is 0 if every figure is equal in every digit.
 """
@@ -14,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm_jax.evaluation.reproduce import Comparison, score_folder
+from mllm_jax.evaluation.reproduce import Comparison, check_rows, score_folder
 
 _HEADER = ("benchmark", "answers", "figure", "expected", "obtained", "difference", "figures equal")
 
@@ -22,12 +23,13 @@ _HEADER = ("benchmark", "answers", "figure", "expected", "obtained", "difference
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mllm-jax score-all`."""
     parser.add_argument("--data", required=True, metavar="DIR", help="the folder of benchmark folders")
+    parser.add_argument("--rows", action="store_true", help="also compare the readings of single answers")
     style = parser.add_mutually_exclusive_group()
     style.add_argument("--markdown", action="store_true", help="print a Markdown table")
     style.add_argument("--json", action="store_true", help="print every compared figure as JSON")
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return "0" if value == 0 else repr(value)
 
 
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; returns 1 if any figure differs, 2 if the folder cannot be scored."""
     started = time.perf_counter()
     try:
-        done = score_folder(Path(args.data))
+        done = score_folder(Path(args.data)) + (check_rows(Path(args.data)) if args.rows else [])
     except (ValueError, OSError, RuntimeError) as error:
         print(f"mllm-jax score-all: {error}", file=sys.stderr)
         return 2

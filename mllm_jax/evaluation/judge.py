@@ -108,7 +108,7 @@ def write_requests(path: Path, requests: Sequence[Request]) -> None:
 
 
 def estimate(
-    requests: Sequence[Request], price_in: float | None = None, price_out: float | None = None
+    requests: Sequence[Request], price_in: float | int | None = None, price_out: float | int | None = None
 ) -> dict[str, Any]:
     """About how many tokens the requests take, and what they cost.
 

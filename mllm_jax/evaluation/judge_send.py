@@ -43,8 +43,8 @@ class Client:
         base_url: str,
         key_variable: str = "OPENAI_API_KEY",
         retries: int = 6,
-        first_wait: float = 1.0,
-        timeout: float = 120.0,
+        first_wait: float | int = 1.0,
+        timeout: float | int = 120.0,
     ) -> None:
         if not base_url.startswith(("https://", "http://")):
             raise ValueError(f"--base-url must start with https:// or http://, not {base_url!r}")

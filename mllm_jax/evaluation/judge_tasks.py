@@ -18,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.video_qa import ASPECTS, parse_judgement, re
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
+    as_map,
     as_text,
     by_id,
     match_ids,
@@ -85,9 +86,13 @@ def _need(annotations: Path | None, what: str) -> Path:
 def _mm_vet_items(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Item]:
     gold = read_annotations(_need(annotations, "mm-vet.json"))
     said = read_json(predictions, problems)
-    if not isinstance(said, dict):
-        raise PredictionError(f"{predictions}: expected a JSON object id -> answer")
-    rows = [{"id": key, "text": text} for key, text in said.items()]
+    if as_map(said, ("question_id",)) is not None:
+        rows = [{"id": key, "text": text} for key, text in said.items()]
+    else:  # LLaVA's answer file, before its conversion
+        rows = [
+            {"id": f"v1_{take(row, ('question_id',), str(predictions))}", "text": row.get("text")}
+            for row in (said if isinstance(said, list) else [said])
+        ]
     found = match_ids(rows, gold, lambda r: r["id"], lambda r: r["text"], problems)
     for key, row in found.items():
         truth = as_text(take(gold[key], ("answer",), f"{annotations}: {key}"))

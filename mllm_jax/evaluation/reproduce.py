@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks import get_benchmark
+from mllm_jax.evaluation.reproduce_rows import CHECKS
 
 Result = dict[str, Any]
 
@@ -38,13 +39,13 @@ class Comparison:
     benchmark: str
     answers: str
     headline: str
-    expected: float = math.nan
-    obtained: float = math.nan
-    figures: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    expected: float | int = math.nan
+    obtained: float | int = math.nan
+    figures: dict[str, tuple[float | int, float | int]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
     @property
-    def difference(self) -> float:
+    def difference(self) -> float | int:
         return self.obtained - self.expected
 
     @property
@@ -53,7 +54,7 @@ class Comparison:
         return [name for name, (expected, obtained) in self.figures.items() if expected != obtained]
 
 
-def _flatten(prefix: str, expected: Any, obtained: Any) -> Iterator[tuple[str, float, float]]:
+def _flatten(prefix: str, expected: Any, obtained: Any) -> Iterator[tuple[str, float | int, float | int]]:
     """Every number (or text) below `expected`, with its counterpart; a missing one is NaN."""
     if isinstance(expected, Mapping):
         for key, value in expected.items():
@@ -335,6 +336,20 @@ def _score(folder: Path, case: _Case) -> Comparison:
         done.figures[name] = (expected, value)
     done.expected, done.obtained = done.figures[case.headline]
     done.seconds = time.perf_counter() - started
+    return done
+
+
+def check_rows(data: Path) -> list[Comparison]:
+    """Compares readings of single answers, where a folder has the official ones: how many of the rows agree."""
+    done = []
+    for name, check in CHECKS.items():
+        if not (Path(data) / name / "expected.json").is_file():
+            continue
+        for answers, what, pairs in check(Path(data) / name):
+            equal = sum(official == ours for official, ours in pairs)
+            row = Comparison(name, f"{name}/{answers}", what, len(pairs), equal)
+            row.figures[what] = (len(pairs), equal)
+            done.append(row)
     return done
 
 

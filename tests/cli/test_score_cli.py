@@ -102,6 +102,17 @@ def test_score_all_finds_a_difference_in_the_last_digit(data, capsys):
     assert json.loads(output.out)[0]["benchmark"] == "blink"
 
 
+def test_score_all_compares_rows(data, capsys):
+    folder = data / "relaxed_accuracy"
+    _write(folder / "expected.json", {"m": {"n": 2, "relaxed_correct": 1, "relaxed_accuracy": 0.5}})
+    rows = [{"pid": 1, "prediction": "10.2", "target": "10", "relaxed_correct": True}]
+    rows.append({"pid": 2, "prediction": "12", "target": "10", "relaxed_correct": True})
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score-all", "--data", str(data)]) == 0
+    assert main(["score-all", "--data", str(data), "--rows"]) == 1
+    assert "right or wrong (2, 1)" in capsys.readouterr().err
+
+
 def test_score_all_refuses_other_folders(tmp_path, data, capsys):
     assert main(["score-all", "--data", str(tmp_path / "data" / "blink")]) == 2
     _write(data / "other" / "expected.json", {})

@@ -83,6 +83,12 @@ def test_requests_hold_question_truth_and_answer(mm_vet, tmp_path):
         write_requests(tmp_path / "r.jsonl", _requests(mm_vet, model="other"))
 
 
+def test_llavas_own_answer_file(mm_vet, tmp_path):
+    said = lines(tmp_path / "said.jsonl", [{"question_id": i, "text": f"mine {i}"} for i in range(4)])
+    requests = build_requests("mm_vet", said, mm_vet[1], Problems())
+    assert [r.question for r in requests] == ["v1_0", "v1_1", "v1_2", "v1_3"]
+
+
 def test_own_prompt(mm_vet):
     body = _requests(mm_vet, user="T: {answer} P: {prediction} {x}")[0].body
     assert body["messages"][0]["content"] == "T: a <AND> b P: I say {question} v1_0 {x}"

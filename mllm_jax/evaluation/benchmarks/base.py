@@ -47,9 +47,9 @@ class Benchmark:
         )
 
 
-def ratio(right: float, n: int, scale: float = 1.0) -> float:
+def ratio(right: float | int, n: float | int, scale: float | int = 1.0) -> float:
     """`right / n * scale`, 0 for n = 0 (an empty part of a benchmark has no right answers)."""
-    return right / n * scale if n else 0.0
+    return float(right / n * scale) if n else 0.0
 
 
 class Tally:
@@ -78,7 +78,7 @@ class Tally:
     def n(self) -> int:
         return sum(n for _, n in self.cells.values())
 
-    def accuracy(self, scale: float = 1.0) -> dict[str, float]:
+    def accuracy(self, scale: float | int = 1.0) -> dict[str, float]:
         """Name -> accuracy times `scale`."""
         return {name: ratio(right, n, scale) for name, (right, n) in self.cells.items()}
 

@@ -29,7 +29,7 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _BOX = re.compile(r"\[\s*" + r",\s*".join([_NUMBER] * 4) + r"\s*\]", re.ASCII)
 
-Box = Sequence[float]  # x1, y1, x2, y2 as fractions of width and height
+Box = Sequence[float | int]  # x1, y1, x2, y2 as fractions of width and height
 
 
 def parse_box(text: str) -> Box | None:
@@ -59,7 +59,7 @@ def center_inside(outer: Box, box: Box) -> bool:
     return outer[0] <= x <= outer[2] and outer[1] <= y <= outer[3]
 
 
-def from_square(box: Box, width: float, height: float) -> Box:
+def from_square(box: Box, width: float | int, height: float | int) -> Box:
     """A box on the padded square as a box on the original picture.
 
     Example:

@@ -31,17 +31,23 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
     )
     answers = {key: as_text(take(row, ("answer", "label"), str(annotations))) for key, row in gold.items()}
     kinds: dict[str, list[int]] = {}
+    group_of: dict[str, str] = {}
     right = unparsed = 0
     for key, row in found.items():
         text = as_text(take(row, ("text", "answer", "prediction"), str(predictions)))
         ok = bool(text.strip()) and same_answer(text, answers[key])
         unparsed += not text.strip()
         right += ok
-        cell = kinds.setdefault(
-            as_text(gold[key].get("question_type") or gold[key].get("ability") or "all"), [0, 0]
-        )
+        kind = as_text(gold[key].get("question_type") or gold[key].get("ability") or "all")
+        if gold[key].get("group"):
+            group_of[kind] = as_text(gold[key]["group"])
+        cell = kinds.setdefault(kind, [0, 0])
         cell[0] += ok
         cell[1] += 1
+    members: dict[str, list[float]] = {}
+    for kind, (r, n) in kinds.items():
+        if kind in group_of:
+            members.setdefault(group_of[kind], []).append(r / n)
     majority, count = Counter(answers.values()).most_common(1)[0]
     return score_result(
         "vqa",
@@ -50,8 +56,9 @@ def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
         score=right / len(found) if found else 0.0,
         unit="fraction",
         subtasks={kind: r / n for kind, (r, n) in kinds.items()},
-        groups={},
+        groups={group: sum(scores) / len(scores) for group, scores in members.items()},
         problems=problems,
+        counts=kinds,
         correct=right,
         majority_answer=majority,
         majority_baseline=count / len(answers),
@@ -64,6 +71,6 @@ BENCHMARK = Benchmark(
     unit="fraction",
     score_files=_score_files,
     predictions="JSON lines {question_id, text}",
-    annotations="JSON lines or array {question_id, answer}, optionally question_type",
+    annotations="JSON lines or array {question_id, answer}, optionally question_type or ability, group",
     official="this project; exact match after VQA normalisation",
 )
