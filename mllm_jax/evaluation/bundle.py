@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
+from mllm_jax.data.images import MAX_PIXELS, decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.models.mllm import ModelConfig, Params
 
@@ -24,6 +26,8 @@ class Model:
       tokenizer: a Hugging Face tokenizer.
       processor: brings pictures to the model's size.
       template: name of the conversation template the model was trained with.
+      compat: None or "llava": how unusual image files are decoded (see `data.images`).
+      max_image_pixels: larger images are refused.
 
     Raises:
       ValueError: processor or tokenizer do not fit the configuration.
@@ -34,6 +38,8 @@ class Model:
     tokenizer: Any
     processor: ImageProcessor
     template: str
+    compat: Literal["llava"] | None = None
+    max_image_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if self.processor.size != self.config.image_size:
@@ -54,6 +60,20 @@ class Model:
                 f"{self.config.llm.vocab}"
             )
 
+    def picture(self, data: bytes, source: str) -> UInt8[np.ndarray, "S S 3"]:
+        """An encoded image as the model takes it.
+
+        Raises:
+          ImageError: it cannot be used; names `source`.
+        """
+        image = decode_image(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
+        return self.processor(image)
+
+    def blind_picture(self) -> UInt8[np.ndarray, "S S 3"]:
+        """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""
+        side = self.processor.size
+        return np.broadcast_to(np.asarray(self.processor.fill, np.uint8), (side, side, 3))
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of what decides answers: configuration, parameter values, tokenizer, pictures, template.
@@ -65,7 +85,7 @@ class Model:
         same = {"remat", "vision_remat", "attention"}
         fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
-        digest.update(repr((self.processor, self.template, len(self.tokenizer))).encode())
+        digest.update(repr((self.processor, self.compat, self.template, len(self.tokenizer))).encode())
         probe = "The quick brown fox, 12 + 7 = 19? <image>\n"
         digest.update(repr(self.tokenizer(probe).input_ids).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):

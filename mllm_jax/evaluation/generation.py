@@ -22,7 +22,9 @@ from mllm_jax.evaluation.prefixes import (
     LoadImage,
     Prefixes,
     arrays,
+    everywhere,
     prefix_pools,
+    row_shards,
     run_suffix,
     select,
     without_remat,
@@ -100,7 +102,7 @@ def _answer(
 
     state = (jnp.int32(1), tokens, counts, done, stopped, cache)
     _, tokens, counts, _, stopped, _ = jax.lax.while_loop(unfinished, advance, state)
-    return tokens, counts, stopped
+    return everywhere((tokens, counts, stopped))
 
 
 def generate(
@@ -128,7 +130,8 @@ def generate(
       tokenizer: a Hugging Face tokenizer, for decoding.
       load_image: picture key -> uint8[S, S, 3], thread-safe.
       max_new_tokens: N, at most so many tokens per answer.
-      batch_size: rows at once; the last batch of a chunk is filled with empty rows.
+      batch_size: rows at once, rounded up to a multiple of the devices that share them; the last batch of a
+        chunk is filled with empty rows.
       stop_ids: ids that end an answer (`tokens.stop_ids`).
       stop_text: text that ends an answer, for templates that close with text (`###`, a newline).
       buckets: lengths to which what follows the last picture is padded.
@@ -144,6 +147,7 @@ def generate(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     stops = np.asarray(stop_ids, np.int32)
+    batch_size += -batch_size % row_shards()
     config, limit = without_remat(config), config.llm.max_positions
 
     def checked() -> Iterator[Request]:

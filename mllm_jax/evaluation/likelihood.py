@@ -15,7 +15,9 @@ from mllm_jax.evaluation.prefixes import (
     LoadImage,
     Prefixes,
     arrays,
+    everywhere,
     prefix_pools,
+    row_shards,
     run_suffix,
     select,
     without_remat,
@@ -42,7 +44,7 @@ def _score(
     hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
     logits = mllm.apply(config, params, hidden, method="logits")
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.where(valid, chosen - jax.nn.logsumexp(logits, axis=-1), 0).sum(-1)
+    return everywhere(jnp.where(valid, chosen - jax.nn.logsumexp(logits, axis=-1), 0).sum(-1))
 
 
 def answer_log_likelihoods(
@@ -68,6 +70,7 @@ def answer_log_likelihoods(
       SampleError: the visual tokens do not fit the pictures.
       ValueError: a request without an answer.
     """
+    batch_size += -batch_size % row_shards()
     config, limit = without_remat(config), config.llm.max_positions
 
     def checked() -> Iterator[Request]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -10,12 +11,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.evaluation.batching import Chunk, Request, Rows, chunks, prefix_rows, stack_images
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import MLLM, Batch, ModelConfig, Params
+from mllm_jax.parallel.mesh import ROWS
 
 LoadImage = Callable[[Hashable], np.ndarray]
 _POOL_BYTES = 512 << 20  # keys and values of prefixes that are kept at once
@@ -94,6 +97,19 @@ def _join(pools: list[Prefixes]) -> Prefixes:
     )
 
 
+def row_shards() -> int:
+    """Devices over which the current mesh splits the rows of a batch (1 without a mesh)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+
+
+def everywhere(tree: Any) -> Any:
+    """Makes arrays inside a jitted function whole on every device, so that every process can read them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
 def arrays(rows: Rows) -> dict[str, np.ndarray]:
     """The fields of rows that the model takes."""
     names = ("tokens", "positions", "segment_ids", "visual_index")
@@ -116,7 +132,7 @@ def prefix_pools(
 
     Args:
       load_image: picture key -> uint8[S, S, 3]; called from several threads. None if no request has one.
-      batch_size: prefixes computed at once (one alone is not padded).
+      batch_size: prefixes computed at once, a multiple of `row_shards()`; one alone is not padded to it.
       threads: how many load pictures.
     """
     per_prefix = 2 * config.llm.depth * config.llm.kv_heads * config.llm.head_width
@@ -132,6 +148,7 @@ def prefix_pools(
 
     source = chunks(checked(), batch_size * _REQUESTS_PER_ROW, max_prefixes)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as loaders:
+        shards = row_shards()  # the current mesh is not known to other threads
 
         def read() -> tuple[Chunk, list[dict[str, Any]]] | None:
             chunk = next(source, None)
@@ -140,7 +157,7 @@ def prefix_pools(
             needed = dict.fromkeys(key for request in chunk.prefixes for key in request.images)
             futures: dict[Hashable, Future] = {key: loaders.submit(load_image, key) for key in needed}
             pictures = [[futures[key].result() for key in request.images] for request in chunk.prefixes]
-            return chunk, list(_prefix_batches(config, chunk, pictures, batch_size))
+            return chunk, list(_prefix_batches(config, chunk, pictures, batch_size, shards))
 
         upcoming = reader.submit(read)
         while (item := upcoming.result()) is not None:
@@ -151,11 +168,11 @@ def prefix_pools(
 
 
 def _prefix_batches(
-    config: ModelConfig, chunk: Chunk, pictures: list[list[np.ndarray]], batch_size: int
+    config: ModelConfig, chunk: Chunk, pictures: list[list[np.ndarray]], batch_size: int, shards: int
 ) -> Iterator[dict[str, Any]]:
     for start in range(0, len(chunk.prefixes), batch_size):
         some = chunk.prefixes[start : start + batch_size]
-        size = 1 if len(chunk.prefixes) == 1 else batch_size
+        size = shards if len(chunk.prefixes) == 1 else batch_size
         images, mask = stack_images(
             pictures[start : start + batch_size], size, chunk.image_slots, config.image_size
         )

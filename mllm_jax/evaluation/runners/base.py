@@ -1,0 +1,177 @@
+"""What a benchmark is when a model answers it: prompts, how an answer is read, and how answers are scored.
+
+Adding one is one file with a `Runner`, a row in `runners.RUNNERS` and a test.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mllm_jax.data.samples import read_image_file
+
+MAIN, OPEN = "main", "open"
+
+
+class BenchmarkError(ValueError):
+    """A benchmark that cannot be asked; the message names file and question."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ask:
+    """One prompt.
+
+    Attributes:
+      row: what is kept with the answer; holds `question_id`, further `rotation` where a question is asked
+        several times, and what the scorer needs.
+      prompt: the words behind the pictures.
+      images: names that `Runner.read_image` understands.
+      options: multiple choice, in the order of the prompt.
+      part: "main", or "open" for the same questions asked without options.
+    """
+
+    row: dict[str, Any]
+    prompt: str
+    images: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    part: str = MAIN
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which answer of its part this is."""
+        return key_of(self.row)
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, int]:
+    """`(question_id, rotation)` of a row of predictions."""
+    return str(row["question_id"]), int(row.get("rotation") or 0)
+
+
+class Runner(abc.ABC):
+    """A benchmark read from its files.
+
+    Attributes:
+      asks: all prompts; those about one picture stand together.
+      kind: the row of the table it belongs to.
+      baselines: whether blind answers and the majority answer say something about it.
+    """
+
+    kind: ClassVar[str]
+    baselines: ClassVar[bool] = True
+
+    def __init__(self, path: str | Path, images: str | Path | None = None):
+        """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""
+        self.path = Path(path)
+        self.images = Path(images) if images else self.path.parent / "images"
+        self.asks: Sequence[Ask] = self.read()
+        if not self.asks:
+            raise BenchmarkError(f"{self.path}: holds no question")
+        seen: set[tuple[str, str, int]] = set()
+        for ask in self.asks:
+            if (key := (ask.part, *ask.key)) in seen:
+                raise BenchmarkError(f"{self.path}: question id {ask.row['question_id']!r} occurs twice")
+            seen.add(key)
+
+    @abc.abstractmethod
+    def read(self) -> list[Ask]:
+        """The prompts.
+
+        Raises:
+          BenchmarkError: the file cannot be used.
+        """
+
+    @abc.abstractmethod
+    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+        """The answer that a text gives (None if it gives none) and how it was read."""
+
+    @abc.abstractmethod
+    def is_right(self, row: dict[str, Any]) -> bool | None:
+        """Whether an answered row is right; None where there is no right answer."""
+
+    @abc.abstractmethod
+    def score(self, part: str, predictions: Path) -> dict[str, Any] | None:
+        """The score contract's object for a file of answers; None if the benchmark has no score."""
+
+    def majority(self, asks: Sequence[Ask]) -> list[str]:
+        """What the majority baseline answers to each prompt."""
+        raise BenchmarkError(f"the benchmark {self.kind!r} has no majority answer")
+
+    def read_image(self, name: str) -> bytes:
+        """The encoded picture.
+
+        Raises:
+          DataError: it cannot be read; names the file.
+        """
+        return read_image_file(self.images / name, name)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all prompts, images' names and expected answers."""
+        digest = hashlib.sha256()
+        for ask in self.asks:
+            digest.update(
+                json.dumps([ask.part, ask.row, ask.prompt, ask.images, ask.options], sort_keys=True).encode()
+            )
+        return digest.hexdigest()[:16]
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON list (or of JSON lines).
+
+    Raises:
+      BenchmarkError: no such file, no JSON, no list, or an entry that is no object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path}: cannot be read: {error}") from error
+    try:
+        # Lines end at \n only: str.splitlines would cut inside texts that hold U+2028.
+        lines = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
+        rows = json.loads(text) if lines is None else [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise BenchmarkError(f"{path}: not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise BenchmarkError(f"{path}: expected a list of questions, found one {type(rows).__name__}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{path}: entry #{index} is no JSON object but {type(row).__name__}")
+    return rows
+
+
+def field(row: dict[str, Any], name: str, kind: type, path: Path, index: int) -> Any:
+    """A required field of an entry; a `question_id` may be a string or an integer.
+
+    Raises:
+      BenchmarkError: it is missing or of another type; names the entry.
+    """
+    if not isinstance(row.get(name), (str, int) if name == "question_id" else kind):
+        which = row.get("question_id", f"#{index}")
+        raise BenchmarkError(
+            f"{path}: entry {which!r}: {name!r} must be a {kind.__name__}, found {row.get(name)!r}"
+        )
+    return row[name]
+
+
+def image_names(row: dict[str, Any], path: Path, index: int) -> tuple[str, ...]:
+    """`image`: one name, a list of names, or absent.
+
+    Raises:
+      BenchmarkError: something else.
+    """
+    value = row.get("image")
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        which = row.get("question_id", f"#{index}")
+        raise BenchmarkError(f"{path}: entry {which!r}: 'image' must be a file name or a list of them")
+    return tuple(names)
+
+
+def most_frequent(answers: Sequence[str]) -> list[str]:
+    """Different answers, the most frequent first, ties in alphabetical order."""
+    counts = Counter(answers)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))

@@ -1,0 +1,110 @@
+"""Answers on disk: JSON lines that survive a kill, and a note of whose answers they are."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.runners.base import key_of
+
+MANIFEST = "manifest.json"
+
+
+class StoreError(ValueError):
+    """Answers on disk that do not belong here or are damaged; the message says what to do."""
+
+
+def claim(directory: Path, identity: dict[str, Any]) -> None:
+    """Makes a folder of answers belong to a model, benchmark and settings, or checks that it does.
+
+    Raises:
+      StoreError: it holds another model's, benchmark's or setting's answers.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / MANIFEST
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        different = [k for k in sorted({*found, *identity}) if found.get(k) != identity.get(k)]
+        if different:
+            listed = ", ".join(f"{k}: {found.get(k)!r} there, {identity.get(k)!r} now" for k in different)
+            raise StoreError(
+                f"{directory} holds answers that this run cannot continue ({listed}); move that folder away, or "
+                "evaluate into another one"
+            )
+        return
+    if any(directory.glob("*.jsonl")):
+        raise StoreError(
+            f"{directory} holds answers, but no {MANIFEST} says whose they are; move that folder away"
+        )
+    write_json(path, identity)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is there completely or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+class AnswerFile:
+    """Rows of answers, one JSON object per line, appended as they come.
+
+    A last line that was cut off by a kill is removed when the file is opened; its question is asked again.
+
+    Attributes:
+      rows: `(question_id, rotation)` -> row, in file order.
+    """
+
+    def __init__(self, path: Path, writable: bool = True):
+        """Reads what is there.
+
+        Raises:
+          StoreError: a damaged line other than the last, or a repeated question.
+        """
+        self.path = path
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self._file: Any = None
+        self._writable = writable
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1  # behind this, a line that never got its end
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+            try:
+                row = json.loads(line)
+                key = key_of(row)
+            except (ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"{self.path} line {number} is damaged ({error}); delete that line and run again"
+                ) from error
+            if key in self.rows:
+                raise StoreError(
+                    f"{self.path} line {number} answers {key} a second time; delete one of the two lines"
+                )
+            self.rows[key] = row
+        if whole < len(data) and self._writable:
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds an answer; its line goes to the operating system at once."""
+        self.rows[key_of(row)] = row
+        if not self._writable:
+            return
+        if self._file is None:
+            self._file = self.path.open("a", buffering=1, encoding="utf-8", newline="\n")
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Ends writing; appending again reopens the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

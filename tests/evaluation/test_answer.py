@@ -1,0 +1,307 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.evaluation import answer as answer_module
+from mllm_jax.evaluation.answer import Settings, answer_benchmark
+from mllm_jax.evaluation.bundle import Model
+from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.store import AnswerFile, StoreError, claim
+from mllm_jax.models import mllm
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.vit import VisionConfig
+
+SETTINGS = Settings(max_new_tokens=3, batch_size=8, buckets=(128, 192))
+HALF = (0.5, 0.5, 0.5)
+
+
+def make_tokenizer():
+    """Bytes as tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def make_model(seed=0, **changes):
+    tokenizer = make_tokenizer()
+    config = mllm.ModelConfig(
+        vision=VisionConfig(
+            16, 2, 2, 32, 4, 8, class_token=False, pre_norm=False, patch_bias=True, mean=HALF, std=HALF
+        ),
+        llm=DecoderConfig(len(tokenizer), 16, 2, 2, 1, 8, 24, max_positions=256),
+        image_size=8,
+    )
+    params = jax.jit(mllm.init, static_argnums=0)(config, jax.random.key(seed))
+    params = jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), params)
+    bundle = Model(config, params, tokenizer, ImageProcessor.siglip(8), "mini")
+    return dataclasses.replace(bundle, **changes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+QUESTIONS = [
+    ("scene_0", "a.png", "scene", "coarse", ["sea", "city", "snow"], "sea"),
+    ("scene_1", "b.png", "scene", "coarse", ["snow", "sea", "city"], "sea"),
+    ("scene_2", "c.png", "scene", "coarse", ["city", "snow"], "snow"),
+    ("count_0", "a.png", "counting", "fine", ["1", "2", "3"], "2"),
+    ("count_1", "b.png", "counting", "fine", ["3", "2", "1"], "3"),
+]
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """A small benchmark in the files' form."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        pixels = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
+    keys = ("question_id", "image", "ability", "group", "options", "answer")
+    rows = [dict(zip(keys, values, strict=True)) | {"question": "what is it?"} for values in QUESTIONS]
+    path = tmp_path / "mini.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(model, kind, path, out, settings=SETTINGS, **options):
+    return answer_benchmark(model, read_benchmark(kind, path), out, settings, name=kind, **options)
+
+
+def test_mini_end_to_end(model, mini, tmp_path):
+    out = tmp_path / "out"
+    scores = run(model, "mini", mini, out, likelihood=True)
+    assert scores == json.loads((out / "scores.json").read_text())
+    assert scores["n"] == 5
+    assert set(scores["subtasks"]) == {"scene", "counting"}
+    assert set(scores["groups"]) == {"coarse", "fine"}
+    rotations = 3 + 3 + 2 + 3 + 3
+    for name, count in (
+        ("predictions", rotations),
+        ("blind", rotations),
+        ("majority", rotations),
+        ("likelihood", rotations),
+        ("predictions_open", 5),
+        ("blind_open", 5),
+        ("majority_open", 5),
+    ):
+        assert len(lines(out / f"{name}.jsonl")) == count, name
+    row = next(
+        r for r in lines(out / "predictions.jsonl") if r["rotation"] == 1 and r["question_id"] == "count_0"
+    )
+    assert row["options"] == ["2", "3", "1"]
+    assert row["prompt"] == "what is it?\nA. 2\nB. 3\nC. 1\nAnswer with one of the options."
+    assert {"text", "parsed", "how", "stopped", "new_tokens", "answer", "ability", "group"} <= set(row)
+    # The majority answers "sea" where it is offered: right twice of three, under every rotation; "snow" is then
+    # the only one left. Counts 2 and 3 are equally frequent, so "2" is right once.
+    assert scores["majority"]["counts"] == {"scene": [3, 3], "counting": [1, 2]}
+    assert scores["open"]["majority"]["counts"] == {"scene": [2, 3], "counting": [1, 2]}
+    likely = lines(out / "likelihood.jsonl")
+    assert all(r["text"] == r["options"][int(np.argmax(r["log_likelihoods"]))] for r in likely)
+    assert all(max(r["log_likelihoods"]) < 0 for r in likely)
+
+
+def test_blind_answers_do_not_depend_on_the_picture(model, mini, tmp_path):
+    run(model, "mini", mini, tmp_path / "out")
+    texts = {}
+    for row in lines(tmp_path / "out" / "blind_open.jsonl"):
+        texts.setdefault(row["prompt"], set()).add(row["text"])
+    assert all(len(found) == 1 for found in texts.values())
+    seen = {row["text"] for row in lines(tmp_path / "out" / "predictions_open.jsonl")}
+    assert len(seen) > 1  # the same question about three pictures
+
+
+def test_stopped_run_goes_on_where_it_was(model, mini, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(model, "mini", mini, whole)
+    run(model, "mini", mini, broken)
+    path = broken / "predictions.jsonl"
+    kept = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(kept[:6]) + b"\n" + kept[6][:25])  # killed while writing the seventh line
+    (broken / "blind_open.jsonl").unlink()
+    asked = []
+    original = answer_module.generate
+
+    def counting(config, params, requests, *args, **settings):
+        def tap():
+            for request in requests:
+                asked.append(request.id)
+                yield request
+
+        return original(config, params, tap(), *args, **settings)
+
+    monkeypatch.setattr(answer_module, "generate", counting)
+    scores = run(model, "mini", mini, broken)
+    assert len(asked) == 14 - 6 + 5
+    for name in ("predictions", "blind", "predictions_open", "blind_open"):
+        assert (broken / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes(), name
+    assert scores == json.loads((whole / "scores.json").read_text())
+
+
+def test_answers_of_others_are_refused(model, mini, tmp_path):
+    out = tmp_path / "out"
+    run(model, "mini", mini, out, blind=False)
+    before = (out / "predictions.jsonl").read_bytes()
+    with pytest.raises(StoreError, match=r"out holds answers .*model: "):
+        run(make_model(seed=1), "mini", mini, out)
+    with pytest.raises(StoreError, match="max_new_tokens: 3 there, 4 now"):
+        run(model, "mini", mini, out, dataclasses.replace(SETTINGS, max_new_tokens=4))
+    rows = json.loads(mini.read_text())
+    rows[0]["answer"] = "city"
+    mini.write_text(json.dumps(rows))
+    with pytest.raises(StoreError, match="benchmark: "):
+        run(model, "mini", mini, out)
+    assert (out / "predictions.jsonl").read_bytes() == before
+    (out / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="no manifest.json says whose"):
+        claim(out, {})
+
+
+def test_damaged_and_repeated_lines_name_the_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question_id": 1}\n{"questi\n{"question_id": 2}\n')
+    with pytest.raises(StoreError, match="line 2 is damaged"):
+        AnswerFile(path)
+    path.write_text('{"question_id": 1}\n{"question_id": "1", "rotation": 0}\n')
+    with pytest.raises(StoreError, match="line 2 answers .* a second time"):
+        AnswerFile(path)
+    path.write_text('{"question_id": 1}\n{"question_id": 2}')
+    assert len(AnswerFile(path, writable=False).rows) == 1
+    assert path.read_text().endswith("2}")
+    with AnswerFile(path) as file:
+        file.append({"question_id": 2, "text": "…\u2028"})
+    assert [row["question_id"] for row in AnswerFile(path).rows.values()] == [1, 2]
+
+
+def test_vqa_and_its_baselines(model, mini, tmp_path):
+    rows = [
+        {"question_id": i, "image": f"{'abc'[i % 3]}.png", "question": "color?", "answer": answer}
+        | ({"ability": ability, "group": "fine"} if ability else {})
+        for i, (answer, ability) in enumerate(
+            [("red", "color"), ("red", "color"), ("blue", "color"), ("yes", "yes_no"), ("no", "yes_no")]
+        )
+    ]
+    path = tmp_path / "vqa.json"
+    path.write_text(json.dumps(rows))
+    scores = run(model, "vqa", path, tmp_path / "out")
+    assert scores["n"] == 5
+    assert scores["majority"]["subtasks"] == {"color": 2 / 3, "yes_no": 1 / 2}
+    assert scores["majority"]["groups"] == {"fine": (2 / 3 + 1 / 2) / 2}
+    assert {"score", "unparsed", "blind"} <= set(scores)
+    texts = {row["question_id"]: row["text"] for row in lines(tmp_path / "out" / "majority.jsonl")}
+    assert texts == {0: "red", 1: "red", 2: "red", 3: "no", 4: "no"}
+
+
+def test_captions_from_folder_and_list(model, mini, tmp_path):
+    plain = dataclasses.replace(model, template="plain")
+    scores = run(plain, "caption", mini.parent / "images", tmp_path / "folder", likelihood=True)
+    assert scores["n"] == 3
+    assert scores["score"] is None
+    found = lines(tmp_path / "folder" / "predictions.jsonl")
+    assert [row["image"] for row in found] == ["a.png", "b.png", "c.png"]
+    assert not (tmp_path / "folder" / "blind.jsonl").exists()
+    assert not any("\n" in row["text"] for row in found)
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"image": "b.png", "captions": ["one", "two"], "question_id": "b"}]))
+    run(plain, "caption", path, tmp_path / "list")
+    (row,) = lines(tmp_path / "list" / "predictions.jsonl")
+    assert row["captions"] == ["one", "two"]
+    assert row["text"] == found[1]["text"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("minni", "[]", "unknown kind of benchmark 'minni'; did you mean 'mini'"),
+        ("vqa", "[]", "holds no question"),
+        ("vqa", "{}", "expected a list"),
+        ("vqa", "nonsense", "not JSON"),
+        ("vqa", "[3]", "entry #0 is no JSON object"),
+        ("vqa", '[{"question_id": 1, "question": "q"}]', "entry 1: 'answer' must be a str"),
+        (
+            "vqa",
+            '[{"question_id": 1, "question": "q", "answer": "a", "image": 5}]',
+            "entry 1: 'image' must be a file name",
+        ),
+        (
+            "vqa",
+            '[{"question_id": 1, "question": "q", "answer": "a"}, {"question_id": 1, "question": "r", "answer": "a"}]',
+            "question id 1 occurs twice",
+        ),
+        (
+            "mini",
+            '[{"question_id": "x", "ability": "a", "group": "g", "question": "q", "answer": "1", "options": ["2", "3"]}]',
+            "entry 'x': 'options' must be",
+        ),
+        ("caption", '[{"question_id": 1}]', "entry #0 has no 'image'"),
+    ],
+)
+def test_unusable_benchmarks_are_named(tmp_path, kind, content, message):
+    path = tmp_path / "b.json"
+    path.write_text(content)
+    with pytest.raises(BenchmarkError, match=message):
+        read_benchmark(kind, path)
+
+
+def test_missing_files(tmp_path, model):
+    with pytest.raises(BenchmarkError, match=r"none.json: cannot be read"):
+        read_benchmark("vqa", tmp_path / "none.json")
+    with pytest.raises(BenchmarkError, match="needs the path"):
+        read_benchmark("vqa", "")
+    (tmp_path / "q.json").write_text(
+        '[{"question_id": 1, "question": "q", "answer": "a", "image": "gone.png"}]'
+    )
+    with pytest.raises(DataError, match=r"gone\.png"):
+        run(model, "vqa", tmp_path / "q.json", tmp_path / "out")
+
+
+def test_prompt_longer_than_the_context(tmp_path, model):
+    (tmp_path / "q.json").write_text(
+        json.dumps([{"question_id": "q7", "question": "q" * 300, "answer": "a"}])
+    )
+    with pytest.raises(SampleTooLong, match="'q7'.*limit of 256"):
+        run(model, "vqa", tmp_path / "q.json", tmp_path / "out")
+
+
+def test_bundle_checks_its_parts(model):
+    with pytest.raises(ValueError, match="pictures of 16 px, model.image_size is 8"):
+        dataclasses.replace(model, processor=ImageProcessor.siglip(16))
+    with pytest.raises(ValueError, match="mean and std"):
+        dataclasses.replace(model, processor=ImageProcessor.clip(8))
+    small = dataclasses.replace(model.config, llm=dataclasses.replace(model.config.llm, vocab=100))
+    with pytest.raises(ValueError, match="259 tokens, more than the LLM's vocabulary of 100"):
+        dataclasses.replace(model, config=small)
+
+
+def test_fingerprint(model):
+    assert model.fingerprint == make_model().fingerprint
+    assert model.fingerprint != make_model(seed=1).fingerprint
+    assert model.fingerprint != dataclasses.replace(model, template="vicuna_v1").fingerprint
+    same = dataclasses.replace(model, config=dataclasses.replace(model.config, remat="none"))
+    assert model.fingerprint == same.fingerprint
+
+
+def test_blind_picture_is_zero_after_normalisation(model):
+    picture = model.blind_picture()
+    assert picture.shape == (8, 8, 3)
+    assert np.abs(model.processor.normalize(picture)).max() < 0.01
