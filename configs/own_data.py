@@ -32,7 +32,9 @@ def get_config(stages: str = "both") -> ConfigDict:
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
     finetune.batch_size = 16
+    finetune.optimizer = "muon"
     finetune.learning_rate = 1e-3
+    finetune.matrix_learning_rate = 0.01
     finetune.epochs = 3
 
     order = {"both": ("pretrain", "finetune"), "pretrain": ("pretrain",), "finetune": ("finetune",)}[stages]

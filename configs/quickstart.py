@@ -40,7 +40,9 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     finetune.template = "mini"
     finetune.sources = {"instructions": _mini_world("finetune", "instruct", 4000)}
     finetune.batch_size = 16
+    finetune.optimizer = "muon"  # a tenth of AdamW's updates at this size
     finetune.learning_rate = 1e-3
+    finetune.matrix_learning_rate = 0.01
     finetune.log_every = 10
     finetune.checkpoint_every = 100
 

@@ -5,8 +5,11 @@ as in `--config.model.connector.name=average_pool`. Types are those of the defau
 named beside them.
 """
 
+import contextlib
 import difflib
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +29,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.aspect": ("pad", "square"),
     "data.overlong": ("error", "skip"),
     "data.compat": ("", "llava"),
+    "stages.*.optimizer": ("adamw", "muon"),
     "stages.*.schedule": ("cosine", "constant"),
     "stages.*.sources.*.kind": ("llava", "mini_world"),
 }
@@ -33,20 +37,48 @@ POSITIVE = (
     "model.vision.image_size",
     "data.seq_len",
     "data.image_slots",
+    "data.label_tokens",
     "data.max_image_pixels",
+    "stages.*.seq_len",
     "stages.*.batch_size",
     "stages.*.accumulation",
     "stages.*.epochs",
+    "stages.*.steps",
+    "stages.*.learning_rate",
+    "stages.*.eps",
     "stages.*.log_every",
     "stages.*.checkpoint_every",
     "stages.*.keep_last",
+    "stages.*.sources.*.weight",
     "eval.batch_size",
     "eval.max_new_tokens",
 )
+NOT_NEGATIVE = (
+    "seed",
+    "data.threads",
+    "stages.*.weight_decay",
+    "stages.*.clip_norm",
+    "stages.*.keep_best",
+    "stages.*.sources.*.count",
+    "eval.benchmarks.*.count",
+    "eval.examples",
+)
+SHARES = ("stages.*.warmup_ratio", "stages.*.b1", "stages.*.b2")  # from 0 to below 1
+STRINGS = ("stages.*.trainable", "stage_order")  # tuples of strings
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of stages, sources and benchmarks: they name directories
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key and the way out."""
+
+
+@contextlib.contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Turns a ValueError raised inside into a ConfigError that names the key it comes from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"config key {key!r}: {error}") from error
 
 
 def source_config() -> ConfigDict:
@@ -76,7 +108,9 @@ def stage_config() -> ConfigDict:
             "accumulation": 1,
             "epochs": 1,
             "steps": placeholder(int),  # updates; None = from epochs
+            "optimizer": "adamw",
             "learning_rate": 1e-3,
+            "matrix_learning_rate": 0.02,  # muon only: of the matrices inside the blocks
             # (path regex, rate) pairs for groups that differ; the first match counts
             "learning_rates": (),
             "schedule": "cosine",
@@ -85,7 +119,7 @@ def stage_config() -> ConfigDict:
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # global norm of the gradient; 0 = no clipping
             "log_every": 10,
             "checkpoint_every": 500,  # updates
             "keep_last": 2,
@@ -174,13 +208,48 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
+def _unknown(path: str, key: str, valid: ConfigDict) -> ConfigError:
+    near = difflib.get_close_matches(key, list(valid), n=1)
+    hint = f"did you mean {_join(path, near[0])!r}? " if near else ""
+    if not near and (elsewhere := [place for place in _all_keys() if place.split(".")[-1] == key]):
+        hint = f"there is {' and '.join(map(repr, elsewhere))}; "
+    valid_here = ", ".join(sorted(valid)) or "nothing"
+    return ConfigError(f"unknown config key {_join(path, key)!r}; {hint}valid here: {valid_here}")
+
+
+def _all_keys(schema: ConfigDict | None = None, path: str = "") -> list[str]:
+    """Every key of the schema, `*` standing for the names that a recipe chooses."""
+    schema = default_config() if schema is None else schema
+    keys = []
+    for key in schema:
+        here = _join(path, key)
+        keys.append(here)
+        if child := NAMED_CHILDREN.get(here):
+            keys += _all_keys(child(), f"{here}.*")
+        elif isinstance(schema.get(key), ConfigDict):
+            keys += _all_keys(schema[key], here)
+    return keys
+
+
+def check_key(config: ConfigDict, path: str) -> None:
+    """Checks that `path`, such as "model.connector.name", is a key of `config`.
+
+    Raises:
+      ConfigError: it is not; the first part that is wrong and the nearest valid key are named.
+    """
+    node, done = config, ""
+    for key in path.split("."):
+        if not isinstance(node, ConfigDict):
+            raise ConfigError(f"config key {done!r} holds a value, so there is no {_join(done, key)!r}")
+        if key not in node:
+            raise _unknown(done, key, node)
+        node, done = node[key], _join(done, key)
+
+
 def _check_tree(config: ConfigDict, schema: ConfigDict, path: str) -> None:
     for key in config:
-        here = _join(path, key)
         if key not in schema:
-            near = difflib.get_close_matches(key, list(schema), n=1)
-            hint = f"did you mean {_join(path, near[0])!r}? " if near else ""
-            raise ConfigError(f"unknown config key {here!r}; {hint}valid here: {', '.join(sorted(schema))}")
+            raise _unknown(path, key, schema)
     for key in schema:
         here = _join(path, key)
         if key not in config:
@@ -191,6 +260,10 @@ def _check_tree(config: ConfigDict, schema: ConfigDict, path: str) -> None:
             if not isinstance(value, ConfigDict):
                 raise ConfigError(f"config key {here!r} must be a dict of named entries, not {value!r}")
             for name in value:
+                if not NAME.fullmatch(name):
+                    raise ConfigError(
+                        f"{name!r} in config key {here!r} cannot be a name: use letters, digits, '_' and '-'"
+                    )
                 _check_entry(value[name], child(), f"{here}.{name}")
         elif isinstance(default, ConfigDict):
             _check_entry(value, default, here)
@@ -206,27 +279,50 @@ def _check_entry(value: Any, schema: ConfigDict, path: str) -> None:
     _check_tree(value, schema, path)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_value(value: Any, default: Any, wanted: type, path: str) -> None:
     if value is None and default is None:
         return
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-    number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
-    if (
-        wanted is not type(None)
-        and not number
-        and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)))
-    ):
-        raise ConfigError(f"config key {path!r} must be of type {wanted.__name__}, not {value!r}")
     generic = _generic(path)
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    fits = _is_number(value) if wanted is float else isinstance(value, wanted)
+    if not fits or (wanted is int and isinstance(value, bool)):
+        raise ConfigError(f"config key {path!r} must be of type {wanted.__name__}, not {value!r}")
+    if generic in STRINGS and not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"config key {path!r} must be a tuple of strings, not {value!r}")
+    if generic == "stages.*.learning_rates" and not all(_is_rate(item) for item in value):
+        raise ConfigError(
+            f"config key {path!r} must hold (path regex, positive rate) pairs such as ('llm/.*', 2e-5), not {value!r}"
+        )
     if generic in CHOICES and value not in CHOICES[generic]:
         near = difflib.get_close_matches(str(value), [str(c) for c in CHOICES[generic]], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
             f"config key {path!r} is {value!r}; {hint}valid: {', '.join(map(repr, CHOICES[generic]))}"
         )
+    if _is_number(value) and not math.isfinite(value):
+        raise ConfigError(f"config key {path!r} must be finite, not {value}")
     if generic in POSITIVE and value <= 0:
         raise ConfigError(f"config key {path!r} must be positive, not {value}")
+    if generic in NOT_NEGATIVE and value < 0:
+        raise ConfigError(f"config key {path!r} must not be negative, but is {value}")
+    if generic in SHARES and not 0 <= value < 1:
+        raise ConfigError(f"config key {path!r} must be at least 0 and below 1, not {value}")
+    if generic.startswith("mesh.") and value < 1 and value != -1:
+        raise ConfigError(
+            f"config key {path!r} must be positive, or -1 for the remaining devices, not {value}"
+        )
+
+
+def _is_rate(item: Any) -> bool:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    pattern, rate = item
+    return isinstance(pattern, str) and _is_number(rate) and 0 < rate < math.inf
 
 
 def check(config: ConfigDict) -> None:
@@ -236,6 +332,8 @@ def check(config: ConfigDict) -> None:
       ConfigError: naming the key, what is wrong, and the nearest valid key or value.
     """
     _check_tree(config, default_config(), "")
+    if not config.stages:
+        raise ConfigError("config key 'stages' is empty; add a stage_config() and name it in 'stage_order'")
     if sorted(config.stage_order) != sorted(config.stages):
         raise ConfigError(
             f"config key 'stage_order' {tuple(config.stage_order)} must name each of the stages "
@@ -261,8 +359,6 @@ def check(config: ConfigDict) -> None:
                 raise ConfigError(f"'{here}': {pattern!r} is not a regular expression: {error}") from error
         for source, values in stage.sources.items():
             where = f"{here}.sources.{source}"
-            if values.weight <= 0:
-                raise ConfigError(f"config key '{where}.weight' must be positive, not {values.weight}")
             if values.kind == "llava" and not values.json:
                 raise ConfigError(
                     f"config key '{where}.json' is empty; give the path of a LLaVA-format JSON file"

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.data.conversations import Turn, render
-from mllm_jax.data.mini_world import long_caption, sample_scene, text_sample
+from mllm_jax.data.mini_world import ABILITIES, long_caption, make_questions, sample_scene, text_sample
+from mllm_jax.data.mini_world.captions import phrase
+from mllm_jax.data.mini_world.text import ask
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 
 
@@ -17,14 +19,36 @@ def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
 
 
 def conversation(seed: int, index: int) -> list[tuple[str, str]]:
-    """A conversation about a described scene; one in five asks to repeat a description.
+    """A conversation about a described scene, of four kinds in turn.
 
-    Repeating makes a small transformer learn early to look words up in its context, on which all answers build.
+    Looking words up in the context is what all answers build on, and a small transformer learns it far sooner where
+    the context is short: so half of the conversations are about scenes with at most three things, half of these
+    without the sentences about the whole picture. One in ten asks to repeat the description.
     """
-    if index % 5:
+    kind = index % 10
+    scene = sample_scene(seed, index, "foundation")
+    if kind == 0:
+        caption = long_caption(scene)
+        return [(f"{caption}\nrepeat the description.", caption)]
+    if kind > 5:
         return text_sample(seed, index)
-    caption = long_caption(sample_scene(seed, index, "foundation"))
-    return [(f"{caption}\nrepeat the description.", caption)]
+    rng = np.random.default_rng([0x5407, seed, index])
+    things = scene.of_kind("shape", "digit", "word")
+    if not things:  # a chart alone
+        return text_sample(seed, index)
+    few = tuple(things[i] for i in sorted(rng.permutation(len(things))[: rng.integers(1, 4)]))
+    scene = dataclasses.replace(scene, things=few)
+    questions = make_questions(scene, rng)
+    context = long_caption(scene, rng)
+    if kind % 2:
+        context = ", ".join(map(phrase, few)) + "."
+        questions = [q for q in questions if ABILITIES[q.ability].group != "coarse"]
+    if not questions:
+        return text_sample(seed, index)
+    chosen = [questions[i] for i in rng.permutation(len(questions))[:5]]
+    turns = [ask(question, rng) for question in chosen]
+    turns[0] = (f"{context}\n{turns[0][0]}", turns[0][1])
+    return turns
 
 
 def encode_text(tokenizer: Any, seed: int, index: int, context_weight: float) -> EncodedSample:
