@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mllm_jax.config import ConfigError
+
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
 
@@ -22,18 +24,18 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
       shape: devices per axis; at most one axis may be -1, the remaining devices.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ConfigError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [int(shape[axis]) for axis in AXES]
     if sizes.count(-1) > 1:
-        raise ValueError(f"mesh {dict(shape)}: at most one axis may be -1")
+        raise ConfigError(f"config key 'mesh' is {dict(shape)}: at most one axis may be -1")
     fixed = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
-        raise ValueError(
-            f"mesh {dict(shape)} needs {math.prod(sizes)} devices but there are {len(devices)}; set "
-            "config.mesh so that its axes multiply to the number of devices"
+        raise ConfigError(
+            f"config key 'mesh' is {dict(shape)}, which {len(devices)} devices cannot form; its axes must multiply to "
+            "the number of devices"
         )
     # `make_mesh` would make the axes Explicit by default; the models leave propagation to the compiler.
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

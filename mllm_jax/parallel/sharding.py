@@ -1,7 +1,8 @@
 """How parameters are laid out on the mesh: one ordered list of path patterns.
 
 A weight matrix is split over `fsdp` along one side and over `tensor` along the other, column-parallel into a block's
-inner width and row-parallel out of it. Blocks are stacked for `scan`, so their arrays have a leading layer axis.
+inner width and row-parallel out of it; what belongs to a matrix (bias, adapters, int8 scales) lies along with it.
+Blocks are stacked for `scan`, so their arrays have a leading layer axis.
 """
 
 import re
@@ -13,16 +14,25 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.models.paths import path_of
 
+INTO = r"(llm|vision)/blocks/(q|k|v|gate|up|fc1)"  # into a block's inner width
+OUT_OF = r"(llm|vision)/blocks/(o|out|down|fc2)"
+
 RULES: tuple[tuple[str, P], ...] = (
     (r"llm/embedding", P("tensor", "fsdp")),
     (r"llm/head", P("fsdp", "tensor")),
-    (r"(llm|vision)/blocks/(q|k|v|gate|up|fc1)/kernel", P(None, "fsdp", "tensor")),
-    (r"(llm|vision)/blocks/(o|out|down|fc2)/kernel", P(None, "tensor", "fsdp")),
-    (r"(llm|vision)/blocks/(q|k|v|fc1)/bias", P(None, "tensor")),
-    (r"(llm|vision)/blocks/(o|out|fc2)/bias", P()),
-    (r"(llm|vision)/blocks/norm\w*/(scale|bias)", P()),
+    (r"llm/head_bias", P("tensor")),
+    (rf"{INTO}/kernel", P(None, "fsdp", "tensor")),
+    (rf"{INTO}/(bias|kernel_scale)", P(None, "tensor")),
+    (rf"{INTO}/lora_a", P(None, "fsdp")),
+    (rf"{INTO}/lora_b", P(None, None, "tensor")),
+    (rf"{OUT_OF}/kernel", P(None, "tensor", "fsdp")),
+    (rf"{OUT_OF}/(bias|kernel_scale)", P()),
+    (rf"{OUT_OF}/lora_a", P(None, "tensor")),
+    (rf"{OUT_OF}/lora_b", P(None, None, "fsdp")),
+    (r"(llm|vision)/blocks/((post_)?norm[12]|[qk]_norm)/(scale|bias)", P()),
     (r"llm/final_norm/(scale|bias)", P()),
-    (r"vision/(patch_embed/(kernel|bias)|pos_embed|class_token|pre_norm/(scale|bias))", P()),
+    (r"vision/(patch_embed/(kernel|bias)|pos_embed|class_token|registers|pre_norm/(scale|bias))", P()),
+    (r"vision/blocks/scale[12]", P()),
     # Connectors are small next to the LLM, and a new one must work without an edit here.
     (r"connector/.*", P()),
 )
