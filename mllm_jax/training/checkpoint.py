@@ -1,6 +1,9 @@
 """Orbax checkpoints of a stage (state and data position together) and of whole parameter trees."""
 
+import contextlib
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +14,19 @@ from mllm_jax.training.step import TrainState
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit; the message names the first differing parameter and the way out."""
+    """A checkpoint that does not fit the model or cannot be written; the message says why and the way out."""
+
+
+@contextlib.contextmanager
+def _writing(directory: pathlib.Path) -> Iterator[None]:
+    """Turns whatever the storage layers raise (a full disk has many names) into one error."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(
+            f"a checkpoint could not be written to {directory} ({type(error).__name__}: {error}); earlier checkpoints "
+            "are intact: make room and give the same command again"
+        ) from error
 
 
 def first_difference(saved: Any, wanted: Any) -> str | None:
@@ -64,10 +79,13 @@ class StageCheckpoints:
         self.directory = directory.absolute()
         self._manager = ocp.CheckpointManager(
             self.directory,
+            # Named here, so that a new process can read what a checkpoint holds before it restores it.
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics["loss"],
                 best_mode="min",
+                cleanup_tmp_directories=True,  # what a killed run left half-written
             ),
         )
 
@@ -76,14 +94,16 @@ class StageCheckpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, data_state: dict[str, Any], loss: float) -> None:
-        """Starts writing; waits only for an earlier write."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data_state)
-            ),
-            metrics={"loss": float(loss)},
+        """Starts writing; waits only for an earlier write.
+
+        Raises:
+          CheckpointError: this or the earlier write failed.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data_state)
         )
+        with _writing(self.directory):
+            self._manager.save(int(state.step), args=args, metrics={"loss": float(loss)})
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data position of a step.
@@ -111,14 +131,26 @@ class StageCheckpoints:
         return TrainState(**restored["state"]), restored["data"]
 
     def close(self) -> None:
-        """Waits for the last write."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the last write.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        with _writing(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def save_params(directory: pathlib.Path, params: Any) -> None:
-    """Writes a whole parameter tree (params only, deployable); visible only when complete."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Writes a whole parameter tree (params only, deployable); visible only when complete.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
+    if jax.process_index() == 0:
+        for torn in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(torn)  # left by a run killed here
+    with _writing(directory), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), params)
 
 
