@@ -44,8 +44,8 @@ def weighted_loss(
         # A position without weight must not matter, whatever its logits are.
         return carry + jnp.where(weights != 0, losses * weights, 0.0).sum(), None
 
-    size = min(CHUNK, label_tokens)
-    pad = -label_tokens % size
+    size = min(CHUNK, targets.shape[1])
+    pad = -targets.shape[1] % size
     parts = [jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) for x in (hidden, targets, weights)]
     parts = [x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1) for x in parts]
     total, _ = jax.lax.scan(chunk, jnp.float32(0), tuple(parts))

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
 
 from mllm_jax.models.mllm import ModelConfig
-from mllm_jax.models.paths import merge
+from mllm_jax.models.paths import flatten, merge
 from mllm_jax.parallel.mesh import replicated, row_sharding
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
@@ -22,7 +22,7 @@ ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", 
 
 @flax.struct.dataclass
 class TrainState:
-    """What changes during a stage and is checkpointed.
+    """What changes during a stage and is checkpointed; a tree of arrays, of their shapes or of their shardings.
 
     Attributes:
       step: int32, finished updates.
@@ -30,7 +30,7 @@ class TrainState:
       opt_state: optimizer state of exactly these.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
 
@@ -41,19 +41,29 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Shardings of a state (arrays or shapes): moments lie like their parameters, scalars are replicated."""
+    """Shardings of a state (arrays or shapes): what belongs to a parameter lies like it, all else is replicated.
+
+    An optimizer's arrays are known by the parameter's path at the end of their own, so that optimizers that hold only
+    some of the parameters (Muon) are covered too.
+    """
     shardings = param_shardings(state.params, mesh)
-    structure = jax.tree.structure(state.params)
+    by_path = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            flatten(state.params).items(), flatten(shardings).values(), strict=True
+        )
+    }
 
-    def is_params_like(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+    def of(key_path: tuple, leaf: Any) -> NamedSharding:
+        names: list[str] = []
+        for key in reversed(key_path):
+            if not isinstance(key, jax.tree_util.DictKey):
+                break
+            names.insert(0, str(key.key))
+        shape, sharding = by_path.get("/".join(names), (None, None))
+        return sharding if shape == leaf.shape else replicated(mesh)
 
-    opt = jax.tree.map(
-        lambda node: shardings if is_params_like(node) else replicated(mesh),
-        state.opt_state,
-        is_leaf=is_params_like,
-    )
-    return TrainState(replicated(mesh), shardings, opt)
+    return TrainState(replicated(mesh), shardings, jax.tree_util.tree_map_with_path(of, state.opt_state))
 
 
 def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
@@ -117,8 +127,8 @@ def make_train_step(
     """Builds `step(state, frozen, batch) -> (state, metrics)`.
 
     Metrics are float32 scalars: loss, label_tokens, tokens (not padding), positions (rows * T), grad_norm (before
-    clipping), `grad_norm/<module>` and finite. An update whose loss or gradient is not finite changes nothing
-    but the step, so that the state that is left can still be looked at; the loop stops there.
+    clipping), `grad_norm/<module>` and finite. An update whose loss, gradient or new parameters are not finite changes
+    nothing but the step, so that the state that is left can still be looked at; the loop stops there.
     """
 
     @functools.partial(
@@ -132,11 +142,12 @@ def make_train_step(
         loss, grads, total = loss_and_grads(
             config, state.params, frozen, batch, label_tokens, accumulation, rng
         )
-        norms = {name: optax.global_norm(part) for name, part in grads.items()}
-        norm = optax.global_norm(list(norms.values()))
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        norms = {name: optax.tree.norm(part) for name, part in grads.items()}
+        norm = optax.tree.norm(list(norms.values()))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite &= jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
