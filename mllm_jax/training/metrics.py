@@ -1,4 +1,8 @@
-"""What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard."""
+"""What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard.
+
+`metrics.jsonl` is only ever appended to. A run that was killed and goes on from its last checkpoint repeats some
+steps, so a step can stand there twice; `read_metrics` takes the last.
+"""
 
 import dataclasses
 import json
@@ -24,6 +28,25 @@ class NonFiniteLoss(FloatingPointError):
     """Training stopped at a loss or gradient that is not a number."""
 
 
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, one per stage and step, in the order in which the stages ran.
+
+    Of a step that was repeated after a kill the last record counts. A line torn by a kill or a full disk is left out:
+    its step is repeated.
+
+    Raises:
+      FileNotFoundError: no such file.
+    """
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        stages.setdefault(record["stage"], {})[record["step"]] = record
+    return [records[step] for records in stages.values() for step in sorted(records)]
+
+
 @dataclasses.dataclass
 class _Pending:
     step: int
@@ -45,12 +68,16 @@ class RunLog:
     def __init__(self, workdir: pathlib.Path, stage: str, steps: int, start: int, write: bool = True):
         self.stage = stage
         self.window: list[_Pending] = []
-        self.since_checkpoint: list[float] = []
+        self._loss_sum = self._label_sum = 0.0  # since the last checkpoint
         self.skipped = 0
         self._time = time.perf_counter()
         self._path = workdir / "metrics.jsonl"
         self._write = write
-        self._board = SummaryWriter(str(workdir / "tensorboard" / stage)) if write else None
+        # What an earlier, killed run wrote about steps from here on is repeated.
+        purge = start + 1 if start else None
+        self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
+        if write and self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            self._append("")  # ends a torn line
         self._console = Console()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -75,7 +102,7 @@ class RunLog:
             self._console.print(f"[yellow]skipped[/yellow] {message}", highlight=False)
         self._progress.advance(self._task)
 
-    def flush(self, learning_rate: float) -> dict[str, float]:
+    def flush(self, learning_rate: float) -> dict[str, Any]:
         """Waits for the window's updates, checks and writes their means.
 
         Raises:
@@ -90,9 +117,9 @@ class RunLog:
                 self.close()
                 raise NonFiniteLoss(
                     f"stage {self.stage!r}: loss {value['loss']} with gradient norm {value['grad_norm']} at step "
-                    f"{pending.step}; its samples: {', '.join(i for i in pending.ids if i)}. Look at these samples with "
-                    "`mllm-jax validate`, lower the learning rate or set model.dtype=float32; the last checkpoint is "
-                    "intact."
+                    f"{pending.step}; its samples: {', '.join(i for i in pending.ids if i)}. Look at these samples "
+                    "with `mllm-jax validate`, lower the learning rate or set model.dtype=float32; the last checkpoint "
+                    "is intact."
                 )
         labels = sum(value["label_tokens"] for value in values)
         tokens = sum(value["tokens"] for value in values)
@@ -113,12 +140,12 @@ class RunLog:
             for key in values[0]
             if key.startswith("grad_norm")
         }
-        self.since_checkpoint += [value["loss"] for value in values]
+        self._loss_sum += sum(value["loss"] * value["label_tokens"] for value in values)
+        self._label_sum += labels
         self.window.clear()
         self._time = now
         if self._write:
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._append(json.dumps(record))
             for key, value in record.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
@@ -130,10 +157,14 @@ class RunLog:
         return record
 
     def loss_since_checkpoint(self) -> float:
-        """Mean loss of the updates since this was last called."""
-        mean = float(np.mean(self.since_checkpoint)) if self.since_checkpoint else math.inf
-        self.since_checkpoint.clear()
+        """Mean loss over the supervised tokens since this was last called; infinite without any."""
+        mean = self._loss_sum / self._label_sum if self._label_sum else math.inf
+        self._loss_sum = self._label_sum = 0.0
         return mean
+
+    def _append(self, line: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def pause_clock(self) -> None:
         """Restarts the speed measurement (compilation and checkpoint waits are not training)."""
