@@ -3,12 +3,16 @@
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from mllm_jax.config import ConfigError
 
-# Keys that may change between runs of one work directory: they do not alter what is computed.
-FREE = ("data.dir", "data.threads", "mesh", "eval")
+# Keys that may change between runs of one work directory: they do not alter what is trained.
+FREE = re.compile(
+    r"data\.(dir|threads)|(mesh|eval)(\..*)?|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best)"
+)
+TEMPORARY = "config.json.tmp"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -21,8 +25,11 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def claim(workdir: pathlib.Path, resolved: dict[str, Any]) -> None:
+def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -> None:
     """Makes `workdir` belong to this configuration, or checks that it already does.
+
+    Args:
+      write: False only checks (all processes but the first).
 
     Raises:
       ConfigError: it holds another configuration's run; the first differing key is named.
@@ -31,16 +38,18 @@ def claim(workdir: pathlib.Path, resolved: dict[str, Any]) -> None:
     if path.exists():
         have, want = _flat(json.loads(path.read_text())), _flat(resolved)
         for key in sorted(have.keys() | want.keys()):
-            if have.get(key) != want.get(key) and not any(key == f or key.startswith(f + ".") for f in FREE):
+            if have.get(key) != want.get(key) and not FREE.fullmatch(key):
                 raise ConfigError(
                     f"{workdir} holds a run with {key} = {have.get(key)!r}, not {want.get(key)!r}; choose another "
                     "--workdir, or go back to that run's configuration to continue it"
                 )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(entry.name != TEMPORARY for entry in workdir.iterdir()):
         raise ConfigError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir"
         )
+    if not write:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / "config.json.tmp"
+    temporary = workdir / TEMPORARY  # all that a run killed right here leaves behind
     temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True))
     os.replace(temporary, path)
