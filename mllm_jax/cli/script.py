@@ -1,0 +1,109 @@
+"""Starting a script with a recipe: flags whose mistakes are named, and errors that end in one message.
+
+CONFIG = script.define_config()
+
+def main(_): ...
+
+if __name__ == "__main__":
+    script.run(main)
+"""
+
+import itertools
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mllm_jax.config import ConfigError, check_key
+from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.images import ImageError
+from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.mini_world.dataset import DatasetMismatchError
+from mllm_jax.training.checkpoint import CheckpointError
+from mllm_jax.training.metrics import NonFiniteLoss
+
+# What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DatasetMismatchError,
+    ImageError,
+    NonFiniteLoss,
+    OSError,
+    SampleError,
+)
+FLAGS = flags.FLAGS
+flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines `--config=RECIPE.py` or `--config=RECIPE.py:ARGUMENT`, and `--config.KEY=VALUE` for each of its keys."""
+    holder = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+    """Parses the flags, calls `main` and exits.
+
+    An error that its user can mend ends the program with exit code 1 and one message on standard error; the traceback
+    is shown with --traceback.
+    """
+    app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
+
+
+def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    try:
+        return main(arguments)
+    except USER_ERRORS as error:
+        if FLAGS.traceback:
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        if FLAGS.traceback:
+            raise
+        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: BaseException) -> None:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        for recipe in _values(arguments, "config"):
+            if not pathlib.Path(recipe.partition(":")[0]).is_file():
+                raise ConfigError(f"--config: there is no recipe {recipe.partition(':')[0]}")
+        return app.parse_flags_with_usage(arguments)
+    except ConfigError as error:
+        _fail(error)
+    except (AttributeError, KeyError, TypeError, config_flags.FlagOrderError):
+        # ml_collections lets these out for a key that does not exist; find it and say so properly.
+        try:
+            for recipe in _values(arguments, "config"):
+                config = FLAGS["config"].parser.parse(recipe)
+                for key in _overridden(arguments):
+                    check_key(config, key)
+        except ConfigError as error:
+            _fail(error)
+        raise
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """Values given as `--flag=value` or `--flag value`."""
+    found = [a.partition("=")[2] for a in arguments if re.match(rf"--?{flag}=", a)]
+    pairs = itertools.pairwise(arguments)
+    return found + [value for a, value in pairs if re.fullmatch(rf"--?{flag}", a)]
+
+
+def _overridden(arguments: Sequence[str]) -> list[str]:
+    """Keys set as `--config.KEY=VALUE`."""
+    matches = (re.match(r"--?(?:no)?config\.([^=\[]+)", argument) for argument in arguments)
+    return [match.group(1) for match in matches if match]
