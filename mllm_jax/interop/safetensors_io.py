@@ -6,7 +6,7 @@ Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian heade
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -87,10 +87,12 @@ class SafetensorsFile:
         return flat.reshape(shape)
 
 
-def write_safetensors(
-    path: pathlib.Path,
-    tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]],
-) -> None:
+# (name, dtype, shape, function that gives the array)
+Announced = tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]
+SHARD_BYTES = 5 << 30  # transformers' default
+
+
+def write_safetensors(path: pathlib.Path, tensors: Iterable[Announced]) -> None:
     """Writes tensors one after the other; each is computed only when its turn comes.
 
     Args:
@@ -120,3 +122,25 @@ def write_safetensors(
                 raise ValueError(f"{name!r} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     partial.replace(path)
+
+
+def write_sharded(directory: pathlib.Path, tensors: Sequence[Announced], limit: int = SHARD_BYTES) -> None:
+    """Writes model.safetensors, or shards of at most `limit` bytes (or one tensor) and their index."""
+    shards: list[list[Announced]] = [[]]
+    sizes = [0]
+    for tensor in tensors:
+        size = int(np.prod(tensor[2], dtype=np.int64)) * np.dtype(tensor[1]).itemsize
+        if shards[-1] and sizes[-1] + size > limit:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append(tensor)
+        sizes[-1] += size
+    if len(shards) == 1:
+        return write_safetensors(directory / "model.safetensors", tensors)
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(directory / name, shard)
+    weight_map = {tensor[0]: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return None

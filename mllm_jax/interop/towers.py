@@ -3,32 +3,25 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from mllm_jax.interop import families
+from mllm_jax.interop import families, native
 from mllm_jax.interop.assemble import Report, read_tree, write_plan
-from mllm_jax.interop.families.base import Family, complete
-from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
+from mllm_jax.interop.composite import part_config, with_normalisation
+from mllm_jax.interop.families.base import Family
+from mllm_jax.interop.hub import read_json, resolve_path
 from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
-from mllm_jax.interop.safetensors_io import write_safetensors
+from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 
-PART_TYPES = {
-    ("clip", "vision_config"): "clip_vision_model",
-    ("siglip", "vision_config"): "siglip_vision_model",
-    ("siglip2", "vision_config"): "siglip2_vision_model",
-    ("llava", "vision_config"): "clip_vision_model",
-    ("llava", "text_config"): "llama",
-}
 OTHER_PARTS = "belongs to another part of the checkpoint"
 CONNECTOR_NAMES = r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor)(\..*)?"
 VISION_NEIGHBOURS = (
@@ -43,18 +36,10 @@ LLM_NEIGHBOURS = (
 )
 
 
-def _read_config(
-    path: str | pathlib.Path, table: Mapping[str, Family], part: str, shipped: str
-) -> tuple[Any, Family]:
+def _read_config(path: str | pathlib.Path, part: str) -> tuple[Any, Family]:
+    table, shipped = (families.VISION, "mini_vit") if part == "vision_config" else (families.LLMS, "mini_llm")
     file = resolve_path(path, shipped) / "config.json"
-    fields = read_json(file)
-    if fields.get("model_type") not in table and isinstance(fields.get(part), dict):
-        inner = dict(fields[part])
-        # Older composites do not name the type of their parts.
-        inner.setdefault("model_type", PART_TYPES.get((fields.get("model_type"), part)))
-        fields = inner
-    family = families.for_type(dict(table), fields.get("model_type"), str(file))
-    return family.read(complete(family.model_type, fields)), family
+    return part_config(read_json(file), part, table, str(file))
 
 
 def vision_config(path: str | pathlib.Path) -> VisionConfig:
@@ -63,12 +48,10 @@ def vision_config(path: str | pathlib.Path) -> VisionConfig:
     Raises:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
     """
-    config, _ = _read_config(path, families.VISION, "vision_config", "mini_vit")
-    processor = load_processor_config(path)
-    if "image_mean" in processor:
-        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
-        config = dataclasses.replace(config, mean=mean, std=std)
-    return config
+    directory = resolve_path(path, "mini_vit")
+    if native.is_native(directory):
+        return native.load_config(directory).vision
+    return with_normalisation(_read_config(path, "vision_config")[0], path)
 
 
 def llm_config(path: str | pathlib.Path) -> DecoderConfig:
@@ -77,7 +60,10 @@ def llm_config(path: str | pathlib.Path) -> DecoderConfig:
     Raises:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
     """
-    return _read_config(path, families.LLMS, "text_config", "mini_llm")[0]
+    directory = resolve_path(path, "mini_llm")
+    if native.is_native(directory):
+        return native.load_config(directory).llm
+    return _read_config(path, "text_config")[0]
 
 
 def _read(source: Source, part: Part, neighbours: tuple, dtype: Any) -> tuple[Params, Report]:
@@ -102,12 +88,14 @@ def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any =
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
-    config, family = _read_config(path, families.VISION, "vision_config", "mini_vit")
+    directory = resolve_path(path, "mini_vit")
+    if native.is_native(directory):
+        return _truncated(native.load_params(directory, "vision", dtype=dtype), depth, path)
+    config, family = _read_config(path, "vision_config")
     if depth is not None and not 0 <= depth <= config.depth:
         raise ValueError(f"{path}: {depth} blocks asked for, the tower has {config.depth}")
-    params, report = _read(
-        Source(resolve_path(path, "mini_vit")), vision_part(config, family, depth), VISION_NEIGHBOURS, dtype
-    )
+    part = vision_part(config, family, depth)
+    params, report = _read(Source(directory), part, VISION_NEIGHBOURS, dtype)
     _log(path, report)
     return params
 
@@ -122,23 +110,46 @@ def load_llm(path: str | pathlib.Path, dtype: Any = None) -> Params:
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
-    config, family = _read_config(path, families.LLMS, "text_config", "mini_llm")
-    params, report = _read(
-        Source(resolve_path(path, "mini_llm")), llm_part(config, family), LLM_NEIGHBOURS, dtype
-    )
+    directory = resolve_path(path, "mini_llm")
+    if native.is_native(directory):
+        return native.load_params(directory, "llm", dtype=dtype)
+    config, family = _read_config(path, "text_config")
+    params, report = _read(Source(directory), llm_part(config, family), LLM_NEIGHBOURS, dtype)
     _log(path, report)
     return params
 
 
+def _truncated(params: Params, depth: int | None, path: Any) -> Params:
+    held = blocks_of(params)
+    if depth is None or depth == held:
+        return params
+    if not 0 <= depth < held:
+        raise ValueError(f"{path}: {depth} blocks asked for, the stored tower has {held}")
+    blocks = jax.tree.map(lambda x: x[:depth], params["blocks"])
+    return {**params, "blocks": blocks} if depth else {k: v for k, v in params.items() if k != "blocks"}
+
+
+def blocks_of(params: Params) -> int:
+    """Blocks that a tower's parameters hold."""
+    leaves = jax.tree.leaves(params.get("blocks", {}))
+    return leaves[0].shape[0] if leaves else 0
+
+
+def with_fillers(family: Family, config: Any, tensors: list, prefix: str = "") -> list:
+    """Adds the tensors that the transformers class wants and we do not have, in the first tensor's dtype."""
+    dtype = tensors[0][1]
+    return tensors + [
+        (prefix + name, dtype, shape, lambda s=shape, v=value: np.full(s, v, dtype))
+        for name, shape, value in family.fillers(config)
+    ]
+
+
 def _write(directory: pathlib.Path, family: Family, config: Any, params: Params, dtype: Any) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = write_plan(params, family.rules(config), dtype)
-    filler_dtype = tensors[0][1]
-    for name, shape, value in family.fillers(config):
-        tensors.append((name, filler_dtype, shape, lambda s=shape, v=value: np.full(s, v, filler_dtype)))
-    fields = {**family.write(config), "torch_dtype": str(np.dtype(filler_dtype))}
+    tensors = with_fillers(family, config, write_plan(params, family.rules(config), dtype))
+    fields = {**family.write(config), "torch_dtype": str(tensors[0][1])}
     (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    write_safetensors(directory / "model.safetensors", tensors)
+    write_sharded(directory, tensors)
 
 
 def save_vision(
@@ -146,9 +157,10 @@ def save_vision(
 ) -> None:
     """Writes a tower that transformers' `from_pretrained` loads.
 
-    A tower without class token becomes a SiglipVisionModel without pooling head, others a CLIPVisionModel.
-    Their final norm, which we neither have nor use, is written as the identity. A tower shorter than
-    `config.depth` (truncated at the deepest hidden state used) is written with the blocks it has.
+    The class is that of the first family that can express the config: CLIPVisionModel, SiglipVisionModel (without
+    pooling head), Siglip2VisionModel, Dinov2Model, Dinov2WithRegistersModel. Their final norm, which we neither
+    have nor use, is written as the identity. A tower shorter than `config.depth` (truncated at the deepest hidden
+    state used) is written with the blocks it has.
 
     Args:
       dtype: to store; None keeps the parameters'.
@@ -156,28 +168,12 @@ def save_vision(
     Raises:
       ValueError: no family can express the config.
     """
-    depth = next(iter(jax.tree.leaves(params.get("blocks", {}))), np.zeros(0)).shape[0]
-    config = dataclasses.replace(config, depth=depth)
+    config = dataclasses.replace(config, depth=blocks_of(params))
     directory = pathlib.Path(directory)
     _write(directory, families.for_config(families.VISION, config), config, params, dtype)
-    processor = {
-        "image_processor_type": "SiglipImageProcessor" if not config.class_token else "CLIPImageProcessor",
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(config.mean),
-        "image_std": list(config.std),
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-        "size": {"height": config.image_size, "width": config.image_size},
-    }
-    if config.class_token:
-        processor["size"] = {"shortest_edge": config.image_size}
-        processor |= {
-            "do_center_crop": True,
-            "crop_size": {"height": config.image_size, "width": config.image_size},
-        }
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(native.processor_json(config, config.image_size), indent=2) + "\n"
+    )
 
 
 def save_llm(

@@ -46,6 +46,12 @@ def complete(model_type: str, fields: Json) -> dict[str, Any]:
     """config.json with the defaults of transformers' config class filled in and old spellings renamed.
 
     Published files leave out what equals a default, and rope settings changed their name in transformers 5.
+
+    Raises:
+      ValueError: values that transformers' config class refuses.
     """
     known = {key: value for key, value in fields.items() if key not in ("transformers_version", "model_type")}
-    return _config_classes()[model_type](**known).to_dict()
+    try:
+        return _config_classes()[model_type](**known).to_dict()
+    except Exception as error:  # transformers' validation has its own exception types
+        raise ValueError(f"not a valid {model_type} configuration: {error}") from error

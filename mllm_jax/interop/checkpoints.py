@@ -1,0 +1,240 @@
+"""Whole models: read from any supported layout into final arrays, written to Hugging Face's LLaVA layout."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mllm_jax.interop import families, native
+from mllm_jax.interop.assemble import Report, read_tree, write_plan
+from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
+from mllm_jax.interop.connector_names import connector_part
+from mllm_jax.interop.hub import resolve_path
+from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
+from mllm_jax.interop.safetensors_io import write_sharded
+from mllm_jax.interop.sinks import read_to_devices
+from mllm_jax.interop.source import Source
+from mllm_jax.interop.towers import CONNECTOR_NAMES, OTHER_PARTS, VISION_NEIGHBOURS, blocks_of, with_fillers
+from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.models.positions import resize_position_table
+
+ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
+def load_model(
+    path: str | pathlib.Path,
+    tower: str | None = None,
+    sharding_of: ShardingOf | None = None,
+    dtype: Any = None,
+) -> tuple[ModelConfig, Params, Report]:
+    """A multimodal model from a directory of ours or a checkpoint in the llava-hf, llava or honeybee layout.
+
+    Args:
+      path: a directory or a hub id.
+      tower: vision tower of a llava checkpoint, instead of the one that its config names.
+      sharding_of: (path, shape) -> sharding; tensors go one at a time to the devices. None: NumPy arrays.
+      dtype: of the result; None keeps the checkpoint's.
+
+    Returns:
+      The computation, the parameters, and what became of every tensor.
+
+    Raises:
+      ValueError: a tensor or parameter that does not fit; it is named.
+    """
+    directory = resolve_path(path)
+    if native.is_native(directory):
+        params = native.load_params(directory, None, sharding_of, dtype)
+        return native.load_config(directory), params, Report(("params",), {})
+    composite = read_composite(path, tower)
+    model = composite.model
+    source = Source(directory)
+    depth = model.make_connector().request().deepest
+    vision = vision_part(model.vision, composite.vision, depth, "vision")
+    llm = llm_part(dataclasses.replace(model.llm, vocab=composite.vocab), composite.llm, "llm")
+    parts = [connector_part(model, composite.layout), llm]
+    beside = composite.tower is not None and not vision.found(source)
+    if not beside:
+        parts.append(vision)
+    neighbours = ((r"(model\.)?image_newline", "only pictures cut into tiles use it"),)
+    params, report = _read(source, parts, neighbours, sharding_of, dtype)
+    if beside:
+        there = Source(resolve_path(composite.tower, "mini_vit"))
+        neighbours = (*VISION_NEIGHBOURS, (CONNECTOR_NAMES, OTHER_PARTS))
+        towers, more = _read(there, [vision], neighbours, sharding_of, dtype)
+        params, report = {**params, **towers}, report + more
+    if composite.vocab != model.llm.vocab:
+        params["llm"] = _cut_vocabulary(params["llm"], model.llm.vocab)
+    return model, params, report
+
+
+def _read(
+    source: Source, parts: list[Part], neighbours: tuple, sharding_of: ShardingOf | None, dtype: Any
+) -> tuple[Params, Report]:
+    placements, shapes, report = plan_parts(source, parts, neighbours)
+    if sharding_of is None:
+        return read_tree(source, placements, shapes, dtype), report
+    return read_to_devices(source, placements, shapes, sharding_of, dtype), report
+
+
+def _cut_vocabulary(llm: Params, vocab: int) -> Params:
+    """Without the rows that an export added behind the vocabulary."""
+    llm = {**llm, "embedding": llm["embedding"][:vocab]}
+    for name in ("head", "head_bias"):
+        if name in llm:
+            llm[name] = llm[name][..., :vocab]
+    return llm
+
+
+def _grown_vocabulary(llm: Params, vocab: int) -> Params:
+    """With zero rows behind the vocabulary."""
+    extra = vocab - llm["embedding"].shape[0]
+    llm = {**llm, "embedding": np.pad(np.asarray(llm["embedding"]), ((0, extra), (0, 0)))}
+    for name in ("head", "head_bias"):
+        if name in llm:
+            value = np.asarray(llm[name])
+            llm[name] = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, extra)])
+    return llm
+
+
+def at_native_size(model: ModelConfig, vision: Params) -> tuple[ModelConfig, Params]:
+    """The same computation with the position table resized once and for all to the model's resolution."""
+    config = model.vision
+    grid, native_grid = config.grid(model.image_size), config.grid(config.image_size)
+    if grid != native_grid:
+        prefix = int(config.class_token)
+        table = np.asarray(vision["pos_embed"])
+        patches = resize_position_table(jnp.asarray(table[prefix:]), native_grid, grid, config.interpolation)
+        patches = np.asarray(patches).astype(table.dtype)
+        vision = {**vision, "pos_embed": np.concatenate([table[:prefix], patches])}
+    config = dataclasses.replace(config, image_size=model.image_size)
+    return dataclasses.replace(model, vision=config), vision
+
+
+def _feature_layers(model: ModelConfig, depth: int) -> int | list[int]:
+    """`vision_feature_layer` of a tower cut to `depth` blocks."""
+    connector = model.make_connector()
+    if model.connector == "sci":
+        return [layer - depth - 1 for layer in connector.channel_layers()]
+    return model.vision_spec.select_layer - depth - 1
+
+
+def save_llava_hf(
+    directory: str | pathlib.Path,
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Any = None,
+    dtype: Any = None,
+) -> None:
+    """Writes a model that transformers' LlavaForConditionalGeneration loads, with the same logits.
+
+    The tower has the blocks that are used; its position table is resized if the model's resolution is not the tower's.
+    An `<image>` token is added behind the vocabulary unless the tokenizer has one. config.json also holds our own
+    description (`mllm_jax`), so that reading it back gives the same model and the same parameters bit for bit.
+
+    Args:
+      tokenizer: saved beside the weights.
+      dtype: to store; None keeps the parameters'.
+
+    Raises:
+      ValueError: the connector cannot be expressed (mlp2x_gelu and plain sci can), or the tower or LLM.
+      FileExistsError: the directory holds weights.
+    """
+    directory = pathlib.Path(directory)
+    _check_expressible(model)
+    native.refuse_existing(directory)
+    model, vision = at_native_size(model, params["vision"])
+    depth = blocks_of(vision)
+    tower = dataclasses.replace(model.vision, depth=depth)
+    vision_family = families.for_config(families.VISION, tower)
+    token = _image_token(tokenizer, model.llm.vocab)
+    vocab = max(model.llm.vocab, token + 1)
+    llm_params = params["llm"] if vocab == model.llm.vocab else _grown_vocabulary(params["llm"], vocab)
+    llm_config = dataclasses.replace(model.llm, vocab=vocab)
+    llm_family = families.for_config(families.LLMS, llm_config)
+    prefix = (
+        "vision_tower." if vision_family.model_type.startswith("dinov2") else "vision_tower.vision_model."
+    )
+    tensors = [
+        *with_fillers(
+            vision_family,
+            tower,
+            write_plan(vision, vision_family.rules(tower), dtype, (("", prefix),)),
+            prefix,
+        ),
+        *write_plan(
+            params["connector"],
+            connector_part(model, "llava-hf").rules,
+            dtype,
+            (("", "multi_modal_projector."),),
+        ),
+        *write_plan(llm_params, llm_family.rules(llm_config), dtype, (("", "language_model."),)),
+    ]
+    fields = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": vision_family.write(tower),
+        "text_config": llm_family.write(llm_config),
+        "image_token_index": token,
+        "image_seq_length": model.tokens_per_image,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": _feature_layers(model, depth),
+        "vision_feature_select_strategy": "default" if tower.class_token else "full",
+        "tie_word_embeddings": model.llm.tied,
+        "torch_dtype": str(tensors[-1][1]),
+        EXTENSION: native.model_to_json(model),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    native.write_processor(directory, model)
+    _write_json(
+        directory / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": "<image>",
+            "patch_size": tower.patch,
+            "num_additional_image_tokens": tower.prefix,
+            "vision_feature_select_strategy": fields["vision_feature_select_strategy"],
+        },
+    )
+    _write_json(directory / "config.json", fields)
+    write_sharded(directory, tensors)
+
+
+def _check_expressible(model: ModelConfig) -> None:
+    options = {key: value for key, value in model.connector_options if value}
+    plain = (
+        options.get("reduction", 1) == 1 and not options.get("reduced_grid") and not options.get("learnable")
+    )
+    if model.connector not in ("mlp2x_gelu", "sci") or not plain:
+        raise ValueError(
+            f"transformers' LLaVA cannot compute connector {model.connector!r} with options {options}; it has "
+            "mlp2x_gelu and plain sci. Export plain safetensors or Orbax instead."
+        )
+    if model.vision.registers:
+        raise ValueError("transformers' LLaVA would keep the register tokens of this tower as patches")
+
+
+def _image_token(tokenizer: Any, vocab: int) -> int:
+    if tokenizer is None:
+        return vocab
+    if tokenizer.convert_tokens_to_ids("<image>") in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+    return tokenizer.convert_tokens_to_ids("<image>")
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def describe(composite: Composite) -> str:
+    """One line: what a checkpoint is."""
+    model = composite.model
+    return (
+        f"{composite.layout} ({composite.vision.model_type}, {model.connector}, {composite.llm.model_type})"
+    )

@@ -1,0 +1,210 @@
+"""Whole multimodal checkpoints: what they are, read from their config.json.
+
+Layouts: `llava-hf` (transformers' LlavaForConditionalGeneration), `llava` (haotian-liu/LLaVA and what descends from it,
+such as Dense Connector; the vision tower is usually beside it), `honeybee`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mllm_jax.interop import families
+from mllm_jax.interop.families.base import Family, complete
+from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.models.vit import VisionConfig
+
+EXTENSION = "mllm_jax"  # our own entry in an exported config.json
+# Types of the parts in composites that do not name them, and of LLaVA's own classes.
+PART_TYPES = {
+    ("clip", "vision_config"): "clip_vision_model",
+    ("siglip", "vision_config"): "siglip_vision_model",
+    ("siglip2", "vision_config"): "siglip2_vision_model",
+    ("llava", "vision_config"): "clip_vision_model",
+    ("llava", "text_config"): "llama",
+    ("mllm", "vision_config"): "clip_vision_model",
+    ("mllm", "text_config"): "llama",
+}
+LLAVA_TYPES = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
+    "llava_qwen2": "qwen2",
+    "llava_phi": "phi",
+    "llava_gemma2": "gemma2",
+}
+HONEYBEE_CONNECTORS = {"c-abs": "c_abstractor", "resampler": "resampler", "d-abs": "d_abstractor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """A multimodal checkpoint as its config.json describes it.
+
+    Attributes:
+      layout: "llava-hf", "llava" or "honeybee".
+      model: the computation.
+      vision, llm: the families of the parts.
+      tower: where the vision tower is, when the checkpoint does not hold one.
+      vocab: rows of the stored embedding; more than the model's when an export added an image token.
+    """
+
+    layout: str
+    model: ModelConfig
+    vision: Family
+    llm: Family
+    tower: str | None
+    vocab: int
+
+
+def part_config(
+    fields: Mapping[str, Any], part: str, table: Mapping[str, Family], where: str
+) -> tuple[Any, Family]:
+    """Our config and the family of `vision_config` or `text_config`, or of a config.json of the part alone.
+
+    Raises:
+      ValueError: a model_type that is not supported.
+    """
+    outer = fields.get("model_type")
+    if outer not in table and isinstance(fields.get(part), dict):
+        fields = dict(fields[part])
+        fields.setdefault("model_type", PART_TYPES.get((outer, part)))
+        if fields["model_type"] in ("clip", "siglip", "siglip2"):  # some composites name the whole
+            fields["model_type"] = PART_TYPES[fields["model_type"], part]
+    elif part == "text_config" and outer in LLAVA_TYPES:
+        fields = {**fields, "model_type": LLAVA_TYPES[outer]}
+    family = families.for_type(table, fields.get("model_type"), where)
+    return family.read(complete(family.model_type, fields)), family
+
+
+def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> VisionConfig:
+    """The tower with the mean and std of the checkpoint's image processor, if it says them."""
+    processor = load_processor_config(path)
+    if "image_mean" not in processor:
+        return config
+    return dataclasses.replace(config, mean=tuple(processor["image_mean"]), std=tuple(processor["image_std"]))
+
+
+def is_composite(fields: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of a multimodal checkpoint."""
+    return "mm_vision_tower" in fields or fields.get("model_type") in ("llava", "mllm", *LLAVA_TYPES)
+
+
+def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Composite:
+    """What a multimodal checkpoint computes.
+
+    Args:
+      tower: the vision tower of a `llava` checkpoint, instead of the one its config names.
+
+    Raises:
+      FileNotFoundError, ValueError: no such checkpoint, or one that is not supported.
+    """
+    file = resolve_path(path) / "config.json"
+    fields = read_json(file)
+    if "mm_vision_tower" in fields:
+        return _llava(fields, str(file), tower or fields["mm_vision_tower"])
+    if fields.get("model_type") == "mllm":
+        return _honeybee(fields, str(file), path)
+    if fields.get("model_type") == "llava" and "text_config" in fields:
+        return _llava_hf(fields, str(file), path)
+    raise ValueError(f"{file}: not a multimodal checkpoint (llava-hf, llava or honeybee layout)")
+
+
+def _model(vision: VisionConfig, llm: Any, **fields: Any) -> ModelConfig:
+    return ModelConfig(
+        vision=vision, llm=llm, image_size=fields.pop("image_size", vision.image_size), **fields
+    )
+
+
+def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> Composite:
+    vision, vision_family = part_config(fields, "vision_config", families.VISION, where)
+    llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
+    vision, vocab = with_normalisation(vision, path), llm.vocab
+    if extension := fields.get(EXTENSION):
+        from mllm_jax.interop.native import model_from_json
+
+        return Composite("llava-hf", model_from_json(extension), vision_family, llm_family, None, vocab)
+    if not fields.get("multimodal_projector_bias", True):
+        raise ValueError(f"{where}: a projector without bias is not supported")
+    if fields.get("projector_hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"{where}: projector_hidden_act={fields['projector_hidden_act']!r}; supported: 'gelu'"
+        )
+    strategy = fields.get("vision_feature_select_strategy", "default")
+    if vision.class_token != (strategy == "default"):
+        raise ValueError(
+            f"{where}: vision_feature_select_strategy={strategy!r} keeps the class token or drops a patch of this "
+            "tower; only patch features are supported"
+        )
+    layer, connector, options = fields.get("vision_feature_layer", -2), "mlp2x_gelu", ()
+    if isinstance(layer, list):  # features of several layers on the channel axis
+        if len(layer) > 1:
+            connector = "sci"
+            options = (("layers", tuple(vision.resolve_layer(k) for k in layer[1:])),)
+        layer = layer[0]
+    model = _model(vision, llm, select_layer=layer, connector=connector, connector_options=options)
+    return Composite("llava-hf", model, vision_family, llm_family, None, vocab)
+
+
+def _llava(fields: dict[str, Any], where: str, tower: str) -> Composite:
+    llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
+    tower_file = resolve_path(tower, "mini_vit") / "config.json"
+    vision, vision_family = part_config(
+        read_json(tower_file), "vision_config", families.VISION, str(tower_file)
+    )
+    vision = with_normalisation(vision, tower)
+    kept = fields.get("mm_vision_select_feature", "patch")
+    if vision.class_token and kept != "patch":
+        raise ValueError(f"{where}: mm_vision_select_feature={kept!r}; supported: 'patch'")
+    projector = fields.get("mm_projector_type") or "linear"
+    dense = fields.get("mm_dense_connector_type")
+    connector = dense if dense in ("sti", "sci", "dci") else projector
+    if connector in ("sti", "sci", "dci") and projector != "mlp2x_gelu":
+        raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
+    # The last block of SigLIP is deleted in this layout, and what is then last is used, whatever the config says.
+    layer = fields.get("mm_vision_select_layer", -2) if vision.class_token else -2
+    model = _model(vision, llm, select_layer=layer, connector=connector)
+    return Composite("llava", model, vision_family, llm_family, tower, llm.vocab)
+
+
+def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> Composite:
+    vision, vision_family = part_config(fields, "vision_config", families.VISION, where)
+    llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
+    projector = fields.get("projector_config") or fields.get("visual_projector_config") or {}
+    kind = projector.get("projector_type")
+    if kind not in HONEYBEE_CONNECTORS:
+        raise ValueError(f"{where}: projector_type={kind!r}; supported: {', '.join(HONEYBEE_CONNECTORS)}")
+    options = {
+        "tokens": projector.get("num_query_tokens")
+        or projector.get("num_queries")
+        or fields["num_query_tokens"],
+        "end_tokens": projector.get("num_eos_tokens", 1),
+        "position_table": projector.get("pos_emb", False),
+    }
+    renamed = {
+        "c-abs": {"depth": "depth", "mlp_depth": "mlp_depth", "hidden_size": "hidden", "prenorm": "prenorm"},
+        "resampler": {
+            "hidden_size": "hidden",
+            "num_hidden_layers": "depth",
+            "num_attention_heads": "heads",
+            "intermediate_size": "mlp",
+        },
+        "d-abs": {
+            "d_model": "hidden",
+            "decoder_layers": "depth",
+            "decoder_attention_heads": "heads",
+            "decoder_n_points": "points",
+            "decoder_ffn_dim": "mlp",
+            "pooled_v_target": "pooled",
+        },
+    }[kind]
+    options |= {ours: projector[theirs] for theirs, ours in renamed.items() if theirs in projector}
+    model = _model(
+        with_normalisation(vision, path),
+        llm,
+        select_layer=projector.get("feature_layer_index", -1),
+        connector=HONEYBEE_CONNECTORS[kind],
+        connector_options=tuple(sorted(options.items())),
+    )
+    return Composite("honeybee", model, vision_family, llm_family, None, llm.vocab)

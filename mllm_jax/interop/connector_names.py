@@ -1,0 +1,187 @@
+"""Weight-name tables of connectors in the layouts that publish them."""
+
+from collections.abc import Mapping
+
+from mllm_jax.interop.parts import Part, Spelling
+from mllm_jax.interop.rules import Rule, Transform, linear, norm
+from mllm_jax.models.mllm import ModelConfig, abstract_params
+from mllm_jax.models.paths import flatten
+
+Shape = tuple[int, ...]
+
+TOKENS = Transform(lambda x: x[0], lambda x: x[None])  # [1, N, C] <-> [N, C]
+POINTWISE = Transform(
+    lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+)  # 1x1 convolution <-> kernel
+DEPTHWISE = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+
+# Connectors that are LLaVA's projector behind a parameter-free rearrangement of features.
+PROJECTORS = ("linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "sti", "sci", "dci")
+
+SPELLINGS: dict[str, tuple[Spelling, ...]] = {
+    "llava": (
+        (("model.mm_projector.", "mm_projector."),),
+        (("mm_projector.", "mm_projector."),),
+        (("base_model.model.model.mm_projector.", "mm_projector."),),
+    ),
+    "llava-hf": (
+        (("multi_modal_projector.", ""),),
+        (("model.multi_modal_projector.", ""),),
+    ),
+    "honeybee": ((("abstractor.", ""),),),
+}
+
+
+def connector_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """{path: shape} of the connector's parameters."""
+    return {path: leaf.shape for path, leaf in flatten(abstract_params(config)["connector"]).items()}
+
+
+def connector_part(config: ModelConfig, layout: str) -> Part:
+    """The connector in a published layout.
+
+    Raises:
+      ValueError: that layout has no names for this connector.
+    """
+    shapes = connector_shapes(config)
+    tables = {"llava": llava_rules, "llava-hf": llava_hf_rules, "honeybee": honeybee_rules}
+    rules = tables[layout](config, shapes)
+    if unnamed := shapes.keys() - {rule.path for rule in rules}:
+        raise ValueError(
+            f"the {layout} layout has no name for connector parameter {min(unnamed)!r} of {config.connector!r}"
+        )
+    return Part("connector", f"a {layout} projector", rules, shapes, SPELLINGS[layout])
+
+
+def _projector_only(config: ModelConfig, layout: str) -> None:
+    if config.connector not in PROJECTORS:
+        raise ValueError(
+            f"the {layout} layout has no names for connector {config.connector!r}; it has them for "
+            f"{', '.join(PROJECTORS)}. Use plain safetensors or Orbax."
+        )
+
+
+def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
+    """LLaVA and Dense Connector: `mm_projector.{0,2,...}`, or without a number for a single linear layer."""
+    _projector_only(config, "llava")
+    if config.connector == "linear":
+        return linear("layer_0", "mm_projector")
+    count = sum(path.endswith("/kernel") and path.startswith("layer_") for path in shapes)
+    return tuple(rule for i in range(count) for rule in linear(f"layer_{i}", f"mm_projector.{2 * i}"))
+
+
+def llava_hf_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
+    """transformers' LlavaMultiModalProjector: two layers with GELU between."""
+    _projector_only(config, "llava-hf")
+    if sum(path.endswith("/kernel") for path in shapes) != 2:
+        raise ValueError(
+            f"the llava-hf layout has a projector of two layers, not the one of {config.connector!r}; use plain "
+            "safetensors or Orbax"
+        )
+    return (*linear("layer_0", "linear_1"), *linear("layer_1", "linear_2"))
+
+
+def _pointwise(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
+    rules = (Rule(f"{path}/kernel", f"{name}.weight", POINTWISE),)
+    return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
+
+
+def _regnet_block(path: str, name: str) -> tuple[Rule, ...]:
+    """timm's RegNet Bottleneck."""
+    return (
+        *_pointwise(f"{path}/conv1", f"{name}.conv1.conv", bias=False),
+        *norm(f"{path}/norm1", f"{name}.conv1.bn"),
+        Rule(f"{path}/conv2/kernel", f"{name}.conv2.conv.weight", DEPTHWISE),
+        *norm(f"{path}/norm2", f"{name}.conv2.bn"),
+        *_pointwise(f"{path}/squeeze", f"{name}.se.fc1"),
+        *_pointwise(f"{path}/excite", f"{name}.se.fc2"),
+        *_pointwise(f"{path}/conv3", f"{name}.conv3.conv", bias=False),
+        *norm(f"{path}/norm3", f"{name}.conv3.bn"),
+        *_pointwise(f"{path}/shortcut", f"{name}.downsample.conv", bias=False),
+        *norm(f"{path}/shortcut_norm", f"{name}.downsample.bn"),
+    )
+
+
+def _c_abstractor(count: int) -> list[Rule]:
+    rules = [
+        rule
+        for stage, place in (("stage1", 0), ("stage2", 2))
+        for i in range(count)
+        for rule in _regnet_block(f"{stage}_{i}", f"net.{place}.b{i + 1}")
+    ]
+    rules += [rule for i in range(count) for rule in linear(f"layer_{i}", f"readout.{2 * i}")]
+    return [
+        *rules,
+        Rule("position_table", "pos_emb", TOKENS),
+        Rule("end_tokens", "eos_tokens", TOKENS),
+        *norm("prenorm", "prenorm"),
+    ]
+
+
+def _resampler(count: int) -> list[Rule]:
+    rules = [
+        Rule("queries", "query_tokens", TOKENS),
+        *linear("input", "visual_input_fc"),
+        *linear("output", "visual_output_fc"),
+        Rule("position_table", "pos_emb", TOKENS),
+        Rule("end_tokens", "vit_eos", TOKENS),
+    ]
+    for i in range(count):
+        name = f"encoder.layers.{i}.crossattention"
+        rules += [
+            *norm(f"block_{i}/query_norm", f"{name}.norm1"),
+            *norm(f"block_{i}/patch_norm", f"{name}.normk"),
+            *linear(f"block_{i}/q", f"{name}.attention.query"),
+            *linear(f"block_{i}/k", f"{name}.attention.key"),
+            *linear(f"block_{i}/v", f"{name}.attention.value"),
+            *linear(f"block_{i}/out", f"{name}.output.out_proj"),
+            *norm(f"block_{i}/mlp_norm", f"{name}.output.norm2"),
+            *linear(f"block_{i}/w1", f"{name}.output.mlp.w1"),
+            *linear(f"block_{i}/w2", f"{name}.output.mlp.w2"),
+            *linear(f"block_{i}/w3", f"{name}.output.mlp.w3"),
+            *norm(f"block_{i}/inner_norm", f"{name}.output.mlp.ffn_ln"),
+        ]
+    return rules
+
+
+def _d_abstractor(count: int) -> list[Rule]:
+    rules = [
+        Rule("queries", "query_position_embeddings.weight"),
+        Rule("references", "reference_points", TOKENS),
+        *linear("input", "input_proj.0"),
+        *linear("output", "output_proj"),
+        Rule("position_table", "v_pos_emb", TOKENS),
+        Rule("end_tokens", "eos_tokens", TOKENS),
+    ]
+    for i in range(count):
+        name = f"layers.{i}"
+        rules += [
+            *(r for x in "qkv" for r in linear(f"block_{i}/self_{x}", f"{name}.self_attn.{x}_proj")),
+            *linear(f"block_{i}/self_out", f"{name}.self_attn.out_proj"),
+            *norm(f"block_{i}/self_norm", f"{name}.self_attn_layer_norm"),
+            *linear(f"block_{i}/offsets", f"{name}.encoder_attn.sampling_offsets"),
+            *linear(f"block_{i}/weights", f"{name}.encoder_attn.attention_weights"),
+            *linear(f"block_{i}/value", f"{name}.encoder_attn.value_proj"),
+            *linear(f"block_{i}/out", f"{name}.encoder_attn.output_proj"),
+            *norm(f"block_{i}/cross_norm", f"{name}.encoder_attn_layer_norm"),
+            *linear(f"block_{i}/fc1", f"{name}.fc1"),
+            *linear(f"block_{i}/fc2", f"{name}.fc2"),
+            *norm(f"block_{i}/mlp_norm", f"{name}.final_layer_norm"),
+        ]
+    return rules
+
+
+def honeybee_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
+    """Honeybee's C-Abstractor, D-Abstractor and resampler, without their `abstractor.` prefix."""
+    tables = {"c_abstractor": _c_abstractor, "resampler": _resampler, "d_abstractor": _d_abstractor}
+    if config.connector not in tables:
+        raise ValueError(
+            f"the honeybee layout has no names for connector {config.connector!r}; it has them for {', '.join(tables)}"
+        )
+    count = 1 + max(
+        (int(part) for path in shapes for part in path.split("/")[0].split("_") if part.isdigit()), default=0
+    )
+    return tuple(rule for rule in tables[config.connector](count) if rule.path in shapes)
+
+
+__all__ = ["PROJECTORS", "connector_part", "connector_shapes"]

@@ -1,0 +1,234 @@
+"""Our own model directory: what `mllm-jax import` writes and training, evaluation and export read.
+
+model.json                  the computation (`ModelConfig`) and the format's version
+params/                     an Orbax checkpoint of the parameters alone
+preprocessor_config.json    image mean, standard deviation, size
+tokenizer files             as Hugging Face has them
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mllm_jax.interop.assemble import Placement, read_tree, write_plan
+from mllm_jax.interop.hub import read_json
+from mllm_jax.interop.rules import Rule
+from mllm_jax.interop.safetensors_io import write_sharded
+from mllm_jax.interop.sinks import read_to_devices
+from mllm_jax.interop.source import Source
+from mllm_jax.models.mllm import ModelConfig, abstract_params
+from mllm_jax.models.paths import flatten, unflatten
+
+FILE = "model.json"
+FORMAT = 1
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def model_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A `ModelConfig` as plain JSON."""
+    return {"format": FORMAT, **dataclasses.asdict(config)}
+
+
+def model_from_json(fields: dict[str, Any]) -> ModelConfig:
+    """The inverse of `model_to_json`.
+
+    Raises:
+      ValueError: another format version, or a field that this version does not know.
+    """
+    fields = dict(fields)
+    if fields.pop("format", None) != FORMAT:
+        raise ValueError(f"{FILE}: format {fields.get('format')!r}; this version of mllm-jax reads {FORMAT}")
+    return _dataclass(ModelConfig, fields)
+
+
+def _dataclass(kind: type, fields: dict[str, Any]) -> Any:
+    known = {field.name: typing.get_type_hints(kind)[field.name] for field in dataclasses.fields(kind)}
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{FILE}: {kind.__name__} has no field {name!r}; written by a newer mllm-jax?")
+    return kind(**{name: _value(known[name], value) for name, value in fields.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = [option for option in options if dataclasses.is_dataclass(option)]
+        fits = [kind for kind in kinds if value.keys() <= {field.name for field in dataclasses.fields(kind)}]
+        return _dataclass((fits or kinds)[0], value)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def is_native(directory: pathlib.Path) -> bool:
+    """Whether a directory is one of ours."""
+    return (directory / FILE).exists()
+
+
+def save_native(directory: pathlib.Path, config: ModelConfig, params: Any, form: str = "orbax") -> None:
+    """Writes configuration, parameters and image processor; tokenizer files are added by `copy_tokenizer`.
+
+    Args:
+      form: "orbax" or "safetensors".
+
+    Raises:
+      FileExistsError: there are parameters already.
+    """
+    directory = pathlib.Path(directory)
+    refuse_existing(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if form == "orbax":
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((directory / "params").absolute(), params)
+    else:
+        rules = [Rule(path, path) for path in flatten(params)]
+        write_sharded(directory, write_plan(params, rules))
+    write_processor(directory, config)
+    (directory / FILE).write_text(json.dumps(model_to_json(config), indent=1) + "\n")
+
+
+def refuse_existing(directory: pathlib.Path) -> None:
+    """Weights are never overwritten.
+
+    Raises:
+      FileExistsError: `directory` holds some.
+    """
+    found = next(
+        iter([*directory.glob("params"), *directory.glob("*.safetensors"), *directory.glob("*.bin")]), None
+    )
+    if found is not None:
+        raise FileExistsError(f"{found} exists; choose another directory or remove it")
+
+
+def write_processor(directory: pathlib.Path, config: ModelConfig) -> None:
+    """preprocessor_config.json of the tower at the model's resolution."""
+    (directory / "preprocessor_config.json").write_text(
+        json.dumps(processor_json(config.vision, config.image_size), indent=2) + "\n"
+    )
+
+
+def processor_json(vision: Any, size: int) -> dict[str, Any]:
+    """An image processor's configuration in Hugging Face's words."""
+    processor = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(vision.mean),
+        "image_std": list(vision.std),
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+        "size": {"height": size, "width": size},
+    }
+    if vision.class_token:
+        processor |= {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": size},
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+        }
+    return processor
+
+
+def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> list[str]:
+    """Copies tokenizer files; returns their names."""
+    found = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    for name in found:
+        shutil.copyfile(source / name, directory / name)
+    return found
+
+
+def load_config(directory: pathlib.Path) -> ModelConfig:
+    """The computation of a model directory."""
+    return model_from_json(read_json(pathlib.Path(directory) / FILE))
+
+
+def load_params(
+    directory: pathlib.Path,
+    part: str | None = None,
+    sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    dtype: Any = None,
+) -> Any:
+    """The parameters of a model directory, or of one part of it.
+
+    Args:
+      part: "vision", "connector" or "llm".
+      sharding_of: (path, shape) -> sharding; None gives NumPy arrays.
+      dtype: of the result; None keeps the stored one.
+
+    Raises:
+      ValueError: the checkpoint does not hold what model.json describes.
+    """
+    directory = pathlib.Path(directory)
+    wanted = flatten(abstract_params(load_config(directory)))
+    if not (directory / "params").exists():
+        return _load_safetensors(directory, wanted, part, sharding_of, dtype)
+    path = (directory / "params").absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = flatten(checkpointer.metadata(path).item_metadata.tree)
+        _check(directory, {p: tuple(leaf.shape) for p, leaf in stored.items()}, wanted)
+        chosen = {p: leaf for p, leaf in stored.items() if part is None or p.split("/")[0] == part}
+        items, arguments = {}, {}
+        for p, leaf in chosen.items():
+            shape, kind = tuple(leaf.shape), np.dtype(dtype or leaf.dtype)
+            if sharding_of is None:
+                items[p] = np.empty((0,), kind)
+                arguments[p] = ocp.RestoreArgs(restore_type=np.ndarray, dtype=kind)
+            else:
+                sharding = sharding_of(p, shape)
+                items[p] = jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+                arguments[p] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=kind)
+        restored = checkpointer.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=unflatten(items), restore_args=unflatten(arguments), partial_restore=True
+            ),
+        )
+    return restored if part is None else restored[part]
+
+
+def _load_safetensors(
+    directory: pathlib.Path, wanted: dict[str, Any], part: str | None, sharding_of: Any, dtype: Any
+) -> Any:
+    source = Source(directory)
+    _check(directory, {name: source.shape(name) for name in source}, wanted)
+    chosen = [name for name in source if part is None or name.split("/")[0] == part]
+    placements = [Placement(name, name, None, Rule(name, name)) for name in chosen]
+    shapes = {name: source.shape(name) for name in chosen}
+    if sharding_of is None:
+        params = read_tree(source, placements, shapes, dtype)
+    else:
+        params = read_to_devices(source, placements, shapes, sharding_of, dtype)
+    return params if part is None else params[part]
+
+
+def _check(directory: pathlib.Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, Any]) -> None:
+    adapters = {path for path in stored if path.rsplit("/", 1)[-1] in ("lora_a", "lora_b", "kernel_scale")}
+    for path in sorted((stored.keys() - adapters) | wanted.keys()):
+        have = stored.get(path)
+        want = tuple(wanted[path].shape) if path in wanted else None
+        if have != want:
+            raise ValueError(f"{directory}: parameter {path!r} is stored as {have}, but {want} by {FILE}")
