@@ -25,7 +25,7 @@ from mllm_jax.evaluation.predictions import (
     score_result,
     take,
 )
-from mllm_jax.evaluation.tables import is_absent, read_table
+from mllm_jax.evaluation.table_files import is_absent, read_table
 
 ROTATION = 1_000_000
 TABLES = (".tsv", ".csv", ".xlsx")
