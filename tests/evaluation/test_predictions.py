@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.evaluation.predictions import (
@@ -129,6 +129,7 @@ def test_annotation_ids_must_be_unique(tmp_path):
         by_id([{"x": 1}], ("id",), tmp_path)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("bytes") / "p"
