@@ -45,6 +45,7 @@ POSITIVE = (
     "stages.*.epochs",
     "stages.*.steps",
     "stages.*.learning_rate",
+    "stages.*.matrix_learning_rate",
     "stages.*.eps",
     "stages.*.log_every",
     "stages.*.checkpoint_every",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mllm_jax.config import ConfigError
 
@@ -48,7 +48,7 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

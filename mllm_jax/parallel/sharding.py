@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.models.paths import path_of
@@ -52,7 +52,7 @@ def spec_of(path: str) -> P:
     return specs[0]
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """Drops a mesh axis from a dimension that it does not divide (odd vocabularies, few heads)."""
     axes = []
     for size, axis in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
@@ -60,7 +60,7 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*axes)
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedShardings for a parameter tree (arrays or shapes) with top-level keys like the model's."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _fit(spec_of(path_of(path)), leaf.shape, mesh)), params

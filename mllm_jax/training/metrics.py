@@ -1,12 +1,14 @@
 """What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard.
 
 `metrics.jsonl` is only ever appended to. A run that was killed and goes on from its last checkpoint repeats some
-steps, so a step can stand there twice; `read_metrics` takes the last.
+steps, so a step can stand there twice: readers take the last (`evaluation.plots.read_metrics`). Only a line that a kill
+or a full disk tore is removed; its step is repeated.
 """
 
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import time
 from typing import Any
@@ -26,25 +28,6 @@ from tensorboardX import SummaryWriter
 
 class NonFiniteLoss(FloatingPointError):
     """Training stopped at a loss or gradient that is not a number."""
-
-
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, one per stage and step, in the order in which the stages ran.
-
-    Of a step that was repeated after a kill the last record counts. A line torn by a kill or a full disk is left out:
-    its step is repeated.
-
-    Raises:
-      FileNotFoundError: no such file.
-    """
-    stages: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        stages.setdefault(record["stage"], {})[record["step"]] = record
-    return [records[step] for records in stages.values() for step in sorted(records)]
 
 
 @dataclasses.dataclass
@@ -76,8 +59,8 @@ class RunLog:
         # What an earlier, killed run wrote about steps from here on is repeated.
         purge = start + 1 if start else None
         self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
-        if write and self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            self._append("")  # ends a torn line
+        if write and self._path.exists():
+            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
         self._console = Console()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),

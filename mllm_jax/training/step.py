@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
 
 from mllm_jax.models.mllm import ModelConfig
@@ -40,7 +40,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shardings of a state (arrays or shapes): what belongs to a parameter lies like it, all else is replicated.
 
     An optimizer's arrays are known by the parameter's path at the end of their own, so that optimizers that hold only
