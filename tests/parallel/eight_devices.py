@@ -1,0 +1,121 @@
+"""Losses and gradients on 1, 2, 4 and 8 fake devices, as one JSON object: see test_devices.py.
+
+Run with XLA_FLAGS=--xla_force_host_platform_device_count=8.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import numpy as np
+import tiny
+
+from mllm_jax.models import mllm, paths
+from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
+from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training import build
+from mllm_jax.training.loss import weighted_loss
+from mllm_jax.training.step import loss_and_grads, to_device
+
+LENGTH, LABELS = 24, 14
+KINDS = [
+    tiny.Row(images=1, text=18, labels=14),
+    tiny.Row(images=0, text=24, labels=1),  # text only
+    tiny.Row(images=2, text=16, labels=6),  # several images
+    tiny.Row(images=0, text=3, labels=0),  # nothing supervised
+    tiny.Row(images=1, text=2, labels=1),
+    tiny.Row(images=0, text=0, labels=0),  # an empty row
+    tiny.Row(images=0, text=9, labels=9),
+]
+ROWS = [KINDS[i % len(KINDS)] for i in range(16)]
+TRAINABLE = ("connector/.*", "llm/.*")
+# (data, fsdp, tensor) and accumulation; the first is what all others are compared with.
+CASES = [
+    ((1, 1, 1), 1),
+    ((1, 1, 1), 4),
+    ((2, 1, 1), 1),
+    ((1, 2, 1), 4),
+    ((1, 1, 2), 1),
+    ((4, 1, 1), 4),
+    ((1, 2, 2), 1),
+    ((8, 1, 1), 1),
+    ((1, 8, 1), 1),
+    ((2, 2, 2), 1),
+    ((2, 2, 2), 4),
+]
+
+
+def grads_on(model, params, batch, shape, accumulation):
+    """Host loss, weight sum and flat gradients; asserts that parameters and rows are really split."""
+    mesh = make_mesh(
+        dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[: int(np.prod(shape))]
+    )
+    trained, frozen = paths.split(params, TRAINABLE)
+    with use_mesh(mesh):
+        shardings = [param_shardings(part, mesh) for part in (trained, frozen)]
+        step = jax.jit(
+            lambda p, f, b: loss_and_grads(model, p, f, b, LABELS, accumulation, jax.random.key(0)),
+            in_shardings=(*shardings, row_sharding(mesh)),
+            out_shardings=(None, shardings[0], None),
+        )
+        parts = [build.place(part, mesh, "float32") for part in (trained, frozen)]
+        loss, grads, total = step(*parts, to_device(batch, mesh))
+    kernel = grads["llm"]["blocks"]["q"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // shape[1], 32 // shape[2])
+    return float(loss), float(total), {k: np.asarray(v) for k, v in paths.flatten(grads).items()}
+
+
+def sharding_constraints(model, params, batch, current):
+    """Constraints in the lowered forward pass of the loss on a (2, 2, 2) mesh, made current by `current`."""
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with current(mesh):
+        lowered = jax.jit(
+            lambda p, b: weighted_loss(model, p, b, LABELS)[0],
+            in_shardings=(param_shardings(params, mesh), row_sharding(mesh)),
+        ).lower(params, {key: batch[key] for key in batch})
+    return lowered.as_text().count("sharding_constraint")
+
+
+def main():
+    assert len(jax.devices()) == 8
+    model = tiny.model_config()
+    params = tiny.random_params(mllm.abstract_params(model))
+    batch = tiny.make_batch(model, ROWS, LENGTH)
+    results = []
+    reference = None
+    for shape, accumulation in CASES:
+        loss, total, grads = grads_on(model, params, batch, shape, accumulation)
+        reference = reference or (loss, grads)
+        differences = {path: float(np.abs(grads[path] - reference[1][path]).max()) for path in grads}
+        worst = max(differences, key=differences.get)
+        results.append(
+            {
+                "mesh": shape,
+                "accumulation": accumulation,
+                "loss": loss,
+                "total": total,
+                "loss_difference": abs(loss - reference[0]),
+                "gradient_difference": differences[worst],
+                "worst": worst,
+                "largest": max(float(np.abs(grad).max()) for grad in grads.values()),
+                "silent": [path for path, grad in grads.items() if not grad.any()],
+            }
+        )
+    print(
+        json.dumps(
+            {
+                "results": results,
+                "constraints": sharding_constraints(model, params, batch, use_mesh),
+                "constraints_without_rules": sharding_constraints(
+                    model, params, batch, lambda mesh: contextlib.ExitStack()
+                ),
+            }
+        )
+    )
+
+
+main()

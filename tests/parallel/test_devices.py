@@ -1,0 +1,36 @@
+"""One, two, four and eight devices and any accumulation give the same loss and gradients."""
+
+import json
+import pathlib
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "eight_devices.py"
+
+
+@pytest.fixture(scope="module")
+def outcome(run_script):
+    done = run_script(SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_losses_and_gradients_agree(outcome):
+    results = outcome["results"]
+    assert {result["mesh"][0] * result["mesh"][1] * result["mesh"][2] for result in results} == {1, 2, 4, 8}
+    assert {result["accumulation"] for result in results} == {1, 4}
+    for axis in range(3):
+        assert any(result["mesh"][axis] > 1 for result in results)
+    for result in results:
+        assert result["total"] == results[0]["total"]
+        assert result["loss_difference"] <= 1e-5, result
+        assert result["gradient_difference"] <= 1e-5, result
+        assert result["largest"] > 1e-2  # so that agreeing to 1e-5 says something
+        assert not result["silent"], "a trained parameter without gradient"
+    assert 3 < results[0]["loss"] < 20
+
+
+def test_activations_are_constrained_on_the_mesh(outcome):
+    # Embeddings of the tower, its scanned block, and the scanned block of the LLM.
+    assert outcome["constraints"] == 3
+    assert outcome["constraints_without_rules"] == 0

@@ -1,0 +1,287 @@
+"""Configurations: strict checks that name the key, and a golden file for every recipe.
+
+After changing a recipe or a default on purpose: `pytest tests/test_config.py --update-goldens`, and read the diff.
+"""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from mllm_jax.config import ConfigError, check, check_key, default_config, resolved, stage_config
+from mllm_jax.parallel.mesh import make_mesh
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDENS = ROOT / "tests" / "goldens" / "configs"
+# Every recipe and the arguments that are worth a golden of their own; "" is the recipe without argument.
+RECIPES = {
+    "mini_foundation": ("",),
+    "own_data": ("", "pretrain", "finetune"),
+    "quickstart": ("", "average_pool"),
+}
+EVERY_RECIPE = [(name, argument) for name, arguments in RECIPES.items() for argument in arguments]
+
+
+def load_recipe(name, argument=""):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def set_key(config, path, value):
+    """Sets a key as a careless recipe would: new keys and other types are let through."""
+    *parents, last = path.split(".")
+    for parent in parents:
+        config = config[parent]
+    with config.unlocked(), config.ignore_type():
+        config[last] = value
+
+
+# ---------------------------------------------------------------------------------------------------- recipes
+
+
+def test_every_recipe_has_a_golden():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(RECIPES)
+    names = {"-".join(filter(None, pair)) for pair in EVERY_RECIPE}
+    assert {path.stem for path in GOLDENS.glob("*.json")} == names
+
+
+@pytest.mark.parametrize(("name", "argument"), EVERY_RECIPE)
+def test_recipe_equals_its_golden(name, argument, request):
+    config = load_recipe(name, argument)
+    if "stages" in config:
+        values = resolved(config)
+        for stage in config.stages.values():
+            for source in stage.sources.values():
+                source.json = source.json or "given on the command line"
+        check(config)
+    else:  # the foundation's recipe has a schema of its own
+        values = config.to_dict()
+    values = json.loads(json.dumps(values))  # tuples as lists
+    path = GOLDENS / f"{'-'.join(filter(None, (name, argument)))}.json"
+    if request.config.getoption("--update-goldens"):
+        path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    assert values == json.loads(path.read_text()), f"differs from {path}; see the top of this file"
+
+
+def test_resolved_keeps_only_the_chosen_connector(tiny_config):
+    values = resolved(tiny_config)
+    assert set(values["model"]["connector"]) == {"name", "average_pool"}
+    assert values["stages"]["finetune"]["trainable"] == ["connector/.*", "llm/.*"]
+    assert json.loads(json.dumps(values)) == values
+
+
+# --------------------------------------------------------------------------------------------------- unknown keys
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("sed", "unknown config key 'sed'; did you mean 'seed'?"),
+        ("model.conector", "unknown config key 'model.conector'; did you mean 'model.connector'?"),
+        ("model.connector.nam", "did you mean 'model.connector.name'?"),
+        ("model.connector.average_pool.token", "did you mean 'model.connector.average_pool.tokens'?"),
+        ("model.vision.remart", "did you mean 'model.vision.remat'?"),
+        ("stages.pretrain.lerning_rate", "did you mean 'stages.pretrain.learning_rate'?"),
+        ("stages.pretrain.sources.captions.image", "did you mean 'stages.pretrain.sources.captions.images'?"),
+        ("eval.max_tokens", "did you mean 'eval.max_new_tokens'?"),
+        (
+            "weight_decay",
+            "unknown config key 'weight_decay'; there is 'stages.*.weight_decay'; valid here: data",
+        ),
+        ("zzzz", "unknown config key 'zzzz'; valid here: data, eval, mesh"),
+    ],
+)
+def test_unknown_key_names_the_nearest(tiny_config, path, message):
+    set_key(tiny_config, path, 1)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(tiny_config)
+
+
+def test_check_key_walks_the_given_config(tiny_config):
+    check_key(tiny_config, "stages.pretrain.sources.captions.json")
+    with pytest.raises(ConfigError, match=r"'stages\.pretrian'; did you mean 'stages\.pretrain'"):
+        check_key(tiny_config, "stages.pretrian.steps")
+    with pytest.raises(ConfigError, match=r"'seed' holds a value, so there is no 'seed\.x'"):
+        check_key(tiny_config, "seed.x")
+
+
+def test_missing_key_is_named(tiny_config):
+    with tiny_config.unlocked():
+        del tiny_config.data.overlong
+    with pytest.raises(ConfigError, match=r"'data\.overlong' is missing"):
+        check(tiny_config)
+
+
+# ---------------------------------------------------------------------------------------------------- wrong values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seed", "a", "'seed' must be of type int, not 'a'"),
+        ("seed", True, "'seed' must be of type int"),
+        ("seed", -1, "'seed' must not be negative"),
+        ("data", 3, "'data' must be a dict with aspect,"),
+        ("data.seq_len", 12.5, "'data.seq_len' must be of type int"),
+        ("data.seq_len", 0, "'data.seq_len' must be positive"),
+        ("data.label_tokens", 0, "'data.label_tokens' must be positive"),
+        ("data.aspect", "pat", "'data.aspect' is 'pat'; did you mean 'pad'?"),
+        ("data.overlong", "cut", "valid: 'error', 'skip'"),
+        ("model.dtype", "bf16", "did you mean 'bfloat16'?"),
+        ("model.connector.name", "mlp2_gelu", "did you mean 'mlp2x_gelu'?"),
+        ("mesh.data", 0, "'mesh.data' must be positive, or -1"),
+        ("eval.blind", 1, "'eval.blind' must be of type bool"),
+        ("stages", 1, "'stages' must be a dict of named entries"),
+        ("stages.pretrain", 1, "'stages.pretrain' must be a dict with"),
+        ("stages.pretrain.steps", 0, "'stages.pretrain.steps' must be positive"),
+        ("stages.pretrain.steps", "9", "'stages.pretrain.steps' must be of type int"),
+        ("stages.pretrain.seq_len", -5, "'stages.pretrain.seq_len' must be positive"),
+        ("stages.pretrain.learning_rate", "1e-3", "must be of type float"),
+        ("stages.pretrain.learning_rate", float("nan"), "'stages.pretrain.learning_rate' must be finite"),
+        ("stages.pretrain.warmup_ratio", 1.5, "must be at least 0 and below 1"),
+        ("stages.pretrain.clip_norm", -1.0, "must not be negative"),
+        ("stages.pretrain.schedule", "linear", "valid: 'cosine', 'constant'"),
+        ("stages.pretrain.trainable", (1,), "must be a tuple of strings"),
+        ("stages.pretrain.trainable", "connector/.*", "must be of type tuple"),
+        ("stages.pretrain.trainable", (), "is empty: nothing would be trained"),
+        ("stages.pretrain.trainable", ("(",), "'(' is not a regular expression"),
+        ("stages.pretrain.learning_rates", (("a",),), "must hold (path regex, positive rate) pairs"),
+        ("stages.pretrain.learning_rates", (("a", 0.0),), "must hold (path regex, positive rate) pairs"),
+        ("stages.pretrain.learning_rates", (("[", 1.0),), "'[' is not a regular expression"),
+        ("stages.pretrain.batch_size", 5, None),
+        ("stages.finetune.batch_size", 5, "must be a multiple of 'stages.finetune.accumulation' (2)"),
+        ("stages.pretrain.keep_last", 0, "'stages.pretrain.keep_last' must be positive"),
+        ("stages.pretrain.sources", ConfigDict(), "'stages.pretrain.sources' is empty"),
+        ("stages.pretrain.sources.captions.weight", 0.0, "must be positive"),
+        ("stages.pretrain.sources.captions.json", "", "'stages.pretrain.sources.captions.json' is empty"),
+        ("stages.pretrain.sources.captions.kind", "miniworld", "did you mean 'mini_world'?"),
+        ("stage_order", ("pretrain",), "must name each of the stages"),
+        ("stage_order", ("pretrain", "finetune", "finetune"), "must name each of the stages"),
+    ],
+)
+def test_wrong_values_name_the_key(tiny_config, path, value, message):
+    set_key(tiny_config, path, value)
+    if message is None:
+        check(tiny_config)
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check(tiny_config)
+
+
+def test_values_that_are_as_good_as_their_type(tiny_config):
+    set_key(tiny_config, "stages.pretrain.learning_rate", 1)
+    set_key(tiny_config, "stage_order", ["pretrain", "finetune"])
+    set_key(tiny_config, "stages.pretrain.learning_rates", [["connector/.*", 1]])
+    check(tiny_config)
+
+
+def test_no_stage_is_an_error():
+    with pytest.raises(ConfigError, match="'stages' is empty"):
+        check(default_config())
+
+
+def test_names_that_cannot_be_directories_are_refused(tiny_config):
+    with tiny_config.unlocked():
+        tiny_config.stages["a/b"] = stage_config()
+    with pytest.raises(ConfigError, match=r"'a/b' in config key 'stages' cannot be a name"):
+        check(tiny_config)
+
+
+# ---------------------------------------------------------------------------------------- impossible combinations
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data.seq_len", 4, "'data.seq_len' is 4, but one image already takes 4 tokens"),
+        ("data.seq_len", 513, "'data.seq_len' is 513, more than the LLM's 512 positions"),
+        ("stages.finetune.seq_len", 3, "'stages.finetune.seq_len' is 3, but one image"),
+        ("model.vision.image_size", 6, "'model.vision.image_size' is 6, less than one patch of 7"),
+        (
+            "model.vision.select_layer",
+            3,
+            "'model.vision.select_layer': vision.select_layer=3 is outside hs[0..2]",
+        ),
+        ("model.vision.select_layer", -4, "is outside hs[0..2]"),
+        ("model.connector.average_pool.tokens", 5, "average_pool.tokens=5"),
+        ("model.connector.average_pool.tokens", 25, "average_pool.tokens=25"),
+        ("model.connector.average_pool.mode", "3d", "average_pool.mode='3d'"),
+        ("model.attention", "flash", "'model.attention' is 'flash'; valid: xla"),
+    ],
+)
+def test_impossible_models_are_named(tiny_config, path, value, message):
+    from mllm_jax.training import build
+
+    set_key(tiny_config, path, value)
+    check(tiny_config)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build.model_config(tiny_config)
+
+
+def test_missing_checkpoint_is_named(tiny_config, tmp_path):
+    from mllm_jax.training import build
+
+    (tmp_path / "empty").mkdir()
+    tiny_config.model.llm.path = str(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"empty/config\.json is missing"):
+        build.model_config(tiny_config)
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(ConfigError, match=r"'model\.llm\.path': .*resnet"):
+        build.model_config(tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "error", "message"),
+    [
+        ("stages.finetune.trainable", ("llm/.*", "conector/.*"), ConfigError,
+         "'stages.finetune.trainable': pattern 'conector/.*' matches no parameter"),
+        ("stages.finetune.learning_rates", (("vision/.*", 1e-5),), ConfigError,
+         "'stages.finetune.learning_rates': learning_rates: 'vision/.*' matches no trained parameter"),
+        ("stages.finetune.template", "vicuna", ConfigError,
+         "'stages.finetune.template': unknown template 'vicuna'; did you mean 'vicuna_v1'?"),
+        ("stages.finetune.template", "llama_3", ConfigError, "is not a token of this tokenizer"),
+        ("stages.finetune.sources.instructions.json", "nowhere.json", FileNotFoundError,
+         "'stages.finetune.sources.instructions.json': there is no nowhere.json"),
+        ("stages.finetune.sources.instructions.kind", "mini_world", ConfigError,
+         "'stages.finetune.sources.instructions.split' is ''; valid: 'foundation', 'pretrain', 'finetune'"),
+        ("stages.finetune.batch_size", 6, None, ""),
+    ],
+)  # fmt: skip
+def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config, path, value, error, message):
+    import jax
+
+    from mllm_jax.interop import load_tokenizer
+    from mllm_jax.training import build, preflight
+
+    source = tiny_config.stages.finetune.sources.instructions
+    source.count, source.form = 3, "caption"
+    set_key(tiny_config, path, value)
+    check(tiny_config)
+    tokenizer = load_tokenizer(tiny_config.model.llm.path)
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    arguments = (tiny_config, build.model_config(tiny_config), tokenizer, mesh)
+    if error is None:
+        preflight.check_stages(*arguments)
+        return
+    with pytest.raises(error, match=re.escape(message)):
+        preflight.check_stages(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one axis may be -1"),
+        ({"data": 2, "fsdp": 1, "tensor": 1}, "which 1 devices cannot form"),
+        ({"data": -1, "fsdp": 2, "tensor": 1}, "which 1 devices cannot form"),
+    ],
+)
+def test_meshes_that_do_not_fit_the_devices_are_refused(shape, message):
+    import jax
+
+    with pytest.raises(ConfigError, match=message):
+        make_mesh(shape, jax.devices()[:1])

@@ -1,0 +1,111 @@
+"""A model, parameters, data and batches small enough that a test takes seconds (functions; fixtures: conftest)."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+
+IMAGE_SIZE, PATCH = 28, 7
+
+
+def model_config():
+    """`ModelConfig` of a two-block tower and a two-block LLM, 4 visual tokens per image."""
+    from mllm_jax.models.decoder import DecoderConfig
+    from mllm_jax.models.mllm import ModelConfig
+    from mllm_jax.models.vit import VisionConfig
+
+    return ModelConfig(
+        vision=VisionConfig(width=32, depth=2, heads=2, mlp_width=48, patch=PATCH, image_size=IMAGE_SIZE),
+        llm=DecoderConfig(
+            vocab=260, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=48, max_positions=512
+        ),
+        image_size=IMAGE_SIZE,
+        select_layer=-1,
+        connector="average_pool",
+        connector_options=(("tokens", 4),),
+        remat="none",
+        vision_remat="none",
+    )
+
+
+def random_params(shapes, seed=0):
+    """NumPy parameters of given shapes that keep activations of order one; norm scales near one."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        values = rng.standard_normal(shape.shape).astype(np.float32)
+        if path[-1].key == "scale":
+            return 1 + 0.1 * values
+        return values / np.sqrt(shape.shape[-2]) if path[-1].key == "kernel" else 0.1 * values
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def png(seed, size=(IMAGE_SIZE, IMAGE_SIZE)):
+    """Bytes of a random picture."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_llava(directory, conversations):
+    """A LLaVA-format data set: {id: (number of images, [(question, answer), ...])}; returns (json, images)."""
+    images = directory / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, (sample, (pictures, rounds)) in enumerate(conversations.items()):
+        names = [f"{sample}_{i}.png" for i in range(pictures)]
+        for i, name in enumerate(names):
+            (images / name).write_bytes(png(1000 * number + i))
+        turns = []
+        for question, answer in rounds:
+            mark = "<image>" * pictures if not turns else ""
+            turns += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+        entry = {"id": sample, "conversations": turns}
+        if pictures:
+            entry["image"] = names if pictures > 1 else names[0]
+        entries.append(entry)
+    path = directory / "data.json"
+    path.write_text(json.dumps(entries))
+    return path, images
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row for `make_batch`: images, text tokens behind them, and how many of the last ones are supervised."""
+
+    images: int
+    text: int
+    labels: int
+
+
+def make_batch(model, rows, length, slots=2, seed=0):
+    """A Batch of the design's contract with random tokens and pixels, one sample per row."""
+    rng = np.random.default_rng(seed)
+    per_image, count, side = model.tokens_per_image, len(rows), model.image_size
+    batch = {
+        "tokens": np.zeros((count, length), np.int32),
+        "positions": np.zeros((count, length), np.int32),
+        "segment_ids": np.zeros((count, length), np.int32),
+        "loss_weights": np.zeros((count, length), np.float32),
+        "visual_index": np.full((count, length), -1, np.int32),
+        "images": np.zeros((count, slots, side, side, 3), np.uint8),
+        "image_mask": np.zeros((count, slots), np.bool_),
+    }
+    for index, row in enumerate(rows):
+        visual = row.images * per_image
+        used = visual + row.text
+        assert used <= length
+        assert row.labels <= row.text
+        batch["visual_index"][index, :visual] = np.arange(visual)
+        batch["tokens"][index, visual:used] = rng.integers(3, model.llm.vocab, row.text)
+        batch["positions"][index, :used] = np.arange(used)
+        batch["segment_ids"][index, :used] = 1
+        batch["loss_weights"][index, used - row.labels : used] = 1
+        batch["images"][index, : row.images] = rng.integers(0, 256, (row.images, side, side, 3))
+        batch["image_mask"][index, : row.images] = True
+    return batch

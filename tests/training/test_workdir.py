@@ -1,0 +1,71 @@
+"""A work directory belongs to one configuration."""
+
+import json
+import re
+
+import pytest
+
+from mllm_jax.config import ConfigError, resolved
+from mllm_jax.training.workdir import claim
+
+
+def test_the_same_configuration_may_come_back(tiny_config, tmp_path):
+    run = tmp_path / "deep" / "run"
+    claim(run, resolved(tiny_config))
+    assert json.loads((run / "config.json").read_text()) == resolved(tiny_config)
+    (run / "metrics.jsonl").write_text("{}\n")
+    claim(run, resolved(tiny_config))
+    assert {path.name for path in run.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda c: c.update({"seed": 8}), "seed = 7, not 8"),
+        (lambda c: c.model.connector.update({"name": "linear"}), "model.connector.average_pool"),
+        (
+            lambda c: c.stages.finetune.update({"trainable": ("llm/.*",)}),
+            "stages.finetune.trainable = ['connector/.*'",
+        ),
+        (lambda c: c.stages.pretrain.update({"steps": 7}), "stages.pretrain.steps = 6, not 7"),
+    ],
+)
+def test_another_configuration_is_refused_and_the_key_named(tiny_config, tmp_path, change, key):
+    claim(tmp_path, resolved(tiny_config))
+    before = (tmp_path / "config.json").read_bytes()
+    change(tiny_config)
+    with pytest.raises(ConfigError, match=re.escape(f"holds a run with {key}")):
+        claim(tmp_path, resolved(tiny_config))
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_what_does_not_alter_training_may_change(tiny_config, tmp_path):
+    claim(tmp_path, resolved(tiny_config))
+    tiny_config.mesh.fsdp = 2
+    tiny_config.data.threads = 3
+    tiny_config.eval.max_new_tokens = 5
+    tiny_config.stages.pretrain.checkpoint_every = 3
+    claim(tmp_path, resolved(tiny_config))
+    assert json.loads((tmp_path / "config.json").read_text()) == resolved(tiny_config)
+
+
+def test_a_directory_of_something_else_is_refused(tiny_config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        claim(tmp_path, resolved(tiny_config))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_run_killed_while_claiming_can_be_started_again(tiny_config, tmp_path):
+    (tmp_path / "config.json.tmp").write_text('{"se')
+    claim(tmp_path, resolved(tiny_config))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_only_checking_writes_nothing(tiny_config, tmp_path):
+    claim(tmp_path / "run", resolved(tiny_config), write=False)
+    assert not (tmp_path / "run").exists()
+    claim(tmp_path / "run", resolved(tiny_config))
+    tiny_config.seed = 8
+    with pytest.raises(ConfigError, match="seed = 7"):
+        claim(tmp_path / "run", resolved(tiny_config), write=False)
