@@ -46,9 +46,11 @@ def get_config() -> ConfigDict:
             "llm": {
                 "seed": 0,
                 "first_text": 10_000_000,  # scenes that the tower never sees
-                "batch": 12,
-                "length": 384,
-                "context_weight": 0.1,
+                # short contexts first: looking words up is learned there many times sooner
+                "phases": (
+                    {"steps": 1000, "batch": 20, "length": 256, "context_weight": 0.02, "short": True},
+                    {"steps": 1400, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
+                ),
                 "geometry": {
                     "width": 128,
                     "depth": 4,
@@ -59,7 +61,7 @@ def get_config() -> ConfigDict:
                     "max_positions": 2048,
                 },
                 "fit": {
-                    "steps": 1800,
+                    "steps": 2400,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.foundation import pictures, tower
-from mllm_jax.foundation.text import packed_batches
+from mllm_jax.foundation.text import phased_batches
 from mllm_jax.foundation.tokenizer import train_tokenizer
 from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.vit import VisionConfig
@@ -197,19 +197,11 @@ def train_llm(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: p
         return module(module.embed(tokens), tokens, tokens)
 
     params = Decoder(geometry).init(jax.random.key(config.seed), zeros, method=run)["params"]
-    per_batch = config.batch * 3  # samples a batch uses at most, so that a resumed run sees fresh text
     params = fit(
         "llm",
         functools.partial(llm_loss, geometry),
         params,
-        lambda start: packed_batches(
-            tokenizer,
-            config.seed,
-            config.batch,
-            config.length,
-            config.context_weight,
-            config.first_text + start * per_batch,
-        ),
+        lambda start: phased_batches(tokenizer, config.seed, config.phases, config.first_text, start),
         config.fit,
         workdir,
     )
