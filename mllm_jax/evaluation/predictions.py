@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _SHOWN = 5  # offenders listed per kind of problem
+_BROKEN = (ValueError, RecursionError)  # what the JSON decoder raises
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 # What leaves a question without one definite answer. The other kinds are reported, and the score stands.
@@ -61,8 +62,8 @@ class Problems:
 def read_text(path: Path, problems: Problems) -> str:
     """Decodes a text file: UTF-8; a byte order mark and UTF-16 are accepted and reported.
 
-    Bytes that are no UTF-8 become U+FFFD and every line that has one is reported as `wrong_encoding`; the
-    JSON reader then refuses these lines, so that a damaged answer is never scored.
+    Bytes that are no UTF-8 become U+FFFD and every line that has some is reported as `wrong_encoding`; the JSON
+    reader then leaves the damaged rows out.
     """
     raw = path.read_bytes()
     if raw.startswith(_UTF16):
@@ -91,43 +92,76 @@ def read_json(path: Path, problems: Problems) -> Any:
     path = Path(path)
     if not path.is_file():
         raise PredictionError(f"{path}: no such file; give the path of the answer or annotation file")
+    before = problems.counts.get("wrong_encoding", 0)
     text = read_text(path, problems)
-    if "\ufffd" not in text:
+    damaged = problems.counts.get("wrong_encoding", 0) > before
+    try:
+        value = json.loads(text)
+    except _BROKEN:
+        value = _read_broken_array(path, text, problems) or _read_lines(path, text, problems)
+    if damaged:
+        value = _without_damage(value)
+    if value == []:
+        hint = "; it looks half-written" if text.lstrip()[:1] in ("{", "[") else ""
+        raise PredictionError(
+            f"{path}: no JSON found{hint}; expected JSON lines, a JSON array or a JSON object"
+        )
+    return value
+
+
+def _without_damage(value: Any) -> Any:
+    """Rows (or entries of a map) without replacement characters: a damaged answer is never scored."""
+
+    def whole(part: Any) -> bool:
+        return "\ufffd" not in json.dumps(part, ensure_ascii=False)
+
+    if isinstance(value, dict):
+        return {key: part for key, part in value.items() if whole([key, part])}
+    return [row for row in value if whole(row)] if isinstance(value, list) else value
+
+
+def _read_broken_array(path: Path, text: str, problems: Problems) -> list[Any]:
+    """The whole rows of a JSON array that ends early; none if the text is no array of objects."""
+    decoder, rows, at = json.JSONDecoder(), [], len(text) - len(text.lstrip())
+    if text[at : at + 1] != "[":
+        return []
+    while (at := _next(text, at + 1)) < len(text) and text[at] == "{":
         try:
-            return json.loads(text)
-        except ValueError:
-            pass
-    rows = _read_lines(path, text, problems)
-    if not rows:
-        raise PredictionError(f"{path}: no JSON found; expected JSON lines, a JSON array or a JSON object")
+            row, at = decoder.raw_decode(text, at)
+        except _BROKEN:
+            break
+        rows.append(row)
+        if (at := _next(text, at)) >= len(text) or text[at] != ",":
+            break
+    if rows:
+        problems.add("unreadable_line", f"{path.name}: the JSON array breaks off after {len(rows)} rows")
     return rows
+
+
+def _next(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
 
 
 def _read_lines(path: Path, text: str, problems: Problems) -> list[Any]:
     # Split at \n only: str.splitlines would cut inside strings that hold U+2028 or similar.
-    lines = text.split("\n")
     rows: list[Any] = []
     bad: list[tuple[int, str]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line:
             continue
-        if "\ufffd" in line and problems.counts.get("wrong_encoding"):
-            bad.append((number, line))
-            continue
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except _BROKEN:
             bad.append((number, line))
-    if (not rows and len(bad) > 1) or (len(bad) == 1 and not rows):
-        rows = _read_concatenated(text)  # objects across lines, or several on one line
-        if rows:
-            return rows
+    if not rows and bad and (several := _read_concatenated(text)):
+        return several  # objects across lines, or several on one line
     for number, line in bad:
         several = _read_concatenated(line)
-        if several and "\ufffd" not in line:
-            rows.extend(several)
-        elif "\ufffd" not in line or not problems.counts.get("wrong_encoding"):
+        rows.extend(several)
+        if not several:
             problems.add("unreadable_line", f"{path.name} line {number}: {line[:60]!r}")
     return rows
 
@@ -141,7 +175,7 @@ def _read_concatenated(text: str) -> list[Any]:
             return rows
         try:
             row, at = decoder.raw_decode(text, at)
-        except ValueError:
+        except _BROKEN:
             return []
         rows.append(row)
 

@@ -54,6 +54,18 @@ def test_encodings_are_read_or_reported(tmp_path):
     problems = Problems()
     assert read_rows(tmp_path / "latin", problems) == ROWS[1:]  # the damaged line is not scored
     assert problems.first["wrong_encoding"][0].startswith("latin line 1")
+    (tmp_path / "array").write_bytes(json.dumps(ROWS, ensure_ascii=False).encode("latin-1"))
+    assert read_rows(tmp_path / "array", Problems()) == ROWS[1:]
+    (tmp_path / "map").write_bytes(json.dumps({"a": "é", "b": "x"}, ensure_ascii=False).encode("latin-1"))
+    assert read_json(tmp_path / "map", Problems()) == {"b": "x"}
+
+
+def test_replacement_characters_that_were_written_as_such_are_kept(tmp_path):
+    rows = [{"question_id": 1, "text": "\ufffd"}]
+    (tmp_path / "p").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    problems = Problems()
+    assert read_rows(tmp_path / "p", problems) == rows
+    assert problems.as_dict() == {}
 
 
 def test_half_written_line_is_named(tmp_path):
@@ -63,6 +75,17 @@ def test_half_written_line_is_named(tmp_path):
     assert read_rows(path, problems) == ROWS[:1]
     assert problems.counts == {"unreadable_line": 1}
     assert "line 2" in problems.first["unreadable_line"][0]
+
+
+def test_an_array_that_breaks_off_keeps_its_whole_rows(tmp_path):
+    path = tmp_path / "p"
+    path.write_text(json.dumps(ROWS, indent=1)[:-8])
+    problems = Problems()
+    assert read_rows(path, problems) == ROWS[:1]
+    assert problems.first == {"unreadable_line": ["p: the JSON array breaks off after 1 rows"]}
+    path.write_text('{"a": 1, "b"')
+    with pytest.raises(PredictionError, match="half-written"):
+        read_json(path, Problems())
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
