@@ -104,12 +104,12 @@ def phased_batches(
     begin = 0
     for phase in phases:
         first_update = max(start, begin)
-        if first_update < begin + phase.steps:
+        if first_update < begin + phase["steps"]:
             # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
-            most = phase.batch * (phase.length // 24)
+            most = phase["batch"] * (phase["length"] // 24)
             packed = packed_batches(
-                tokenizer, seed, phase.batch, phase.length, phase.context_weight, phase.short, first + first_update * most
+                tokenizer, seed, phase["batch"], phase["length"], phase["context_weight"], phase["short"], first + first_update * most
             )
-            yield from itertools.islice(packed, begin + phase.steps - first_update)
-        begin += phase.steps
-        first += phase.steps * 1000
+            yield from itertools.islice(packed, begin + phase["steps"] - first_update)
+        begin += phase["steps"]
+        first += phase["steps"] * 1000
