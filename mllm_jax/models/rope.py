@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 SCALINGS = ("linear", "llama3", "yarn")
 
 
-def frequencies(theta: float, width: int, scaling: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+def frequencies(theta: int | float, width: int, scaling: Mapping[str, Any]) -> tuple[np.ndarray, float]:
     """Angle per position of each channel pair, and the factor on cos and sin.
 
     Args:
@@ -47,7 +47,7 @@ def frequencies(theta: float, width: int, scaling: Mapping[str, Any]) -> tuple[n
         smooth = np.clip((rotations - low) / (high - low), 0, 1)
         return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32), 1.0
 
-    def channel_of(rotations: float) -> float:
+    def channel_of(rotations: int | float) -> float:
         return width * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = channel_of(scaling.get("beta_fast") or 32), channel_of(scaling.get("beta_slow") or 1)
@@ -59,8 +59,8 @@ def frequencies(theta: float, width: int, scaling: Mapping[str, Any]) -> tuple[n
     return scaled.astype(np.float32), _yarn_magnitude(scaling, factor)
 
 
-def _yarn_magnitude(scaling: Mapping[str, Any], factor: float) -> float:
-    def magnitude(weight: float) -> float:
+def _yarn_magnitude(scaling: Mapping[str, Any], factor: int | float) -> float:
+    def magnitude(weight: int | float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     if scaling.get("attention_factor") is not None:

@@ -14,36 +14,17 @@ from mllm_jax.models.mllm import ModelConfig
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from torch_oracle import assert_close, randomize, save  # noqa: E402
+from parity_cases import IMAGE, LLAVA_TEXT, LLAVA_TOKENS, LLAVA_VISION, LLAVAS, pixels  # noqa: E402
+from torch_oracle import assert_close, llava_batch, randomize, save  # noqa: E402
 
-IMAGE = 40  # token id
-VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 20,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 5,
-    "image_size": 12,
-    "patch_size": 4,
-}
-TEXT = {
-    "vocab_size": 43,
-    "hidden_size": 16,
-    "intermediate_size": 28,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-}
-TOKENS = np.array([[3, 9, *[IMAGE] * 9, 5, 8], [7, *[IMAGE] * 9, 2, 4, 6]])
-PIXELS = np.random.default_rng(0).standard_normal((2, 12, 12, 3)).astype(np.float32)
+PIXELS = pixels(12, 12)
 
 
 def torch_llava(vision="CLIP", text="Llama", **changes):
     """A tiny random LlavaForConditionalGeneration."""
     config = transformers.LlavaConfig(
-        vision_config=getattr(transformers, f"{vision}VisionConfig")(**VISION),
-        text_config=getattr(transformers, f"{text}Config")(**TEXT),
+        vision_config=getattr(transformers, f"{vision}VisionConfig")(**LLAVA_VISION),
+        text_config=getattr(transformers, f"{text}Config")(**LLAVA_TEXT),
         image_token_index=IMAGE,
         vision_feature_select_strategy="default" if vision == "CLIP" else "full",
         **changes,
@@ -55,37 +36,18 @@ def torch_logits(model):
     """Its logits of the test batch."""
     with torch.no_grad():
         return model(
-            input_ids=torch.tensor(TOKENS), pixel_values=torch.tensor(PIXELS.transpose(0, 3, 1, 2))
+            input_ids=torch.tensor(LLAVA_TOKENS), pixel_values=torch.tensor(PIXELS.transpose(0, 3, 1, 2))
         ).logits
 
 
-def our_batch(tokens=TOKENS, pixels=PIXELS):
-    """The same batch by our contract."""
-    visual = np.where(tokens == IMAGE, np.cumsum(tokens == IMAGE, axis=1) - 1, -1)
-    return {
-        "tokens": np.where(tokens == IMAGE, 0, tokens),
-        "positions": np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape),
-        "segment_ids": np.ones_like(tokens),
-        "visual_index": visual,
-        "images": pixels[:, None],
-        "image_mask": np.ones((len(tokens), 1), bool),
-    }
-
-
-def our_logits(config: ModelConfig, params, **batch):
+def our_logits(config: ModelConfig, params, tokens=LLAVA_TOKENS, images=PIXELS):
     """Logits of the test batch."""
-    return jax.jit(lambda p, b: mllm.apply(config, p, b))(params, our_batch(**batch))
+    return jax.jit(lambda p, b: mllm.apply(config, p, b))(params, llava_batch(tokens, images, IMAGE))
 
 
-@pytest.mark.parametrize(
-    ("vision", "text", "changes"),
-    [
-        ("CLIP", "Llama", {}),
-        ("Siglip", "Qwen2", {"vision_feature_layer": -1}),
-        ("CLIP", "Llama", {"vision_feature_layer": [-2, 1, 3]}),
-    ],
-)
-def test_whole_llava_in_and_out(vision, text, changes, tmp_path):
+@pytest.mark.parametrize("name", LLAVAS)
+def test_whole_llava_in_and_out(name, tmp_path):
+    vision, text, changes = LLAVAS[name]
     theirs = torch_llava(vision, text, **changes)
     save(theirs, tmp_path / "hf")
     model, params, report = load_model(tmp_path / "hf")
@@ -119,13 +81,13 @@ def test_export_at_another_resolution_bakes_the_position_table(tmp_path):
     save_llava_hf(tmp_path / "export", larger, params)
     again = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "export")
     tokens = np.array([[3, *[IMAGE] * 16, 5]])
-    pixels = np.random.default_rng(1).standard_normal((1, 16, 16, 3)).astype(np.float32)
+    images = pixels(16, 16, batch=1)
     again.config.image_token_index = again.config.image_token_id = IMAGE
     with torch.no_grad():
         expected = again(
-            input_ids=torch.tensor(tokens), pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2))
+            input_ids=torch.tensor(tokens), pixel_values=torch.tensor(images.transpose(0, 3, 1, 2))
         ).logits
-    assert_close(our_logits(larger, params, tokens=tokens, pixels=pixels), expected[..., :43], "logits")
+    assert_close(our_logits(larger, params, tokens=tokens, images=images), expected[..., :43], "logits")
 
 
 def llava_layout(theirs, directory, tower_inside, **fields):
@@ -157,7 +119,7 @@ def llava_layout(theirs, directory, tower_inside, **fields):
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
-        "mm_hidden_size": VISION["hidden_size"],
+        "mm_hidden_size": LLAVA_VISION["hidden_size"],
         "mm_use_im_start_end": False,
         **fields,
     }
@@ -184,7 +146,7 @@ def test_dense_connector_checkpoint(kind, tmp_path):
     theirs = torch_llava()
     width = 24 * (1 if kind == "sti" else 3)
     projector = theirs.model.multi_modal_projector
-    projector.linear_1 = randomize(torch.nn.Linear(width, 16), seed=5)
+    projector.linear_1 = randomize(torch.nn.Linear(width, 16))
     fields = {"mm_dense_connector_type": kind, "mm_hidden_size": width}
     main = llava_layout(theirs, tmp_path, False, **fields)
     model, params, _ = load_model(main)
@@ -192,8 +154,8 @@ def test_dense_connector_checkpoint(kind, tmp_path):
 
     # The definition, on torch's hidden states of a 5-block tower: F = hs[4].
     with torch.no_grad():
-        pixels = torch.tensor(PIXELS.transpose(0, 3, 1, 2))
-        states = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        images = torch.tensor(PIXELS.transpose(0, 3, 1, 2))
+        states = theirs.model.vision_tower(images, output_hidden_states=True).hidden_states
         states = [state[:, 1:] for state in states]
         extra = model.make_connector()
         if kind == "dci":

@@ -9,69 +9,25 @@ from mllm_jax import interop
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from parity_cases import LLM_SIZE, LLMS  # noqa: E402
+from parity_cases import tokens as make_tokens  # noqa: E402
 from torch_oracle import assert_close, decoder_states, greedy, randomize, save  # noqa: E402
-
-SIZE = {
-    "vocab_size": 53,
-    "hidden_size": 36,
-    "intermediate_size": 31,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-FAMILIES = {
-    "llama": ("Llama", {}),
-    "llama-tied": ("Llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
-    "llama-wide-heads": ("Llama", {"head_dim": 10, "num_key_value_heads": 6}),
-    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}),
-    "llama3-rope": ("Llama", {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE}),
-    "llama-linear-rope": ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.5}}),
-    "yi": ("Llama", {"rope_theta": 5e6, "rms_norm_eps": 1e-5}),
-    "mistral": ("Mistral", {"sliding_window": 4}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2-windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
-    "qwen2-yarn": ("Qwen2", {"rope_scaling": YARN}),
-    "qwen3": ("Qwen3", {"head_dim": 8}),
-    "phi2": ("Phi", {"partial_rotary_factor": 0.4, "hidden_size": 60, "num_key_value_heads": 6}),
-    "gemma2": (
-        "Gemma2",
-        {
-            "head_dim": 10,
-            "sliding_window": 4,
-            "query_pre_attn_scalar": 7,
-            "attn_logit_softcapping": 2.0,
-            "final_logit_softcapping": 3.0,
-        },
-    ),
-}
 
 
 def reference(name):
     """A tiny random torch model of a family."""
-    family, changes = FAMILIES[name]
-    config = getattr(transformers, f"{family}Config")(**{**SIZE, **changes})
+    family, changes = LLMS[name]
+    config = getattr(transformers, f"{family}Config")(**{**LLM_SIZE, **changes})
     config._attn_implementation = "eager"  # Gemma 2's soft-capping exists only there
     return randomize(getattr(transformers, f"{family}ForCausalLM")(config))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", LLMS)
 def test_parity_and_round_trip(name, tmp_path):
     theirs = reference(name)
     save(theirs, tmp_path / "a")
     config, params = interop.llm_config(tmp_path / "a"), interop.load_llm(tmp_path / "a")
-    tokens = np.random.default_rng(0).integers(3, 53, (2, 17))
+    tokens = make_tokens(17)
     with torch.no_grad():
         out = theirs(torch.tensor(tokens), output_hidden_states=True)
     states, logits = decoder_states(config, params, tokens)

@@ -14,61 +14,27 @@ from mllm_jax.models.vit import VisionConfig, VisionTransformer
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from torch_oracle import assert_close, randomize, save, vision_states  # noqa: E402
-
-SIZE = {
-    "hidden_size": 24,
-    "intermediate_size": 37,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 3,
-    "patch_size": 4,
-    "image_size": 12,
-}
-FAMILIES = {
-    "clip": ("CLIPVision", {}),
-    "clip-gelu": ("CLIPVision", {"hidden_act": "gelu", "layer_norm_eps": 1e-3}),
-    "siglip": ("SiglipVision", {}),
-    "siglip-14": ("SiglipVision", {"image_size": 14}),  # the last two pixels fill no patch
-    "siglip2": ("Siglip2Vision", {"num_patches": 9}),
-    "dinov2": ("Dinov2", {"mlp_ratio": 2}),
-    "dinov2-giant": ("Dinov2", {"use_swiglu_ffn": True}),
-    "dinov2-registers": ("Dinov2WithRegisters", {"num_register_tokens": 3}),
-}
+from parity_cases import TOWER_SIZE, TOWERS, pixels  # noqa: E402
+from torch_oracle import assert_close, randomize, save, tower_states, vision_states  # noqa: E402
 
 
 def tower(name):
     """A tiny random torch tower."""
-    family, changes = FAMILIES[name]
-    config = getattr(transformers, f"{family}Config")(**{**SIZE, **changes})
+    family, changes = TOWERS[name]
+    config = getattr(transformers, f"{family}Config")(**{**TOWER_SIZE, **changes})
     config._attn_implementation = "eager"
     return randomize(getattr(transformers, f"{family}Model")(config))
 
 
-def their_states(model, images):
-    """hidden_states of float images [B, H, W, 3]."""
-    pixels = torch.tensor(images.transpose(0, 3, 1, 2))
-    kwargs = {}
-    if type(model).__name__ in ("CLIPVisionModel", "SiglipVisionModel"):
-        kwargs["interpolate_pos_encoding"] = images.shape[1:3] != (model.config.image_size,) * 2
-    if type(model).__name__ == "Siglip2VisionModel":  # takes patches, as its image processor cuts them
-        batch, rows, columns = len(images), images.shape[1] // 4, images.shape[2] // 4
-        patches = images[:, : rows * 4, : columns * 4].reshape(batch, rows, 4, columns, 4, 3)
-        pixels = torch.tensor(patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1))
-        kwargs["pixel_attention_mask"] = torch.ones(batch, rows * columns, dtype=torch.int32)
-        kwargs["spatial_shapes"] = torch.tensor([[rows, columns]] * batch)
-    with torch.no_grad():
-        return model(pixels, output_hidden_states=True, **kwargs).hidden_states
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TOWERS)
 def test_every_hidden_state_and_round_trip(name, tmp_path):
     theirs = tower(name)
     save(theirs, tmp_path / "a")
     config, params = interop.vision_config(tmp_path / "a"), interop.load_vision(tmp_path / "a")
     # the trained size, larger, and neither square nor larger everywhere
     for height, width in [(config.image_size,) * 2, (20, 20), (8, 24)]:
-        images = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
-        ours, expected = vision_states(config, params, images), their_states(theirs, images)
+        images = pixels(height, width)
+        ours, expected = vision_states(config, params, images), tower_states(theirs, images)
         assert len(ours) == len(expected) == 4
         for k, (a, b) in enumerate(zip(ours, expected, strict=True)):
             assert_close(a, b, f"{name} {height}x{width} hs[{k}]")
@@ -81,14 +47,14 @@ def test_every_hidden_state_and_round_trip(name, tmp_path):
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    for a, b in zip(their_states(again, images), expected, strict=True):
+    for a, b in zip(tower_states(again, images), expected, strict=True):
         assert_close(a, b, f"{name} export")
 
 
 def test_features_of_a_truncated_tower(tmp_path):
     save(tower("dinov2-registers"), tmp_path)
     config = interop.vision_config(tmp_path)
-    images = np.random.default_rng(1).standard_normal((1, 12, 12, 3)).astype(np.float32)
+    images = pixels(12, 12, batch=1)
     whole = vision_states(config, interop.load_vision(tmp_path), images)
     params = interop.load_vision(tmp_path, depth=2)
     assert params["blocks"]["q"]["kernel"].shape[0] == 2
@@ -130,7 +96,7 @@ def test_a_truncated_tower_is_saved_as_it_is(tmp_path):
 def test_a_tower_inside_clip_and_siglip(tmp_path):
     text = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
     for kind, name in [("CLIP", "clip"), ("Siglip", "siglip")]:
-        vision = {**SIZE}
+        vision = {**TOWER_SIZE}
         config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text)
         model = randomize(getattr(transformers, f"{kind}Model")(config))
         save(model, tmp_path / name)

@@ -6,6 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from parity_cases import random_tensor
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.models.decoder import Decoder, init_cache
@@ -14,16 +15,13 @@ from mllm_jax.models.vit import VisionTransformer
 TOLERANCE = 1e-4
 
 
-def randomize(model, seed=0):
-    """Random values everywhere, so that biases, norms and tables all count."""
+def randomize(model):
+    """Random values everywhere (by name), so that biases, norms and tables all count."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
-            if parameter.ndim == 1:
-                parameter.add_(0.5)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.tensor(random_tensor(name, parameter.shape)))
     return model.eval()
 
 
@@ -91,3 +89,35 @@ def greedy(config, params, tokens, count):
         return found.T
 
     return generate(params)
+
+
+def tower_states(model, images):
+    """A torch tower's hidden_states of float images [B, H, W, 3]."""
+    import torch
+
+    pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+    kwargs = {}
+    if type(model).__name__ in ("CLIPVisionModel", "SiglipVisionModel"):
+        kwargs["interpolate_pos_encoding"] = images.shape[1:3] != (model.config.image_size,) * 2
+    if type(model).__name__ == "Siglip2VisionModel":  # takes patches, as its image processor cuts them
+        batch, rows, columns = len(images), images.shape[1] // 4, images.shape[2] // 4
+        patches = images[:, : rows * 4, : columns * 4].reshape(batch, rows, 4, columns, 4, 3)
+        pixels = torch.tensor(patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1))
+        kwargs["pixel_attention_mask"] = torch.ones(batch, rows * columns, dtype=torch.int32)
+        kwargs["spatial_shapes"] = torch.tensor([[rows, columns]] * batch)
+    with torch.no_grad():
+        return model(pixels, output_hidden_states=True, **kwargs).hidden_states
+
+
+def llava_batch(tokens, images, image_token):
+    """Our batch of token ids [B, T] with image placeholders and one picture [B, S, S, 3] per row."""
+    tokens = np.asarray(tokens)
+    visual = tokens == image_token
+    return {
+        "tokens": np.where(visual, 0, tokens).astype(np.int32),
+        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        "segment_ids": np.ones_like(tokens, dtype=np.int32),
+        "visual_index": np.where(visual, np.cumsum(visual, axis=1) - 1, -1).astype(np.int32),
+        "images": images[:, None],
+        "image_mask": np.ones((len(tokens), 1), bool),
+    }

@@ -13,7 +13,7 @@ TOKEN = Transform(lambda x: x.reshape(-1), lambda x: x[None, None])  # [1, 1, C]
 TABLE = Transform(lambda x: x[0], lambda x: x[None])  # [1, N, C] <-> [N, C]
 
 
-def _gated_width(width: int, ratio: float) -> int:
+def _gated_width(width: int, ratio: int | float) -> int:
     """Hidden width of the SwiGLU: two thirds of the MLP's, rounded up to a multiple of 8."""
     return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8
 

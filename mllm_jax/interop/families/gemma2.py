@@ -22,10 +22,14 @@ def read(fields: Json) -> DecoderConfig:
         post_norms=True,
         windows=layer_windows(fields),
         attention_scale=fields["query_pre_attn_scalar"] ** -0.5,
-        attention_softcap=fields["attn_logit_softcapping"],
-        logit_softcap=fields["final_logit_softcapping"],
+        attention_softcap=_number(fields["attn_logit_softcapping"]),
+        logit_softcap=_number(fields["final_logit_softcapping"]),
         scale_embeddings=True,
     )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     return fields
 
 
-def _inverse_square(scale: float) -> float | int:
+def _inverse_square(scale: int | float) -> int | float:
     """The number whose -1/2 power is `scale`; whole when it can be."""
     exact = scale**-2
     return round(exact) if round(exact) ** -0.5 == scale else exact
