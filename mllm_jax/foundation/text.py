@@ -107,9 +107,8 @@ def phased_batches(
         if first_update < begin + phase["steps"]:
             # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
             most = phase["batch"] * (phase["length"] // 24)
-            packed = packed_batches(
-                tokenizer, seed, phase["batch"], phase["length"], phase["context_weight"], phase["short"], first + first_update * most
-            )
+            options = {key: phase[key] for key in ("batch", "length", "context_weight", "short")}
+            packed = packed_batches(tokenizer, seed, **options, start=first + first_update * most)
             yield from itertools.islice(packed, begin + phase["steps"] - first_update)
         begin += phase["steps"]
         first += phase["steps"] * 1000

@@ -69,6 +69,7 @@ def fit(
 
     Metrics go to `metrics.jsonl` and to the terminal.
     """
+
     def rate(peak: float) -> optax.Schedule:
         return schedule(peak, config.steps, config.warmup, config.decay)
 
