@@ -4,10 +4,13 @@ Every annotation of the package is checked while tests run (jaxtyping and bearty
 before the package is.
 """
 
+import atexit
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -16,9 +19,18 @@ if not any(argument.startswith("--jaxtyping-packages") for argument in sys.argv)
 
     install_import_hook("mllm_jax", "beartype.beartype")
 
+import jax
 import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+# Scripts in processes of their own, and runs that are repeated, compile the same programs again and again.
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+if not CACHE:
+    CACHE = tempfile.mkdtemp(prefix="mllm_jax_tests_")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_addoption(parser):
@@ -71,73 +83,30 @@ def tiny_checkpoints(tmp_path_factory, tiny_model, tiny_params, tiny_tokenizer):
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Two LLaVA-format data sets as (json, images): "captions" and mixed "instructions"."""
-    root = tmp_path_factory.mktemp("llava")
-    captions = {f"caption{i}": (1, [("", "a picture " + "of it " * (i % 3))]) for i in range(8)}
-    instructions = {
-        f"sample{i}": ((0, 1, 2)[i % 3], [("what?", "it is " + "so " * (i % 4)), ("and?", "no")][: 1 + i % 2])
-        for i in range(10)
-    }
-    return {
-        "captions": tiny.write_llava(root / "captions", captions),
-        "instructions": tiny.write_llava(root / "instructions", instructions),
-    }
+    return tiny.write_data(tmp_path_factory.mktemp("llava"))
 
 
 @pytest.fixture
 def tiny_config(tiny_checkpoints, tiny_data):
     """A two-stage recipe on `tiny_data` that trains in seconds; free to be changed."""
-    from mllm_jax.config import default_config, source_config, stage_config
-
-    config = default_config()
-    config.seed = 7
-    config.model.vision.path = str(tiny_checkpoints["vision"])
-    config.model.llm.path = str(tiny_checkpoints["llm"])
-    config.model.vision.image_size = tiny.IMAGE_SIZE
-    config.model.vision.select_layer = -1
-    config.model.vision.remat = config.model.llm.remat = "none"
-    config.model.connector.name = "average_pool"
-    config.model.connector.average_pool.tokens = 4
-    config.data.seq_len = 64
-    config.data.image_slots = 2
-    config.data.threads = 1
-    config.eval.template = "mistral_instruct"
-    for name, data, template in (
-        ("pretrain", "captions", "plain"),
-        ("finetune", "instructions", "mistral_instruct"),
-    ):
-        stage, source = stage_config(), source_config()
-        source.json, source.images = (str(path) for path in tiny_data[data])
-        stage.sources = {data: source}
-        stage.template = template
-        stage.batch_size = 4
-        stage.steps = 6
-        stage.learning_rate = 1e-2
-        stage.warmup_ratio = 0.2
-        stage.log_every = 2
-        stage.checkpoint_every = 2
-        config.stages[name] = stage
-    config.stages.finetune.trainable = ("connector/.*", "llm/.*")
-    config.stages.finetune.accumulation = 2
-    config.stage_order = ("pretrain", "finetune")
-    return config
+    return tiny.recipe(tiny_checkpoints, tiny_data)
 
 
 @pytest.fixture(scope="session")
 def script_environment(tmp_path_factory):
-    """Environment for scripts in processes of their own: one compilation cache for the session, and no torch.
+    """Environment for scripts in processes of their own: the session's compilation cache, and no torch.
 
     torch is an oracle of tests only; a script that needed it would fail here.
     """
     root = tmp_path_factory.mktemp("environment")
     (root / "site").mkdir()
-    (root / "site" / "torch.py").write_text('raise ImportError("torch must not be needed at run time")\n')
+    (root / "site" / "sitecustomize.py").write_text('import sys\n\nsys.modules["torch"] = None\n')
     paths = [str(root / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(root / "cache")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_COMPILATION_CACHE_DIR": CACHE,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "COLUMNS": "200",
     }
 

@@ -36,10 +36,12 @@ def random_params(shapes, seed=0):
     rng = np.random.default_rng(seed)
 
     def leaf(path, shape):
-        values = rng.standard_normal(shape.shape).astype(np.float32)
+        values = rng.standard_normal(shape.shape)
         if path[-1].key == "scale":
-            return 1 + 0.1 * values
-        return values / np.sqrt(shape.shape[-2]) if path[-1].key == "kernel" else 0.1 * values
+            values = 1 + 0.1 * values
+        else:
+            values *= shape.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.1
+        return values.astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
@@ -109,3 +111,54 @@ def make_batch(model, rows, length, slots=2, seed=0):
         batch["images"][index, : row.images] = rng.integers(0, 256, (row.images, side, side, 3))
         batch["image_mask"][index, : row.images] = True
     return batch
+
+
+def write_data(root):
+    """Two LLaVA-format data sets as (json, images): "captions" and mixed "instructions"."""
+    captions = {f"caption{i}": (1, [("", "a picture " + "of it " * (i % 3))]) for i in range(8)}
+    instructions = {
+        f"sample{i}": ((0, 1, 2)[i % 3], [("what?", "it is " + "so " * (i % 4)), ("and?", "no")][: 1 + i % 2])
+        for i in range(10)
+    }
+    return {
+        "captions": write_llava(root / "captions", captions),
+        "instructions": write_llava(root / "instructions", instructions),
+    }
+
+
+def recipe(checkpoints, data):
+    """A two-stage recipe that trains in seconds: captions, then instructions with accumulation."""
+    from mllm_jax.config import default_config, source_config, stage_config
+
+    config = default_config()
+    config.seed = 7
+    config.model.vision.path = str(checkpoints["vision"])
+    config.model.llm.path = str(checkpoints["llm"])
+    config.model.vision.image_size = IMAGE_SIZE
+    config.model.vision.select_layer = -1
+    config.model.vision.remat = config.model.llm.remat = "none"
+    config.model.connector.name = "average_pool"
+    config.model.connector.average_pool.tokens = 4
+    config.data.seq_len = 80
+    config.data.image_slots = 2
+    config.data.threads = 1
+    config.eval.template = "mistral_instruct"
+    for name, source_name, template in (
+        ("pretrain", "captions", "plain"),
+        ("finetune", "instructions", "mistral_instruct"),
+    ):
+        stage, source = stage_config(), source_config()
+        source.json, source.images = (str(path) for path in data[source_name])
+        stage.sources = {source_name: source}
+        stage.template = template
+        stage.batch_size = 4
+        stage.steps = 6
+        stage.learning_rate = 1e-2
+        stage.warmup_ratio = 0.2
+        stage.log_every = 1
+        stage.checkpoint_every = 2
+        config.stages[name] = stage
+    config.stages.finetune.trainable = ("connector/.*", "llm/.*")
+    config.stages.finetune.accumulation = 2
+    config.stage_order = ("pretrain", "finetune")
+    return config

@@ -1,0 +1,420 @@
+"""train.py as its users meet it: two stages, kills and resumes, refusals, and errors that say what to do."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from absl import flags
+
+from mllm_jax.cli import script
+from mllm_jax.config import ConfigError
+from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.evaluation.plots import read_metrics
+from mllm_jax.models import paths
+from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.training import build
+from mllm_jax.training.checkpoint import StageCheckpoints, load_params
+from mllm_jax.training.metrics import NonFiniteLoss, RunLog
+from mllm_jax.training.step import loss_and_grads, to_device
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def train():
+    """train.py as a module; `train.train(config, directory)` is all of it but the flags."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory, tiny_checkpoints, tiny_data):
+    """(config, work directory, parameters) of a finished run of both stages."""
+    config = tiny.recipe(tiny_checkpoints, tiny_data)
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    return config, directory, train.train(config, directory, evaluate=False)
+
+
+def assert_same_bits(found, expected):
+    found, expected = paths.flatten(found), paths.flatten(expected)
+    assert set(found) == set(expected)
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected[path]), err_msg=path)
+
+
+def files_of(directory):
+    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_its_configuration_curves_checkpoints_and_parameters(finished):
+    _, directory, _ = finished
+    names = {path.name for path in directory.iterdir()}
+    assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "params", "data"} <= names
+    metrics = read_metrics(directory / "metrics.jsonl")
+    for stage in ("pretrain", "finetune"):
+        assert [record["step"] for record in metrics[stage]] == list(range(1, STEPS + 1))
+        assert metrics[stage][-1]["loss"] < metrics[stage][0]["loss"]
+        assert {"learning_rate", "tokens_per_second", "padding_share", "grad_norm/connector"} <= set(
+            metrics[stage][0]
+        )
+        assert any((directory / "tensorboard" / stage).glob("events*"))
+        steps = {int(path.name) for path in (directory / "checkpoints" / stage).iterdir()}
+        assert {STEPS - 2, STEPS} <= steps
+    assert "grad_norm/llm" in metrics["finetune"][0]
+    assert "grad_norm/llm" not in metrics["pretrain"][0]
+
+
+def test_each_stage_trains_what_it_names_and_nothing_else(finished, tiny_params):
+    config, directory, params = finished
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    pretrained = build.load_stage(directory / "params" / "pretrain", config, build.model_config(config), mesh)
+    assert_same_bits(params["vision"], tiny_params["vision"])
+    assert_same_bits(pretrained["llm"], tiny_params["llm"])
+    unused = np.setdiff1d(
+        np.arange(260), [0]
+    )  # rows of the embedding may be unused; something must have moved
+    assert len(unused)
+    for path, leaf in paths.flatten(params["llm"]).items():
+        assert (np.asarray(leaf) != paths.flatten(tiny_params["llm"])[path]).any(), path
+    for path, leaf in paths.flatten(params["connector"]).items():
+        assert (np.asarray(leaf) != np.asarray(paths.flatten(pretrained["connector"])[path])).any(), path
+
+
+def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
+    """The loss that stage 2 reports first is that of stage 1's parameters on stage 2's first batch."""
+    config, directory, _ = finished
+    model = build.model_config(config)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    stage = config.stages.finetune
+    params = build.load_stage(directory / "params" / "pretrain", config, model, mesh)
+    prepared = build.prepare_sources(config, stage, directory)
+    with build.stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
+        batch = to_device(next(batches), mesh)
+    run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
+    first = read_metrics(directory / "metrics.jsonl")["finetune"][0]
+    assert first["loss"] == pytest.approx(float(run(params, batch)), rel=1e-5)
+
+
+def test_the_same_command_again_does_nothing(train, finished, monkeypatch):
+    config, directory, params = finished
+    before = files_of(directory)
+    monkeypatch.setattr(train, "train_stage", lambda *_: pytest.fail("trained again"))
+    assert_same_bits(train.train(config, directory, evaluate=False), params)
+    assert files_of(directory) == before
+
+
+def test_another_configuration_is_refused_before_anything_is_touched(train, finished):
+    config, directory, _ = finished
+    before = files_of(directory)
+    config = config.copy_and_resolve_references()
+    config.stages.finetune.learning_rate = 1e-3
+    with pytest.raises(
+        ConfigError, match=r"holds a run with stages\.finetune\.learning_rate = 0\.01, not 0\.001"
+    ):
+        train.train(config, directory, evaluate=False)
+    assert files_of(directory) == before
+
+
+# ---------------------------------------------------------------------------------------------- stops and bad input
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(train, tiny_config, tmp_path):
+    tiny_config.stages.pretrain.learning_rate = 1e30
+    tiny_config.stages.pretrain.checkpoint_every = 1
+    tiny_config.stages.pretrain.keep_last = STEPS
+    with pytest.raises(
+        NonFiniteLoss, match=r"'pretrain': loss .* at step 3; its samples: caption\d, "
+    ) as error:
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert len(re.findall(r"caption\d", str(error.value))) == 4
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]
+    assert [record["step"] for record in metrics] == [1, 2]
+    assert all(np.isfinite(record["loss"]) for record in metrics)
+    checkpoints = StageCheckpoints(tmp_path / "run" / "checkpoints" / "pretrain", STEPS, 1)
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+    import orbax.checkpoint as ocp
+
+    for step in (1, 2):
+        with ocp.StandardCheckpointer() as reader:
+            state = reader.restore(tmp_path / "run" / "checkpoints" / "pretrain" / str(step) / "state")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert not (tmp_path / "run" / "params").exists()
+
+
+def test_overlong_samples_stop_the_run_or_are_skipped_and_counted(train, tiny_config, tmp_path, capsys):
+    samples = {f"short{i}": (1, [("", "fine")]) for i in range(3)}
+    samples["endless"] = (1, [("", "on and on " * 20)])
+    json_path, images = tiny.write_llava(tmp_path / "data", samples)
+    source = tiny_config.stages.pretrain.sources.captions
+    source.json, source.images = str(json_path), str(images)
+    stage = tiny_config.stages.pretrain
+    stage.steps, stage.epochs = None, 2
+    del tiny_config.stages.finetune
+    tiny_config.stage_order = ("pretrain",)
+    with pytest.raises(SampleTooLong, match=r"sample 'endless': has \d+ tokens"):
+        train.train(tiny_config, tmp_path / "strict", evaluate=False)
+    tiny_config.data.overlong = "skip"
+    train.train(tiny_config, tmp_path / "lenient", evaluate=False)
+    assert capsys.readouterr().out.count("skipped sample 'endless'") == 2
+    assert read_metrics(tmp_path / "lenient" / "metrics.jsonl")["pretrain"][-1]["skipped"] == 2
+
+
+def test_data_of_the_second_stage_is_checked_before_the_first_is_trained(train, tiny_config, tmp_path):
+    json_path, images = tiny.write_llava(tmp_path / "data", {"mute": (1, [("what?", "")])})
+    source = tiny_config.stages.finetune.sources.instructions
+    source.json, source.images = str(json_path), str(images)
+    with pytest.raises(ValueError, match="'mute'"):
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(train, finished, tmp_path, monkeypatch):
+    config, _, params = finished
+    add = RunLog.add
+
+    def asked_to_stop(log, step, *arguments):
+        add(log, step, *arguments)
+        if (log.stage, step) == ("finetune", 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "add", asked_to_stop)
+        with pytest.raises(
+            SystemExit, match="stopped by a signal after update 3; the same command continues"
+        ):
+            train.train(config, tmp_path / "run", evaluate=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
+
+
+# ------------------------------------------------------------------------------------------------- kill -9
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory, tiny_checkpoints, tiny_data):
+    """The tiny recipe as a file, with stages long enough to be killed in."""
+    checkpoints = {name: str(path) for name, path in tiny_checkpoints.items()}
+    data = {name: [str(path) for path in pair] for name, pair in tiny_data.items()}
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(
+        f"""import sys
+
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import tiny
+
+
+def get_config():
+    config = tiny.recipe({checkpoints!r}, {data!r})
+    for stage in config.stages.values():
+        stage.steps = 30
+        stage.checkpoint_every = 3
+    return config
+"""
+    )
+    return path
+
+
+def start_training(recipe_file, directory, environment):
+    return subprocess.Popen(
+        [sys.executable, "train.py", f"--config={recipe_file}", f"--workdir={directory}", "--noevaluate"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def records(directory, stage):
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return len(read_metrics(directory / "metrics.jsonl").get(stage, ()))
+    return 0
+
+
+def kill_in_stage(process, directory, stage, after):
+    """kill -9 once `after` steps of a stage are logged, and a moment later."""
+    deadline = time.time() + 300
+    while records(directory, stage) < after and process.poll() is None and time.time() < deadline:
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.05))
+    process.kill()
+    output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    assert 0 < records(directory, stage) < 30, output
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
+    recipe_file, tmp_path, script_environment
+):
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    process = start_training(recipe_file, unbroken, script_environment)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+
+    for stage in ("pretrain", "finetune"):
+        process = start_training(recipe_file, broken, script_environment)
+        kill_in_stage(process, broken, stage, after=random.randint(4, 20))
+    process = start_training(recipe_file, broken, script_environment)
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    assert "stage pretrain: done before" in output
+    assert re.search(r"stage finetune: continuing after update \d+", output)
+
+    for stage in ("pretrain", "finetune"):
+        first, second = (load_whole(run / "params" / stage) for run in (unbroken, broken))
+        assert_same_bits(first, second)
+    curves = [read_metrics(run / "metrics.jsonl") for run in (unbroken, broken)]
+    for stage in ("pretrain", "finetune"):
+        losses = [[(r["step"], r["loss"], r["grad_norm"]) for r in curve[stage]] for curve in curves]
+        assert losses[0] == losses[1]
+        assert len(losses[0]) == 30
+    lines = (broken / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
+    leftovers = [path.name for path in broken.rglob("*orbax-checkpoint-tmp*")]
+    assert not leftovers
+
+
+def load_whole(directory):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(directory).item_metadata.tree
+    return load_params(directory, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree))
+
+
+# --------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.slow
+def test_a_misspelt_flag_of_the_real_command_is_one_message(run_script, tmp_path):
+    done = run_script(
+        "train.py",
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.conector.name=linear",
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "ConfigError: unknown config key 'model.conector'; did you mean 'model.connector'? valid here:"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def parse(train, monkeypatch):
+    """Parses a command line as `script.run` does; flags are as before afterwards."""
+
+    def run(*arguments):
+        argv = ["train.py", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+        script._parse(argv)
+        return train.CONFIG.value
+
+    defined = set(flags.FLAGS)
+    yield run
+    for name in set(flags.FLAGS) - defined:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+# ml_collections loads recipes in a way that Python 3.12 warns of.
+recipe_loading = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
+
+
+@recipe_loading
+def test_overrides_reach_the_configuration(parse):
+    config = parse(
+        f"{QUICKSTART}:average_pool",
+        "--workdir=x",
+        "--config.stages.finetune.steps=3",
+        "--config.stages.finetune.trainable=('connector/.*',)",
+        "--config.model.connector.average_pool.tokens=9",
+    )
+    assert config.model.connector.name == "average_pool"
+    assert config.model.connector.average_pool.tokens == 9
+    assert config.stages.finetune.steps == 3
+    assert config.stages.finetune.trainable == ("connector/.*",)
+
+
+@recipe_loading
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([QUICKSTART, "--config.model.conector.name=x"], "'model.conector'; did you mean 'model.connector'?"),
+        ([QUICKSTART, "--config.model.connector.nam=x"], "did you mean 'model.connector.name'?"),
+        ([QUICKSTART, "--config.stages.finetun.steps=3"], "did you mean 'stages.finetune'?"),
+        ([QUICKSTART, "--config.stages.pretrain.sources.caption.count=3"], "did you mean"),
+        ([QUICKSTART, "--config.model.dtype.x=3"], "'model.dtype' holds a value, so there is no"),
+        (
+            [QUICKSTART, "--config.learning_rate=1"],
+            "there is 'stages.*.learning_rate'; valid here: data, eval",
+        ),
+        (["--config=configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
+        (["--config", "configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
+        ([QUICKSTART, "--config.seed=x"], "flag --config.seed=x: invalid literal for int()"),
+        ([], "Flag --config must have a value other than None"),
+    ],
+)
+def test_wrong_flags_end_in_one_message(parse, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        parse("--workdir=x", *arguments)
+    assert stop.value.code == 1
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+@recipe_loading
+def test_errors_of_the_users_making_are_one_message_and_others_keep_their_traceback(parse, capsys):
+    parse(QUICKSTART, "--workdir=x")
+
+    def fail(error):
+        def main(_):
+            raise error
+
+        return main
+
+    for error in (
+        ConfigError("config key 'x'"),
+        SampleTooLong("endless", 9, 8),
+        FileNotFoundError("no such file: a.json"),
+        OSError(28, "No space left on device"),
+        NonFiniteLoss("at step 3"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            script._guarded(fail(error), [])
+        assert stop.value.code == 1
+        assert capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+    with pytest.raises(SystemExit) as stop:
+        script._guarded(fail(KeyboardInterrupt()), [])
+    assert stop.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        script._guarded(fail(ZeroDivisionError()), [])
+    flags.FLAGS.traceback = True
+    with pytest.raises(ConfigError):
+        script._guarded(fail(ConfigError("x")), [])
+    flags.FLAGS.traceback = False

@@ -1,0 +1,120 @@
+"""From configuration to parameters: what a stage starts from, in which dtype, and what a finished one leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_jax.config import ConfigError, check
+from mllm_jax.models import paths
+from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.training import build, checkpoint
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+
+
+def assert_equal_trees(found, expected):
+    found, expected = paths.flatten(found), paths.flatten(expected)
+    assert set(found) == set(expected)
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected[path]), err_msg=path)
+
+
+def test_first_stage_starts_from_the_checkpoints_and_a_seeded_connector(tiny_config, tiny_params):
+    model = build.model_config(tiny_config)
+    params = build.starting_params(tiny_config, model, "pretrain", None)
+    assert_equal_trees(params["vision"], tiny_params["vision"])
+    assert_equal_trees(params["llm"], tiny_params["llm"])
+    again = build.starting_params(tiny_config, model, "pretrain", None)
+    assert_equal_trees(params, again)
+    tiny_config.seed = 8
+    other = build.starting_params(tiny_config, model, "pretrain", None)["connector"]
+    kernel = "layer_0/kernel"
+    assert not np.array_equal(paths.flatten(other)[kernel], paths.flatten(params["connector"])[kernel])
+
+
+def test_tower_is_read_only_as_deep_as_the_connector_needs(tiny_config):
+    tiny_config.model.vision.select_layer = -2
+    params = build.pretrained_params(tiny_config, build.model_config(tiny_config))
+    assert params["vision"]["blocks"]["q"]["kernel"].shape[0] == 1
+
+
+def test_second_stage_takes_what_was_trained_and_unrounded_pretrained_weights(tiny_config, tiny_params, mesh):
+    """Stage 1 froze the LLM in bfloat16; stage 2 trains it, from the checkpoint's float32 values."""
+    tiny_config.model.frozen_dtype = "bfloat16"
+    model = build.model_config(tiny_config)
+    start = build.starting_params(tiny_config, model, "pretrain", None)
+    trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
+    trained = jax.tree.map(lambda x: x + 1, build.place(trained, mesh, "float32"))
+    after = paths.merge(trained, build.place(frozen, mesh, "bfloat16"))
+    second = build.starting_params(tiny_config, model, "finetune", after)
+    assert_equal_trees(second["connector"], trained["connector"])
+    assert_equal_trees(second["llm"], tiny_params["llm"])
+    assert_equal_trees(second["vision"], tiny_params["vision"])
+
+
+def test_placing_changes_floating_point_only(mesh):
+    params = {"llm": {"embedding": np.ones((4, 2), np.float16), "head": np.ones((2, 4), np.int8)}}
+    placed = build.place(params, mesh, "bfloat16")["llm"]
+    assert {name: leaf.dtype.name for name, leaf in placed.items()} == {
+        "embedding": "bfloat16",
+        "head": "int8",
+    }
+    assert params["llm"]["embedding"].dtype == np.float16
+
+
+def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh, tmp_path):
+    tiny_config.model.frozen_dtype = "bfloat16"
+    model = build.model_config(tiny_config)
+    start = build.starting_params(tiny_config, model, "pretrain", None)
+    trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
+    params = paths.merge(build.place(trained, mesh, "float32"), build.place(frozen, mesh, "bfloat16"))
+    checkpoint.save_params(tmp_path / "pretrain", params)
+    read = build.load_stage(tmp_path / "pretrain", tiny_config, model, mesh)
+    assert_equal_trees(read, params)
+    dtypes = {path: leaf.dtype for path, leaf in paths.flatten(read).items()}
+    assert dtypes["connector/layer_0/kernel"] == jnp.float32
+    assert dtypes["llm/embedding"] == jnp.bfloat16
+    tiny_config.model.connector.name = "linear"
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"connector/layer_1/bias \(32,\) is in the checkpoint but not"
+    ):
+        build.load_stage(tmp_path / "pretrain", tiny_config, build.model_config(tiny_config), mesh)
+
+
+def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config, tiny_tokenizer, tmp_path):
+    stage = tiny_config.stages.finetune
+    stage.sources.captions = tiny_config.stages.pretrain.sources.captions
+    stage.sources.captions.weight = 3.0
+    check(tiny_config)
+    model = build.model_config(tiny_config)
+    prepared = build.prepare_sources(tiny_config, stage, tmp_path)
+    assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
+    with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
+        assert batches.num_batches is None  # `steps` is given
+        ids = [row for _ in range(8) for row in next(batches)["ids"]]
+    assert sum(row.startswith("caption") for row in ids) == 24
+    stage.steps = None
+    stage.epochs = 2
+    stage.sources.captions.weight = 1.0
+    with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
+        assert batches.num_batches == 9
+        assert batches.num_samples == 36
+
+
+def test_a_row_with_too_many_supervised_tokens_is_named():
+    batch = {"loss_weights": np.array([[0.0, 1.0, 1.0], [0.0, 0.5, 0.0]]), "ids": ["long", "short"]}
+    build.check_label_count(batch, 2)
+    with pytest.raises(
+        ConfigError, match=r"sample 'long' has 2 supervised tokens, more than .*label_tokens=1; raise"
+    ):
+        build.check_label_count(batch, 1)
+
+
+def test_the_processor_follows_the_configured_resolution(tiny_config):
+    tiny_config.model.vision.image_size = 56
+    processor = build.image_processor(tiny_config)
+    assert (processor.size, processor.shortest_side) == (56, 56)
