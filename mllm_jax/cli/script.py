@@ -84,7 +84,7 @@ def _parse(arguments: list[str]) -> list[str]:
         return app.parse_flags_with_usage(arguments)
     except ConfigError as error:
         _fail(error)
-    except (AttributeError, KeyError, TypeError, config_flags.FlagOrderError):
+    except (AttributeError, KeyError, TypeError):
         # ml_collections lets these out for a key that does not exist; find it and say so properly.
         try:
             for recipe in _values(arguments, "config"):
