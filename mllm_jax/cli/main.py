@@ -18,9 +18,13 @@ from collections.abc import Sequence
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
+    "export": ("mllm_jax.cli.export", "write a model for transformers, as safetensors or as Orbax parameters"),
     "foundation": ("mllm_jax.cli.foundation", "pretrain the shipped mini vision tower and mini LLM again"),
+    "import": ("mllm_jax.cli.import_", "read a published checkpoint (Hugging Face, LLaVA, PEFT) without torch"),
+    "inspect": ("mllm_jax.cli.inspect", "say what a checkpoint is: geometry, parameters, dtype, memory"),
     "judge": ("mllm_jax.cli.judge", "have a GPT model judge answers where a benchmark needs it"),
     "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),
+    "report": ("mllm_jax.cli.report", "one page of one or several evaluated runs, side by side"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
     "score-all": ("mllm_jax.cli.score_all", "score a folder of answer files against the official results"),
     "validate": ("mllm_jax.cli.validate", "read a data set before training and report every problem in it"),

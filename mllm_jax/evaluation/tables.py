@@ -1,94 +1,132 @@
-"""Rows from TSV, CSV and XLSX files (MMBench's questions and submissions), standard library only."""
+"""Scores as rows of a table: groups and abilities, the model beside its blind self and the majority answer."""
 
-from __future__ import annotations
-
-import csv
-import io
-import re
-import sys
-import zipfile
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.etree import ElementTree
 
-from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text
+from rich.table import Table
 
-_MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-_ABSENT = ("", "nan", "none", "null", "n/a", "na")  # what pandas and LLaVA read as no value
+# Column -> where the score contract's object of that condition is found in `scores.json`.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "blind": ("blind",),
+    "majority": ("majority",),
+    "likelihood": ("likelihood",),
+    "open": ("open", "predictions"),
+    "open blind": ("open", "blind"),
+    "open majority": ("open", "majority"),
+}
 
 
-def is_absent(value: Any) -> bool:
-    """Whether a cell holds no value: None, NaN, or the text of either.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table.
 
-    Example:
-        >>> [is_absent(v) for v in (None, float("nan"), "nan", "A cat")]
-        [True, True, True, False]
+    Attributes:
+      level: "all", "group" or "ability".
+      name: of the group or ability.
+      group: of an ability, "" if it has none.
+      n: questions; 0 if not counted.
+      values: column -> score as a fraction.
     """
-    return value is None or value != value or str(value).strip().lower() in _ABSENT
+
+    level: str
+    name: str
+    group: str
+    n: int
+    values: dict[str, float]
 
 
-def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
-    """Rows of a `.tsv`, `.csv` or `.xlsx` file as dicts of texts, keyed by the header line.
+def conditions(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Column -> the score object of that condition, for those that were computed."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for column, path in COLUMNS.items():
+        value: Any = scores
+        for key in path:
+            value = value.get(key, {}) if isinstance(value, Mapping) else {}
+        if value and value.get("score") is not None:
+            found[column] = value
+    return found
 
-    Raises:
-        PredictionError: no such file, or it is no table.
+
+def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[Row]:
+    """The table of one benchmark: all, then every group followed by its abilities.
+
+    Args:
+      scores: contents of `scores.json`.
+      group_of: ability -> group ("" for none), in the order in which abilities are shown.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise PredictionError(f"{path}: no such file")
-    if path.suffix.lower() == ".xlsx":
-        return _read_xlsx(path)
-    # A base64 picture is one cell: the default limit of 128 KiB would refuse it.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        reader = csv.DictReader(io.StringIO(read_text(path, problems), newline=""), delimiter=delimiter)
-        rows = list(reader)
-    except csv.Error as error:
-        raise PredictionError(f"{path}: damaged table: {error}") from error
-    whole = []
-    for number, row in enumerate(rows, 1):
-        if None in row or any(value is None for value in row.values()):
-            problems.add("unreadable_line", f"{path.name} row {number}: not as many columns as the header")
-        else:
-            whole.append(row)
-    return whole
+    found = conditions(scores)
+    scale = {"fraction": 1.0, "percent": 0.01}.get(str(scores.get("unit")))
+    if not found or scale is None:
+        return []
+
+    def values(field: str, name: str) -> dict[str, float]:
+        return {c: scale * v[field][name] for c, v in found.items() if name in v[field]}
+
+    counts = scores.get("counts", {})
+    rows = [Row("all", "all", "", scores["n"], {c: scale * v["score"] for c, v in found.items()})]
+    for group in dict.fromkeys(group_of.values()):
+        members = [a for a, g in group_of.items() if g == group and a in scores["subtasks"]]
+        sizes = [counts.get(ability, (0, 0))[1] for ability in members]
+        if group in scores["groups"]:
+            rows.append(Row("group", group, group, sum(sizes), values("groups", group)))
+        for ability, size in zip(members, sizes, strict=True):
+            rows.append(Row("ability", ability, group, size, values("subtasks", ability)))
+    return rows
 
 
-def _read_xlsx(path: Path) -> list[dict[str, str]]:
-    try:
-        with zipfile.ZipFile(path) as book:
-            names = book.namelist()
-            shared: list[str] = []
-            if "xl/sharedStrings.xml" in names:
-                root = ElementTree.fromstring(book.read("xl/sharedStrings.xml"))
-                shared = [
-                    "".join(t.text or "" for t in si.iter(f"{_MAIN}t")) for si in root.iter(f"{_MAIN}si")
-                ]
-            sheets = sorted(n for n in names if re.fullmatch(r"xl/worksheets/sheet\d+\.xml", n))
-            root = ElementTree.fromstring(book.read(sheets[0]))
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, IndexError) as error:
-        raise PredictionError(f"{path}: no readable XLSX workbook ({error})") from error
-    table = [
-        {_column(c): _cell(c, shared) for c in row.iter(f"{_MAIN}c")} for row in root.iter(f"{_MAIN}row")
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Columns that hold anything, in order."""
+    return [column for column in COLUMNS if any(column in row.values for row in rows)]
+
+
+def label(name: str) -> str:
+    """A name for people: underscores become blanks."""
+    return name.replace("_", " ")
+
+
+def percent(value: float | None) -> str:
+    """`0.875` as `87.5`; a dash where there is nothing."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def rich_table(title: str, rows: Sequence[Row]) -> Table:
+    """The table for the terminal, in percent."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("n", justify="right")
+    columns = columns_of(rows)
+    for column in columns:
+        table.add_column(f"{column} %", justify="right")
+    for row in rows:
+        style = {"all": "bold", "group": "bold cyan", "ability": ""}[row.level]
+        indent = "  " if row.level == "ability" and row.group else ""
+        cells = [percent(row.values.get(column)) for column in columns]
+        table.add_row(indent + label(row.name), str(row.n or ""), *cells, style=style)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same table as Markdown."""
+    columns = columns_of(rows)
+    lines = [
+        "| | n | " + " | ".join(f"{column} %" for column in columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
     ]
-    if not table:
-        raise PredictionError(f"{path}: the first sheet is empty")
-    header = table[0]
-    return [{name: row.get(column, "") for column, name in header.items()} for row in table[1:]]
+    for row in rows:
+        bold = "" if row.level == "ability" else "**"
+        cells = [f"{bold}{percent(row.values.get(column))}{bold}" for column in columns]
+        name = f"{bold}{label(row.name)}{bold}"
+        lines.append(f"| {name} | {row.n or ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def _texts(element: ElementTree.Element) -> str:
-    return "".join(t.text or "" for t in element.iter(f"{_MAIN}t"))
+def row_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON-able dicts; `rows_from_dicts` is the inverse."""
+    return [dataclasses.asdict(row) for row in rows]
 
 
-def _column(cell: ElementTree.Element) -> str:
-    return re.sub(r"\d", "", cell.get("r", ""))
-
-
-def _cell(cell: ElementTree.Element, shared: list[str]) -> str:
-    if cell.get("t") == "inlineStr":
-        return _texts(cell)
-    value = cell.find(f"{_MAIN}v")
-    text = "" if value is None else value.text or ""
-    return shared[int(text)] if cell.get("t") == "s" and text else text
+def rows_from_dicts(dicts: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows from what `row_dicts` made."""
+    return [Row(**values) for values in dicts]

@@ -1,0 +1,37 @@
+"""Report one or several evaluated runs, side by side, as one HTML page, Markdown and JSON.
+
+    mllm-jax report runs/quickstart
+    mllm-jax report runs/mlp2x_gelu runs/average_pool --out runs/comparison
+
+Every run is a work directory that train.py or eval.py evaluated.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mllm_jax.evaluation.report import write_report
+from mllm_jax.evaluation.runs import ReportError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mllm-jax report`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="work directory of an evaluated run")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the report (one run: RUN/eval; several: must be given)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the report and prints where it is; 1 with a message if a run cannot be reported."""
+    if args.out is None and len(args.runs) > 1:
+        print("mllm-jax report: several runs need --out DIR for their report", file=sys.stderr)
+        return 2
+    out = Path(args.out) if args.out else Path(args.runs[0]) / "eval"
+    try:
+        page = write_report(args.runs, out)
+    except (ReportError, OSError) as error:
+        print(f"mllm-jax report: {error}", file=sys.stderr)
+        return 1
+    print(page)
+    return 0

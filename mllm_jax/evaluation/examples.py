@@ -1,0 +1,86 @@
+"""Pictures with question, right answer and the model's answer: a few right and a few wrong ones."""
+
+import base64
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllm_jax.data.images import decode_image
+from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
+from mllm_jax.evaluation.bundle import Model
+from mllm_jax.evaluation.runners import MAIN, Runner
+from mllm_jax.evaluation.store import AnswerFile
+
+SHOWN_SIDE = 224  # pixels of an example's longer side at most
+_SMALL = 160  # pictures up to this side stay PNG: drawings suffer from JPEG
+
+
+def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
+    """Answered rows to show: abilities in turn, wrong and right ones alternating where there are both.
+
+    A question that is asked in several rotations is right if all of them are; a wrong one is shown in the first
+    rotation that went wrong.
+    """
+    rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows
+    questions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows.values():
+        questions[row["question_id"]].append(row)
+    pools: dict[str, dict[bool | None, list[dict[str, Any]]]] = {}
+    for group in questions.values():
+        verdicts = [runner.is_right(row) for row in group]
+        verdict = None if None in verdicts else all(verdicts)
+        shown = group[verdicts.index(False)] if verdict is False else group[0]
+        pool = pools.setdefault(str(shown.get("ability", "")), {})
+        pool.setdefault(verdict, []).append(shown | {"right": verdict})
+    chosen: list[dict[str, Any]] = []
+    for turn in range(count):
+        for place, pool in enumerate(pools.values()):
+            wanted = (place + turn) % 2 == 0
+            kinds = [kind for kind in (wanted, not wanted, None) if pool.get(kind)]
+            if kinds and len(chosen) < count:
+                chosen.append(pool[kinds[0]].pop(0))
+    order = {ability: place for place, ability in enumerate(pools)}
+    return sorted(chosen, key=lambda row: order[str(row.get("ability", ""))])
+
+
+def make_examples(model: Model, runner: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
+    """Examples with small copies of their pictures, as JSON-able dicts.
+
+    Returns:
+      Dicts of `pictures` (data URIs), `question`, `answers` (accepted ones), `text` (the model's), `right` (True,
+      False, or None where there is no right answer) and `ability`.
+    """
+    asks = {ask.key: ask for ask in runner.asks if ask.part == MAIN}
+    found = []
+    for row in pick_examples(runner, directory, count):
+        ask = asks[str(row["question_id"]), int(row.get("rotation") or 0)]
+        pictures = [_thumbnail(model, runner.read_image(name), name) for name in ask.images]
+        answers = row["captions"] if "captions" in row else [row["answer"]]
+        found.append(
+            {
+                "pictures": pictures,
+                "question": str(row.get("question", row["prompt"])),
+                "answers": answers,
+                "text": row["text"],
+                "right": row["right"],
+                "ability": str(row.get("ability", "")),
+            }
+        )
+    return found
+
+
+def _thumbnail(model: Model, data: bytes, name: str) -> str:
+    pixels = decode_image(data, source=name, compat=model.compat, max_pixels=model.max_image_pixels)
+    image = Image.fromarray(pixels)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    buffer = io.BytesIO()
+    if max(pixels.shape[:2]) <= _SMALL:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=85)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

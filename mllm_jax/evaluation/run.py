@@ -1,0 +1,126 @@
+"""Evaluates a model on the benchmarks of a configuration and writes what there is to look at."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from mllm_jax.evaluation.answer import Settings, answer_benchmark
+from mllm_jax.evaluation.batching import DEFAULT_BUCKETS
+from mllm_jax.evaluation.bundle import Model
+from mllm_jax.evaluation.examples import make_examples
+from mllm_jax.evaluation.report import write_report
+from mllm_jax.evaluation.runners import Runner, read_benchmark
+from mllm_jax.evaluation.store import write_json
+from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
+
+
+def evaluate(
+    model: Model, config: ConfigDict, workdir: str | Path, console: Console | None = None
+) -> dict[str, Any]:
+    """Answers, scores and reports; what is answered already is kept.
+
+    Writes `WORKDIR/eval/NAME/` (answers and scores of each benchmark, see `answer.py`) and, over all of them,
+    `WORKDIR/eval/` `table.md`, `summary.json`, radar chart and examples as PNG, and `report.html`, `.md`, `.json`.
+    All processes compute; the first one writes.
+
+    Args:
+      model: the model.
+      config: `benchmarks` (name -> kind, path, images), `batch_size`, `max_new_tokens`, `blind`, `likelihood`,
+        `examples` and, if wanted, `buckets` (lengths to which questions are padded) and `threads`. A benchmark may have
+        a `max_new_tokens` of its own (0 or absent = the common one).
+      workdir: the run's work directory.
+      console: where progress and tables are shown.
+
+    Returns:
+      The contents of `summary.json`.
+
+    Raises:
+      BenchmarkError, StoreError, DataError, ImageError, SampleTooLong: see `answer.answer_benchmark`; all benchmarks
+        are read before the first is answered.
+    """
+    console = console or Console()
+    workdir = Path(workdir)
+    out = workdir / "eval"
+    runners = {
+        name: read_benchmark(values.kind, values.path, values.get("images") or None)
+        for name, values in config.benchmarks.items()
+    }
+    summary: dict[str, Any] = {"model": describe(model), "benchmarks": {}}
+    tables = []
+    for name, runner in runners.items():
+        settings = Settings(
+            max_new_tokens=config.benchmarks[name].get("max_new_tokens", 0) or config.max_new_tokens,
+            batch_size=config.batch_size,
+            buckets=tuple(config.get("buckets", DEFAULT_BUCKETS)),
+            threads=config.get("threads", 4),
+        )
+        scores = answer_benchmark(
+            model,
+            runner,
+            out / name,
+            settings,
+            name=name,
+            blind=config.blind,
+            likelihood=config.likelihood,
+            console=console,
+        )
+        if jax.process_index():
+            continue
+        groups = group_of(runner)
+        rows = score_rows(scores, groups)
+        if config.examples:
+            write_json(
+                out / name / "examples.json", make_examples(model, runner, out / name, config.examples)
+            )
+        summary["benchmarks"][name] = {
+            "kind": runner.kind,
+            "groups": groups,
+            "rows": row_dicts(rows),
+            "scores": scores,
+        }
+        if rows:
+            console.print(rich_table(f"{name}: {scores['n']} questions", rows))
+            tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
+    if jax.process_index():
+        return summary
+    write_json(out / "summary.json", summary)
+    (out / "table.md").write_text("\n".join(tables), encoding="utf-8")
+    report = write_report([workdir], out)
+    console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
+    return summary
+
+
+def group_of(runner: Runner) -> dict[str, str]:
+    """Ability -> group ("" if none) of a benchmark's questions, groups together, in the order of the file."""
+    abilities: dict[str, str] = {}
+    for ask in runner.asks:
+        if ability := str(ask.row.get("question_type") or ask.row.get("ability") or ""):
+            abilities.setdefault(ability, str(ask.row.get("group") or ""))
+    known = ("coarse", "fine", "reasoning")
+    groups = [g for g in known if g in abilities.values()]
+    groups += [g for g in dict.fromkeys(abilities.values()) if g not in known]
+    ordered = sorted(abilities, key=lambda name: groups.index(abilities[name]))
+    return {name: abilities[name] for name in ordered}
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What a report says of a model."""
+    config = model.config
+    vision, llm = config.vision, config.llm
+    return {
+        "connector": config.connector,
+        "connector_options": dict(config.connector_options),
+        "visual_tokens": config.tokens_per_image,
+        "image_size": config.image_size,
+        "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
+        "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",
+        "parameters": {
+            name: sum(int(leaf.size) for leaf in jax.tree.leaves(part)) for name, part in model.params.items()
+        },
+        "dtype": config.dtype,
+        "template": model.template,
+        "fingerprint": model.fingerprint,
+    }

@@ -1,0 +1,121 @@
+"""Finished runs as a report reads them: scores, configuration and training log of a work directory."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.plots import read_metrics
+from mllm_jax.evaluation.tables import Row, rows_from_dicts
+
+
+class ReportError(ValueError):
+    """A run that cannot be reported; the message names file and way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One work directory.
+
+    Attributes:
+      name: how the report calls it; unique.
+      directory: where it is.
+      model: what `run.describe` wrote.
+      benchmarks: name -> {kind, groups, rows, scores} as in `summary.json`.
+      config: the run's resolved configuration; {} if it was not trained here.
+      metrics: stage -> records of the training log; {} without one.
+      examples: benchmark -> examples.
+    """
+
+    name: str
+    directory: Path
+    model: Mapping[str, Any]
+    benchmarks: Mapping[str, Mapping[str, Any]]
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]]
+    examples: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def rows(self, benchmark: str) -> list[Row]:
+        """The run's table of a benchmark; empty if it was not asked."""
+        return rows_from_dicts(self.benchmarks.get(benchmark, {}).get("rows", ()))
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Visual tokens per image and, of the last stage, the medians of the time per update and of tokens/s."""
+        found = {"visual tokens per image": float(self.model["visual_tokens"])}
+        if self.metrics:
+            records = list(self.metrics.values())[-1]
+            for key, name in (
+                ("step_seconds", "seconds per update"),
+                ("tokens_per_second", "training tokens/s"),
+            ):
+                if values := [record[key] for record in records if key in record]:
+                    found[name] = statistics.median(values)
+        return found
+
+
+def load_run(directory: Path, name: str) -> Run:
+    """Reads a work directory.
+
+    Raises:
+      ReportError: it holds no evaluation, or one of its files is damaged.
+    """
+    out = directory / "eval"
+    if not (out / "summary.json").is_file():
+        raise ReportError(
+            f"{directory} holds no evaluation (eval/summary.json); run eval.py --workdir={directory}"
+        )
+    summary = _read(out / "summary.json")
+    examples = {}
+    for benchmark in summary["benchmarks"]:
+        if (path := out / benchmark / "examples.json").is_file():
+            examples[benchmark] = _read(path)
+    config = _read(directory / "config.json") if (directory / "config.json").is_file() else {}
+    log = directory / "metrics.jsonl"
+    metrics = read_metrics(log) if log.is_file() and log.stat().st_size else {}
+    return Run(name, directory, summary["model"], summary["benchmarks"], config, metrics, examples)
+
+
+def load_runs(directories: Sequence[str | Path]) -> list[Run]:
+    """Reads several work directories, each named by as much of its path as tells them apart.
+
+    Raises:
+      ReportError: one of them cannot be reported, or is given twice.
+    """
+    paths = [Path(directory).resolve() for directory in directories]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ReportError(f"{path} is given twice")
+    length = 1
+    names = [path.name for path in paths]
+    while len(set(names)) < len(names):
+        length += 1
+        names = ["/".join(path.parts[-length:]) for path in paths]
+    return [load_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} cannot be read: {error}") from error
+
+
+def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Configuration keys whose values differ between runs -> one value per run; a dash where a run lacks it."""
+    flat = [_flat(run.config) for run in runs]
+    keys = sorted({key for values in flat for key in values})
+    shown = {key: [json.dumps(values[key]) if key in values else "–" for values in flat] for key in keys}
+    return {key: values for key, values in shown.items() if len(set(values)) > 1}
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {
+        inner: leaf
+        for key, item in value.items()
+        for inner, leaf in _flat(item, f"{path}.{key}" if path else key).items()
+    }

@@ -1,0 +1,240 @@
+import argparse
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+from test_answer import make_model, mini  # noqa: F401  (a fixture)
+
+from mllm_jax.cli import report as report_verb
+from mllm_jax.evaluation import plots
+from mllm_jax.evaluation.report import write_report
+from mllm_jax.evaluation.run import evaluate
+from mllm_jax.evaluation.runs import ReportError, load_runs
+from mllm_jax.evaluation.tables import markdown_table, percent, rich_table, rows_from_dicts, score_rows
+
+GROUPS = {"scene": "coarse", "style": "coarse", "counting": "fine", "reading": "fine"}
+
+
+def scores(shift=0.0):
+    """What `scores.json` holds, with made-up numbers."""
+
+    def one(value):
+        return {
+            "score": value,
+            "subtasks": dict.fromkeys(GROUPS, value),
+            "groups": {"coarse": value, "fine": value},
+        }
+
+    counts = {name: [4, 10] for name in GROUPS}
+    head = {"n": 40, "unparsed": 1, "unit": "fraction", "counts": counts}
+    return (
+        head
+        | one(0.8 + shift)
+        | {"blind": one(0.3), "majority": one(0.25), "open": {"predictions": one(0.7)}}
+    )
+
+
+def metrics(stage, count):
+    for step in range(1, count + 1):
+        record = {"stage": stage, "step": step, "loss": 2 / step, "learning_rate": 1e-3, "step_seconds": 0.5}
+        yield record | {"tokens_per_second": 1000.0, "grad_norm": 1.0, "grad_norm/connector": 0.5}
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def make_run(directory, connector="mlp2x_gelu", tokens=144, shift=0.0, image_size=84):
+    """A work directory with an evaluation, as training and `evaluate` leave it."""
+    out = directory / "eval"
+    (out / "mini").mkdir(parents=True)
+    rows = [{**vars(row)} for row in score_rows(scores(shift), GROUPS)]
+    model = {
+        "connector": connector, "connector_options": {}, "visual_tokens": tokens, "image_size": image_size,
+        "vision": "ViT", "llm": "LLM", "parameters": {"vision": 10, "connector": 2, "llm": 7},
+    }  # fmt: skip
+    benchmark = {"kind": "mini", "groups": GROUPS, "rows": rows, "scores": scores(shift)}
+    (out / "summary.json").write_text(json.dumps({"model": model, "benchmarks": {"mini": benchmark}}))
+    example = {
+        "pictures": [picture()],
+        "question": "how <b>many</b>?",
+        "answers": ["2"],
+        "ability": "counting",
+    }
+    examples = [example | {"text": "2", "right": True}, example | {"text": "", "right": False}]
+    (out / "mini" / "examples.json").write_text(json.dumps(examples))
+    (directory / "config.json").write_text(
+        json.dumps({"model": {"connector": {"name": connector}}, "seed": 0})
+    )
+    records = [*metrics("pretrain", 5), *metrics("finetune", 60)]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return directory
+
+
+def is_png(path):
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG" and min(image.size) > 300
+
+
+def test_rows_of_a_score():
+    rows = score_rows(scores(), GROUPS)
+    assert [row.name for row in rows] == ["all", "coarse", "scene", "style", "fine", "counting", "reading"]
+    assert rows[0].n == 40
+    assert rows[1].n == 20
+    assert rows[2].values == {"model": 0.8, "blind": 0.3, "majority": 0.25, "open": 0.7}
+    assert rows_from_dicts([vars(row) for row in rows]) == rows
+    text = markdown_table(rows)
+    assert "| **coarse** | 20 | **80.0** | **30.0** | **25.0** | **70.0** |" in text
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(rich_table("mini", rows))
+    assert re.search(r"scene\s+│\s+10\s+│\s+80\.0", console.export_text())
+    assert score_rows({"score": None, "subtasks": {}, "groups": {}, "n": 3}, {}) == []
+    assert percent(None) == "–"
+
+
+def test_percent_scores_become_fractions():
+    value = {"score": 80.0, "subtasks": {"a": 50.0}, "groups": {}, "n": 2, "unit": "percent"}
+    rows = score_rows(value, {"a": ""})
+    assert [row.values["model"] for row in rows] == [0.8, 0.5]
+
+
+def test_radar(tmp_path):
+    values = dict.fromkeys(GROUPS, 0.5)
+    series = [plots.Series("m", values), plots.Series("b", {"scene": 0.1}, "blind")]
+    plots.plot_radar(series, GROUPS, tmp_path / "deep" / "radar.png", "title")
+    assert is_png(tmp_path / "deep" / "radar.png")
+    with pytest.raises(ValueError, match="at least three"):
+        plots.plot_radar(series, {"scene": "coarse"}, tmp_path / "x.png")
+
+
+def test_loss_curves_and_what_a_restart_wrote_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = list(metrics("pretrain", 4))
+    again = [record | {"loss": 9.0} for record in records[2:]]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records + again) + '{"stage": "pre')
+    found = plots.read_metrics(path)
+    assert [record["step"] for record in found["pretrain"]] == [1, 2, 3, 4]
+    assert [record["loss"] for record in found["pretrain"]][2:] == [9.0, 9.0]
+    plots.plot_losses(path, tmp_path / "loss.png")
+    assert is_png(tmp_path / "loss.png")
+    path.write_text('{"stage": "a", "step": 1, "loss": 1}\nbroken\n{"stage": "a", "step": 2, "loss": 1}\n')
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        plots.read_metrics(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="no records"):
+        plots.plot_losses(path, tmp_path / "none.png")
+
+
+def test_example_sheet(tmp_path):
+    base = {
+        "pictures": [picture()],
+        "question": "what? $5 or $x^2$ 山\x1e\nA. one\nB. two",
+        "answers": ["a"],
+        "ability": "x_y",
+    }
+    items = [base | {"text": "a", "right": r} for r in (True, False, None)] * 3
+    items += [
+        base | {"text": "", "right": False, "pictures": []},
+        base | {"text": "a", "right": True, "pictures": [picture()] * 2},
+    ]
+    plots.plot_examples(items, tmp_path / "examples.png")
+    assert is_png(tmp_path / "examples.png")
+
+
+def test_report_of_one_run(tmp_path):
+    run = make_run(tmp_path / "alone")
+    page = write_report([run], run / "eval").read_text()
+    assert "<h1>alone</h1>" in page
+    assert "how &lt;b&gt;many&lt;/b&gt;?" in page  # what people wrote is never markup
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    assert page.count("data:image/png;base64,") == 2 + 2  # radar, loss, two examples
+    text = (run / "eval" / "report.md").read_text()
+    assert "| coarse | 20 | 80.0 | 30.0 | 25.0 | 70.0 |" in text
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert is_png(run / "eval" / name), name
+    (only,) = json.loads((run / "eval" / "report.json").read_text())["runs"]
+    assert only["costs"] == {
+        "visual tokens per image": 144,
+        "seconds per update": 0.5,
+        "training tokens/s": 1000,
+    }
+    assert only["final_loss"] == {"pretrain": 2 / 5, "finetune": 2 / 60}
+
+
+def test_report_of_several_runs(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / "a" / "run"),
+        make_run(tmp_path / "b" / "run", "average_pool", 36, -0.2),
+        make_run(tmp_path / "c", "mlp2x_gelu", 256, 0.1, image_size=112),
+    ]
+    out = tmp_path / "out"
+    args = argparse.Namespace(runs=[str(run) for run in runs], out=str(out))
+    assert report_verb.run(args) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+    text = (out / "report.md").read_text()
+    names = [load.name for load in load_runs(runs)]
+    assert names[:2] == ["a/run", "b/run"]
+    assert f"| % | n | {' | '.join(names)} | {', blind | '.join(names)}, blind | majority |" in text
+    assert '| model.connector.name | "mlp2x_gelu" | "average_pool" |' in text
+    assert {p.name for p in out.glob("*.png")} == {
+        "radar_84px.png", "radar_112px.png", "cost_tokens.png", "cost_time.png", "loss.png",
+        "examples_1.png", "examples_2.png", "examples_3.png",
+    }  # fmt: skip
+    assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None)) == 2
+
+
+def test_runs_that_cannot_be_reported(tmp_path, capsys):
+    with pytest.raises(ReportError, match=r"holds no evaluation.*eval\.py --workdir"):
+        write_report([tmp_path], tmp_path)
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ReportError, match="given twice"):
+        load_runs([run, run])
+    (run / "eval" / "summary.json").write_text("{")
+    assert report_verb.run(argparse.Namespace(runs=[str(run)], out=None)) == 1
+    assert "summary.json cannot be read" in capsys.readouterr().err
+
+
+def test_evaluate_writes_everything(mini, tmp_path):  # noqa: F811
+    model = make_model()
+    work = tmp_path / "work"
+    look = {"kind": "caption", "path": str(mini.parent / "images"), "images": "", "max_new_tokens": 2}
+    config = ConfigDict(
+        {
+            "benchmarks": {"mini": {"kind": "mini", "path": str(mini), "images": ""}, "look": look},
+            "batch_size": 8, "max_new_tokens": 3, "blind": True, "likelihood": True, "examples": 4,
+            "buckets": (128, 192),
+        }
+    )  # fmt: skip
+    console = Console(record=True, width=120, file=io.StringIO())
+    summary = evaluate(model, config, work, console)
+    out = work / "eval"
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert set(summary["benchmarks"]) == {"mini", "look"}
+    assert summary["model"]["visual_tokens"] == 4
+    assert summary["benchmarks"]["mini"]["rows"][0]["values"].keys() == {
+        "model", "blind", "majority", "likelihood", "open", "open blind", "open majority",
+    }  # fmt: skip
+    assert "## mini" in (out / "table.md").read_text()
+    for name in ("report.html", "report.md", "report.json", "examples_mini.png", "examples_look.png"):
+        assert (out / name).stat().st_size > 500, name
+    shown = json.loads((out / "mini" / "examples.json").read_text())
+    assert [one["ability"] for one in shown] == ["scene", "scene", "counting", "counting"]
+    rows = [json.loads(line) for line in (out / "look" / "predictions.jsonl").read_text().splitlines()]
+    assert all(row["new_tokens"] <= 2 for row in rows)
+    printed = console.export_text()
+    assert "report.html" in printed
+    assert "counting" in printed
+    before = {p: p.read_bytes() for p in out.rglob("*.jsonl")}
+    assert evaluate(model, config, work, Console(file=io.StringIO())) == summary
+    assert {p: p.read_bytes() for p in out.rglob("*.jsonl")} == before
