@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax.interop import families, native
-from mllm_jax.interop.assemble import Report, read_tree, write_plan
+from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
 from mllm_jax.interop.connector_names import connector_part
 from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
+from mllm_jax.interop.peft import add_adapter, load_adapter
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.sinks import read_to_devices
 from mllm_jax.interop.source import Source
-from mllm_jax.interop.towers import CONNECTOR_NAMES, OTHER_PARTS, VISION_NEIGHBOURS, blocks_of, with_fillers
+from mllm_jax.interop.towers import VISION_NEIGHBOURS, blocks_of, llm_config, load_llm, with_fillers
+from mllm_jax.models import lora
+from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.positions import resize_position_table
 
@@ -50,9 +53,28 @@ def load_model(
     if native.is_native(directory):
         params = native.load_params(directory, None, sharding_of, dtype)
         return native.load_config(directory), params, Report(("params",), {})
+    composite, planned = plan_model(path, tower)
+    params: Params = {}
+    report = Report((), {})
+    for source, placements, shapes, told in planned:
+        params |= _place(source, placements, shapes, sharding_of, dtype)
+        report += told
+    if composite.vocab != composite.model.llm.vocab:
+        params["llm"] = _cut_vocabulary(params["llm"], composite.model.llm.vocab)
+    return composite.model, params, report
+
+
+Planned = tuple[Source, list[Placement], dict[str, Shape], Report]
+
+
+def plan_model(path: str | pathlib.Path, tower: str | None = None) -> tuple[Composite, list[Planned]]:
+    """What a multimodal checkpoint is, and where each of its tensors goes; nothing is read yet.
+
+    Raises:
+      ValueError: a tensor or parameter that does not fit; it is named.
+    """
     composite = read_composite(path, tower)
-    model = composite.model
-    source = Source(directory)
+    model, source = composite.model, Source(resolve_path(path))
     depth = model.make_connector().request().deepest
     vision = vision_part(model.vision, composite.vision, depth, "vision")
     llm = llm_part(dataclasses.replace(model.llm, vocab=composite.vocab), composite.llm, "llm")
@@ -61,24 +83,72 @@ def load_model(
     if not beside:
         parts.append(vision)
     neighbours = ((r"(model\.)?image_newline", "only pictures cut into tiles use it"),)
-    params, report = _read(source, parts, neighbours, sharding_of, dtype)
+    planned = [(source, *plan_parts(source, parts, neighbours))]
     if beside:
-        there = Source(resolve_path(composite.tower, "mini_vit"))
-        neighbours = (*VISION_NEIGHBOURS, (CONNECTOR_NAMES, OTHER_PARTS))
-        towers, more = _read(there, [vision], neighbours, sharding_of, dtype)
-        params, report = {**params, **towers}, report + more
-    if composite.vocab != model.llm.vocab:
-        params["llm"] = _cut_vocabulary(params["llm"], model.llm.vocab)
-    return model, params, report
+        planned.append(_plan_tower(composite, vision))
+    return composite, planned
 
 
-def _read(
-    source: Source, parts: list[Part], neighbours: tuple, sharding_of: ShardingOf | None, dtype: Any
-) -> tuple[Params, Report]:
-    placements, shapes, report = plan_parts(source, parts, neighbours)
+def _plan_tower(composite: Composite, vision: Part) -> Planned:
+    there = Source(resolve_path(composite.tower, "mini_vit"))
+    return (there, *plan_parts(there, [vision], VISION_NEIGHBOURS))
+
+
+def merged_llm(
+    adapter: str | pathlib.Path, base: str, dtype: Any = None
+) -> tuple[DecoderConfig, Params, Report]:
+    """An LLM with a PEFT adapter merged into it.
+
+    Raises:
+      ValueError: the adapter does not fit, or `base` is not given.
+    """
+    if not base:
+        raise ValueError(f"{adapter}: which LLM does this adapter belong to? Give --base")
+    config = llm_config(base)
+    settings, adapters, report = load_adapter(adapter, config)
+    llm = load_llm(base, dtype=dtype)
+    merged = lora.merge({"llm": add_adapter(llm, adapters)}, settings)["llm"]
+    return config, jax.device_get(merged), report
+
+
+def load_llava_lora(
+    directory: pathlib.Path, base: str, tower: str | None = None, dtype: Any = None
+) -> tuple[ModelConfig, Params, Report]:
+    """LLaVA trained with LoRA: adapter, connector in non_lora_trainables.bin, base LLM and tower elsewhere; merged.
+
+    Raises:
+      FileNotFoundError, ValueError: a file or a tensor that is missing or does not fit.
+    """
+    composite = read_composite(directory, tower)
+    model = composite.model
+    _, llm, report = merged_llm(directory, base, dtype)
+    if llm["embedding"].shape[0] != model.llm.vocab:
+        raise ValueError(
+            f"{directory}: its config.json has a vocabulary of {model.llm.vocab}, the base {base} of "
+            f"{llm['embedding'].shape[0]}"
+        )
+    file = directory / "non_lora_trainables.bin"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: it holds the connector of a LLaVA LoRA checkpoint")
+    source = Source(directory, [file])
+    placements, shapes, told = plan_parts(source, [connector_part(model, "llava")])
+    params = {"llm": llm, **_place(source, placements, shapes, None, dtype)}
+    depth = model.make_connector().request().deepest
+    planned = _plan_tower(composite, vision_part(model.vision, composite.vision, depth, "vision"))
+    params |= _place(*planned[:3], None, dtype)
+    return model, params, report + told + planned[3]
+
+
+def _place(
+    source: Source,
+    placements: list[Placement],
+    shapes: dict[str, Shape],
+    sharding_of: ShardingOf | None,
+    dtype: Any,
+) -> Params:
     if sharding_of is None:
-        return read_tree(source, placements, shapes, dtype), report
-    return read_to_devices(source, placements, shapes, sharding_of, dtype), report
+        return read_tree(source, placements, shapes, dtype)
+    return read_to_devices(source, placements, shapes, sharding_of, dtype)
 
 
 def _cut_vocabulary(llm: Params, vocab: int) -> Params:

@@ -183,38 +183,60 @@ def load_params(
       ValueError: the checkpoint does not hold what model.json describes.
     """
     directory = pathlib.Path(directory)
-    wanted = flatten(abstract_params(load_config(directory)))
+    held = {path: shape for path, (_, shape) in stored(directory).items()}
+    _check(directory, held, flatten(abstract_params(load_config(directory))))
     if not (directory / "params").exists():
-        return _load_safetensors(directory, wanted, part, sharding_of, dtype)
-    path = (directory / "params").absolute()
+        return _load_safetensors(directory, part, sharding_of, dtype)
+    return load_tree(directory / "params", part, sharding_of, dtype)
+
+
+def load_tree(
+    path: pathlib.Path,
+    part: str | None = None,
+    sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    dtype: Any = None,
+) -> Any:
+    """An Orbax checkpoint of parameters, or one of its top-level entries; arguments as in `load_params`."""
+    path, items, arguments = path.absolute(), {}, {}
+    for name, (kept, shape) in stored_tree(path).items():
+        if part is not None and name.split("/")[0] != part:
+            continue
+        kind = np.dtype(dtype or kept)
+        if sharding_of is None:
+            items[name] = np.empty((0,), kind)
+            arguments[name] = ocp.RestoreArgs(restore_type=np.ndarray, dtype=kind)
+        else:
+            sharding = sharding_of(name, shape)
+            items[name] = jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+            arguments[name] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=kind)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = flatten(checkpointer.metadata(path).item_metadata.tree)
-        _check(directory, {p: tuple(leaf.shape) for p, leaf in stored.items()}, wanted)
-        chosen = {p: leaf for p, leaf in stored.items() if part is None or p.split("/")[0] == part}
-        items, arguments = {}, {}
-        for p, leaf in chosen.items():
-            shape, kind = tuple(leaf.shape), np.dtype(dtype or leaf.dtype)
-            if sharding_of is None:
-                items[p] = np.empty((0,), kind)
-                arguments[p] = ocp.RestoreArgs(restore_type=np.ndarray, dtype=kind)
-            else:
-                sharding = sharding_of(p, shape)
-                items[p] = jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
-                arguments[p] = ocp.ArrayRestoreArgs(sharding=sharding, dtype=kind)
-        restored = checkpointer.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=unflatten(items), restore_args=unflatten(arguments), partial_restore=True
-            ),
+        restore = ocp.args.PyTreeRestore(
+            item=unflatten(items), restore_args=unflatten(arguments), partial_restore=True
         )
+        restored = checkpointer.restore(path, args=restore)
     return restored if part is None else restored[part]
 
 
-def _load_safetensors(
-    directory: pathlib.Path, wanted: dict[str, Any], part: str | None, sharding_of: Any, dtype: Any
-) -> Any:
+Stored = dict[str, tuple[Any, tuple[int, ...]]]  # path -> (dtype, shape)
+
+
+def stored_tree(path: pathlib.Path) -> Stored:
+    """What an Orbax checkpoint of parameters holds."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = flatten(checkpointer.metadata(path.absolute()).item_metadata.tree)
+    return {name: (np.dtype(leaf.dtype), tuple(leaf.shape)) for name, leaf in tree.items()}
+
+
+def stored(directory: pathlib.Path) -> Stored:
+    """What a model directory holds, without reading it."""
+    if (directory / "params").exists():
+        return stored_tree(directory / "params")
     source = Source(directory)
-    _check(directory, {name: source.shape(name) for name in source}, wanted)
+    return {name: (source.dtype(name), source.shape(name)) for name in source}
+
+
+def _load_safetensors(directory: pathlib.Path, part: str | None, sharding_of: Any, dtype: Any) -> Any:
+    source = Source(directory)
     chosen = [name for name in source if part is None or name.split("/")[0] == part]
     placements = [Placement(name, name, None, Rule(name, name)) for name in chosen]
     shapes = {name: source.shape(name) for name in chosen}

@@ -34,13 +34,13 @@ class LoRA:
     """
 
     rank: int = 128
-    alpha: float = 256.0
-    dropout: float = 0.05
+    alpha: int | float = 256.0
+    dropout: int | float = 0.05
     targets: str = LLM_TARGETS
     rank_stabilized: bool = False
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> int | float:
         """Factor on A B."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 

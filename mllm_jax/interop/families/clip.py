@@ -16,7 +16,7 @@ def read(fields: Json) -> VisionConfig:
         patch=fields["patch_size"],
         image_size=fields["image_size"],
         activation=our_activation(fields["hidden_act"]),
-        eps=fields["layer_norm_eps"],
+        eps=float(fields["layer_norm_eps"]),
     )
 
 

@@ -33,7 +33,7 @@ def read(fields: Json) -> VisionConfig:
         patch=fields["patch_size"],
         image_size=fields["image_size"],
         activation=our_activation(fields["hidden_act"]),
-        eps=fields["layer_norm_eps"],
+        eps=float(fields["layer_norm_eps"]),
         class_token=True,
         pre_norm=False,
         patch_bias=True,

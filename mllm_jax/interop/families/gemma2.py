@@ -14,7 +14,7 @@ def read(fields: Json) -> DecoderConfig:
     """The decoder of a gemma2 config."""
     return DecoderConfig(
         **llama.common(fields),
-        eps=fields["rms_norm_eps"],
+        eps=float(fields["rms_norm_eps"]),
         activation=our_activation(fields["hidden_activation"]),
         qkv_bias=fields["attention_bias"],
         out_bias=fields["attention_bias"],

@@ -64,7 +64,7 @@ def read(fields: Json) -> DecoderConfig:
     """The decoder of a llama config."""
     return DecoderConfig(
         **common(fields),
-        eps=fields["rms_norm_eps"],
+        eps=float(fields["rms_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
         qkv_bias=fields["attention_bias"],
         out_bias=fields["attention_bias"],

@@ -13,7 +13,7 @@ def read(fields: Json) -> DecoderConfig:
     window = fields["sliding_window"]
     return DecoderConfig(
         **llama.common(fields),
-        eps=fields["rms_norm_eps"],
+        eps=float(fields["rms_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
         windows=(window,) if window else (),
     )

@@ -15,9 +15,9 @@ def read(fields: Json) -> DecoderConfig:
         raise ValueError("phi with qk_layernorm=true is not supported (no released checkpoint has it)")
     return DecoderConfig(
         **llama.common(fields),
-        eps=fields["layer_norm_eps"],
+        eps=float(fields["layer_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
-        rotary_fraction=fields["rope_parameters"].get("partial_rotary_factor", 1.0),
+        rotary_fraction=float(fields["rope_parameters"].get("partial_rotary_factor", 1.0)),
         norm="layer",
         qkv_bias=True,
         out_bias=True,

@@ -24,7 +24,7 @@ def read_qwen2(fields: Json) -> DecoderConfig:
     """The decoder of a qwen2 config."""
     return DecoderConfig(
         **llama.common(fields),
-        eps=fields["rms_norm_eps"],
+        eps=float(fields["rms_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
         qkv_bias=True,
         windows=layer_windows(fields),
@@ -35,7 +35,7 @@ def read_qwen3(fields: Json) -> DecoderConfig:
     """The decoder of a qwen3 config."""
     return DecoderConfig(
         **llama.common(fields),
-        eps=fields["rms_norm_eps"],
+        eps=float(fields["rms_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
         qkv_bias=fields["attention_bias"],
         out_bias=fields["attention_bias"],

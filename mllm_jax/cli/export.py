@@ -1,0 +1,132 @@
+"""Writes a model for use elsewhere.
+
+    mllm-jax export --from runs/quickstart --format safetensors --to exported
+    mllm-jax export --from models/llava --format llava-hf --to exported        # transformers' from_pretrained
+
+Formats:
+
+* `llava-hf`: transformers' LlavaForConditionalGeneration, with the same logits (connectors mlp2x_gelu and sci).
+* `safetensors`, `orbax`: our own model directory (`model.json`, parameters, tokenizer), for every connector.
+* `llm`, `vision`: one part in Hugging Face's layout.
+* `adapter`: the LoRA adapters of the LLM in PEFT's format.
+
+`--from` is a run of `train.py` (its last finished stage, or `--stage`), a model directory, or any checkpoint that
+`mllm-jax import` reads. Export followed by import gives the same parameters bit for bit.
+"""
+
+import argparse
+import pathlib
+import sys
+
+FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's arguments."""
+    parser.add_argument(
+        "--from", dest="source", required=True, help="run, model directory, checkpoint or hub id"
+    )
+    parser.add_argument("--to", required=True, help="directory to write; must not hold weights")
+    parser.add_argument("--format", choices=FORMATS, default="llava-hf")
+    parser.add_argument("--stage", help="stage of a run (default: the last one that is finished)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as they are)")
+    parser.add_argument("--keep-adapters", action="store_true", help="do not merge LoRA adapters")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports; 1 with a message when the model cannot be expressed in the format."""
+    try:
+        return _export(args)
+    except (OSError, ValueError) as error:
+        print(f"mllm-jax export: {error}", file=sys.stderr)
+        return 1
+
+
+def _export(args: argparse.Namespace) -> int:
+    import jax
+    import jax.numpy as jnp
+
+    from mllm_jax import interop
+    from mllm_jax.interop import checkpoints, native, peft
+    from mllm_jax.models import lora
+
+    target = pathlib.Path(args.to)
+    native.refuse_existing(target)
+    model, params, tokenizer = load_any(args.source, args.stage)
+    dtype = jnp.dtype(args.dtype) if args.dtype else None
+    adapters = getattr(model, "lora", None)
+    if args.format == "adapter":
+        if adapters is None:
+            raise ValueError(f"{args.source} has no LoRA adapters")
+        peft.save_adapter(target, adapters, model.llm, params["llm"])
+        print(f"adapter written to {target}")
+        return 0
+    if adapters is not None and not args.keep_adapters:
+        import dataclasses
+
+        params, model = jax.device_get(lora.merge(params, adapters)), dataclasses.replace(model, lora=None)
+    if args.format == "llava-hf":
+        checkpoints.save_llava_hf(
+            target, model, params, tokenizer and interop.load_tokenizer(tokenizer), dtype
+        )
+    elif args.format == "llm":
+        loaded = tokenizer and interop.load_tokenizer(tokenizer)
+        interop.save_llm(target, model.llm, params["llm"], loaded, dtype)
+    elif args.format == "vision":
+        interop.save_vision(target, model.vision, params["vision"], dtype)
+    else:
+        if dtype is not None:
+            params = jax.tree.map(
+                lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
+            )
+        native.save_native(target, model, params, args.format)
+        if tokenizer:
+            native.copy_tokenizer(interop.resolve_path(tokenizer), target)
+    print(f"{args.format} written to {target}")
+    return 0
+
+
+def load_any(source: str, stage: str | None = None):
+    """(ModelConfig, parameters as NumPy arrays, where the tokenizer is) of a run or of any checkpoint.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing there, or a stage that is not finished.
+    """
+    from mllm_jax.interop import checkpoints
+    from mllm_jax.interop.hub import resolve_path
+    from mllm_jax.interop.native import TOKENIZER_FILES
+
+    if is_run(pathlib.Path(source)):
+        return _load_run(pathlib.Path(source), stage)
+    model, params, _ = checkpoints.load_model(source)
+    directory = resolve_path(source)
+    has_tokenizer = any(
+        (directory / name).exists() for name in TOKENIZER_FILES if name.startswith("tokenizer")
+    )
+    return model, params, str(directory) if has_tokenizer else None
+
+
+def is_run(directory: pathlib.Path) -> bool:
+    """Whether a directory is a work directory of train.py."""
+    import json
+
+    file = directory / "config.json"
+    return file.exists() and "stage_order" in json.loads(file.read_text())
+
+
+def _load_run(directory: pathlib.Path, stage: str | None):
+    import json
+
+    from ml_collections import ConfigDict
+
+    from mllm_jax.interop import native
+    from mllm_jax.training import build
+
+    config = ConfigDict(json.loads((directory / "config.json").read_text()))
+    finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
+    if not finished or (stage and stage not in finished):
+        wanted = f"stage {stage!r} is not" if stage else "no stage is"
+        raise FileNotFoundError(f"{directory}: {wanted} finished; finished: {', '.join(finished) or 'none'}")
+    params = native.load_tree(directory / "params" / (stage or finished[-1]))
+    return build.model_config(config), params, config.model.llm.path

@@ -1,0 +1,156 @@
+"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors (or .bin)."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from mllm_jax.interop import families
+from mllm_jax.interop.assemble import Report, read_tree, write_plan
+from mllm_jax.interop.families.base import Family
+from mllm_jax.interop.hub import read_json, resolve_path
+from mllm_jax.interop.native import refuse_existing
+from mllm_jax.interop.parts import Part, llm_shapes, plan_parts
+from mllm_jax.interop.rules import TRANSPOSE, Rule
+from mllm_jax.interop.safetensors_io import write_sharded
+from mllm_jax.interop.source import Source
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.lora import LoRA
+from mllm_jax.models.paths import flatten
+
+CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+# Settings that change the computation and that we do not have, with the value that means "not used".
+UNSUPPORTED = {
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+    "layers_to_transform": ([], None),
+    "fan_in_fan_out": (False, None),
+}
+
+
+def is_adapter(directory: pathlib.Path) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (directory / CONFIG).exists()
+
+
+def adapter_rules(family: Family, config: DecoderConfig) -> tuple[Rule, ...]:
+    """Rows for A and B of every linear layer in the blocks."""
+    rules = []
+    for rule in family.rules(config):
+        if rule.stacked and rule.path.endswith("/kernel"):
+            stem, name = rule.path.removesuffix("kernel"), rule.name.removesuffix(".weight")
+            rules.append(Rule(f"{stem}lora_a", f"{name}.lora_A.weight", TRANSPOSE))
+            rules.append(Rule(f"{stem}lora_b", f"{name}.lora_B.weight", TRANSPOSE))
+    return tuple(rules)
+
+
+def read_lora(directory: pathlib.Path) -> LoRA:
+    """Rank, scale and dropout of an adapter; targets are set by `load_adapter` from the tensors.
+
+    Raises:
+      ValueError: a setting that changes the computation and is not supported.
+    """
+    fields = read_json(directory / CONFIG)
+    if fields.get("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{directory / CONFIG}: peft_type={fields['peft_type']!r}; supported: 'LORA'")
+    for key, unused in UNSUPPORTED.items():
+        if key in fields and fields[key] not in unused:
+            raise ValueError(f"{directory / CONFIG}: {key}={fields[key]!r} is not supported")
+    return LoRA(
+        rank=fields["r"],
+        alpha=float(fields["lora_alpha"]),
+        dropout=float(fields.get("lora_dropout", 0.0)),
+        rank_stabilized=fields.get("use_rslora", False),
+    )
+
+
+def load_adapter(
+    path: str | pathlib.Path, config: DecoderConfig, dtype: Any = None
+) -> tuple[LoRA, dict[str, Any], Report]:
+    """An LLM's adapters.
+
+    Args:
+      path: a directory or hub id.
+      config: the LLM they belong to.
+      dtype: of the result; None keeps the stored one.
+
+    Returns:
+      Settings (with `targets`), {"blocks": {"q": {"lora_a", "lora_b"}, ...}}, and the report.
+
+    Raises:
+      ValueError: tensors that do not fit the LLM; they are named.
+    """
+    directory = resolve_path(path)
+    lora = read_lora(directory)
+    family = families.for_config(families.LLMS, config)
+    files = [directory / name for name in WEIGHTS if (directory / name).exists()]
+    if not files:
+        raise FileNotFoundError(f"{directory} holds no {' or '.join(WEIGHTS)}")
+    source = Source(directory, files[:1])
+    rules = [r for r in adapter_rules(family, config) if PREFIX + r.name.replace("{i}", "0") in source]
+    if not rules:
+        raise ValueError(f"{files[0]}: no adapter of a linear layer of this {family.model_type} LLM")
+    kernels = llm_shapes(config)
+    shapes = {}
+    for rule in rules:
+        layers, inside, outside = kernels[re.sub(r"lora_[ab]$", "kernel", rule.path)]
+        shapes[rule.path] = (
+            (layers, inside, lora.rank) if rule.path.endswith("_a") else (layers, lora.rank, outside)
+        )
+    part = Part("", "a LoRA adapter", tuple(rules), shapes, (((PREFIX, ""),),))
+    placements, shapes, report = plan_parts(source, [part])
+    names = sorted({rule.path.split("/")[-2] for rule in rules})
+    targets = rf"llm/blocks/({'|'.join(names)})/kernel"
+    params = read_tree(source, placements, shapes, dtype)
+    return LoRA(lora.rank, lora.alpha, lora.dropout, targets, lora.rank_stabilized), params, report
+
+
+def save_adapter(
+    directory: str | pathlib.Path, lora: LoRA, config: DecoderConfig, params: dict[str, Any], base: str = ""
+) -> None:
+    """Writes the adapters in an LLM's parameters as PEFT does.
+
+    Args:
+      params: the LLM's parameters, or its adapters alone.
+      base: name of the base model, for PEFT's own loading.
+
+    Raises:
+      ValueError: no adapters there.
+      FileExistsError: the directory holds weights.
+    """
+    directory = pathlib.Path(directory)
+    refuse_existing(directory)
+    family = families.for_config(families.LLMS, config)
+    leaves = {path: leaf for path, leaf in flatten(params).items() if re.search(r"/lora_[ab]$", path)}
+    if not leaves:
+        raise ValueError("these parameters hold no LoRA adapters")
+    rules = [rule for rule in adapter_rules(family, config) if rule.path in leaves]
+    tensors = write_plan(leaves, rules, prefixes=(("", PREFIX),))
+    modules = sorted({rule.name.removesuffix(".lora_A.weight").rsplit(".", 1)[-1] for rule in rules[::2]})
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rank_stabilized,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    write_sharded(directory, tensors)
+    (directory / "model.safetensors").rename(directory / WEIGHTS[0])
+
+
+def add_adapter(llm: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:
+    """The LLM's parameters with adapters beside their kernels."""
+    blocks = {name: {**leaves, **adapter["blocks"].get(name, {})} for name, leaves in llm["blocks"].items()}
+    return {**llm, "blocks": blocks}
