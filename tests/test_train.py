@@ -8,6 +8,7 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -226,7 +227,7 @@ import tiny
 def get_config():
     config = tiny.recipe({checkpoints!r}, {data!r})
     for stage in config.stages.values():
-        stage.steps = 30
+        stage.steps = 16
         stage.checkpoint_every = 3
     return config
 """
@@ -234,15 +235,31 @@ def get_config():
     return path
 
 
-def start_training(recipe_file, directory, environment):
+def start_training(recipe_file, directory, environment, *arguments, before=("train.py",), **variables):
+    run = [f"--config={recipe_file}", f"--workdir={directory}", "--noevaluate", *arguments]
     return subprocess.Popen(
-        [sys.executable, "train.py", f"--config={recipe_file}", f"--workdir={directory}", "--noevaluate"],
+        [sys.executable, *before, *run],
         cwd=ROOT,
-        env=environment,
+        env=environment | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def finish(process):
+    """Waits for a run that is to succeed and returns what it said."""
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe_file, tmp_path_factory, script_environment):
+    """Work directory of a run in one process on one device, from beginning to end."""
+    directory = tmp_path_factory.mktemp("runs") / "unbroken"
+    finish(start_training(recipe_file, directory, script_environment))
+    return directory
 
 
 def records(directory, stage):
@@ -260,39 +277,79 @@ def kill_in_stage(process, directory, stage, after):
     process.kill()
     output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
-    assert 0 < records(directory, stage) < 30, output
+    assert 0 < records(directory, stage) < 16, output
 
 
 @pytest.mark.slow
 def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
-    recipe_file, tmp_path, script_environment
+    recipe_file, unbroken, tmp_path, script_environment
 ):
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    process = start_training(recipe_file, unbroken, script_environment)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
-
+    broken = tmp_path / "broken"
     for stage in ("pretrain", "finetune"):
         process = start_training(recipe_file, broken, script_environment)
-        kill_in_stage(process, broken, stage, after=random.randint(4, 20))
-    process = start_training(recipe_file, broken, script_environment)
-    output = process.communicate(timeout=600)[0]
-    assert process.returncode == 0, output
+        kill_in_stage(process, broken, stage, after=random.randint(3, 9))
+    output = finish(start_training(recipe_file, broken, script_environment))
     assert "stage pretrain: done before" in output
     assert re.search(r"stage finetune: continuing after update \d+", output)
 
     for stage in ("pretrain", "finetune"):
         first, second = (load_whole(run / "params" / stage) for run in (unbroken, broken))
         assert_same_bits(first, second)
-    curves = [read_metrics(run / "metrics.jsonl") for run in (unbroken, broken)]
-    for stage in ("pretrain", "finetune"):
-        losses = [[(r["step"], r["loss"], r["grad_norm"]) for r in curve[stage]] for curve in curves]
-        assert losses[0] == losses[1]
-        assert len(losses[0]) == 30
+    assert curve(broken) == curve(unbroken)
     lines = (broken / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line) for line in lines)
     leftovers = [path.name for path in broken.rglob("*orbax-checkpoint-tmp*")]
     assert not leftovers
+
+
+@pytest.mark.slow
+def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_path, script_environment):
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **variables)
+    kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(3, 9))
+    output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
+    assert re.search(r"stage finetune: continuing after update \d+", output)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
+
+
+JOIN = """import runpy, sys, jax
+jax.distributed.initialize(sys.argv.pop(1), 2, int(sys.argv.pop(1)))
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_environment):
+    """As on two hosts: each reads its rows, they write one work directory together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    (tmp_path / "join.py").write_text(JOIN)
+    processes = [
+        start_training(
+            recipe_file,
+            tmp_path / "run",
+            script_environment,
+            before=(tmp_path / "join.py", address, str(index)),
+            JAX_PLATFORMS="cpu",
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        finish(process)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
+    assert (
+        len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 60
+    )  # only the first one writes
+
+
+def curve(directory):
+    """(step, loss, gradient norm) of both stages."""
+    metrics = read_metrics(directory / "metrics.jsonl")
+    return [
+        (r["step"], r["loss"], r["grad_norm"]) for stage in ("pretrain", "finetune") for r in metrics[stage]
+    ]
 
 
 def load_whole(directory):
