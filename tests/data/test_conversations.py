@@ -39,6 +39,7 @@ GOLDEN = {
         " A2</s>",
         " A1</s> A2</s>",
     ),
+    "mini": ("USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:", " A2</s>", " A1</s> A2</s>"),
     "llava_v1": (
         f"{HUMAN} USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:",
         " A2</s>",
@@ -132,7 +133,7 @@ def test_every_template_is_covered_here():
 @pytest.mark.parametrize("name", GOLDEN)
 def test_special_tokens_are_spans_of_their_own_and_people_cannot_write_them(name):
     template = get_template(name)
-    typed = " ".join(template.specials) or "###"
+    typed = " ".join(template.specials) or "@@"
     spans = render(name, turns(f"Q{typed}", f"A{typed}"))
     for span in spans:
         assert span.special == (span.text in template.specials)
