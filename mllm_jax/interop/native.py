@@ -56,8 +56,9 @@ def model_from_json(fields: dict[str, Any]) -> ModelConfig:
       ValueError: another format version, or a field that this version does not know.
     """
     fields = dict(fields)
-    if fields.pop("format", None) != FORMAT:
-        raise ValueError(f"{FILE}: format {fields.get('format')!r}; this version of mllm-jax reads {FORMAT}")
+    version = fields.pop("format", None)
+    if version != FORMAT:
+        raise ValueError(f"{FILE}: format {version!r}; this version of mllm-jax reads {FORMAT}")
     return _dataclass(ModelConfig, fields)
 
 

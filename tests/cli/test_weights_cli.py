@@ -1,0 +1,201 @@
+"""`mllm-jax import`, `export` and `inspect`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_jax import interop
+from mllm_jax.cli.main import main
+from mllm_jax.connectors import CONNECTORS
+from mllm_jax.interop import native
+from mllm_jax.interop.checkpoints import load_model, save_llava_hf
+from mllm_jax.models import mllm
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.lora import LoRA
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.models.vit import VisionConfig
+
+VISION = VisionConfig(
+    width=12, depth=4, heads=2, mlp_width=10, patch=4, image_size=16, activation="gelu_tanh", eps=1e-6,
+    class_token=False, pre_norm=False, patch_bias=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+)  # fmt: skip
+LLM = DecoderConfig(vocab=29, width=8, depth=2, heads=2, kv_heads=1, head_width=4, mlp_width=12)
+
+
+def make(connector="mlp2x_gelu", options=(), dtype="float32"):
+    """A random model."""
+    config = ModelConfig(
+        vision=VISION,
+        llm=LLM,
+        image_size=16,
+        connector=connector,
+        connector_options=options,
+        param_dtype=dtype,
+    )
+    return config, jax.device_get(jax.jit(lambda key: mllm.init(config, key))(jax.random.key(0)))
+
+
+def same(a, b):
+    """Equal trees, bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x).view(np.uint8), np.asarray(y).view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["orbax", "safetensors", "llava-hf"])
+def test_export_then_import_is_the_identity(form, dtype, tmp_path, capsys):
+    config, params = make(dtype=dtype)
+    native.save_native(tmp_path / "model", config, params)
+    assert (
+        main(["export", "--from", str(tmp_path / "model"), "--format", form, "--to", str(tmp_path / "out")])
+        == 0
+    )
+    assert main(["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 0
+    again, back, _ = load_model(tmp_path / "back")
+    same(back, params)
+    kept = {"dtype": again.dtype, "param_dtype": again.param_dtype}
+    assert again == config or again == config.__class__(**{**vars(config), **kept})
+    output = capsys.readouterr().out
+    assert "written to" in output
+    # nothing is overwritten
+    assert main(["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 1
+    assert "exists; choose another directory" in capsys.readouterr().err
+
+
+# mixed options: tuples, nested values, defaults
+OPTIONS = {
+    "average_pool": (("tokens", 4),),
+    "c_abstractor": (("depth", 1), ("hidden", 8), ("tokens", 4)),
+    "dci": (("edges", (0, 2, 4)),),
+}
+
+
+@pytest.mark.parametrize("connector", OPTIONS)
+@pytest.mark.parametrize("form", ["orbax", "safetensors"])
+def test_every_form_keeps_connectors_and_their_options(connector, form, tmp_path):
+    assert connector in CONNECTORS
+    config, params = make(connector, OPTIONS[connector])
+    native.save_native(tmp_path, config, params, form)
+    assert native.load_config(tmp_path) == config
+    assert hash(native.load_config(tmp_path)) == hash(config)
+    same(native.load_params(tmp_path), params)
+    same(native.load_params(tmp_path, "connector"), params["connector"])
+
+
+def test_a_model_directory_serves_as_tower_and_llm(tmp_path):
+    config, params = make()
+    native.save_native(tmp_path, config, params)
+    assert interop.vision_config(tmp_path) == VISION
+    assert interop.llm_config(tmp_path) == LLM
+    same(interop.load_llm(tmp_path), params["llm"])
+    same(interop.load_vision(tmp_path), params["vision"])
+    shallow = interop.load_vision(tmp_path, depth=1)
+    same(shallow["blocks"], jax.tree.map(lambda x: x[:1], params["vision"]["blocks"]))
+    with pytest.raises(ValueError, match="4 blocks asked for, the stored tower has 3"):
+        interop.load_vision(tmp_path, depth=4)
+    with pytest.raises(FileExistsError):
+        native.save_native(tmp_path, config, params)
+
+
+def test_shardings_and_dtype_at_loading(tmp_path):
+    config, params = make()
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for form in ("orbax", "safetensors"):
+        native.save_native(tmp_path / form, config, params, form)
+        loaded = native.load_params(tmp_path / form, None, lambda path, shape: here, jnp.bfloat16)
+        assert all(
+            isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(loaded)
+        )
+        expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        same(jax.device_get(loaded), expected)
+
+
+def test_a_directory_that_does_not_fit_its_description(tmp_path):
+    config, params = make()
+    del params["connector"]["layer_1"]["bias"]
+    native.save_native(tmp_path, config, params)
+    with pytest.raises(ValueError, match=r"'connector/layer_1/bias' is stored as None, but \(8,\)"):
+        native.load_params(tmp_path)
+    fields = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**fields, "flavour": 1}))
+    with pytest.raises(ValueError, match="has no field 'flavour'"):
+        native.load_config(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**fields, "format": 2}))
+    with pytest.raises(ValueError, match="format 2; this version of mllm-jax reads 1"):
+        native.load_config(tmp_path)
+
+
+def test_one_part_out_and_in(tmp_path, capsys):
+    config, params = make()
+    native.save_native(tmp_path / "model", config, params)
+    for form in ("llm", "vision"):
+        assert (
+            main(
+                ["export", "--from", str(tmp_path / "model"), "--format", form, "--to", str(tmp_path / form)]
+            )
+            == 0
+        )
+        target = tmp_path / f"{form}-16"
+        code = main(["import", "--from", str(tmp_path / form), "--to", str(target), "--dtype", "bfloat16"])
+        assert code == 0
+    same(interop.load_llm(tmp_path / "llm"), params["llm"])
+    halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    same(interop.load_llm(tmp_path / "llm-16"), halved["llm"])
+    same(interop.load_vision(tmp_path / "vision-16"), halved["vision"])
+    assert interop.llm_config(tmp_path / "llm-16") == LLM
+    capsys.readouterr()
+
+
+def test_inspect(tmp_path, capsys):
+    config, params = make()
+    native.save_native(tmp_path / "model", config, params)
+    save_llava_hf(tmp_path / "hf", config, params)
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for name, what in (
+        ("model", "mllm-jax model directory"),
+        ("hf", "multimodal checkpoint, llava-hf (siglip"),
+    ):
+        assert main(["inspect", str(tmp_path / name)]) == 0
+        output = capsys.readouterr().out
+        assert what in output
+        assert "visual_tokens_per_image 16" in output
+        assert main(["inspect", str(tmp_path / name), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        extra = 2 * LLM.width if name == "hf" else 0  # the row of <image> in embedding and head
+        assert found["parameters"] == total + extra
+        assert found["bytes"] == 4 * (total + extra)
+        rows = {module["module"]: module for module in found["modules"]}
+        assert rows["vision/blocks/q"]["parameters"] == 3 * (12 * 12 + 12)
+        assert rows["llm/embedding"]["dtype"] == "float32"
+    assert main(["inspect", "mini"]) == 0
+    output = capsys.readouterr().out
+    assert "vision/blocks" in output
+    assert "llm/embedding" in output
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "model_type None is not supported" in capsys.readouterr().err
+
+
+def test_messages(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    assert main(["import", "--from", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 1
+    assert "model_type None is not supported; supported: clip_vision_model" in capsys.readouterr().err
+    config, params = make("average_pool", (("tokens", 4),))
+    native.save_native(tmp_path / "pool", config, params)
+    assert main(["export", "--from", str(tmp_path / "pool"), "--to", str(tmp_path / "c")]) == 1
+    assert "cannot compute connector 'average_pool'" in capsys.readouterr().err
+    assert (
+        main(["export", "--from", str(tmp_path / "pool"), "--format", "adapter", "--to", str(tmp_path / "c")])
+        == 1
+    )
+    assert "has no LoRA adapters" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_lora_settings_survive_json():
+    assert native._value(LoRA | None, json.loads(json.dumps(vars(LoRA(rank=3))))) == LoRA(rank=3)

@@ -1,0 +1,131 @@
+"""Reading streams: the host holds the model and no more than two of its largest tensor besides."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllm_jax import interop
+from mllm_jax.interop import families
+from mllm_jax.interop.parts import LLM_SPELLINGS, llm_part, llm_shapes, plan_parts
+from mllm_jax.interop.safetensors_io import write_sharded
+from mllm_jax.interop.sinks import read_to_devices
+from mllm_jax.interop.source import Source
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.paths import flatten
+
+CONFIG = DecoderConfig(
+    vocab=2048, width=256, depth=6, heads=4, kv_heads=2, head_width=64, mlp_width=1024, tied=False
+)
+
+
+def write_llm(directory, config, dtype=np.float32, limit=4 << 20):
+    """A Llama checkpoint of zeros and its sizes: (all bytes, largest tensor)."""
+    family = families.LLMS["llama"]
+    shapes = llm_shapes(config)
+    tensors = []
+    for rule in family.rules(config):
+        shape = shapes[rule.path][1:] if rule.stacked else shapes[rule.path]
+        shape = rule.transform.write(np.broadcast_to(np.int8(0), shape)).shape
+        for i in range(config.depth) if rule.stacked else (0,):
+            name = rule.name.replace("{i}", str(i))
+            tensors.append((name, np.dtype(dtype), shape, lambda s=shape, i=i: np.full(s, i, dtype)))
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(family.write(config)))
+    write_sharded(directory, tensors, limit)
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for _, _, shape, _ in tensors]
+    return sum(sizes), max(sizes)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_host_arrays(dtype, tmp_path):
+    total, largest = write_llm(tmp_path, CONFIG)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 3
+    interop.llm_config(tmp_path)  # imports done before measuring
+    model_bytes = total if dtype is None else total // 2
+    tracemalloc.start()
+    params = interop.load_llm(tmp_path, dtype=dtype)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) == model_bytes
+    assert peak <= model_bytes + 2 * largest + (1 << 20)
+    assert (params["blocks"]["up"]["kernel"] == np.arange(6)[:, None, None]).all()
+
+
+def test_devices_receive_one_tensor_at_a_time(tmp_path):
+    _, largest = write_llm(tmp_path, CONFIG)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tensor"))
+
+    def sharding_of(path, shape):
+        spec = PartitionSpec(None, "fsdp", "tensor") if len(shape) == 3 else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    source = Source(tmp_path)
+    placements, shapes, _ = plan_parts(source, [llm_part(CONFIG, families.LLMS["llama"])])
+    read_to_devices(source, placements, shapes, sharding_of)  # compiles
+    tracemalloc.start()
+    params = read_to_devices(source, placements, shapes, sharding_of)
+    peak = tracemalloc.get_traced_memory()[1]  # NumPy's; device memory is XLA's
+    tracemalloc.stop()
+    assert peak <= 2 * largest + (1 << 20)
+    expected = interop.load_llm(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    for path, leaf in flatten(params).items():
+        assert leaf.sharding == sharding_of(path, leaf.shape)
+
+
+SCRIPT = """
+import os, sys, threading, time
+import jax, numpy as np, psutil
+from mllm_jax.interop import families, llm_config
+from mllm_jax.interop.parts import llm_part, plan_parts
+from mllm_jax.interop.sinks import read_to_devices
+from mllm_jax.interop.source import Source
+
+here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def read(directory):
+    source = Source(directory)
+    part = llm_part(llm_config(directory), families.LLMS["llama"])
+    placements, shapes, _ = plan_parts(source, [part])
+    return read_to_devices(source, placements, shapes, lambda path, shape: here)
+read(sys.argv[1])  # compiles and imports
+process, peak, stop = psutil.Process(), [0], threading.Event()
+def watch():
+    while not stop.is_set():
+        peak[0] = max(peak[0], process.memory_info().rss)
+        time.sleep(0.001)
+before = process.memory_info().rss
+thread = threading.Thread(target=watch)
+thread.start()
+params = read(sys.argv[2])
+stop.set()
+thread.join()
+print(peak[0] - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_process(tmp_path):
+    small = DecoderConfig(vocab=64, width=64, depth=2, heads=2, kv_heads=2, head_width=32, mlp_width=96)
+    write_llm(tmp_path / "small", small)
+    big = DecoderConfig(vocab=8192, width=1024, depth=8, heads=8, kv_heads=8, head_width=128, mlp_width=2816)
+    total, largest = write_llm(tmp_path / "big", big, limit=64 << 20)
+    assert total > 400 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path / "small", tmp_path / "big"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    grown = int(done.stdout.split()[-1])
+    assert grown <= total + 2 * largest + (32 << 20)  # the rest: new shapes are compiled
+
+
+def test_spellings_are_distinct():
+    assert len(set(LLM_SPELLINGS)) == len(LLM_SPELLINGS)
