@@ -32,15 +32,15 @@ def get_config() -> ConfigDict:
                     "image_size": 84,
                 },
                 "fit": {
-                    "steps": 1800,
-                    "learning_rate": 2e-3,
-                    "matrix_learning_rate": 0.02,
-                    "warmup": 50,
+                    "optimizer": "adamw",
+                    "steps": 2000,
+                    "learning_rate": 1e-3,
+                    "warmup": 200,
                     "decay": 600,
                     "b2": 0.98,
-                    "weight_decay": 0.01,
-                    "log_every": 25,
-                    "save_every": 100,
+                    "weight_decay": 0.05,
+                    "log_every": 50,
+                    "save_every": 250,
                 },
             },
             "llm": {
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
                     {"steps": 1000, "batch": 20, "length": 256, "context_weight": 0.02, "short": True},
-                    {"steps": 1400, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
+                    {"steps": 800, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
                 ),
                 "geometry": {
                     "width": 128,
@@ -61,11 +61,13 @@ def get_config() -> ConfigDict:
                     "max_positions": 2048,
                 },
                 "fit": {
-                    "steps": 2400,
+                    # AdamW learned to look words up in the context many times more slowly
+                    "optimizer": "muon",
+                    "steps": 1800,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 600,
+                    "decay": 300,
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 25,

@@ -38,6 +38,26 @@ def schedule(peak: float, steps: int, warmup: int, decay: int) -> optax.Schedule
     )
 
 
+def _optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
+    """AdamW, or Muon for the matrices inside the blocks and Adam for embeddings, heads, norms and biases."""
+
+    def rate(peak: float) -> optax.Schedule:
+        return schedule(peak, config.steps, config.warmup, config.decay)
+
+    if config.optimizer == "adamw":
+        decays = jax.tree.map(lambda x: x.ndim > 1, params)
+        return optax.adamw(
+            rate(config.learning_rate), b2=config.b2, weight_decay=config.weight_decay, mask=decays
+        )
+    return optax.contrib.muon(
+        rate(config.matrix_learning_rate),
+        weight_decay=config.weight_decay,
+        adam_learning_rate=rate(config.learning_rate),
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
+
+
 def _ahead(batches: Iterator[Any], depth: int = 4) -> Iterator[Any]:
     """Runs an endless iterator in a thread; an error in it is raised here."""
     waiting: queue.Queue = queue.Queue(depth)
@@ -65,26 +85,12 @@ def fit(
     config: ConfigDict,
     workdir: pathlib.Path,
 ) -> Any:
-    """Muon on `loss_fn(params, batch) -> (loss, metrics)`; resumes from the newest checkpoint in `workdir`.
+    """Minimises `loss_fn(params, batch) -> (loss, metrics)`; resumes from the newest checkpoint in `workdir`.
 
     Metrics go to `metrics.jsonl` and to the terminal.
     """
 
-    def rate(peak: float) -> optax.Schedule:
-        return schedule(peak, config.steps, config.warmup, config.decay)
-
-    # Muon for the matrices inside the blocks, Adam for embeddings, heads, norms and biases: with AdamW alone the same
-    # models learned to look words up in their context many times more slowly (docs/results.md).
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.contrib.muon(
-            rate(config.matrix_learning_rate),
-            weight_decay=config.weight_decay,
-            adam_learning_rate=rate(config.learning_rate),
-            adam_b2=config.b2,
-            muon_weight_dimension_numbers=muon_dimensions,
-        ),
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), _optimizer(config, params))
     state = {"params": params, "opt": optimizer.init(params)}
 
     @functools.partial(jax.jit, donate_argnums=0)
