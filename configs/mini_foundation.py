@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
                     {"steps": 1000, "batch": 20, "length": 256, "context_weight": 0.02, "short": True},
-                    {"steps": 800, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
+                    {"steps": 600, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
                 ),
                 "geometry": {
                     "width": 128,
@@ -63,11 +63,11 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 1800,
+                    "steps": 1600,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 300,
+                    "decay": 250,
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 25,
