@@ -40,7 +40,9 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise ConfigError(f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py")
+        raise ConfigError(
+            f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
+        )
     saved = json.loads(path.read_text())
     config = default_config()
     with config.unlocked():  # stages, sources and benchmarks have names of their own

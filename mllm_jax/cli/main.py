@@ -18,9 +18,15 @@ from collections.abc import Sequence
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
-    "export": ("mllm_jax.cli.export", "write a model for transformers, as safetensors or as Orbax parameters"),
+    "export": (
+        "mllm_jax.cli.export",
+        "write a model for transformers, as safetensors or as Orbax parameters",
+    ),
     "foundation": ("mllm_jax.cli.foundation", "pretrain the shipped mini vision tower and mini LLM again"),
-    "import": ("mllm_jax.cli.import_", "read a published checkpoint (Hugging Face, LLaVA, PEFT) without torch"),
+    "import": (
+        "mllm_jax.cli.import_",
+        "read a published checkpoint (Hugging Face, LLaVA, PEFT) without torch",
+    ),
     "inspect": ("mllm_jax.cli.inspect", "say what a checkpoint is: geometry, parameters, dtype, memory"),
     "judge": ("mllm_jax.cli.judge", "have a GPT model judge answers where a benchmark needs it"),
     "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),

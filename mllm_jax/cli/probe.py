@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
 
     config = interop.vision_config(args.vision)
     layer = config.resolve_layer(args.layer)
-    trained = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), interop.load_vision(args.vision, depth=layer))
+    trained = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32), interop.load_vision(args.vision, depth=layer)
+    )
     empty = jnp.zeros((1, args.image_size, args.image_size, 3), jnp.uint8)
     random = VisionTransformer(config, FeatureRequest((layer,))).init(jax.random.key(0), empty)["params"]
     scenes, images = probes.pictures(args.pictures, args.image_size)

@@ -27,10 +27,10 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 thead th { color: var(--dim); font-weight: 600; } tr.strong td { font-weight: 700; }
 img.plot { display: block; max-width: 100%; height: auto; margin: .8rem auto; background: #fff; border-radius: .6rem;
   padding: .4rem; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .8rem; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.4rem, 1fr)); gap: .8rem; }
 .example { background: var(--card); border-radius: .6rem; overflow: hidden; border-top: 4px solid var(--line); }
 .example.right { border-top-color: var(--right); } .example.wrong { border-top-color: var(--wrong); }
-.example img { display: block; width: 100%; height: 11rem; object-fit: contain; background: #8884; }
+.example img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #8884; }
 .example img.small { image-rendering: pixelated; }
 .example div { padding: .45rem .65rem .6rem; font-size: .9rem; line-height: 1.4; white-space: pre-line; }
 .example .ability { color: var(--dim); font-size: .8rem; } .right b { color: var(--right); }

@@ -62,7 +62,9 @@ def pictures(count: int, size: int, seed: int = 0) -> tuple[list[Scene], np.ndar
     return scenes, np.stack([np.asarray(image) for image in images])
 
 
-def probe(features: Features, scenes: list[Scene], images: np.ndarray, grid: int) -> dict[str, dict[str, float]]:
+def probe(
+    features: Features, scenes: list[Scene], images: np.ndarray, grid: int
+) -> dict[str, dict[str, float]]:
     """Test accuracy (last fifth of the examples), majority class and number of test examples of every probe."""
     patches = features(images)
     pooled = patches.mean(1)

@@ -49,10 +49,11 @@ def _as_json(run: Run) -> dict[str, Any]:
 
 
 def _sections(runs: Sequence[Run], out: Path) -> list[Section]:
-    found = [Section("Models and cost", (_models(runs), *_differences(runs)))]
+    found: list[Section] = []
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     for name in names:
         found += _benchmark(name, [run for run in runs if name in run.benchmarks], out, len(names) > 1)
+    found.append(Section("Models and cost", (_models(runs), *_differences(runs))))
     if trained := {run.name: run.metrics for run in runs if run.metrics}:
         plots.plot_loss_curves(trained, out / "loss.png")
         found.append(Section("Training", (Picture("loss.png", "Training loss of every stage"),)))
@@ -92,12 +93,14 @@ def _differences(runs: Sequence[Run]) -> list[Part]:
 def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list[Section]:
     suffix = f"_{name}" if several else ""
     scores = [run.benchmarks[name]["scores"] for run in runs]
-    unparsed = "; ".join(
-        f"{score['unparsed']} of {score.get('rows', score['n'])} answers not readable"
-        + (f" ({run.name})" if len(runs) > 1 else "")
+    about = f"{scores[0]['n']} questions."
+    unread = [
+        f"{score['unparsed']} of {score.get('rows', score['n'])}{f' ({run.name})' if len(runs) > 1 else ''}"
         for run, score in zip(runs, scores, strict=True)
-    )
-    about = f"{scores[0]['n']} questions; {unparsed}."
+        if score["unparsed"]
+    ]
+    if unread:
+        about += f" Answers that could not be read count as wrong: {', '.join(unread)}."
     if runs[0].benchmarks[name]["kind"] == "mini":
         about += (
             " A question counts if it is answered right under every rotation of its options (circular evaluation); "

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -87,7 +88,9 @@ def make(name):
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
     state = json.loads(sentencepiece_like().to_str())["model"]
     if name == "llama":
-        return LlamaTokenizer(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
+        tokenizer = LlamaTokenizer(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
+        with_bos(tokenizer.backend_tokenizer, "<s>")
+        return tokenizer
     assert name == "llama_legacy"
     tokenizer = Tokenizer(
         models.BPE(state["vocab"], [tuple(m) for m in state["merges"]], unk_token="<unk>", byte_fallback=True)
@@ -150,17 +153,21 @@ def test_ids_of_chat_templates_equal_those_of_the_whole_text(template):
 @pytest.mark.parametrize("family", ["llama", "llama_legacy"])
 def test_v1_labels_equal_llavas(family):
     """LLaVA counts: rounds are split at </s> and tokenized alone; the instruction ends two tokens before the end
-    of "... ASSISTANT: " (BOS and the lone space); new-style tokenizers count one less after the first round."""
+    of "... ASSISTANT: " (BOS and the lone space). With new-style tokenizers it corrects later rounds by the
+    difference between "USER" alone and behind </s>: -1 in Llama's vocabulary, measured here."""
     tokenizer = make(family)
     text = text_of("v1", TWO_ROUNDS)
     learned = np.ones(len(llava_ids(text, tokenizer)), bool)
     learned[0] = False
     position = 1
+    alone, behind = (tokenizer(text, add_special_tokens=False).input_ids for text in ("USER:", "</s>USER:"))
+    correction = len(behind) - 1 - len(alone)
+    assert (correction == 0) == (family == "llama_legacy")
     for index, turn in enumerate(text.split("</s>")[:-1]):
         length = len(llava_ids(turn, tokenizer))
         instruction = len(llava_ids(turn.split("ASSISTANT: ")[0] + "ASSISTANT: ", tokenizer)) - 2
-        if index and family == "llama":
-            length, instruction = length - 1, instruction - 1
+        if index:
+            length, instruction = length + correction, instruction + correction
         learned[position : position + instruction] = False
         position += length
     assert position == len(learned)
@@ -173,7 +180,8 @@ def test_the_space_of_an_answer_is_in_its_first_token():
         sample = encode("v1", TWO_ROUNDS, family)
         first = int(np.argmax(sample.loss_weights))
         around = make(family).convert_ids_to_tokens(sample.tokens[first - 1 : first + 1].tolist())
-        assert around == [":", space + "A"]
+        assert around[0].endswith(":")
+        assert around[1] == space + "A"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,8 +195,8 @@ def test_decoded_labels_are_the_answers(family):
 def test_bos_is_put_first_once_if_the_tokenizer_has_one(family):
     tokenizer = make(family)
     sample = encode("v1", TWO_ROUNDS, family)
-    starts = [i for i, index in enumerate(sample.tokens) if index == tokenizer.convert_tokens_to_ids("<s>")]
-    assert starts == ([] if family == "gpt" else [0])
+    is_bos = (sample.tokens == tokenizer.convert_tokens_to_ids("<s>")) & (sample.image_of < 0)
+    assert np.flatnonzero(is_bos).tolist() == ([] if family == "gpt" else [0])
 
 
 def test_bos_spelled_by_the_template_is_not_doubled():
@@ -244,9 +252,11 @@ def test_a_template_whose_separators_the_tokenizer_lacks():
 
 
 def test_a_tokenizer_that_cannot_encode_without_a_leading_space_is_refused():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=sentencepiece_like(False), unk_token="<unk>")
-    assert tokenizer("\n:|").input_ids != []
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(":", "")
+    backend = sentencepiece_like(byte_fallback=False)
+    backend.normalizer = normalizers.Sequence(  # every sign vanishes, so that nothing can stand before a text
+        [normalizers.Replace(Regex("[^A-Za-z0-9<]"), ""), normalizers.Prepend("▁")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     with pytest.raises(ValueError, match="puts a space before every text"):
         SpanTokenizer(tokenizer)
 
@@ -329,7 +339,7 @@ def flat(pairs, num_images):
     return ["<image>" * num_images + texts[0], *texts[1:]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     rounds,
     st.sampled_from(["v1", "llama_3", "chatml_direct", "v0", "phi", "llava_llama_2"]),
@@ -347,7 +357,7 @@ def test_byte_level_tokens_spell_the_text_and_the_labels_the_answers(pairs, temp
     assert tokenizer.decode(sample.tokens[sample.loss_weights > 0].tolist()) == learned
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rounds, st.sampled_from(["llama", "llama_legacy"]), st.integers(0, 2))
 def test_sentencepiece_tokens_spell_the_text_but_for_dummy_spaces(pairs, family, num_images):
     texts = flat(pairs, num_images)
@@ -361,7 +371,7 @@ def test_sentencepiece_tokens_spell_the_text_but_for_dummy_spaces(pairs, family,
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rounds, st.sampled_from(FAMILIES), st.sampled_from(["v1", "llava_llama_2", "mistral_instruct", "v0"]))
 def test_a_prompt_is_a_prefix_of_its_training_sample(pairs, family, template):
     conversation = turns(*flat(pairs, 1))
@@ -429,7 +439,7 @@ def test_layout_of_nothing():
     assert row["slots"] == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(rounds, st.integers(0, 2)), min_size=1, max_size=3), st.integers(0, 5))
 def test_rows_hold_their_samples_unchanged(conversations, spare):
     samples = [encode("v1", flat(pairs, n), "gpt", counts=[2] * n) for pairs, n in conversations]

@@ -173,7 +173,7 @@ def test_answers_of_others_are_refused(model, mini, tmp_path):
         run(model, "mini", mini, out)
     assert (out / "predictions.jsonl").read_bytes() == before
     (out / "manifest.json").unlink()
-    with pytest.raises(StoreError, match="no manifest.json says whose"):
+    with pytest.raises(StoreError, match=r"no manifest.json says whose"):
         claim(out, {})
 
 
@@ -183,7 +183,7 @@ def test_damaged_and_repeated_lines_name_the_line(tmp_path):
     with pytest.raises(StoreError, match="line 2 is damaged"):
         AnswerFile(path)
     path.write_text('{"question_id": 1}\n{"question_id": "1", "rotation": 0}\n')
-    with pytest.raises(StoreError, match="line 2 answers .* a second time"):
+    with pytest.raises(StoreError, match=r"line 2 answers .* a second time"):
         AnswerFile(path)
     path.write_text('{"question_id": 1}\n{"question_id": 2}')
     assert len(AnswerFile(path, writable=False).rows) == 1
@@ -250,7 +250,8 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
         ),
         (
             "mini",
-            '[{"question_id": "x", "ability": "a", "group": "g", "question": "q", "answer": "1", "options": ["2", "3"]}]',
+            '[{"question_id": "x", "ability": "a", "group": "g", "question": "q",'
+            ' "answer": "1", "options": ["2", "3"]}]',
             "entry 'x': 'options' must be",
         ),
         ("caption", '[{"question_id": 1}]', "entry #0 has no 'image'"),
@@ -279,12 +280,12 @@ def test_prompt_longer_than_the_context(tmp_path, model):
     (tmp_path / "q.json").write_text(
         json.dumps([{"question_id": "q7", "question": "q" * 300, "answer": "a"}])
     )
-    with pytest.raises(SampleTooLong, match="'q7'.*limit of 256"):
+    with pytest.raises(SampleTooLong, match=r"'q7'.*limit of 256"):
         run(model, "vqa", tmp_path / "q.json", tmp_path / "out")
 
 
 def test_bundle_checks_its_parts(model):
-    with pytest.raises(ValueError, match="pictures of 16 px, model.image_size is 8"):
+    with pytest.raises(ValueError, match=r"pictures of 16 px, model.image_size is 8"):
         dataclasses.replace(model, processor=ImageProcessor.siglip(16))
     with pytest.raises(ValueError, match="mean and std"):
         dataclasses.replace(model, processor=ImageProcessor.clip(8))
