@@ -63,7 +63,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load_processor_config(path: str | pathlib.Path) -> dict[str, Any]:
-    """The image processor's settings (image_mean, image_std, size, crop_size, ...); {} if there are none."""
+    """The image processor's settings (image_mean, image_std, size, crop_size, ...); {} if there are none.
+
+    Of fused towers ("A+B") the first one's.
+    """
+    if not pathlib.Path(path).expanduser().is_dir():
+        path = str(path).split("+")[0]
     directory = resolve_path(path, "mini_vit")
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (directory / name).exists():

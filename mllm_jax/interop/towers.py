@@ -18,6 +18,7 @@ from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.fused import FusedVisionConfig
 from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
@@ -42,12 +43,23 @@ def _read_config(path: str | pathlib.Path, part: str) -> tuple[Any, Family]:
     return part_config(read_json(file), part, table, str(file))
 
 
-def vision_config(path: str | pathlib.Path) -> VisionConfig:
+def fused_paths(path: str | pathlib.Path) -> list[str]:
+    """The checkpoints of fused towers, "A+B"; [] for a single one."""
+    parts = str(path).split("+")
+    return [] if len(parts) == 1 or pathlib.Path(path).expanduser().is_dir() else parts
+
+
+def vision_config(path: str | pathlib.Path) -> VisionConfig | FusedVisionConfig:
     """The tower of a checkpoint: its own config.json or a composite's `vision_config`, and its normalisation.
+
+    Args:
+      path: "mini", a directory or a hub id; several joined by "+" are towers fused by channels.
 
     Raises:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
     """
+    if several := fused_paths(path):
+        return FusedVisionConfig(tuple(vision_config(each) for each in several))
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
         return native.load_config(directory).vision
@@ -81,13 +93,18 @@ def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any =
     """Parameters of a vision tower as nested dicts of NumPy arrays, blocks stacked on axis 0.
 
     Args:
-      path: "mini", a directory or a hub id.
+      path: "mini", a directory or a hub id; several joined by "+" are towers fused by channels.
       depth: blocks wanted (the deepest hidden state used); all by default. Deeper ones are not read.
       dtype: of the result; None keeps the checkpoint's.
 
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
+    if several := fused_paths(path):
+        whole = vision_config(path)
+        depths = [depth if depth is None else whole.tower_layer(i, depth) for i in range(len(several))]
+        pairs = enumerate(zip(several, depths, strict=True))
+        return {f"tower_{i}": load_vision(each, d, dtype) for i, (each, d) in pairs}
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
         return _truncated(native.load_params(directory, "vision", dtype=dtype), depth, path)
