@@ -13,14 +13,21 @@ import numpy as np
 from mllm_jax.interop import families, native
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
-from mllm_jax.interop.connector_names import connector_part
+from mllm_jax.interop.connector_names import SPELLINGS, connector_part
 from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
 from mllm_jax.interop.peft import add_adapter, load_adapter
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.sinks import read_to_devices
 from mllm_jax.interop.source import Source
-from mllm_jax.interop.towers import VISION_NEIGHBOURS, blocks_of, llm_config, load_llm, with_fillers
+from mllm_jax.interop.towers import (
+    OTHER_PARTS,
+    VISION_NEIGHBOURS,
+    blocks_of,
+    llm_config,
+    load_llm,
+    with_fillers,
+)
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.mllm import ModelConfig, Params
@@ -137,6 +144,32 @@ def load_llava_lora(
     planned = _plan_tower(composite, vision_part(model.vision, composite.vision, depth, "vision"))
     params |= _place(*planned[:3], None, dtype)
     return model, params, report + told + planned[3]
+
+
+def load_connector(path: str | pathlib.Path, model: ModelConfig, dtype: Any = None) -> Params:
+    """A connector alone: LLaVA's stage-1 `mm_projector.bin`, or that of any checkpoint with the same connector.
+
+    Args:
+      path: a weight file, or the directory of a checkpoint.
+
+    Raises:
+      ValueError: no layout in which this connector is published is there, or a tensor that does not fit.
+    """
+    path = pathlib.Path(path)
+    source = Source(path.parent, [path]) if path.is_file() else Source(resolve_path(path))
+    tried = []
+    for layout in SPELLINGS:
+        try:
+            part = connector_part(model, layout)
+        except ValueError as error:  # published elsewhere
+            tried.append(str(error))
+            continue
+        if part.found(source):
+            everything_else = rf"(?!{'|'.join(t for s in part.found(source) for t, _ in s)}).*"
+            planned = plan_parts(source, [part], ((everything_else, OTHER_PARTS),))
+            return _place(source, *planned[:2], None, dtype)["connector"]
+        tried.append(f"{part.what} is not there ({part.rules[0].name!r})")
+    raise ValueError(f"{path} holds no connector {model.connector!r}: {'; '.join(tried)}")
 
 
 def _place(

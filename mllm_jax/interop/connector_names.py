@@ -184,4 +184,4 @@ def honeybee_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Ru
     return tuple(rule for rule in tables[config.connector](count) if rule.path in shapes)
 
 
-__all__ = ["PROJECTORS", "connector_part", "connector_shapes"]
+__all__ = ["PROJECTORS", "SPELLINGS", "connector_part", "connector_shapes"]

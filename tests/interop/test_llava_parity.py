@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from mllm_jax.interop.checkpoints import load_model, save_llava_hf
+from mllm_jax.interop.checkpoints import load_connector, load_model, save_llava_hf
+from mllm_jax.interop.source import Source
 from mllm_jax.models import mllm
 from mllm_jax.models.mllm import ModelConfig
 
@@ -181,6 +182,21 @@ def test_dense_connector_checkpoint(kind, tmp_path):
         hidden = theirs.model.language_model(inputs_embeds=embeddings).last_hidden_state
         expected = theirs.lm_head(hidden)
     assert_close(our_logits(model, params, tokens=tokens), expected, f"{kind} logits")
+
+
+def test_a_connector_alone(tmp_path):
+    theirs = torch_llava()
+    main = llava_layout(theirs, tmp_path, True)
+    model, params, _ = load_model(main)
+    state = {k: torch.tensor(Source(main).read(k)) for k in Source(main) if "mm_projector" in k}
+    torch.save(state, tmp_path / "mm_projector.bin")  # LLaVA's stage 1
+    save(theirs, tmp_path / "hf")
+    for place in (tmp_path / "mm_projector.bin", main, tmp_path / "hf"):
+        connector = load_connector(place, model)
+        jax.tree.map(np.testing.assert_array_equal, connector, params["connector"])
+    linear = dataclasses.replace(model, connector="linear")
+    with pytest.raises(ValueError, match=r"holds no connector 'linear': .*'mm_projector.weight'"):
+        load_connector(tmp_path / "mm_projector.bin", linear)
 
 
 def test_what_llava_hf_cannot_express_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Reading streams: the host holds the model and no more than two of its largest tensor besides."""
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -129,3 +130,41 @@ def test_the_whole_process(tmp_path):
 
 def test_spellings_are_distinct():
     assert len(set(LLM_SPELLINGS)) == len(LLM_SPELLINGS)
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from mllm_jax import interop
+from mllm_jax.interop import families
+from mllm_jax.interop.parts import llm_part, plan_parts
+from mllm_jax.interop.sinks import read_to_devices
+from mllm_jax.interop.source import Source
+from mllm_jax.parallel.sharding import spec_of
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("fsdp", "tensor"))
+source, config = Source(sys.argv[1]), interop.llm_config(sys.argv[1])
+placements, shapes, _ = plan_parts(source, [llm_part(config, families.LLMS["llama"], "llm")])
+params = read_to_devices(source, placements, shapes, lambda path, shape: NamedSharding(mesh, spec_of(path)))
+expected = {"llm": interop.load_llm(sys.argv[1])}
+jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), expected)
+kernel = params["llm"]["blocks"]["up"]["kernel"]
+assert kernel.sharding.spec == P(None, "fsdp", "tensor"), kernel.sharding
+assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+print(len(jax.devices()))
+"""
+
+
+def test_four_devices_hold_their_shards(tmp_path):
+    config = DecoderConfig(vocab=32, width=16, depth=2, heads=2, kv_heads=2, head_width=8, mlp_width=24)
+    write_llm(tmp_path, config, limit=4096)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, tmp_path],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout.strip() == "4", done.stderr
