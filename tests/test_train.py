@@ -269,7 +269,10 @@ def records(directory, stage):
 
 
 def kill_in_stage(process, directory, stage, after):
-    """kill -9 once `after` steps of a stage are logged, and a moment later."""
+    """kill -9 once `after` steps of a stage are logged, and a moment later.
+
+    The second checkpoint (step 6) waits for the first, so a run that has logged step 7 has one to go on from.
+    """
     deadline = time.time() + 300
     while records(directory, stage) < after and process.poll() is None and time.time() < deadline:
         time.sleep(0.005)
@@ -287,7 +290,7 @@ def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
     broken = tmp_path / "broken"
     for stage in ("pretrain", "finetune"):
         process = start_training(recipe_file, broken, script_environment)
-        kill_in_stage(process, broken, stage, after=random.randint(3, 9))
+        kill_in_stage(process, broken, stage, after=random.randint(7, 12))
     output = finish(start_training(recipe_file, broken, script_environment))
     assert "stage pretrain: done before" in output
     assert re.search(r"stage finetune: continuing after update \d+", output)
@@ -307,7 +310,7 @@ def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_
     variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **variables)
-    kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(3, 9))
+    kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(7, 12))
     output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
     assert re.search(r"stage finetune: continuing after update \d+", output)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
@@ -340,7 +343,7 @@ def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_en
         finish(process)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
     assert (
-        len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 60
+        len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 32
     )  # only the first one writes
 
 
