@@ -113,9 +113,7 @@ print(peak[0] - before)
 
 # Resident memory includes what compilation and the allocator keep: 583 MB against a bound of 579 MB was seen on one
 # machine, not yet understood. The bound on what the reader itself holds is tested above, always.
-@pytest.mark.skipif(
-    "MLLM_JAX_TEST_RSS" not in os.environ, reason="set MLLM_JAX_TEST_RSS=1 to measure the whole process"
-)
+@pytest.mark.skipif("MLLM_JAX_TEST_RSS" not in os.environ, reason="on request: MLLM_JAX_TEST_RSS=1")
 @pytest.mark.slow
 def test_the_whole_process(tmp_path):
     small = DecoderConfig(vocab=64, width=64, depth=2, heads=2, kv_heads=2, head_width=32, mlp_width=96)
