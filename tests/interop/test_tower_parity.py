@@ -62,7 +62,9 @@ def test_features_of_a_truncated_tower(tmp_path):
     run = jax.jit(lambda p, x: VisionTransformer(config, request).apply({"params": p}, x))
     features = run(params, images)
     expected = collect(request, [state[:, 4:] for state in whole], (3, 3))  # class token and 3 registers
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), features, expected)
+    assert jax.tree.structure(features) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(features), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
     with pytest.raises(ValueError, match="4 blocks asked for, the tower has 3"):
         interop.load_vision(tmp_path, depth=4)
 
