@@ -1,5 +1,6 @@
 """Evaluates a model on the benchmarks of a configuration and writes what there is to look at."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mllm_jax.evaluation.bundle import Model
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report import write_report
 from mllm_jax.evaluation.runners import Runner, read_benchmark
-from mllm_jax.evaluation.store import write_json
+from mllm_jax.evaluation.store import StoreError, write_json
 from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
 
 
@@ -35,11 +36,12 @@ def evaluate(
       console: where progress and tables are shown.
 
     Returns:
-      The contents of `summary.json`.
+      The contents of `summary.json`; benchmarks that the same model answered earlier are in it too.
 
     Raises:
-      BenchmarkError, StoreError, DataError, ImageError, SampleTooLong: see `answer.answer_benchmark`; all benchmarks
-        are read before the first is answered.
+      BenchmarkError, DataError, ImageError, SampleTooLong: see `answer.answer_benchmark`; all benchmarks are read
+        before the first is answered.
+      StoreError: the folder holds the evaluation of another model.
     """
     console = console or Console()
     workdir = Path(workdir)
@@ -48,7 +50,7 @@ def evaluate(
         name: read_benchmark(values.kind, values.path, values.get("images") or None)
         for name, values in config.benchmarks.items()
     }
-    summary: dict[str, Any] = {"model": describe(model), "benchmarks": {}}
+    summary = _earlier(out, describe(model))
     tables = []
     for name, runner in runners.items():
         settings = Settings(
@@ -91,6 +93,25 @@ def evaluate(
     report = write_report([workdir], out)
     console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
     return summary
+
+
+def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:
+    """The summary so far: other benchmarks that this model answered before stay in it.
+
+    Raises:
+      StoreError: another model's.
+    """
+    path = out / "summary.json"
+    found = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"model": model, "benchmarks": {}}
+    )
+    there = found["model"].get("fingerprint")
+    if there != model["fingerprint"]:
+        raise StoreError(
+            f"{out} holds the evaluation of another model (fingerprint {there}, this one is "
+            f"{model['fingerprint']}); move that folder away, or evaluate into another one"
+        )
+    return found
 
 
 def group_of(runner: Runner) -> dict[str, str]:

@@ -38,11 +38,15 @@ def config():
     )
 
 
-@pytest.fixture(scope="module")
-def params(config):
+def make_params(config):
     """Large random weights, so that greedy tokens vary and depend on everything before them."""
     tree = jax.jit(mllm.init, static_argnums=0)(config, jax.random.key(1))
     return jax.tree.map(lambda leaf: leaf * (12 if leaf.ndim > 1 else 1), tree)
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return make_params(config)
 
 
 def load(key):

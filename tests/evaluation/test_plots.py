@@ -16,6 +16,7 @@ from mllm_jax.evaluation import plots
 from mllm_jax.evaluation.report import write_report
 from mllm_jax.evaluation.run import evaluate
 from mllm_jax.evaluation.runs import ReportError, load_runs
+from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.tables import markdown_table, percent, rich_table, rows_from_dicts, score_rows
 
 GROUPS = {"scene": "coarse", "style": "coarse", "counting": "fine", "reading": "fine"}
@@ -238,3 +239,11 @@ def test_evaluate_writes_everything(mini, tmp_path):  # noqa: F811
     before = {p: p.read_bytes() for p in out.rglob("*.jsonl")}
     assert evaluate(model, config, work, Console(file=io.StringIO())) == summary
     assert {p: p.read_bytes() for p in out.rglob("*.jsonl")} == before
+    config.benchmarks = {"again": look}
+    assert set(evaluate(model, config, work, Console(file=io.StringIO()))["benchmarks"]) == {
+        "mini",
+        "look",
+        "again",
+    }
+    with pytest.raises(StoreError, match="holds the evaluation of another model"):
+        evaluate(make_model(seed=1), config, work, Console(file=io.StringIO()))
