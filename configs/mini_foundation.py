@@ -18,11 +18,11 @@ def get_config() -> ConfigDict:
                 # 84 px is the quarter-scale counterpart of 336; the others are seen too, so that the interpolated
                 # position table works at each of them.
                 "sizes": (84, 56, 112),
-                "pictures": (32000, 8000, 8000),
-                "shares": (4, 1, 1),  # batches of each size in a cycle
+                "pictures": (40000, 5000, 5000),
+                "shares": (6, 1, 1),  # batches of each size in a cycle
                 "batch": 32,
                 "caption_length": 128,
-                "caption": {"caption_depth": 2, "caption_weight": 0.5},
+                "caption": {"caption_depth": 1, "caption_weight": 0.5},
                 "geometry": {
                     "width": 128,
                     "depth": 6,
@@ -32,15 +32,16 @@ def get_config() -> ConfigDict:
                     "image_size": 84,
                 },
                 "fit": {
-                    "optimizer": "adamw",
-                    "steps": 2000,
-                    "learning_rate": 1e-3,
-                    "warmup": 200,
-                    "decay": 600,
+                    "optimizer": "muon",
+                    "steps": 3000,
+                    "learning_rate": 2e-3,
+                    "matrix_learning_rate": 0.02,
+                    "warmup": 50,
+                    "decay": 1000,
                     "b2": 0.98,
-                    "weight_decay": 0.05,
+                    "weight_decay": 0.01,
                     "log_every": 50,
-                    "save_every": 250,
+                    "save_every": 100,
                 },
             },
             "llm": {
@@ -48,8 +49,28 @@ def get_config() -> ConfigDict:
                 "first_text": 10_000_000,  # scenes that the tower never sees
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
-                    {"steps": 1000, "batch": 20, "length": 256, "context_weight": 0.02, "short": True},
-                    {"steps": 600, "batch": 12, "length": 384, "context_weight": 0.1, "short": False},
+                    {
+                        "steps": 600,
+                        "batch": 20,
+                        "length": 256,
+                        "context_weight": 0.02,
+                        "notes": 0.6,
+                        "short": True,
+                        "grids": (4, 6),
+                        "questions": 3,
+                        "describe": 0.05,
+                    },
+                    {
+                        "steps": 1800,
+                        "batch": 14,
+                        "length": 384,
+                        "context_weight": 0.02,
+                        "notes": 0.85,
+                        "short": False,
+                        "grids": (6, 8, 12),
+                        "questions": 5,
+                        "describe": 0.15,
+                    },
                 ),
                 "geometry": {
                     "width": 128,
@@ -63,11 +84,11 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 1600,
+                    "steps": 2400,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 250,
+                    "decay": 600,
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 25,

@@ -11,14 +11,15 @@
   dtype); such a checkpoint can also be used as it is, as model.vision.path or model.llm.path.
 
 `--from` is a directory or a hub id (the user's cache and token are used; `.bin` is read only where there is no
-safetensors). Tensors of the source that no parameter takes are listed, or an error when they are unknown.
+safetensors). Tensors of the source that no parameter takes are listed, or an error when they are unknown. Peak memory is
+the model and twice its largest tensor; with `--form orbax` Orbax holds a second copy while it writes.
 """
 
 import argparse
 import collections
 import pathlib
 
-FORMS = ("orbax", "safetensors")
+FORMS = ("safetensors", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tower", help="vision tower of a LLaVA-layout checkpoint, if not the one it names")
     parser.add_argument("--base", help="LLM that a LoRA adapter belongs to, if not the one it names")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the checkpoint's)")
-    parser.add_argument("--form", choices=FORMS, default="orbax", help="how parameters are stored")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how parameters are stored")
     parser.add_argument("--verbose", action="store_true", help="list every ignored tensor")
 
 

@@ -1,4 +1,4 @@
-"""Text-only pretraining of the mini LLM: descriptions in words, questions about them, no pictures."""
+"""Text-only pretraining of the mini LLM: descriptions in sentences or notes, questions about them, no pictures."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,8 @@ from mllm_jax.data.conversations import Turn, render
 from mllm_jax.data.mini_world import ABILITIES, long_caption, make_questions, sample_scene, text_sample
 from mllm_jax.data.mini_world.captions import phrase
 from mllm_jax.data.mini_world.text import ask
-from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+from mllm_jax.data.tokens import SampleTooLong, encode_sample, layout_row
+from mllm_jax.foundation.notes import WORDS_PER_CELL, NotedSample, note_sample
 
 
 def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
@@ -45,51 +46,61 @@ def few_things(seed: int, index: int, most: int, questions: int) -> list[tuple[s
 
 
 def conversation(seed: int, index: int, short: bool) -> list[tuple[str, str]]:
-    """A conversation about a described scene.
+    """A conversation about a scene described in sentences.
 
     Args:
-      short: the first phase of pretraining: up to three things, up to two questions. Else half of the conversations are
-        `few_things`, one in ten repeats a description, and the rest are `mini_world.text_sample`.
+      short: up to three things, up to two questions. Else half of the conversations are `few_things` and the rest are
+        `mini_world.text_sample`.
     """
     if short:
         return few_things(seed, index, 1 + index % 3, 2) or text_sample(seed, index)[:1]
-    if index % 10 == 0:
-        caption = long_caption(sample_scene(seed, index, "foundation"))
-        return [(f"{caption}\nrepeat the description.", caption)]
     return (few_things(seed, index, 3, 5) if index % 10 > 5 else None) or text_sample(seed, index)
 
 
-def encode_text(
-    tokenizer: Any, seed: int, index: int, context_weight: float, short: bool = False
-) -> EncodedSample:
-    """A conversation whose answers weigh 1 and whose other text weighs `context_weight` in the loss."""
-    sample = encode_sample(
-        render("mini", turns_of(conversation(seed, index, short))), tokenizer, [], sample=str(index)
-    )
-    weights = np.maximum(sample.loss_weights, context_weight).astype(np.float32)
+def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
+    """Conversation `index` of a phase: about sentences, or about notes (see `phased_batches`).
+
+    Its answers weigh 1 and its other text weighs `phase["context_weight"]` in the loss.
+    """
+    if np.random.default_rng([0x91C, seed, index]).random() < phase["notes"]:
+        sample = note_sample(tokenizer, seed, index, phase["grids"], phase["questions"], phase["describe"])
+    else:
+        turns = turns_of(conversation(seed, index, phase["short"]))
+        encoded = encode_sample(render("mini", turns), tokenizer, [], sample=f"text {index}")
+        sample = NotedSample(encoded, np.zeros((0, WORDS_PER_CELL), np.int32))
+    weights = np.maximum(sample.encoded.loss_weights, phase["context_weight"]).astype(np.float32)
     weights[:1] = 0
-    return dataclasses.replace(sample, loss_weights=weights)
+    weights[sample.encoded.image_of >= 0] = 0
+    return NotedSample(dataclasses.replace(sample.encoded, loss_weights=weights), sample.bags)
 
 
-def packed_batches(
-    tokenizer: Any, seed: int, batch: int, length: int, context_weight: float, short: bool, start: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
+def layout_notes(samples: Sequence[NotedSample], length: int) -> dict[str, np.ndarray]:
+    """A packed row, as `data.tokens.layout_row` gives it, with `bags` int32 [T, WORDS_PER_CELL] at visual positions."""
+    row = layout_row(
+        [s.encoded for s in samples], length, len(samples), max(len(s.bags) for s in samples) or 1
+    )
+    bags = np.zeros((length, WORDS_PER_CELL), np.int32)
+    bags[row["visual_index"] >= 0] = np.concatenate([sample.bags for sample in samples])
+    return {key: value for key, value in row.items() if key != "slots"} | {"bags": bags}
+
+
+def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Batches of packed conversations, endlessly, from sample `start` on; one longer than a row is an error."""
-    index = start
-    waiting = encode_text(tokenizer, seed, index, context_weight, short)
+    index, length = start, phase["length"]
+    waiting = pretraining_sample(tokenizer, seed, index, phase)
     while True:
         rows = []
-        for _ in range(batch):
+        for _ in range(phase["batch"]):
             samples, used = [], 0
             if len(waiting) > length:
-                raise SampleTooLong(waiting.sample, len(waiting), length)
+                raise SampleTooLong(waiting.encoded.sample, len(waiting), length)
             while used + len(waiting) <= length:
                 samples.append(waiting)
                 used += len(waiting)
                 index += 1
-                waiting = encode_text(tokenizer, seed, index, context_weight, short)
-            rows.append(layout_row(samples, length, 1, 1))
-        yield {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "slots"}
+                waiting = pretraining_sample(tokenizer, seed, index, phase)
+            rows.append(layout_notes(samples, length))
+        yield {key: np.stack([row[key] for row in rows]) for key in rows[0]} | {"noise_seed": np.int32(index)}
 
 
 def phased_batches(
@@ -98,7 +109,9 @@ def phased_batches(
     """The batches of all phases one after the other, from update `start` on.
 
     Args:
-      phases: each with `steps`, `batch`, `length`, `context_weight` and `short`.
+      phases: each with `steps`, `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer),
+        `notes` (share of conversations about notes; the others are about sentences), `short` (of sentences, see
+        `conversation`), `grids`, `questions` and `describe` (of notes, see `note_sample`).
       first: number of the first conversation.
     """
     begin = 0
@@ -107,8 +120,7 @@ def phased_batches(
         if first_update < begin + phase["steps"]:
             # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
             most = phase["batch"] * (phase["length"] // 24)
-            options = {key: phase[key] for key in ("batch", "length", "context_weight", "short")}
-            packed = packed_batches(tokenizer, seed, **options, start=first + first_update * most)
+            packed = packed_batches(tokenizer, seed, phase, start=first + first_update * most)
             yield from itertools.islice(packed, begin + phase["steps"] - first_update)
         begin += phase["steps"]
         first += phase["steps"] * 1000

@@ -5,9 +5,9 @@ Three objectives at once, each a plain supervised loss on rendered pictures whos
 * long captions: a small cross-attention decoder writes the dense caption (every object with size, colour, place
   and text) from the last hidden state;
 * dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, colour, size,
-  digit and word it shows;
+  digit, word and bar height it shows and how many of its kind there are;
 * picture labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
-  counts.
+  counts, and heads on every patch of the penultimate one name those of `EVERYWHERE`.
 
 Decoder and heads are thrown away; the blocks are the tower.
 """
@@ -26,6 +26,9 @@ from mllm_jax.data.mini_world import GLOBAL_CLASSES, PATCH_CLASSES
 from mllm_jax.models.attention import AttentionMask, attend
 from mllm_jax.models.layers import Dense, layer_norm
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
+
+# Picture labels that each single patch has to know as well.
+EVERYWHERE = ("scene", "lighting", "style", "quality", "topic", "things", "bars")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,9 @@ class TowerPretraining(nn.Module):
         }
         pooled = last.mean(1)
         whole = {key: Dense(len(names), name=f"image_{key}")(pooled) for key, names in GLOBAL_CLASSES.items()}
+        everywhere = {
+            key: Dense(len(GLOBAL_CLASSES[key]), name=f"everywhere_{key}")(penultimate) for key in EVERYWHERE
+        }
 
         length = tokens.shape[1]
         table = self.param("words", nn.initializers.normal(0.02), (self.task.vocab, vision.width))
@@ -89,31 +95,35 @@ class TowerPretraining(nn.Module):
         for i in range(self.task.caption_depth):
             x = CaptionBlock(vision.width, vision.heads, name=f"caption_{i}")(x, last, mask)
         x = layer_norm(1e-6, jnp.float32, jnp.float32, "caption_norm")(x)
-        return {"patch": patch, "image": whole, "caption": x @ table.T}
+        return {"patch": patch, "image": whole, "everywhere": everywhere, "caption": x @ table.T}
 
 
 def tower_loss(task: TowerTask, params, batch) -> tuple[Array, dict[str, Array]]:
-    """Mean of the objectives and their parts.
+    """Weighted sum of the objectives, and their parts.
 
-    Background patches (most of the picture) weigh a fifth of patches that show something.
+    Of each kind of patch label, patches that have one and patches that have none weigh the same together: few patches
+    show a digit or a word.
     """
     logits = TowerPretraining(task).apply({"params": params}, batch["images"], batch["caption"][:, :-1])
     xent = optax.softmax_cross_entropy_with_integer_labels
-    shown = (batch["patch"]["shape"] > 0).astype(jnp.float32)
-    weights = 0.2 + 0.8 * shown
-    metrics, patch_loss, image_loss = {}, 0.0, 0.0
+    metrics, patch_loss, image_loss, every_loss = {}, 0.0, 0.0, 0.0
+
+    def mean(values, which):
+        return (values * which).sum() / jnp.maximum(which.sum(), 1)
+
     for key, target in batch["patch"].items():
-        loss = xent(logits["patch"][key], target)
-        patch_loss += (loss * weights).sum() / weights.sum()
-        right = (logits["patch"][key].argmax(-1) == target) & (target > 0)
-        metrics[f"patch_{key}"] = right.sum() / jnp.maximum((target > 0).sum(), 1)
+        losses, named = xent(logits["patch"][key], target), target > 0
+        patch_loss += 0.5 * (mean(losses, named) + mean(losses, ~named))
+        metrics[f"patch_{key}"] = mean(logits["patch"][key].argmax(-1) == target, named)
     for key, target in batch["image"].items():
         image_loss += xent(logits["image"][key], target).mean()
         metrics[f"image_{key}"] = (logits["image"][key].argmax(-1) == target).mean()
+    for key, each in logits["everywhere"].items():
+        every_loss += xent(each, jnp.broadcast_to(batch["image"][key][:, None], each.shape[:2])).mean()
     targets = batch["caption"][:, 1:]
     valid = (targets != 0).astype(jnp.float32)
     caption_loss = (xent(logits["caption"], targets) * valid).sum() / valid.sum()
-    loss = patch_loss + 0.25 * image_loss + task.caption_weight * caption_loss
+    loss = patch_loss + 0.25 * (image_loss + every_loss) + task.caption_weight * caption_loss
     return loss, metrics | {"loss": loss, "caption_loss": caption_loss}
 
 

@@ -169,11 +169,26 @@ def train_tower(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir:
     return task.vision, params
 
 
+NOTE_NOISE = 0.3  # noise on a note's embedding, in units of the root mean square of the words' embeddings
+
+
+def note_embeddings(apply: Callable[..., jax.Array], batch) -> jax.Array:
+    """Embeddings [B, T, D] of bags of words: their sum over the square root of their number, and noise."""
+    bags = batch["bags"]
+    there = (bags > 0)[..., None]
+    words = apply(bags, method="embed")
+    scale = jnp.sqrt(jnp.maximum(there.sum(-2), 1))
+    rms = jnp.sqrt((jnp.square(words) * there).sum() / jnp.maximum(there.sum() * words.shape[-1], 1))
+    noise = jax.random.normal(jax.random.key(batch["noise_seed"]), (*bags.shape[:2], words.shape[-1]))
+    return (words * there).sum(-2) / scale + NOTE_NOISE * jax.lax.stop_gradient(rms) * noise
+
+
 def llm_loss(config: DecoderConfig, params, batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted next-token loss, and the accuracy on the answers (weight 1)."""
     decoder = Decoder(config)
     apply = functools.partial(decoder.apply, {"params": params})
     embeddings = apply(batch["tokens"], method="embed")
+    embeddings = jnp.where((batch["visual_index"] >= 0)[..., None], note_embeddings(apply, batch), embeddings)
     hidden, _ = apply(embeddings, batch["positions"], batch["segment_ids"])
     logits = apply(hidden[:, :-1], method="logits")
     targets, weights = batch["tokens"][:, 1:], batch["loss_weights"][:, 1:]

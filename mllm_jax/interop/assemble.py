@@ -171,7 +171,7 @@ def write_plan(
 
             def make(leaf=leaf, index=index, rule=rule, target=target):
                 array = np.asarray(leaf if index is None else leaf[index])
-                return rule.transform.write(array).astype(target)
+                return rule.transform.write(array).astype(target, copy=False)
 
             shape = leaf.shape if index is None else leaf.shape[1:]
             shape = rule.transform.write(np.broadcast_to(np.zeros((), np.int8), shape)).shape

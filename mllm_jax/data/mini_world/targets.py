@@ -8,6 +8,7 @@ from mllm_jax.data.mini_world.render import silhouette
 from mllm_jax.data.mini_world.scene import (
     COLORS,
     LIGHTING,
+    MAX_BAR,
     QUALITY,
     SCENES,
     SHAPES,
@@ -20,14 +21,16 @@ from mllm_jax.data.mini_world.scene import (
 )
 
 NONE = "none"
+MAX_COUNT = 8
 PATCH_CLASSES: dict[str, tuple[str, ...]] = {
     "shape": (NONE, *SHAPES, "digit", "word", "bar"),
     "color": (NONE, *COLORS),
     "digit": (NONE, *(str(d) for d in range(10))),
     "word": (NONE, *WORDS),
     "size": (NONE, *SIZES),
+    "value": (NONE, *(str(n) for n in range(1, MAX_BAR + 1))),  # height of a bar
+    "same": (NONE, *(str(n) for n in range(1, MAX_COUNT + 1))),  # shapes of this kind in the picture
 }
-MAX_COUNT = 8
 GLOBAL_CLASSES: dict[str, tuple[str, ...]] = {
     "scene": SCENES,
     "lighting": LIGHTING,
@@ -43,7 +46,7 @@ _SUB = 6  # samples per patch and axis
 _LEAST = 0.2  # share of a patch that a thing has to cover to name it
 
 
-def _classes(thing: Thing) -> dict[str, int]:
+def _classes(scene: Scene, thing: Thing) -> dict[str, int]:
     kind = thing.shape if thing.kind == "shape" else thing.kind
     return {
         "shape": PATCH_CLASSES["shape"].index(kind),
@@ -51,6 +54,8 @@ def _classes(thing: Thing) -> dict[str, int]:
         "digit": 1 + thing.digit,
         "word": 1 + WORDS.index(thing.word) if thing.word else 0,
         "size": 1 + SIZES.index(thing.size) if thing.size else 0,
+        "value": thing.value,
+        "same": sum(t.shape == thing.shape for t in scene.shapes) if thing.kind == "shape" else 0,
     }
 
 
@@ -97,7 +102,7 @@ def patch_targets(scene: Scene, grid: int) -> dict[str, Int32[np.ndarray, " patc
     owners = patch_owners(scene, grid)
     tables = {name: np.zeros(len(scene.things) + 1, np.int32) for name in PATCH_CLASSES}
     for i, thing in enumerate(scene.things, start=1):
-        for name, value in _classes(thing).items():
+        for name, value in _classes(scene, thing).items():
             tables[name][i] = value
     return {name: table[owners] for name, table in tables.items()}
 

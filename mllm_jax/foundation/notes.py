@@ -1,0 +1,109 @@
+"""Notes: a scene written as a lattice of bags of words, the text that is nearest to what a connector will give.
+
+Each cell of the lattice holds the words for what is there: of a thing its size, colour, kind and place, elsewhere
+the scene, its style and its counts. The LLM reads a cell as one position, whose embedding is the sum of its words'
+embeddings over the square root of their number. Notes come from the scene's description alone: no picture is rendered
+and no tower is run. A connector that maps patches to words then finds an LLM that can already read them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.mini_world import Scene, long_caption, sample_scene
+from mllm_jax.data.mini_world.captions import has_lighting
+from mllm_jax.data.mini_world.questions import PLURALS
+from mllm_jax.data.mini_world.scene import Thing
+from mllm_jax.data.mini_world.targets import patch_owners
+from mllm_jax.data.mini_world.text import CAPTION_PROMPTS, ask, pick_questions
+from mllm_jax.data.tokens import EncodedSample, encode_sample
+
+WORDS_PER_CELL = 10
+KEEP_THING, KEEP_BACKGROUND = 0.85, 0.6  # chance of each word to be written down
+
+
+def thing_words(scene: Scene, thing: Thing) -> list[str]:
+    """The words of a cell that shows `thing`."""
+    where = thing.position.split(" ")
+    if thing.kind == "shape":
+        same = sum(t.shape == thing.shape for t in scene.shapes)
+        return [thing.size, thing.color, thing.shape, "shape", *where, str(same), PLURALS[thing.shape]]
+    if thing.kind == "digit":
+        return ["number", str(thing.digit), thing.color, "card", *where]
+    if thing.kind == "word":
+        return ["word", thing.word, thing.color, "card", *where]
+    return [thing.color, "bar", str(thing.value)]
+
+
+def background_words(scene: Scene) -> list[str]:
+    """The words of a cell that shows nothing in particular."""
+    light = [scene.lighting] if has_lighting(scene) else []
+    bars = [str(len(scene.bars)), "bars"] if scene.bars else [str(len(scene.shapes)), "shapes"]
+    return [scene.background, *light, scene.style, scene.quality, "topic", scene.topic, *bars]
+
+
+def cells(
+    scene: Scene, grid: int, rng: np.random.Generator, tokenizer: Any
+) -> Int32[np.ndarray, "cells words"]:
+    """The scene as bags of token ids, int32 [grid * grid, WORDS_PER_CELL] in raster order, 0 where there is none."""
+    table = np.zeros((1 + len(scene.things), WORDS_PER_CELL), np.int32)
+    for row, words in enumerate(
+        [background_words(scene), *(thing_words(scene, thing) for thing in scene.things)]
+    ):
+        ids = [i for word in words for i in word_ids(tokenizer, word)]
+        table[row, : len(ids)] = ids
+    owners = patch_owners(scene, grid)
+    bags = table[owners]
+    keep = np.where(owners == 0, KEEP_BACKGROUND, KEEP_THING)[:, None]
+    bags[rng.random(bags.shape) >= keep] = 0
+    return bags
+
+
+@functools.lru_cache(maxsize=4096)
+def word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """The ids of a word as it stands inside a text."""
+    return tuple(tokenizer(" " + word, add_special_tokens=False).input_ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NotedSample:
+    """An encoded conversation and the bags of its visual positions, int32 [cells, WORDS_PER_CELL]."""
+
+    encoded: EncodedSample
+    bags: Int32[np.ndarray, "cells words"]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+
+def note_sample(
+    tokenizer: Any, seed: int, index: int, grids: Sequence[int], questions: int, describe: float
+) -> NotedSample:
+    """A conversation about a scene given as notes.
+
+    Args:
+      tokenizer: whose words are written.
+      seed: which stream.
+      index: number of the conversation; its scene is of the split "foundation".
+      grids: lattices, cells per side, of which one is drawn.
+      questions: at most so many are asked.
+      describe: share of conversations that ask for the long caption instead, half of them as the `plain` template does.
+    """
+    rng = np.random.default_rng([0x207E5, seed, index])
+    scene = sample_scene(seed, index, "foundation")
+    bags = cells(scene, int(rng.choice(grids)), rng, tokenizer)
+    template = "mini"
+    if rng.random() < describe:
+        pairs = [(CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))], long_caption(scene, rng))]
+        template = "plain" if rng.random() < 0.5 else "mini"
+    else:
+        pairs = [ask(question, rng) for question in pick_questions(scene, rng, questions)]
+    turns = [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
+    turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
+    encoded = encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
+    return NotedSample(encoded, bags)
