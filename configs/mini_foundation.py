@@ -49,28 +49,11 @@ def get_config() -> ConfigDict:
                 "first_text": 10_000_000,  # scenes that the tower never sees
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
-                    {
-                        "steps": 600,
-                        "batch": 20,
-                        "length": 256,
-                        "context_weight": 0.02,
-                        "notes": 0.6,
-                        "short": True,
-                        "grids": (4, 6),
-                        "questions": 3,
-                        "describe": 0.05,
-                    },
-                    {
-                        "steps": 1800,
-                        "batch": 14,
-                        "length": 384,
-                        "context_weight": 0.02,
-                        "notes": 0.85,
-                        "short": False,
-                        "grids": (6, 8, 12),
-                        "questions": 5,
-                        "describe": 0.15,
-                    },
+                    _phase(500, rows=20, length=256, notes=0.6, grids=(4, 6), questions=3, describe=0.05),
+                    _phase(900, rows=20, length=256, notes=0.9, grids=(6,), questions=4, describe=0.4),
+                    _phase(
+                        1600, rows=14, length=384, notes=0.9, grids=(6, 8, 12), questions=5, describe=0.2
+                    ),
                 ),
                 "geometry": {
                     "width": 128,
@@ -84,7 +67,7 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 2400,
+                    "steps": 3000,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
@@ -97,3 +80,20 @@ def get_config() -> ConfigDict:
             },
         }
     )
+
+
+def _phase(
+    steps: int, *, rows: int, length: int, notes: float, grids: tuple[int, ...], questions: int, describe: float
+) -> dict:
+    """A phase of the LLM, see `foundation.text.phased_batches`; rows of 256 tokens get short sentences."""
+    return {
+        "steps": steps,
+        "batch": rows,
+        "length": length,
+        "context_weight": 0.02,
+        "notes": notes,
+        "short": length == 256,
+        "grids": grids,
+        "questions": questions,
+        "describe": describe,
+    }
