@@ -131,7 +131,10 @@ def stage_config() -> ConfigDict:
 
 def default_config() -> ConfigDict:
     """Every key with its default. Stages and evaluation are filled in by the recipe."""
-    connector = {"name": "mlp2x_gelu"}
+    connector = {
+        "name": "mlp2x_gelu",
+        "path": "",  # a checkpoint whose connector training starts from; "" = fresh weights
+    }
     connector |= {
         name: connectors.options(name) for name in connectors.CONNECTORS if connectors.options(name)
     }

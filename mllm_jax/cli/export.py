@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="llava-hf")
     parser.add_argument("--stage", help="stage of a run (default: the last one that is finished)")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as they are)")
+    parser.add_argument("--base", help="adapter: name of the base LLM to write (default: the run's)")
     parser.add_argument("--keep-adapters", action="store_true", help="do not merge LoRA adapters")
 
 
@@ -59,7 +60,13 @@ def _export(args: argparse.Namespace) -> int:
     if args.format == "adapter":
         if adapters is None:
             raise ValueError(f"{args.source} has no LoRA adapters")
-        peft.save_adapter(target, adapters, model.llm, params["llm"])
+        if lora.split({"vision": params["vision"]})[1]:
+            raise ValueError(
+                f"{args.source} also adapts the vision tower, which an adapter of the LLM cannot hold; export another "
+                "format, with the adapters merged"
+            )
+        base = args.base or (tokenizer if is_run(pathlib.Path(args.source)) else "")
+        peft.save_adapter(target, adapters, model.llm, params["llm"], base)
         print(f"adapter written to {target}")
         return 0
     if adapters is not None and not args.keep_adapters:

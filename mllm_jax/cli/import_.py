@@ -3,16 +3,18 @@
     mllm-jax import --from llava-hf/llava-1.5-7b-hf --to models/llava
     mllm-jax import --from liuhaotian/llava-v1.5-7b --to models/llava-original
     mllm-jax import --from ADAPTER_DIR --base lmsys/vicuna-7b-v1.5 --to models/merged
+    mllm-jax import --from ADAPTER_DIR --base llava-hf/llava-1.5-7b-hf --to models/merged
 
 * A multimodal model (llava-hf, LLaVA and Dense Connector, Honeybee) becomes `model.json`, parameters and tokenizer
   files; training, evaluation and `mllm-jax export` take that directory.
-* A LoRA adapter of PEFT is merged into its base; with LLaVA's non_lora_trainables beside it, into the whole model.
+* A LoRA adapter of PEFT is merged into its base, an LLM or a multimodal model; with LLaVA's non_lora_trainables beside
+  it, into the whole LLaVA.
 * A vision tower or an LLM alone is written again in Hugging Face's layout as safetensors (from `.bin`, or in another
   dtype); such a checkpoint can also be used as it is, as model.vision.path or model.llm.path.
 
 `--from` is a directory or a hub id (the user's cache and token are used; `.bin` is read only where there is no
-safetensors). Tensors of the source that no parameter takes are listed, or an error when they are unknown. Peak memory is
-the model and twice its largest tensor; with `--form orbax` Orbax holds a second copy while it writes.
+safetensors). Tensors of the source that no parameter takes are listed, or an error when they are unknown. Peak memory
+is the model and twice its largest tensor; with `--form orbax` Orbax holds a second copy while it writes.
 """
 
 import argparse
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", required=True, help="directory or hub id of the checkpoint")
     parser.add_argument("--to", required=True, help="directory to write; must not hold weights")
     parser.add_argument("--tower", help="vision tower of a LLaVA-layout checkpoint, if not the one it names")
-    parser.add_argument("--base", help="LLM that a LoRA adapter belongs to, if not the one it names")
+    parser.add_argument("--base", help="model that a LoRA adapter belongs to, if not the one it names")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the checkpoint's)")
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how parameters are stored")
     parser.add_argument("--verbose", action="store_true", help="list every ignored tensor")
@@ -57,11 +59,13 @@ def _import(args: argparse.Namespace) -> int:
     dtype = jnp.dtype(args.dtype) if args.dtype else None
     directory = resolve_path(args.source)
     fields = read_json(directory / "config.json") if (directory / "config.json").exists() else {}
-    whole = composite.is_composite(fields) or native.is_native(directory)
+    whole = composite.is_multimodal(directory)
     if peft.is_adapter(directory):
         base = args.base or read_json(directory / peft.CONFIG).get("base_model_name_or_path", "")
         if whole:
             model, params, report = checkpoints.load_llava_lora(directory, base, args.tower, dtype=dtype)
+        elif base and composite.is_multimodal(resolve_path(base)):
+            model, params, report = checkpoints.merged_model(directory, base, args.tower, dtype=dtype)
         else:
             config, llm, report = checkpoints.merged_llm(directory, base, dtype)
             interop.save_llm(target, config, llm)

@@ -64,11 +64,17 @@ def describe(source: str) -> dict[str, Any]:
     from mllm_jax.cli.export import is_run
     from mllm_jax.interop import native, peft
     from mllm_jax.interop.hub import read_json, resolve_path
+    from mllm_jax.interop.towers import fused_paths
 
     if source == "mini":
         return _merge("the shipped mini vision tower and mini LLM", _lone("mini"), _lone("mini", llm=True))
     if is_run(pathlib.Path(source)):
         return _run(pathlib.Path(source))
+    if several := fused_paths(source):
+        parts = {f"vision/tower_{i}": _lone(path) for i, path in enumerate(several)}
+        return _merge(
+            "fused vision towers", *(_renamed(part, "vision", name) for name, part in parts.items())
+        )
     directory = resolve_path(source)
     if native.is_native(directory):
         return _native(directory)
@@ -88,6 +94,11 @@ def _merge(what: str, *parts: dict[str, Any]) -> dict[str, Any]:
     return _total(what, geometry, modules)
 
 
+def _renamed(part: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    modules = [{**row, "module": row["module"].replace(old, new, 1)} for row in part["modules"]]
+    return {**part, "modules": modules, "geometry": {new: part["geometry"][old]}}
+
+
 def _total(what: str, geometry: dict[str, Any], modules: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "what": what,
@@ -105,7 +116,8 @@ def _modules(leaves: dict[str, tuple[Any, tuple[int, ...]]], prefix: str = "") -
     counts: dict[str, list[Any]] = collections.defaultdict(lambda: [0, 0, set()])
     for path, (dtype, shape) in leaves.items():
         keys = (prefix + path).split("/")
-        name = "/".join(keys[:3] if len(keys) > 1 and keys[1] == "blocks" else keys[:2])
+        depth = 1 + keys[1].startswith("tower_") if len(keys) > 2 else 1  # fused towers lie one level deeper
+        name = "/".join(keys[: depth + 2] if keys[depth] == "blocks" else keys[: depth + 1])
         size = int(np.prod(shape, dtype=np.int64))
         counts[name][0] += size
         counts[name][1] += size * np.dtype(dtype).itemsize
@@ -151,7 +163,14 @@ def _lone(path: Any, llm: bool = False) -> dict[str, Any]:
 def _model_geometry(model: Any) -> dict[str, Any]:
     whole = {key: value for key, value in _geometry(model).items() if key not in ("vision", "llm")}
     whole["visual_tokens_per_image"] = model.tokens_per_image
-    return {"model": whole, "vision": _geometry(model.vision), "llm": _geometry(model.llm)}
+    several = getattr(model.vision, "towers", None)
+    towers = (
+        {f"vision/tower_{i}": tower for i, tower in enumerate(several)}
+        if several
+        else {"vision": model.vision}
+    )
+    described = {name: _geometry(tower) for name, tower in towers.items()}
+    return {"model": whole, **described, "llm": _geometry(model.llm)}
 
 
 def _native(directory: pathlib.Path) -> dict[str, Any]:

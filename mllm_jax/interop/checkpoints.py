@@ -13,7 +13,7 @@ import numpy as np
 from mllm_jax.interop import families, native
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
-from mllm_jax.interop.connector_names import SPELLINGS, connector_part
+from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes
 from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
 from mllm_jax.interop.peft import add_adapter, load_adapter
@@ -30,6 +30,7 @@ from mllm_jax.interop.towers import (
 )
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.fused import FusedVisionConfig
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.positions import resize_position_table
 
@@ -109,13 +110,34 @@ def merged_llm(
     Raises:
       ValueError: the adapter does not fit, or `base` is not given.
     """
+    _need_base(adapter, base)
+    config = llm_config(base)
+    llm, report = _merge(adapter, config, load_llm(base, dtype=dtype))
+    return config, llm, report
+
+
+def merged_model(
+    adapter: str | pathlib.Path, base: str, tower: str | None = None, dtype: Any = None
+) -> tuple[ModelConfig, Params, Report]:
+    """A multimodal model with a PEFT adapter merged into its LLM; `base` as in `load_model`.
+
+    Raises:
+      ValueError: the adapter does not fit, or `base` is not given.
+    """
+    _need_base(adapter, base)
+    model, params, report = load_model(base, tower, dtype=dtype)
+    llm, told = _merge(adapter, model.llm, params["llm"])
+    return model, {**params, "llm": llm}, report + told
+
+
+def _need_base(adapter: str | pathlib.Path, base: str) -> None:
     if not base:
         raise ValueError(f"{adapter}: which LLM does this adapter belong to? Give --base")
-    config = llm_config(base)
+
+
+def _merge(adapter: str | pathlib.Path, config: DecoderConfig, llm: Params) -> tuple[Params, Report]:
     settings, adapters, report = load_adapter(adapter, config)
-    llm = load_llm(base, dtype=dtype)
-    merged = lora.merge({"llm": add_adapter(llm, adapters)}, settings)["llm"]
-    return config, jax.device_get(merged), report
+    return jax.device_get(lora.merge({"llm": add_adapter(llm, adapters)}, settings)["llm"]), report
 
 
 def load_llava_lora(
@@ -150,12 +172,14 @@ def load_connector(path: str | pathlib.Path, model: ModelConfig, dtype: Any = No
     """A connector alone: LLaVA's stage-1 `mm_projector.bin`, or that of any checkpoint with the same connector.
 
     Args:
-      path: a weight file, or the directory of a checkpoint.
+      path: a weight file, or a checkpoint's directory (ours too) or hub id.
 
     Raises:
       ValueError: no layout in which this connector is published is there, or a tensor that does not fit.
     """
     path = pathlib.Path(path)
+    if not path.is_file() and native.is_native(resolve_path(path)):
+        return _own_connector(resolve_path(path), model, dtype)
     source = Source(path.parent, [path]) if path.is_file() else Source(resolve_path(path))
     tried = []
     for layout in SPELLINGS:
@@ -170,6 +194,17 @@ def load_connector(path: str | pathlib.Path, model: ModelConfig, dtype: Any = No
             return _place(source, *planned[:2], None, dtype)["connector"]
         tried.append(f"{part.what} is not there ({part.rules[0].name!r})")
     raise ValueError(f"{path} holds no connector {model.connector!r}: {'; '.join(tried)}")
+
+
+def _own_connector(directory: pathlib.Path, model: ModelConfig, dtype: Any) -> Params:
+    held, wanted = connector_shapes(native.load_config(directory)), connector_shapes(model)
+    if different := sorted(held.items() ^ wanted.items()):
+        path, _ = different[0]
+        raise ValueError(
+            f"{directory} holds connector parameter {path!r} as {held.get(path)}, connector {model.connector!r} needs "
+            f"{wanted.get(path)}"
+        )
+    return native.load_params(directory, "connector", dtype=dtype)
 
 
 def _place(
@@ -310,6 +345,10 @@ def save_llava_hf(
 
 
 def _check_expressible(model: ModelConfig) -> None:
+    if isinstance(model.vision, FusedVisionConfig):
+        raise ValueError(
+            "transformers' LLaVA has one vision tower; export plain safetensors or Orbax instead"
+        )
     options = {key: value for key, value in model.connector_options if value}
     plain = (
         options.get("reduction", 1) == 1 and not options.get("reduced_grid") and not options.get("learnable")

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop import families
+from mllm_jax.interop import families, native
 from mllm_jax.interop.families.base import Family, complete
 from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
 from mllm_jax.models.mllm import ModelConfig
@@ -91,6 +91,12 @@ def is_composite(fields: Mapping[str, Any]) -> bool:
     return "mm_vision_tower" in fields or fields.get("model_type") in ("llava", "mllm", *LLAVA_TYPES)
 
 
+def is_multimodal(directory: pathlib.Path) -> bool:
+    """Whether a directory holds a whole multimodal model, in a published layout or ours."""
+    file = directory / "config.json"
+    return native.is_native(directory) or (file.exists() and is_composite(read_json(file)))
+
+
 def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Composite:
     """What a multimodal checkpoint computes.
 
@@ -122,9 +128,9 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
     llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
     vision, vocab = with_normalisation(vision, path), llm.vocab
     if extension := fields.get(EXTENSION):
-        from mllm_jax.interop.native import model_from_json
-
-        return Composite("llava-hf", model_from_json(extension), vision_family, llm_family, None, vocab)
+        return Composite(
+            "llava-hf", native.model_from_json(extension), vision_family, llm_family, None, vocab
+        )
     if not fields.get("multimodal_projector_bias", True):
         raise ValueError(f"{where}: a projector without bias is not supported")
     if fields.get("projector_hidden_act", "gelu") != "gelu":

@@ -1,5 +1,6 @@
 """Finding checkpoints: shipped assets, directories, the Hugging Face hub."""
 
+import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -80,7 +81,19 @@ def load_processor_config(path: str | pathlib.Path) -> dict[str, Any]:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Any:
-    """The checkpoint's tokenizer (transformers, fast, without running code from the checkpoint)."""
+    """The checkpoint's tokenizer (transformers, fast, without running code from the checkpoint).
+
+    Raises:
+      ImportError: it is a SentencePiece model (Vicuna, Llama 1 and 2) and the package to read it is missing.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve_path(path, "mini_llm"), trust_remote_code=False)
+    directory = resolve_path(path, "mini_llm")
+    alone = (directory / "tokenizer.model").exists() and not (directory / "tokenizer.json").exists()
+    if (
+        alone and importlib.util.find_spec("sentencepiece") is None
+    ):  # transformers' own message is about tiktoken
+        raise ImportError(
+            f"{directory / 'tokenizer.model'} is a SentencePiece tokenizer: `pip install sentencepiece` to read it"
+        )
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

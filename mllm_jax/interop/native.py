@@ -76,6 +76,8 @@ def _value(hint: Any, value: Any) -> Any:
         kinds = [option for option in options if dataclasses.is_dataclass(option)]
         fits = [kind for kind in kinds if value.keys() <= {field.name for field in dataclasses.fields(kind)}]
         return _dataclass((fits or kinds)[0], value)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return tuple(_value(typing.get_args(hint)[0], item) for item in value)  # tuple[SomeDataclass, ...]
     return _tuples(value)
 
 
@@ -131,7 +133,8 @@ def write_processor(directory: pathlib.Path, config: ModelConfig) -> None:
 
 
 def processor_json(vision: Any, size: int) -> dict[str, Any]:
-    """An image processor's configuration in Hugging Face's words."""
+    """An image processor's configuration in Hugging Face's words; of fused towers the first one's."""
+    vision = getattr(vision, "towers", (vision,))[0]
     processor = {
         "image_processor_type": "SiglipImageProcessor",
         "do_convert_rgb": True,

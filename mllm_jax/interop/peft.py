@@ -10,7 +10,7 @@ from mllm_jax.interop.assemble import Report, read_tree, write_plan
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import read_json, resolve_path
 from mllm_jax.interop.native import refuse_existing
-from mllm_jax.interop.parts import Part, llm_shapes, plan_parts
+from mllm_jax.interop.parts import Part, Spelling, llm_shapes, plan_parts
 from mllm_jax.interop.rules import TRANSPOSE, Rule
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
@@ -20,16 +20,26 @@ from mllm_jax.models.paths import flatten
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-# Settings that change the computation and that we do not have, with the value that means "not used".
-UNSUPPORTED = {
+# Where the adapted LLM hangs: alone, in LLaVA's own class, in llava-hf (transformers 4 and 5).
+SPELLINGS: tuple[Spelling, ...] = (
+    ((PREFIX, ""),),
+    ((f"{PREFIX}language_model.", ""),),
+    ((f"{PREFIX}model.language_model.", "model."),),
+)
+# Settings that change the computation and that we do not have, with the values that mean "not used".
+_OFF, _NONE = (False, None), ([], {}, None)
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
-    "use_dora": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "layers_to_transform": ([], None),
-    "fan_in_fan_out": (False, None),
+    **dict.fromkeys(("fan_in_fan_out", "lora_bias", "use_dora", "use_qalora"), _OFF),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform"), _NONE),
+    **dict.fromkeys(("layer_replication", "target_parameters", "trainable_token_indices"), _NONE),
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "arrow_config", "kasa_config", "use_bdlora"), (*_NONE, False)
+    ),
 }
+# Starting points that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ) train against a base of their
+# own, unless PEFT converted the adapter when it saved it, and then it says so here.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def is_adapter(directory: pathlib.Path) -> bool:
@@ -60,6 +70,11 @@ def read_lora(directory: pathlib.Path) -> LoRA:
     for key, unused in UNSUPPORTED.items():
         if key in fields and fields[key] not in unused:
             raise ValueError(f"{directory / CONFIG}: {key}={fields[key]!r} is not supported")
+    if (start := fields.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise ValueError(
+            f"{directory / CONFIG}: init_lora_weights={start!r} goes with a changed base; save the adapter with PEFT's "
+            "path_initial_model_for_weight_conversion, which turns it into one for the original base"
+        )
     return LoRA(
         rank=fields["r"],
         alpha=float(fields["lora_alpha"]),
@@ -91,7 +106,9 @@ def load_adapter(
     if not files:
         raise FileNotFoundError(f"{directory} holds no {' or '.join(WEIGHTS)}")
     source = Source(directory, files[:1])
-    rules = [r for r in adapter_rules(family, config) if PREFIX + r.name.replace("{i}", "0") in source]
+    every = adapter_rules(family, config)
+    parts = [Part("", "a LoRA adapter", (rule,), {}, SPELLINGS) for rule in every]
+    rules = [rule for rule, part in zip(every, parts, strict=True) if part.found(source)]
     if not rules:
         raise ValueError(f"{files[0]}: no adapter of a linear layer of this {family.model_type} LLM")
     kernels = llm_shapes(config)
@@ -101,7 +118,7 @@ def load_adapter(
         shapes[rule.path] = (
             (layers, inside, lora.rank) if rule.path.endswith("_a") else (layers, lora.rank, outside)
         )
-    part = Part("", "a LoRA adapter", tuple(rules), shapes, (((PREFIX, ""),),))
+    part = Part("", "a LoRA adapter", tuple(rules), shapes, SPELLINGS)
     placements, shapes, report = plan_parts(source, [part])
     names = sorted({rule.path.split("/")[-2] for rule in rules})
     targets = rf"llm/blocks/({'|'.join(names)})/kernel"

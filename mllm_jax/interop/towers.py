@@ -107,7 +107,7 @@ def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any =
         return {f"tower_{i}": load_vision(each, d, dtype) for i, (each, d) in pairs}
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
-        return _truncated(native.load_params(directory, "vision", dtype=dtype), depth, path)
+        return _shortened(native.load_config(directory).vision, directory, depth, dtype)
     config, family = _read_config(path, "vision_config")
     if depth is not None and not 0 <= depth <= config.depth:
         raise ValueError(f"{path}: {depth} blocks asked for, the tower has {config.depth}")
@@ -134,6 +134,16 @@ def load_llm(path: str | pathlib.Path, dtype: Any = None) -> Params:
     params, report = _read(Source(directory), llm_part(config, family), LLM_NEIGHBOURS, dtype)
     _log(path, report)
     return params
+
+
+def _shortened(
+    config: VisionConfig | FusedVisionConfig, directory: pathlib.Path, depth: int | None, dtype: Any
+) -> Params:
+    params = native.load_params(directory, "vision", dtype=dtype)
+    if not isinstance(config, FusedVisionConfig):
+        return _truncated(params, depth, directory)
+    depths = [None if depth is None else config.tower_layer(i, depth) for i in range(len(config.towers))]
+    return {f"tower_{i}": _truncated(params[f"tower_{i}"], d, directory) for i, d in enumerate(depths)}
 
 
 def _truncated(params: Params, depth: int | None, path: Any) -> Params:
@@ -170,14 +180,18 @@ def _write(directory: pathlib.Path, family: Family, config: Any, params: Params,
 
 
 def save_vision(
-    directory: str | pathlib.Path, config: VisionConfig, params: Params, dtype: Any = None
+    directory: str | pathlib.Path,
+    config: VisionConfig | FusedVisionConfig,
+    params: Params,
+    dtype: Any = None,
 ) -> None:
     """Writes a tower that transformers' `from_pretrained` loads.
 
     The class is that of the first family that can express the config: CLIPVisionModel, SiglipVisionModel (without
     pooling head), Siglip2VisionModel, Dinov2Model, Dinov2WithRegistersModel. Their final norm, which we neither
     have nor use, is written as the identity. A tower shorter than `config.depth` (truncated at the deepest hidden
-    state used) is written with the blocks it has.
+    state used) is written with the blocks it has. Fused towers are written one by one, as `tower_0`, `tower_1`, ...;
+    "DIRECTORY/tower_0+DIRECTORY/tower_1" names them together.
 
     Args:
       dtype: to store; None keeps the parameters'.
@@ -185,8 +199,12 @@ def save_vision(
     Raises:
       ValueError: no family can express the config.
     """
-    config = dataclasses.replace(config, depth=blocks_of(params))
     directory = pathlib.Path(directory)
+    if isinstance(config, FusedVisionConfig):
+        for i, tower in enumerate(config.towers):
+            save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype)
+        return
+    config = dataclasses.replace(config, depth=blocks_of(params))
     _write(directory, families.for_config(families.VISION, config), config, params, dtype)
     (directory / "preprocessor_config.json").write_text(
         json.dumps(native.processor_json(config, config.image_size), indent=2) + "\n"

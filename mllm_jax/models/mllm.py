@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax import connectors
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
-from mllm_jax.models.vit import VisionConfig, VisionTransformer
+from mllm_jax.models.fused import FusedVisionConfig, vision_encoder
+from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 Batch = dict[str, Any]
@@ -31,7 +32,7 @@ class ModelConfig:
       remat: rematerialisation of decoder blocks ("none", "full", "dots"); vision_remat: of encoder blocks.
     """
 
-    vision: VisionConfig
+    vision: VisionConfig | FusedVisionConfig
     llm: DecoderConfig
     image_size: int
     select_layer: int = -2
@@ -80,7 +81,7 @@ class MLLM(nn.Module):
         cfg = self.config
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         self.connector = cfg.make_connector()
-        self.vision = VisionTransformer(
+        self.vision = vision_encoder(
             cfg.vision, self.connector.request(), dtype, param_dtype, cfg.vision_remat, cfg.attention
         )
         self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention)

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.models.paths import path_of
 
-INTO = r"(llm|vision)/blocks/(q|k|v|gate|up|fc1)"  # into a block's inner width
-OUT_OF = r"(llm|vision)/blocks/(o|out|down|fc2)"
+TOWER = r"vision(/tower_\d+)?"  # one tower, or one of several fused
+INTO = rf"(llm|{TOWER})/blocks/(q|k|v|gate|up|fc1)"  # into a block's inner width
+OUT_OF = rf"(llm|{TOWER})/blocks/(o|out|down|fc2)"
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"llm/embedding", P("tensor", "fsdp")),
@@ -29,10 +30,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (rf"{OUT_OF}/(bias|kernel_scale)", P()),
     (rf"{OUT_OF}/lora_a", P(None, "tensor")),
     (rf"{OUT_OF}/lora_b", P(None, None, "fsdp")),
-    (r"(llm|vision)/blocks/((post_)?norm[12]|[qk]_norm)/(scale|bias)", P()),
+    (rf"(llm|{TOWER})/blocks/((post_)?norm[12]|[qk]_norm)/(scale|bias)", P()),
     (r"llm/final_norm/(scale|bias)", P()),
-    (r"vision/(patch_embed/(kernel|bias)|pos_embed|class_token|registers|pre_norm/(scale|bias))", P()),
-    (r"vision/blocks/scale[12]", P()),
+    (rf"{TOWER}/(patch_embed/(kernel|bias)|pos_embed|class_token|registers|pre_norm/(scale|bias))", P()),
+    (rf"{TOWER}/blocks/scale[12]", P()),
     # Connectors are small next to the LLM, and a new one must work without an edit here.
     (r"connector/.*", P()),
 )

@@ -20,6 +20,7 @@ from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Source
 from mllm_jax.evaluation.bundle import Model
+from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import attention, mllm, paths
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.sharding import param_shardings
@@ -89,12 +90,15 @@ def image_processor(config: ConfigDict) -> ImageProcessor:
 
 
 def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
-    """Checkpointed tower (as deep as the connector needs) and LLM, and a fresh connector; host arrays.
+    """Checkpointed tower (as deep as the connector needs) and LLM, and connector, fresh or checkpointed; host arrays.
 
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
-    connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
+    if config.model.connector.path:
+        connector = load_connector(config.model.connector.path, model)
+    else:
+        connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
     return {
         "vision": interop.load_vision(
             config.model.vision.path, depth=model.make_connector().request().deepest

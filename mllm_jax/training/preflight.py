@@ -12,6 +12,7 @@ from mllm_jax.data.mini_world.dataset import BENCHMARK
 from mllm_jax.data.mini_world.scene import SPLITS
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.templates import get_template
+from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import num_row_shards
@@ -30,6 +31,9 @@ def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: M
             f"config key 'model.llm.path': the tokenizer has {len(tokenizer)} tokens, more than the LLM's vocabulary "
             f"of {model.llm.vocab}"
         )
+    if config.model.connector.path:
+        with blaming("model.connector.path"):
+            load_connector(config.model.connector.path, model)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"
