@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
-from mllm_jax.data.templates import get_template
 from mllm_jax.data.validate import Layout, Report, validate
 
 
@@ -103,7 +103,7 @@ def _layout(args: argparse.Namespace) -> Layout:
         from transformers import AutoTokenizer  # takes seconds to import
 
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
-    template = None if args.template is None else get_template(args.template)
+    template = None if args.template is None else resolve_template(args.template, tokenizer)
     return Layout(template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots)
 
 

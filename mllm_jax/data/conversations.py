@@ -173,12 +173,12 @@ def render(
     for index, turn in enumerate(turns):
         if turn.role == "human":
             spans += _fixed(template, template.first_open if index == 0 else template.user_open, learn=False)
-            spans += _content(turn, learn=False)
+            spans += _content(_stripped(template, turn), learn=False)
             spans += _fixed(template, template.user_close, learn=False)
         else:
             spans += _fixed(template, template.answer_open, learn=False)
             spans += _fixed(template, template.answer_lead, learn=True)
-            spans += _content(turn, learn=True)
+            spans += _content(_stripped(template, turn), learn=True)
             spans += _fixed(template, template.answer_close, learn=True)
     if add_generation_prompt:
         spans += _fixed(template, template.answer_open, learn=False)
@@ -191,6 +191,15 @@ def _fixed(template: Template, text: str, learn: bool) -> list[Span]:
         return [Span(text, learn)] if text else []
     pieces = re.split("(" + "|".join(map(re.escape, template.specials)) + ")", text)
     return [Span(piece, learn, special=piece in template.specials) for piece in pieces if piece]
+
+
+def _stripped(template: Template, turn: Turn) -> Turn:
+    if turn.role not in template.stripped:
+        return turn
+    parts = list(turn.parts)
+    parts[0] = parts[0].lstrip()
+    parts[-1] = parts[-1].rstrip()
+    return Turn(turn.role, tuple(parts))
 
 
 def _content(turn: Turn, learn: bool) -> list[Span]:

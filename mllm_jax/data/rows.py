@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.images import decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
-from mllm_jax.data.templates import Template, get_template
+from mllm_jax.data.templates import Template
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 
 ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
@@ -58,7 +59,7 @@ class RowEncoder:
             raise ValueError(f"overlong {overlong!r}: choose 'error' or 'skip'")
         self.processor = processor
         self.tokenizer = tokenizer
-        self.template = get_template(template) if isinstance(template, str) else template
+        self.template = resolve_template(template, tokenizer)
         self.num_tokens_per_image = num_tokens_per_image
         self.seq_len = seq_len
         self.image_slots = image_slots

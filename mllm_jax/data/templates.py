@@ -26,6 +26,7 @@ class Template:
         answer_close: learned text after the answer; what ends a generated answer.
         specials: strings in the fields above that are single tokens of the vocabulary.
         captions: an alignment template: one round, the question's words are dropped, only its images stay.
+        stripped: roles ("human", "gpt") whose text loses the white space around it.
     """
 
     first_open: str
@@ -36,6 +37,7 @@ class Template:
     answer_close: str
     specials: tuple[str, ...] = ()
     captions: bool = False
+    stripped: tuple[str, ...] = ()
 
 
 _CURIOUS = (
@@ -87,6 +89,7 @@ _V1 = _two_separators("user", "</s>")
 _V0 = Template(f"{_CURIOUS.format('human')}###Human: ", "Human: ", "###", "Assistant:", " ", "###")
 _CHATML_DIRECT = _chatml("Answer the questions.")
 
+CHAT = "chat"  # the tokenizer's own chat template (chat_template.py)
 TEMPLATES: dict[str, Template] = {
     "plain": Template("", "", "", "", "", "\n", captions=True),
     "v1": _V1,
@@ -118,14 +121,16 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """The template of that exact name.
+    """The template of that exact name; for "chat", which needs a tokenizer, see `chat_template.resolve_template`.
 
     Raises:
         ValueError: no such template; the message names the nearest and lists all.
     """
+    if name == CHAT:
+        raise ValueError("template 'chat' is the tokenizer's own: a tokenizer is needed to know it")
     if name not in TEMPLATES:
         nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"unknown template {name!r}; did you mean {nearest!r}? One of: {', '.join(TEMPLATES)}"
+            f"unknown template {name!r}; did you mean {nearest!r}? One of: {', '.join([*TEMPLATES, CHAT])}"
         )
     return TEMPLATES[name]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import Template, get_template
+from mllm_jax.data.templates import Template
 
 
 class SampleTooLong(SampleError):
@@ -65,7 +66,7 @@ def stop_ids(template: str | Template, tokenizer: Any) -> list[int]:
     Templates that close with text (``v0``: ``###``, ``plain``: a newline) have only the EOS here; cut the
     generated text at ``template.answer_close`` as well.
     """
-    template = get_template(template) if isinstance(template, str) else template
+    template = resolve_template(template, tokenizer)
     wrapped = span_tokenizer(tokenizer)
     eos = wrapped.tokenizer.eos_token_id
     ids = set() if eos is None else {int(eos)}
@@ -172,7 +173,7 @@ def encode_prompt(
     Raises:
         SampleError: the last turn is not a human's.
     """
-    spans = render(template, turns, add_generation_prompt=True, sample=sample)
+    spans = render(resolve_template(template, tokenizer), turns, add_generation_prompt=True, sample=sample)
     return encode_sample(spans, tokenizer, num_visual_tokens, sample=sample, labels=False)
 
 

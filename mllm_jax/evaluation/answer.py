@@ -28,9 +28,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import get_template
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 from mllm_jax.evaluation.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.evaluation.bundle import Model
@@ -128,7 +128,7 @@ def ask_model(
 ) -> None:
     """Generates the answers that are missing in `predictions` (or `blind`) files."""
     condition = BLIND if blind else PREDICTIONS
-    template = get_template(model.template)
+    template = resolve_template(model.template, model.tokenizer)
 
     def requests(asks: Sequence[Ask]) -> Iterator[Request]:
         for ask in asks:
@@ -172,7 +172,7 @@ def ask_likelihood(
     console: Console | None = None,
 ) -> None:
     """Answers multiple choice by the likeliest option, in `likelihood.jsonl`."""
-    template = get_template(model.template)
+    template = resolve_template(model.template, model.tokenizer)
 
     def requests(asks: Sequence[Ask]) -> Iterator[list[Request]]:
         for ask in asks:
@@ -287,7 +287,7 @@ def _loader(model: Model, runner: Runner, blind: bool) -> Callable[[Any], np.nda
 
 def _stops(model: Model) -> tuple[list[int], str]:
     """Ids that end an answer, and the text that does where the template closes with text."""
-    template = get_template(model.template)
+    template = resolve_template(model.template, model.tokenizer)
     ids = stop_ids(template, model.tokenizer)
     close = template.answer_close.strip(" ")
     if close in template.specials:

@@ -8,10 +8,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError, blaming
+from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.data.mini_world.dataset import BENCHMARK
 from mllm_jax.data.mini_world.scene import SPLITS
-from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import get_template
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.mllm import ModelConfig
@@ -58,8 +57,7 @@ def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: M
 
 
 def _check_template(name: str, tokenizer: Any) -> None:
-    for special in get_template(name).specials:
-        span_tokenizer(tokenizer).special(special)
+    check_template(resolve_template(name, tokenizer), tokenizer)
 
 
 def _check_source(values: ConfigDict, key: str) -> None:

@@ -1,0 +1,190 @@
+"""Tokens and labels with tokenizers of the structure of published LLMs, and their own chat templates.
+
+The oracle is transformers: the ids of a whole conversation by `apply_chat_template`, or by tokenizing the whole text.
+"""
+
+import functools
+import importlib.util
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizer_files
+from tokenizer_files import CHATS
+from transformers import AutoTokenizer
+
+from mllm_jax.data.chat_template import ARGUMENTS, chat_template, check_template, resolve_template
+from mllm_jax.data.conversations import parse_turns, render
+from mllm_jax.data.span_tokenizer import span_tokenizer
+from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
+
+HAS_SENTENCEPIECE = importlib.util.find_spec("sentencepiece") is not None
+needs_sentencepiece = pytest.mark.skipif(not HAS_SENTENCEPIECE, reason="sentencepiece reads tokenizer.model")
+TEXTS = ("What is there?\n 12 dogs", "A black cat.\nAnd Ünïcode 犬!", " How many? ", "three\n\nof them ")
+
+
+@functools.cache
+def load(name):
+    """The tokenizer of a family, read from files as a user's is."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer_files.write(Path(directory), name)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+
+
+def turns(*texts):
+    raw = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    return parse_turns(raw, sum(text.count("<image>") for text in texts), sample="s").turns
+
+
+def theirs(tokenizer, texts, answer_next=False):
+    """ids of the whole conversation, as transformers makes them."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    made = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=answer_next, return_dict=False, **ARGUMENTS
+    )
+    return list(made)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("name", CHATS)
+def test_chat_templates_give_transformers_ids(name, rounds):
+    tokenizer, texts = load(name), TEXTS[: 2 * rounds]
+    conversation = turns(*texts)
+    template = chat_template(tokenizer)
+    sample = encode_sample(render(template, conversation), tokenizer, [], sample="s")
+    if name == "qwen3" and rounds == 2:  # we write the empty block before every answer
+        expected = theirs(tokenizer, texts[:2]) + theirs(tokenizer, texts[2:])
+    else:
+        expected = theirs(tokenizer, texts)
+    assert sample.tokens.tolist() == expected[: len(sample)]
+    assert tokenizer.decode(expected[len(sample) :]).strip() == ""  # ChatML's newline after the end
+
+    prompt = encode_prompt("chat", conversation[:-1], tokenizer, [], sample="s")
+    if name != "qwen3" or rounds == 1:
+        assert prompt.tokens.tolist() == theirs(tokenizer, texts[:-1], answer_next=True)
+    np.testing.assert_array_equal(prompt.tokens, sample.tokens[: len(prompt)])
+    assert sample.loss_weights[len(prompt) :].all()
+
+    # the labels are the answers and their ends, and nothing else
+    learned = tokenizer.decode(sample.tokens[sample.loss_weights > 0].tolist())
+    stripped = "gpt" in template.stripped
+    answers = [text.strip() if stripped else text for text in texts[1::2]]
+    wanted = "".join(template.answer_lead + answer + template.answer_close for answer in answers)
+    assert learned.replace(" ", "") == wanted.replace(" ", "")
+    close = template.answer_close.strip()
+    assert stop_ids("chat", tokenizer) == sorted(
+        {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(close)}
+    )
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_images_stand_where_the_question_has_them(name):
+    tokenizer = load(name)
+    spans = render(chat_template(tokenizer), turns("<image>\nWhat is there?", "A cat."))
+    sample = encode_sample(spans, tokenizer, [3], sample="s")
+    visual = sample.visual_index >= 0
+    assert visual.sum() == 3
+    before = tokenizer.decode(sample.tokens[: int(np.argmax(visual))].tolist()).replace(" ", "")
+    assert before.endswith(chat_template(tokenizer).first_open.split("\n")[-1].replace(" ", ""))
+    assert sample.loss_weights[: len(sample) - 2].sum() < len(sample)
+
+
+FIXED = [
+    ("llama_1", "vicuna_v1"),
+    ("llama_2", "vicuna_v1"),
+    pytest.param("vicuna", "vicuna_v1", marks=needs_sentencepiece),
+    pytest.param("vicuna", "plain", marks=needs_sentencepiece),
+    ("llama_1", "mistral_instruct"),  # before Mistral's markers became tokens
+    ("llama_2", "llava_llama_2"),
+    ("llama_3", "llama_3"),
+    ("llama_3", "llama_3_fixed"),
+    ("qwen2", "chatml_direct"),
+    ("qwen2", "mpt"),
+    ("phi", "phi"),
+    ("gemma", "v0"),
+]
+
+
+@pytest.mark.parametrize(("name", "template"), FIXED)
+def test_fixed_templates_give_the_ids_of_the_whole_text(name, template):
+    tokenizer = load(name)
+    check_template(TEMPLATES[template], tokenizer)
+    texts = ["<image>\nWhat is there?", "A black  cat.", "How many?", "three    dogs, 7"]
+    texts = texts[:2] if template == "plain" else texts
+    spans = render(template, turns(*texts))
+    sample = encode_sample(spans, tokenizer, [1], sample="s")
+    text = "".join(span.text for span in spans).removeprefix(tokenizer.bos_token or "<s>")
+    bos = span_tokenizer(tokenizer).bos
+    first, second = ([*bos, *tokenizer(piece).input_ids[len(bos) :]] for piece in text.split("<image>"))
+    assert sample.tokens.tolist() == [*first, 0, *second[len(bos) :]]
+    prompt = encode_prompt(template, turns(*texts)[:-1], tokenizer, [1], sample="s")
+    np.testing.assert_array_equal(prompt.tokens, sample.tokens[: len(prompt)])
+    assert sample.loss_weights[len(prompt) :].all()
+    assert tokenizer.decode(sample.tokens[-4:].tolist()).endswith(TEMPLATES[template].answer_close)
+
+
+def test_markers_that_are_tokens_must_be_written_as_tokens():
+    with pytest.raises(ValueError, match=r"writes '\[(/)?INST\]' as text.* one token"):
+        check_template(TEMPLATES["mistral_instruct"], load("mistral"))
+    with pytest.raises(ValueError, match=r"'<\|im_start\|>' is not a token of this tokenizer"):
+        check_template(TEMPLATES["mpt"], load("phi"))
+    for name in CHATS:
+        check_template(chat_template(load(name)), load(name))
+
+
+def test_dates_do_not_depend_on_the_day():
+    assert "Today Date: 26 Jul 2024" in chat_template(load("llama_3")).first_open
+
+
+def test_only_the_named_roles_lose_their_white_space():
+    assert chat_template(load("gemma")).stripped == ("human", "gpt")
+    assert chat_template(load("qwen2")).stripped == ()
+    spans = render(chat_template(load("gemma")), turns(" <image>\nQ \n", " A "))
+    assert [span.text for span in spans if span.image or span.text in ("\nQ", "A")] == ["<image>", "\nQ", "A"]
+
+
+class Writes:
+    """A tokenizer with a chat template given as a function."""
+
+    chat_template = "{{ messages }}"
+    all_special_tokens = ("</s>",)
+
+    def __init__(self, write):
+        self.write = write
+
+    def get_added_vocab(self):
+        return {"</s>": 2}
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, **_):
+        return self.write([message["content"] for message in messages], add_generation_prompt)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda texts, _: f"Q {texts[0]}</s>", "does not write every message once and in order"),
+        (lambda texts, _: "".join(f"{text} {text}</s>" for text in texts), "once and in order"),
+        (
+            lambda texts, opened: "|".join(texts) + ("Bot:" if opened else "</s>"),
+            "opens an answer with 'Bot:'",
+        ),
+        (lambda texts, _: "".join(texts), "does not mark the end of an answer"),
+        (lambda texts, _: texts[9], r"cannot write a conversation of 2 messages \(IndexError"),
+    ],
+)
+def test_templates_that_cannot_be_taken_apart_are_refused(write, message):
+    with pytest.raises(ValueError, match=message):
+        chat_template(Writes(write))
+
+
+def test_a_tokenizer_without_a_chat_template():
+    with pytest.raises(
+        ValueError, match="has no chat template of its own; instead of 'chat' choose one of: plain"
+    ):
+        resolve_template("chat", load("phi"))
+    with pytest.raises(ValueError, match="'chat' is the tokenizer's own"):
+        render("chat", turns("Q", "A"))
+    assert resolve_template("v1", load("phi")) is TEMPLATES["v1"]
+    assert resolve_template(TEMPLATES["v1"], None) is TEMPLATES["v1"]
