@@ -50,10 +50,9 @@ def get_config() -> ConfigDict:
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
                     _phase(500, rows=20, length=256, notes=0.6, grids=(4, 6), questions=3, describe=0.05),
-                    _phase(900, rows=20, length=256, notes=0.9, grids=(6,), questions=4, describe=0.4),
-                    _phase(
-                        1600, rows=14, length=384, notes=0.9, grids=(6, 8, 12), questions=5, describe=0.2
-                    ),
+                    _phase(1500, rows=20, length=256, notes=0.9, grids=(6,), questions=4, describe=0.4),
+                    _phase(1400, rows=10, length=512, notes=0.9, grids=(6,), questions=6, describe=0.1),
+                    _phase(1100, rows=10, length=512, notes=0.9, grids=(6, 8, 12), questions=6, describe=0.1),
                 ),
                 "geometry": {
                     "width": 128,
@@ -67,11 +66,11 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 3000,
+                    "steps": 4500,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 600,
+                    "decay": 800,
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 25,
@@ -83,7 +82,14 @@ def get_config() -> ConfigDict:
 
 
 def _phase(
-    steps: int, *, rows: int, length: int, notes: float, grids: tuple[int, ...], questions: int, describe: float
+    steps: int,
+    *,
+    rows: int,
+    length: int,
+    notes: float,
+    grids: tuple[int, ...],
+    questions: int,
+    describe: float,
 ) -> dict:
     """A phase of the LLM, see `foundation.text.phased_batches`; rows of 256 tokens get short sentences."""
     return {
@@ -96,4 +102,5 @@ def _phase(
         "grids": grids,
         "questions": questions,
         "describe": describe,
+        "describe_weight": 0.1,
     }

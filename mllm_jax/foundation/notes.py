@@ -8,22 +8,22 @@ and no tower is run. A connector that maps patches to words then finds an LLM th
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from mllm_jax.data.conversations import Turn, render
-from mllm_jax.data.mini_world import Scene, long_caption, sample_scene
+from mllm_jax.data.mini_world import ABILITIES, Scene, long_caption, make_questions, sample_scene
 from mllm_jax.data.mini_world.captions import has_lighting
-from mllm_jax.data.mini_world.questions import PLURALS
+from mllm_jax.data.mini_world.questions import PLURALS, Question
 from mllm_jax.data.mini_world.scene import Thing
 from mllm_jax.data.mini_world.targets import patch_owners
-from mllm_jax.data.mini_world.text import CAPTION_PROMPTS, ask, pick_questions
+from mllm_jax.data.mini_world.text import CAPTION_PROMPTS, ask
 from mllm_jax.data.tokens import EncodedSample, encode_sample
 
 WORDS_PER_CELL = 10
+COARSE = 0.25  # share of the questions about the whole picture that are kept
 KEEP_THING, KEEP_BACKGROUND = 0.85, 0.6  # chance of each word to be written down
 
 
@@ -81,29 +81,38 @@ class NotedSample:
         return len(self.encoded)
 
 
-def note_sample(
-    tokenizer: Any, seed: int, index: int, grids: Sequence[int], questions: int, describe: float
-) -> NotedSample:
+def pick(scene: Scene, rng: np.random.Generator, most: int) -> list[Question]:
+    """At most `most` questions about a scene; those of the coarse group are thinned out, being learned first."""
+    asked = [
+        q
+        for q in make_questions(scene, rng)
+        if ABILITIES[q.ability].group != "coarse" or rng.random() < COARSE
+    ]
+    return [asked[i] for i in rng.permutation(len(asked))[:most]] or make_questions(scene, rng)[:1]
+
+
+def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
     """A conversation about a scene given as notes.
 
     Args:
       tokenizer: whose words are written.
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
-      grids: lattices, cells per side, of which one is drawn.
-      questions: at most so many are asked.
-      describe: share of conversations that ask for the long caption instead, half of them as the `plain` template does.
+      phase: `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked),
+        `describe` (share of conversations that ask for the long caption instead, half of them as the `plain` template
+        does) and `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
     rng = np.random.default_rng([0x207E5, seed, index])
     scene = sample_scene(seed, index, "foundation")
-    bags = cells(scene, int(rng.choice(grids)), rng, tokenizer)
-    template = "mini"
-    if rng.random() < describe:
+    bags = cells(scene, int(rng.choice(phase["grids"])), rng, tokenizer)
+    template, weight = "mini", 1.0
+    if rng.random() < phase["describe"]:
         pairs = [(CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))], long_caption(scene, rng))]
-        template = "plain" if rng.random() < 0.5 else "mini"
+        template, weight = "plain" if rng.random() < 0.5 else "mini", phase["describe_weight"]
     else:
-        pairs = [ask(question, rng) for question in pick_questions(scene, rng, questions)]
+        pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
     turns = [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
     turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
     encoded = encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
-    return NotedSample(encoded, bags)
+    weights = (weight * encoded.loss_weights).astype(np.float32)
+    return NotedSample(dataclasses.replace(encoded, loss_weights=weights), bags)

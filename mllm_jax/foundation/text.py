@@ -63,7 +63,7 @@ def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> Not
     Its answers weigh 1 and its other text weighs `phase["context_weight"]` in the loss.
     """
     if np.random.default_rng([0x91C, seed, index]).random() < phase["notes"]:
-        sample = note_sample(tokenizer, seed, index, phase["grids"], phase["questions"], phase["describe"])
+        sample = note_sample(tokenizer, seed, index, phase)
     else:
         turns = turns_of(conversation(seed, index, phase["short"]))
         encoded = encode_sample(render("mini", turns), tokenizer, [], sample=f"text {index}")
@@ -111,7 +111,7 @@ def phased_batches(
     Args:
       phases: each with `steps`, `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer),
         `notes` (share of conversations about notes; the others are about sentences), `short` (of sentences, see
-        `conversation`), `grids`, `questions` and `describe` (of notes, see `note_sample`).
+        `conversation`), and what `note_sample` reads.
       first: number of the first conversation.
     """
     begin = 0

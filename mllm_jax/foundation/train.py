@@ -176,7 +176,7 @@ def note_embeddings(apply: Callable[..., jax.Array], batch) -> jax.Array:
     """Embeddings [B, T, D] of bags of words: their sum over the square root of their number, and noise."""
     bags = batch["bags"]
     there = (bags > 0)[..., None]
-    words = apply(bags, method="embed")
+    words = apply(bags.reshape(len(bags), -1), method="embed").reshape(*bags.shape, -1)
     scale = jnp.sqrt(jnp.maximum(there.sum(-2), 1))
     rms = jnp.sqrt((jnp.square(words) * there).sum() / jnp.maximum(there.sum() * words.shape[-1], 1))
     noise = jax.random.normal(jax.random.key(batch["noise_seed"]), (*bags.shape[:2], words.shape[-1]))

@@ -10,13 +10,13 @@ from mllm_jax.interop import load_tokenizer
 
 PHASE = {
     "steps": 2, "batch": 3, "length": 256, "context_weight": 0.25, "notes": 0.5, "short": True, "grids": (4, 6),
-    "questions": 3, "describe": 0.3,
+    "questions": 3, "describe": 0.3, "describe_weight": 0.5,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer("builtin:mini_llm")
+    return load_tokenizer("mini")
 
 
 def _words(tokenizer, bag):
@@ -86,7 +86,7 @@ def test_packed_rows_put_every_bag_at_its_visual_position(tokenizer):
     assert not batch["bags"][~visual].any()
     assert (batch["tokens"][visual] == 0).all()
     assert (batch["loss_weights"][visual] == 0).all()
-    assert set(np.unique(batch["loss_weights"])) == {np.float32(0), np.float32(0.25), np.float32(1)}
+    assert set(np.unique(batch["loss_weights"])) == {np.float32(v) for v in (0, 0.25, 0.5, 1)}
     # the same conversations again, by themselves
     samples = [text.pretraining_sample(tokenizer, 0, index, PHASE) for index in range(40)]
     expected = np.concatenate([s.bags for s in samples])

@@ -10,7 +10,9 @@ import pytest
 
 from mllm_jax import interop
 from mllm_jax.cli.main import main
-from mllm_jax.foundation import train
+from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.foundation import assets, train
+from mllm_jax.models.vit import VisionTransformer
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "mini_foundation.py"
 SHRINK = """
@@ -29,6 +31,7 @@ def get_config():
         dict(phase, steps=2, batch=2, length=max(phase["length"], 320)) for phase in c.llm.phases
     )
     for fit, steps in ((c.tower.fit, 4), (c.llm.fit, 2 * len(c.llm.phases))):
+        fit.optimizer = "adamw"  # Muon compiles for minutes where cores are shared
         fit.steps, fit.warmup, fit.decay, fit.log_every, fit.save_every = steps, 1, 1, 2, 2
     return c
 """
@@ -75,3 +78,17 @@ def test_noise_has_the_stated_size():
     clean = table[bags].sum(2) / 3**0.5
     rms = np.sqrt(np.mean(table[bags] ** 2))
     assert np.std(np.asarray(noisy) - clean) == pytest.approx(train.NOTE_NOISE * rms, rel=0.03)
+
+
+def test_a_scaled_residual_stream_scales_hidden_states_and_nothing_else():
+    vision = interop.vision_config(interop.resolve_path("mini", "mini_vit"))
+    tower = jax.tree.map(lambda x: np.asarray(x, np.float32), interop.load_vision("mini"))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 84, 84, 3), np.uint8)
+    module = VisionTransformer(vision, FeatureRequest(tuple(range(vision.depth + 1))))
+    before = module.apply({"params": tower}, pictures).hidden
+    after = module.apply({"params": assets.scale_residual_stream(tower, 0.25)}, pictures).hidden
+    for layer, states in before.items():
+        np.testing.assert_allclose(np.asarray(after[layer]) * 4, states, rtol=2e-3, atol=2e-3)
+    assert assets.residual_rms(vision, tower, pictures) == pytest.approx(
+        float(np.sqrt(np.mean(np.square(before[vision.depth - 1])))), rel=1e-4
+    )
