@@ -1,11 +1,16 @@
-"""Answers a trained run's benchmarks, scores them and writes the report.
+"""Answers benchmarks with a model, scores them, writes what servers take and the report.
 
     python eval.py --workdir=runs/quickstart
     python eval.py --workdir=runs/quickstart --stage=pretrain --out=runs/quickstart/after_pretrain
     python eval.py --workdir=runs/mine --benchmark=vqa --path=test.json --images=images
+    python eval.py --workdir=runs/mine --benchmarks=mmbench,mme,pope --data_dir=benchmarks
+    python eval.py --model=models/llava --template=vicuna_v1 --benchmarks=vqav2:split=test-dev2015 \
+        --data_dir=benchmarks --out=runs/llava
 
-Everything about the model is read from the work directory. What was answered before is kept, so a stopped evaluation
-goes on where it was.
+The model is a run's (everything about it is read from the work directory) or, with --model, an imported one or a
+published checkpoint (llava-hf, LLaVA, Honeybee). --benchmarks takes names of docs/benchmarks.md, each with its options
+behind colons; the files of NAME are expected under DATA_DIR/NAME. What was answered before is kept, so a stopped
+evaluation goes on where it was.
 """
 
 import json
@@ -16,20 +21,52 @@ from ml_collections import ConfigDict
 
 from mllm_jax.cli import script
 from mllm_jax.config import ConfigError, benchmark_config, default_config
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.evaluation import run
+from mllm_jax.evaluation.load import load_bundle
+from mllm_jax.evaluation.runners import BenchmarkError
+from mllm_jax.evaluation.selection import select_benchmarks
+from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.")
 STAGE = flags.DEFINE_string("stage", None, "Evaluate the model after this stage (default: the last one).")
 OUT = flags.DEFINE_string("out", None, "Where `eval/` is written (default: the work directory).")
+MODEL = flags.DEFINE_string(
+    "model", None, "Instead of --workdir: a model directory or hub id; needs --template, --out."
+)
+TEMPLATE = flags.DEFINE_enum("template", None, list(TEMPLATES), "Conversation template of --model.")
+ASPECT = flags.DEFINE_enum("aspect", "pad", ["pad", "square"], "How --model was shown pictures.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Of --model's parameters and computation."
+)
+TOWER = flags.DEFINE_string("tower", None, "Vision tower of --model, if not the one that it names.")
+TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer of --model, if not beside it.")
 BENCHMARK = flags.DEFINE_string("benchmark", None, "Kind of a benchmark to answer instead of the run's own.")
 PATH = flags.DEFINE_string("path", None, "Its questions (with --benchmark).")
 IMAGES = flags.DEFINE_string("images", "", "Folder of its pictures (with --benchmark).")
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks", None, "Published benchmarks: NAME or NAME:OPTION=VALUE, by commas."
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Holds a folder per published benchmark (with --benchmarks)."
+)
 BLIND = flags.DEFINE_bool("blind", True, "Also answer with the picture replaced by its mean.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also score multiple choice by the options' likelihood.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Prompts at once (default: the run's).")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Prompts at once (default: the run's).", lower_bound=1)
+MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Length of answers, instead of each benchmark's official limit.", lower_bound=1
+)
+OVERLONG = flags.DEFINE_enum(
+    "overlong",
+    "error",
+    ["error", "empty"],
+    "A prompt beyond the context: stop, or count it as an empty answer.",
+)
+
+script.USER_ERRORS += (BenchmarkError, StoreError)
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
@@ -51,29 +88,68 @@ def run_config(workdir: pathlib.Path) -> ConfigDict:
     return config
 
 
+def check_flags() -> None:
+    """Combinations of flags.
+
+    Raises:
+      ConfigError: one that makes no sense; says what is missing.
+    """
+    if bool(WORKDIR.value) == bool(MODEL.value):
+        raise ConfigError("give either --workdir (a run of train.py) or --model (a checkpoint)")
+    if MODEL.value:
+        if not TEMPLATE.value:
+            raise ConfigError("--model needs --template, that of its training; vicuna_v1 for LLaVA-1.5")
+        if not OUT.value:
+            raise ConfigError("--model needs --out, the folder for answers, scores and report")
+        if not (BENCHMARK.value or BENCHMARKS.value):
+            raise ConfigError("--model has no benchmarks of its own: give --benchmarks or --benchmark")
+    if BENCHMARKS.value and not DATA_DIR.value:
+        raise ConfigError("--benchmarks needs --data_dir, the folder that holds a folder per benchmark")
+    if BENCHMARKS.value and BENCHMARK.value:
+        raise ConfigError("give either --benchmarks (published ones) or --benchmark with --path (your own)")
+
+
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    workdir = pathlib.Path(WORKDIR.value)
+    check_flags()
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
-    config = run_config(workdir)
-    stage = STAGE.value or config.stage_order[-1]
-    if stage not in config.stage_order:
-        raise ConfigError(f"--stage={stage}: this run has {', '.join(config.stage_order)}")
+    workdir = pathlib.Path(WORKDIR.value or OUT.value)
+    config = run_config(workdir) if WORKDIR.value else default_config()
     if BENCHMARK.value:
         benchmark = benchmark_config()
         benchmark.kind, benchmark.path, benchmark.images = BENCHMARK.value, PATH.value or "", IMAGES.value
         config.eval.benchmarks = ConfigDict({BENCHMARK.value: benchmark})
+    elif BENCHMARKS.value:
+        config.eval.benchmarks = select_benchmarks(BENCHMARKS.value, DATA_DIR.value)
     config.eval.blind, config.eval.likelihood = BLIND.value, LIKELIHOOD.value
     config.eval.batch_size = BATCH_SIZE.value or config.eval.batch_size
+    with config.unlocked():
+        config.eval.overlong = OVERLONG.value
+        if MAX_NEW_TOKENS.value:
+            for benchmark in config.eval.benchmarks.values():
+                benchmark.max_new_tokens = MAX_NEW_TOKENS.value
 
     # ---------------------------------------------------------------------------------------------- the model
     mesh = make_mesh(config.mesh.to_dict())
-    model = build.model_config(config)
-    tokenizer = load_tokenizer(config.model.llm.path)
     with use_mesh(mesh):
-        params = build.load_stage(workdir / "params" / stage, config, model, mesh)
-        bundle = build.bundle(config, model, params, tokenizer)
+        if MODEL.value:
+            bundle = load_bundle(
+                MODEL.value,
+                mesh,
+                template=TEMPLATE.value,
+                aspect=ASPECT.value,
+                dtype=DTYPE.value,
+                tower=TOWER.value,
+                tokenizer=TOKENIZER.value,
+            )
+        else:
+            stage = STAGE.value or config.stage_order[-1]
+            if stage not in config.stage_order:
+                raise ConfigError(f"--stage={stage}: this run has {', '.join(config.stage_order)}")
+            model = build.model_config(config)
+            params = build.load_stage(workdir / "params" / stage, config, model, mesh)
+            bundle = build.bundle(config, model, params, load_tokenizer(config.model.llm.path))
 
         # ------------------------------------------------------------------------- answers, scores and report
         run.evaluate(bundle, build.eval_config(config, workdir), pathlib.Path(OUT.value or workdir))

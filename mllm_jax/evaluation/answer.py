@@ -29,7 +29,7 @@ from rich.progress import (
 )
 
 from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 from mllm_jax.evaluation.batching import DEFAULT_BUCKETS, Request
@@ -44,16 +44,19 @@ PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is asked; only `max_new_tokens` can change an answer.
+    """How a model is asked; only `max_new_tokens` and `overlong` can change an answer.
 
     Attributes:
       max_new_tokens: at most so many tokens per answer.
+      overlong: what becomes of a prompt that does not fit the LLM's context together with `max_new_tokens`: "error", or
+        "empty": the answer is empty, its row says `too_long`, and the scorer counts it as an empty answer.
       batch_size: prompts at once.
       buckets: lengths to which what follows a picture is padded.
       threads: threads that decode pictures.
     """
 
     max_new_tokens: int = 16
+    overlong: str = "error"
     batch_size: int = 16
     buckets: tuple[int, ...] = DEFAULT_BUCKETS
     threads: int = 4
@@ -98,6 +101,10 @@ def answer_benchmark(
         "template": model.template,
         "max_new_tokens": settings.max_new_tokens,
     }
+    if settings.overlong not in ("error", "empty"):
+        raise ValueError(f"overlong={settings.overlong!r} must be 'error' or 'empty'")
+    if settings.overlong != "error":
+        identity["overlong"] = settings.overlong
     if _first():
         claim(directory, identity)
     _meet("claimed")
@@ -143,7 +150,7 @@ def ask_model(
         found = generate(
             model.config,
             model.params,
-            requests(asks),
+            (request(ask) for ask, fit in zip(asks, fitting, strict=True) if fit),
             model.tokenizer,
             load_image=_loader(model, runner, blind),
             max_new_tokens=settings.max_new_tokens,
@@ -154,9 +161,16 @@ def ask_model(
             threads=settings.threads,
             on_batch=on_batch,
         )
-        for ask, one in zip(asks, found, strict=True):
+        for ask, fit in zip(asks, fitting, strict=True):
+            if not fit:
+                on_batch(1)
+                row = ask.row | {"prompt": ask.prompt, "text": "", "parsed": None, "how": "too_long"}
+                yield row | runner.final(ask, "", None) | {"stopped": False, "new_tokens": 0}
+                continue
+            one = next(found)
             parsed, how = runner.parse(ask, one.text)
             row = ask.row | {"prompt": ask.prompt, "text": one.text, "parsed": parsed, "how": how}
+            row |= runner.final(ask, one.text, parsed)
             yield row | {"stopped": one.stopped, "new_tokens": len(one.tokens)}
 
     _fill(runner.asks, directory, condition, f"{name}{', blind' if blind else ''}", answers, console)
@@ -198,6 +212,7 @@ def ask_likelihood(
         for ask, scores in zip(asks, found, strict=True):
             best = ask.options[int(np.argmax(scores))]
             row = ask.row | {"prompt": ask.prompt, "text": best, "parsed": best, "how": LIKELIHOOD}
+            row |= runner.final(ask, best, best)
             on_batch(1)
             yield row | {"log_likelihoods": scores}
 
@@ -214,7 +229,8 @@ def answer_by_majority(runner: Runner, directory: Path) -> None:
         with AnswerFile(path) as file:
             for ask, text in zip(asks, runner.majority(asks), strict=True):
                 parsed, how = runner.parse(ask, text)
-                file.append(ask.row | {"text": text, "parsed": parsed, "how": how})
+                row = ask.row | {"prompt": ask.prompt, "text": text, "parsed": parsed, "how": how}
+                file.append(row | runner.final(ask, text, parsed))
 
 
 def score_files(runner: Runner, directory: Path) -> dict[str, Any]:
@@ -273,9 +289,15 @@ def _fill(
 
 
 def _question(ask: Ask) -> Turn:
-    """The human turn: pictures first, then the words on a new line."""
+    """The human turn: pictures first, then the words on a new line; or pictures where the words mention them."""
     if not ask.images:
         return Turn("human", (ask.prompt,))
+    if ask.interleaved:
+        parts = tuple(ask.prompt.split(IMAGE))
+        if len(parts) != len(ask.images) + 1:
+            which = str(ask.row["question_id"])
+            raise SampleError(which, f"{len(parts) - 1} places for {len(ask.images)} pictures")
+        return Turn("human", parts)
     return Turn("human", (*[""] * len(ask.images), f"\n{ask.prompt}"))
 
 

@@ -58,12 +58,13 @@ def make_examples(model: Model, runner: Runner, directory: Path, count: int) -> 
     for row in pick_examples(runner, directory, count):
         ask = asks[str(row["question_id"]), int(row.get("rotation") or 0)]
         pictures = [_thumbnail(model, runner.read_image(name), name) for name in ask.images]
-        answers = row["captions"] if "captions" in row else [row["answer"]]
+        answers = row["captions"] if "captions" in row else row.get("gold", row.get("answer"))
+        answers = answers if isinstance(answers, list) else [answers] if answers is not None else []
         found.append(
             {
                 "pictures": pictures,
                 "question": str(row.get("question", row["prompt"])),
-                "answers": answers,
+                "answers": list(dict.fromkeys(answers)),
                 "text": row["text"],
                 "right": row["right"],
                 "ability": str(row.get("ability", "")),

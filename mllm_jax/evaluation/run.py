@@ -13,8 +13,9 @@ from mllm_jax.evaluation.batching import DEFAULT_BUCKETS
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report import write_report
-from mllm_jax.evaluation.runners import Runner, read_benchmark
+from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError, write_json
+from mllm_jax.evaluation.submissions import write_submission
 from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
 
 
@@ -23,15 +24,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answers, scores and reports; what is answered already is kept.
 
-    Writes `WORKDIR/eval/NAME/` (answers and scores of each benchmark, see `answer.py`) and, over all of them,
+    Writes `WORKDIR/eval/NAME/` (answers and scores of each benchmark, see `answer.py`; in `submission/` what its server
+    or official script takes, see `submissions.py`) and, over all of them,
     `WORKDIR/eval/` `table.md`, `summary.json`, radar chart and examples as PNG, and `report.html`, `.md`, `.json`.
     All processes compute; the first one writes.
 
     Args:
       model: the model.
       config: `benchmarks` (name -> kind, path, images), `batch_size`, `max_new_tokens`, `blind`, `likelihood`,
-        `examples` and, if wanted, `buckets` (lengths to which questions are padded) and `threads`. A benchmark may have
-        a `max_new_tokens` of its own (0 or absent = the common one).
+        `examples` and, if wanted, `buckets` (lengths to which questions are padded), `threads` and `overlong` (see
+        `answer.Settings`). A benchmark may have `options` (see `runners.Published`) and a `max_new_tokens` of its own;
+        without it (or 0) the official limit holds, and where there is none the common one.
       workdir: the run's work directory.
       console: where progress and tables are shown.
 
@@ -47,14 +50,25 @@ def evaluate(
     workdir = Path(workdir)
     out = workdir / "eval"
     runners = {
-        name: read_benchmark(values.kind, values.path, values.get("images") or None)
+        name: read_benchmark(
+            values.kind, values.path, values.get("images") or None, **dict(values.get("options", {}))
+        )
         for name, values in config.benchmarks.items()
     }
+    limits = {
+        name: config.benchmarks[name].get("max_new_tokens", 0)
+        or runner.max_new_tokens
+        or config.max_new_tokens
+        for name, runner in runners.items()
+    }
+    for name, limit in limits.items():
+        check_limit(model, name, limit)
     summary = _earlier(out, describe(model))
     tables = []
     for name, runner in runners.items():
         settings = Settings(
-            max_new_tokens=config.benchmarks[name].get("max_new_tokens", 0) or config.max_new_tokens,
+            max_new_tokens=limits[name],
+            overlong=config.get("overlong", "error"),
             batch_size=config.batch_size,
             buckets=tuple(config.get("buckets", DEFAULT_BUCKETS)),
             threads=config.get("threads", 4),
@@ -86,6 +100,9 @@ def evaluate(
         if rows:
             console.print(rich_table(f"{name}: {scores['n']} questions", rows))
             tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
+        console.print(_summary_line(name, scores), highlight=False, soft_wrap=True)
+        for line in write_submission(runner, out / name):
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     if jax.process_index():
         return summary
     write_json(out / "summary.json", summary)
@@ -93,6 +110,36 @@ def evaluate(
     report = write_report([workdir], out)
     console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
     return summary
+
+
+def check_limit(model: Model, name: str, max_new_tokens: int) -> None:
+    """Refuses an answer length that leaves no room for a question.
+
+    Raises:
+      BenchmarkError: names the benchmark and the way out.
+    """
+    room = model.config.llm.max_positions - model.config.tokens_per_image
+    if max_new_tokens >= room:
+        raise BenchmarkError(
+            f"{name}: answers of up to {max_new_tokens} tokens do not fit the model's context of "
+            f"{model.config.llm.max_positions} beside a picture; lower --max_new_tokens (recorded with the answers)"
+        )
+
+
+def _summary_line(name: str, scores: dict[str, Any]) -> str:
+    """The headline in one line, for scores that are no fractions and benchmarks that are not scored here."""
+    if scores["score"] is None:
+        return f"{name}: {scores['n']} answers, {scores['unparsed']} unparsed; no score here"
+    others = {c: scores[c]["score"] for c in ("blind", "majority", "likelihood") if c in scores}
+    beside = "".join(f", {c} {_rounded(value)}" for c, value in others.items())
+    unit = "" if scores["unit"] == "fraction" else f" {scores['unit']}"
+    return (
+        f"{name}: {_rounded(scores['score'])}{unit}{beside}; {scores['unparsed']} of {scores['n']} unparsed"
+    )
+
+
+def _rounded(value: float | None) -> str:
+    return "incomplete" if value is None else f"{value:.4g}"
 
 
 def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ class Ask:
         several times, and what the scorer needs.
       prompt: the words behind the pictures.
       images: names that `Runner.read_image` understands.
-      options: multiple choice, in the order of the prompt.
+      options: multiple choice: the possible answers, in the order of the prompt.
       part: "main", or "open" for the same questions asked without options.
+      interleaved: pictures stand where the prompt says `<image>`, not before it.
     """
 
     row: dict[str, Any]
@@ -39,6 +40,7 @@ class Ask:
     images: tuple[str, ...]
     options: tuple[str, ...] = ()
     part: str = MAIN
+    interleaved: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -58,16 +60,22 @@ class Runner(abc.ABC):
       asks: all prompts; those about one picture stand together.
       kind: the row of the table it belongs to.
       baselines: whether blind answers and the majority answer say something about it.
+      max_new_tokens: the official limit of an answer; 0 = the evaluation's.
     """
 
     kind: ClassVar[str]
-    baselines: ClassVar[bool] = True
+    baselines: bool = True
+    max_new_tokens: ClassVar[int] = 0
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
         """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""
         self.path = Path(path)
         self.images = Path(images) if images else self.path.parent / "images"
-        self.asks: Sequence[Ask] = self.read()
+        self._take(self.read())
+
+    def _take(self, asks: Sequence[Ask]) -> None:
+        """Keeps the prompts, after a look at their ids."""
+        self.asks = asks
         if not self.asks:
             raise BenchmarkError(f"{self.path}: holds no question")
         seen: set[tuple[str, str, int]] = set()
@@ -87,6 +95,10 @@ class Runner(abc.ABC):
     @abc.abstractmethod
     def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
         """The answer that a text gives (None if it gives none) and how it was read."""
+
+    def final(self, ask: Ask, text: str, parsed: str | None) -> dict[str, Any]:
+        """Further fields of the stored answer, where a scorer wants them."""
+        return {}
 
     @abc.abstractmethod
     def is_right(self, row: dict[str, Any]) -> bool | None:

@@ -1,0 +1,163 @@
+"""Rows of a benchmark's files, and the pictures that stand inside them.
+
+JSON, JSON lines, TSV, CSV and Parquet give the same thing: a list of dicts. A picture inside a table (base64 in
+MMBench's TSV, a struct of bytes in Parquet) is replaced by a name; its bytes are read when they are asked for.
+"""
+
+import base64
+import binascii
+import bisect
+import collections
+import hashlib
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.predictions import PredictionError, Problems
+from mllm_jax.evaluation.runners.base import BenchmarkError, read_list
+from mllm_jax.evaluation.table_files import read_table
+
+_KEPT = 8  # columns of row groups that stay in memory: the pictures of a question and its neighbours
+
+
+def read_json(path: Path) -> Any:
+    """One JSON value, or the list of the rows of JSON lines (some benchmarks name those `.json`).
+
+    Raises:
+      BenchmarkError: it cannot be read, or is no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        try:
+            return json.loads(text)
+        except ValueError:
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            return rows if len(rows) > 1 else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{path}: not readable as JSON: {error}") from error
+
+
+def read_rows(path: Path, pictures: "Pictures", key: str = "") -> list[dict[str, Any]]:
+    """The rows of a table, chosen by its suffix.
+
+    Args:
+      pictures: takes what pictures the table holds.
+      key: of JSON that is an object: where its list of rows is ("" = the object maps ids to rows, which get the id
+        as `_id`).
+
+    Raises:
+      BenchmarkError: it cannot be read; names the file.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return pictures.add_parquet(path)
+    if suffix in (".tsv", ".csv", ".xlsx"):
+        problems = Problems()
+        try:
+            rows = read_table(path, problems)
+        except PredictionError as error:
+            raise BenchmarkError(str(error)) from error
+        if problems.counts.keys() - {"byte_order_mark"}:
+            raise BenchmarkError(f"{path}: damaged: {problems.as_dict()}; fetch it again")
+        return [dict(row) for row in rows]
+    if suffix != ".json":
+        return read_list(path)
+    value = read_json(path)
+    if isinstance(value, dict) and key:
+        value = value.get(key)
+    elif isinstance(value, dict) and all(isinstance(row, dict) for row in value.values()):
+        value = [{"_id": name, **row} for name, row in value.items()]
+    elif isinstance(value, dict):  # JSON lines of one line
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BenchmarkError(f"{path}: expected a list of objects{f' under {key!r}' if key else ''}")
+    return value
+
+
+class Pictures:
+    """Pictures inside a benchmark's tables, found by name and read one at a time; safe to read from threads."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._cells: dict[str, tuple[_Parquet, int, str]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._texts or name in self._cells
+
+    def add_base64(self, text: str) -> str:
+        """Takes a picture as text; equal pictures get the same name."""
+        name = f"base64-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self._texts[name] = text
+        return name
+
+    def add_parquet(self, path: Path) -> list[dict[str, Any]]:
+        """The rows of a Parquet file, names in the place of pictures (None where there is none)."""
+        file = _Parquet(path)
+        rows = file.rows()
+        for index, row in enumerate(rows):
+            for column in file.pictures:
+                if row[column] is not None:
+                    row[column] = f"{path.parent.name}/{path.name}#{index}.{column}"
+                    self._cells[row[column]] = (file, index, column)
+        return rows
+
+    def read(self, name: str) -> bytes:
+        """The encoded picture.
+
+        Raises:
+          BenchmarkError: it is damaged.
+        """
+        if name in self._cells:
+            file, row, column = self._cells[name]
+            return file.picture(row, column)
+        try:
+            return base64.b64decode(self._texts[name], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BenchmarkError(f"picture {name}: not base64: {error}; fetch the table again") from error
+
+
+class _Parquet:
+    """A Parquet file whose struct columns with `bytes` are pictures, as the Hugging Face hub writes them."""
+
+    def __init__(self, path: Path):
+        # Comes with tensorflow-datasets; a slow import that other benchmarks do not need.
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        self.path = path
+        try:
+            self._file = parquet.ParquetFile(path)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise BenchmarkError(f"{path}: no readable Parquet file: {error}; fetch it again") from error
+        schema = self._file.schema_arrow
+        self.columns = list(schema.names)
+        self.pictures = [
+            field.name
+            for field in schema
+            if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        ]
+        counts = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
+        self._starts = [0, *itertools.accumulate(counts)]
+        self._lock = threading.Lock()
+        self._kept: collections.OrderedDict[tuple[int, str], Any] = collections.OrderedDict()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows; of pictures only whether they are there (an empty dict or None)."""
+        # `picture.path` alone: the bytes stay on the disk.
+        wanted = [f"{name}.path" if name in self.pictures else name for name in self.columns]
+        return self._file.read(columns=wanted).to_pylist()
+
+    def picture(self, row: int, column: str) -> bytes:
+        group = bisect.bisect_right(self._starts, row) - 1
+        with self._lock:
+            if (group, column) not in self._kept:
+                table = self._file.read_row_group(group, columns=[column])
+                self._kept[group, column] = table.column(0)
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
+            cell = self._kept[group, column][row - self._starts[group]].as_py()
+        if not cell or not cell.get("bytes"):
+            raise BenchmarkError(f"{self.path} row {row}: {column!r} holds no picture; fetch the file again")
+        return cell["bytes"]

@@ -1,0 +1,56 @@
+"""Published benchmarks as a command line names them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mllm_jax.evaluation.runners import PUBLISHED, RUNNERS, BenchmarkError, check_kind
+
+
+def select_benchmarks(names: Sequence[str], data_dir: str | Path) -> ConfigDict:
+    """`NAME` or `NAME:OPTION=VALUE:OPTION=VALUE` as entries of `config.eval.benchmarks`.
+
+    The files of NAME are expected in `DATA_DIR/NAME`, under the names that docs/benchmarks.md lists. An entry is called
+    NAME, followed by the values of its options, so that differently asked benchmarks are kept apart.
+
+    Example:
+        >>> list(select_benchmarks(["pope", "scienceqa:part=img"], "data"))
+        ['pope', 'scienceqa-img']
+
+    Raises:
+      BenchmarkError: an unknown name (the nearest is named) or option, or one that is given twice.
+    """
+    chosen = ConfigDict()
+    for text in names:
+        kind, *pairs = text.strip().split(":")
+        if kind not in PUBLISHED:
+            if kind in RUNNERS:
+                raise BenchmarkError(
+                    f"{kind!r} is asked with --benchmark={kind} --path=..., not with --benchmarks"
+                )
+            check_kind(kind)
+        options = {}
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise BenchmarkError(f"{text!r}: options are given as NAME:OPTION=VALUE, {pair!r} is none")
+            options[name] = value
+        PUBLISHED[kind].read_options(options)
+        values = (
+            value if value not in ("true", "false") else f"{name}={value}" for name, value in options.items()
+        )
+        key = "-".join([kind, *(re.sub(r"[^A-Za-z0-9_=+-]+", "_", value) for value in values)])
+        if key in chosen:
+            raise BenchmarkError(f"--benchmarks names {text!r} twice")
+        chosen[key] = ConfigDict(
+            {
+                "kind": kind,
+                "path": str(Path(data_dir) / kind),
+                "images": "",
+                "options": options,
+                "max_new_tokens": 0,
+            }
+        )
+    return chosen
