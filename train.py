@@ -7,6 +7,7 @@ stopped, however hard, goes on where its last checkpoint was when the same comma
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
@@ -22,9 +23,10 @@ from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import plots, run
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import paths
+from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import build, checkpoint, preflight, workdir
+from mllm_jax.training import adapters, build, checkpoint, preflight, workdir
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.step import init_state, make_train_step, state_shardings, to_device
@@ -41,13 +43,15 @@ say = functools.partial(Console().print, highlight=False)
 def train_stage(config, name, model, batches, mesh, directory, params):
     """Trains one stage from host parameters and returns the whole model's parameters on the mesh."""
     stage = config.stages[name]
+    model = dataclasses.replace(model, lora=adapters.settings(stage))
     steps = stage.steps or batches.num_batches
     label_tokens = config.data.label_tokens or stage.seq_len or config.data.seq_len
 
     # ------------------------------------------------------------------------------- state: trained and frozen
-    trained, frozen = paths.split(params, stage.trainable)
+    trained, frozen = paths.split(params, adapters.trainable(stage))
+    aside = {"vision": frozen.pop("vision")} if stage.cache_features else {}  # not run, so not on the devices
     optimizer, rate = make_optimizer(stage, trained, steps)
-    frozen = build.place(frozen, mesh, config.model.frozen_dtype)
+    frozen = build.place(adapters.quantized(stage, frozen), mesh, config.model.frozen_dtype)
     shapes = jax.eval_shape(
         lambda p: init_state(p, optimizer), build.abstract(trained, mesh, config.model.param_dtype)
     )
@@ -86,10 +90,9 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         with stop_requests() as requests:
             for step in range(start + 1, steps + 1):
                 batch = next(batches)
-                build.check_label_count(batch, label_tokens)
                 state, metrics = step_fn(state, frozen, to_device(batch, mesh))
                 log.add(step, metrics, batch["ids"], batch["skipped"])
-                stop = bool(requests)
+                stop = processes.agreed(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
                 if save or step % stage.log_every == 0:
                     log.flush(float(rate(step - 1)))  # refuses what is not finite, so it comes before saving
@@ -105,7 +108,7 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         log.close()
         batches.close()
         checkpoints.close()
-    return paths.merge(state.params, frozen)
+    return paths.merge(state.params, frozen, build.place(aside, mesh, config.model.frozen_dtype))
 
 
 @contextlib.contextmanager
@@ -128,7 +131,7 @@ def train(config, directory, evaluate=True):
     mesh = make_mesh(config.mesh.to_dict())
     model = build.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
-    preflight.check_stages(config, model, tokenizer, mesh)
+    preflight.check_stages(config, model, tokenizer, mesh, evaluate)
     first = jax.process_index() == 0
     workdir.claim(directory, resolved(config), write=first)
     say(
@@ -143,12 +146,14 @@ def train(config, directory, evaluate=True):
         params = None
         if finished:
             left = left[left.index(finished[-1]) + 1 :]
-            params = build.load_stage(directory / "params" / finished[-1], config, model, mesh)
+            params = build.load_stage(directory / "params" / finished[-1], config, model, mesh, merge=False)
             say(f"stage {finished[-1]}: done before")
         sources = {name: build.prepare_sources(config, config.stages[name], directory) for name in left}
         for name in left:
             params = build.starting_params(config, model, name, params)
-            batches = build.stage_iterator(config, config.stages[name], model, tokenizer, sources[name])
+            stage, prepared = config.stages[name], sources[name]
+            cache = build.feature_cache(config, stage, model, params, prepared, directory)
+            batches = build.stage_iterator(config, stage, model, tokenizer, prepared, cache)
             params = train_stage(config, name, model, batches, mesh, directory, params)
             checkpoint.save_params(directory / "params" / name, params)
             if first:
@@ -156,7 +161,8 @@ def train(config, directory, evaluate=True):
 
         # -------------------------------------------------------------------------------------- evaluation
         if evaluate and config.eval.benchmarks:
-            bundle = build.bundle(config, model, params, tokenizer)
+            merged = adapters.merged(params, config.stages[config.stage_order[-1]], config.model.frozen_dtype)
+            bundle = build.bundle(config, model, merged, tokenizer)
             run.evaluate(bundle, build.eval_config(config, directory), directory)
     say(f"finished in {time.time() - begin:.0f} s; everything is in {directory}")
     return params

@@ -51,8 +51,10 @@ def get_config() -> ConfigDict:
                 "phases": (
                     _phase(500, rows=20, length=256, notes=0.6, grids=(4, 6), questions=3, describe=0.05),
                     _phase(1500, rows=20, length=256, notes=0.9, grids=(6,), questions=4, describe=0.4),
-                    _phase(1400, rows=10, length=512, notes=0.9, grids=(6,), questions=6, describe=0.1),
-                    _phase(1100, rows=10, length=512, notes=0.9, grids=(6, 8, 12), questions=6, describe=0.1),
+                    _phase(1400, rows=26, length=192, notes=0.9, grids=(6,), questions=6, describe=0.1),
+                    _phase(
+                        1100, rows=16, length=320, notes=0.95, grids=(6, 8, 12), questions=6, describe=0.1
+                    ),
                 ),
                 "geometry": {
                     "width": 128,
@@ -91,14 +93,14 @@ def _phase(
     questions: int,
     describe: float,
 ) -> dict:
-    """A phase of the LLM, see `foundation.text.phased_batches`; rows of 256 tokens get short sentences."""
+    """A phase of the LLM, see `foundation.text.phased_batches`; short rows get short sentences."""
     return {
         "steps": steps,
         "batch": rows,
         "length": length,
         "context_weight": 0.02,
         "notes": notes,
-        "short": length == 256,
+        "short": length < 320,
         "grids": grids,
         "questions": questions,
         "describe": describe,

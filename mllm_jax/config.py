@@ -19,6 +19,7 @@ from mllm_jax import connectors
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
+LLM_LINEAR = r"llm/blocks/(q|k|v|o|gate|up|down|fc1|fc2)/kernel"  # every linear layer of the LLM but the head
 CHOICES: dict[str, tuple[Any, ...]] = {
     "model.dtype": DTYPES,
     "model.param_dtype": DTYPES,
@@ -31,6 +32,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.compat": ("", "llava"),
     "stages.*.optimizer": ("adamw", "muon"),
     "stages.*.schedule": ("cosine", "constant"),
+    "stages.*.aspect": ("pad", "square"),
+    "stages.*.quantize_base": ("none", "int8"),
     "stages.*.sources.*.kind": ("llava", "mini_world"),
 }
 POSITIVE = (
@@ -47,6 +50,7 @@ POSITIVE = (
     "stages.*.learning_rate",
     "stages.*.matrix_learning_rate",
     "stages.*.eps",
+    "stages.*.lora.alpha",
     "stages.*.log_every",
     "stages.*.checkpoint_every",
     "stages.*.keep_last",
@@ -60,11 +64,17 @@ NOT_NEGATIVE = (
     "stages.*.weight_decay",
     "stages.*.clip_norm",
     "stages.*.keep_best",
+    "stages.*.lora.rank",
     "stages.*.sources.*.count",
     "eval.benchmarks.*.count",
     "eval.examples",
 )
-SHARES = ("stages.*.warmup_ratio", "stages.*.b1", "stages.*.b2")  # from 0 to below 1
+SHARES = (  # from 0 to below 1
+    "stages.*.warmup_ratio",
+    "stages.*.b1",
+    "stages.*.b2",
+    "stages.*.lora.dropout",
+)
 STRINGS = ("stages.*.trainable", "stage_order")  # tuples of strings
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of stages, sources and benchmarks: they name directories
 
@@ -101,8 +111,18 @@ def stage_config() -> ConfigDict:
     """One training stage; defaults are LLaVA-1.5's stage 1 (recipes.md 1.1)."""
     return ConfigDict(
         {
-            "trainable": ("connector/.*",),  # path regexes; all else is frozen
+            "trainable": ("connector/.*",),  # path regexes; all else is frozen, LoRA adapters excepted
+            "lora": {
+                "rank": 0,  # of the adapters; 0 = none
+                "alpha": 256.0,  # their update is scaled by alpha / rank
+                "dropout": 0.05,  # on their input, in training
+                "targets": LLM_LINEAR,  # regex over kernel paths, llm/... and vision/...
+                "rank_stabilized": False,  # scale by alpha / sqrt(rank)
+            },
+            "quantize_base": "none",  # how the LLM's frozen block kernels are kept: "none" or "int8"
             "template": "plain",
+            "aspect": placeholder(str),  # "pad" or "square"; None = data.aspect
+            "cache_features": False,  # keep the frozen tower's features on disk instead of running it
             "sources": {},  # name -> source_config()
             "seq_len": placeholder(int),  # row length of this stage; None = data.seq_len
             "batch_size": 256,  # samples per update, over all devices and accumulation
@@ -345,7 +365,7 @@ def check(config: ConfigDict) -> None:
         )
     for name, stage in config.stages.items():
         here = f"stages.{name}"
-        if not stage.trainable:
+        if not stage.trainable and not stage.lora.rank:
             raise ConfigError(f"config key '{here}.trainable' is empty: nothing would be trained")
         if not stage.sources:
             raise ConfigError(
@@ -356,7 +376,8 @@ def check(config: ConfigDict) -> None:
                 f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of "
                 f"'{here}.accumulation' ({stage.accumulation})"
             )
-        for pattern in (*stage.trainable, *(pattern for pattern, _ in stage.learning_rates)):
+        groups = (pattern for pattern, _ in stage.learning_rates)
+        for pattern in (*stage.trainable, *groups, stage.lora.targets):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -387,3 +408,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def default_of(path: str) -> Any:
+    """The default of a key such as "stages.finetune.lora.rank", as `resolved` writes it.
+
+    Raises:
+      ConfigError: there is no such key.
+    """
+    node, done = default_config(), ""
+    for key in path.split("."):
+        child = NAMED_CHILDREN.get(_generic(done))
+        if child is None and (not isinstance(node, ConfigDict) or key not in node):
+            raise ConfigError(f"there is no config key {path!r}")
+        node, done = child() if child else node[key], _join(done, key)
+    return _plain(node.to_dict() if isinstance(node, ConfigDict) else node)

@@ -11,13 +11,22 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from mllm_jax.config import ConfigError, check, check_key, default_config, resolved, stage_config
+from mllm_jax.config import (
+    ConfigError,
+    check,
+    check_key,
+    default_config,
+    default_of,
+    resolved,
+    stage_config,
+)
 from mllm_jax.parallel.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
 # Every recipe and the arguments that are worth a golden of their own; "" is the recipe without argument.
 RECIPES = {
+    "llava15": ("", "lora"),
     "mini_foundation": ("",),
     "own_data": ("", "pretrain", "finetune"),
     "quickstart": ("", "average_pool"),
@@ -150,6 +159,15 @@ def test_missing_key_is_named(tiny_config):
         ("stages.pretrain.trainable", "connector/.*", "must be of type tuple"),
         ("stages.pretrain.trainable", (), "is empty: nothing would be trained"),
         ("stages.pretrain.trainable", ("(",), "'(' is not a regular expression"),
+        ("stages.pretrain.lora.rnk", 1, "did you mean 'stages.pretrain.lora.rank'?"),
+        ("stages.pretrain.lora", 8, "'stages.pretrain.lora' must be a dict with alpha, dropout, rank"),
+        ("stages.pretrain.lora.rank", -1, "'stages.pretrain.lora.rank' must not be negative"),
+        ("stages.pretrain.lora.rank", 1.5, "'stages.pretrain.lora.rank' must be of type int"),
+        ("stages.pretrain.lora.alpha", 0.0, "'stages.pretrain.lora.alpha' must be positive"),
+        ("stages.pretrain.lora.dropout", 1.0, "must be at least 0 and below 1"),
+        ("stages.pretrain.lora.targets", "llm/(", "'llm/(' is not a regular expression"),
+        ("stages.pretrain.quantize_base", "int4", "did you mean 'int8'?"),
+        ("stages.pretrain.aspect", "crop", "'stages.pretrain.aspect' is 'crop'"),
         ("stages.pretrain.learning_rates", (("a",),), "must hold (path regex, positive rate) pairs"),
         ("stages.pretrain.learning_rates", (("a", 0.0),), "must hold (path regex, positive rate) pairs"),
         ("stages.pretrain.learning_rates", (("[", 1.0),), "'[' is not a regular expression"),
@@ -178,6 +196,25 @@ def test_values_that_are_as_good_as_their_type(tiny_config):
     set_key(tiny_config, "stage_order", ["pretrain", "finetune"])
     set_key(tiny_config, "stages.pretrain.learning_rates", [["connector/.*", 1]])
     check(tiny_config)
+
+
+def test_adapters_alone_are_enough_to_train(tiny_config):
+    tiny_config.stages.finetune.trainable = ()
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        check(tiny_config)
+    tiny_config.stages.finetune.lora.rank = 2
+    check(tiny_config)
+
+
+def test_defaults_are_found_by_path():
+    assert default_of("seed") == 42
+    assert default_of("stages.any.lora.rank") == 0
+    assert default_of("stages.any.sources.main.weight") == 1.0
+    assert default_of("stages.any.trainable") == ["connector/.*"]
+    assert default_of("eval.benchmarks.vqa.kind") == "mini"
+    for path in ("sed", "stages.any.lora.rnk", "seed.x"):
+        with pytest.raises(ConfigError, match=f"no config key '{path}'"):
+            default_of(path)
 
 
 def test_no_stage_is_an_error():
@@ -249,6 +286,12 @@ def test_missing_checkpoint_is_named(tiny_config, tmp_path):
          "'stages.finetune.sources.instructions.json': there is no nowhere.json"),
         ("stages.finetune.sources.instructions.kind", "mini_world", ConfigError,
          "'stages.finetune.sources.instructions.split' is ''; valid: 'foundation', 'pretrain', 'finetune'"),
+        ("stages.finetune.lora", {"targets": "llm/blocks/query/kernel"}, ConfigError,
+         "'stages.finetune.lora.targets': lora.targets='llm/blocks/query/kernel' matches no kernel"),
+        ("stages.finetune.lora", {}, ConfigError,
+         "'stages.finetune.trainable': 'llm/blocks/down/kernel' is trained itself and adapted by lora.targets"),
+        ("stages.finetune.quantize_base", "int8", ConfigError,
+         "quantisation pattern 'llm/blocks/.*/kernel' matches no kernel"),
         ("stages.finetune.batch_size", 6, None, ""),
     ],
 )  # fmt: skip
@@ -260,7 +303,10 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
 
     source = tiny_config.stages.finetune.sources.instructions
     source.count, source.form = 3, "caption"
-    set_key(tiny_config, path, value)
+    if path.endswith("lora"):
+        tiny_config.stages.finetune.lora.update({"rank": 2, **value})
+    else:
+        set_key(tiny_config, path, value)
     check(tiny_config)
     tokenizer = load_tokenizer(tiny_config.model.llm.path)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])

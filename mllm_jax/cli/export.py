@@ -123,17 +123,24 @@ def is_run(directory: pathlib.Path) -> bool:
 
 
 def _load_run(directory: pathlib.Path, stage: str | None):
+    import dataclasses
     import json
 
+    import jax
     from ml_collections import ConfigDict
 
     from mllm_jax.interop import native
-    from mllm_jax.training import build
+    from mllm_jax.models import quantize
+    from mllm_jax.training import adapters, build
 
     config = ConfigDict(json.loads((directory / "config.json").read_text()))
     finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
     if not finished or (stage and stage not in finished):
         wanted = f"stage {stage!r} is not" if stage else "no stage is"
         raise FileNotFoundError(f"{directory}: {wanted} finished; finished: {', '.join(finished) or 'none'}")
-    params = native.load_tree(directory / "params" / (stage or finished[-1]))
-    return build.model_config(config), params, config.model.llm.path
+    name = stage or finished[-1]
+    params = native.load_tree(directory / "params" / name)
+    if adapters.is_quantized(config.stages[name]):
+        params = jax.device_get(quantize.dequantize(params, config.model.frozen_dtype))
+    model = dataclasses.replace(build.model_config(config), lora=adapters.settings(config.stages[name]))
+    return model, params, config.model.llm.path

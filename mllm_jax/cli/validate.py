@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens-per-image", type=int, metavar="M", help="visual tokens of one image")
     parser.add_argument("--image-slots", type=int, metavar="I", help="images a row has room for")
+    parser.add_argument("--label-tokens", type=int, metavar="L", help="supervised tokens a row may hold")
     parser.add_argument(
         "--duplicate-ids",
         choices=("error", "number"),
@@ -94,8 +95,8 @@ def _layout(args: argparse.Namespace) -> Layout:
     missing = [option for option, value in lengths.items() if value is None]
     if args.tokenizer is not None and missing:
         raise ValueError(f"--tokenizer needs {' and '.join(missing)} too")
-    if args.tokenizer is None and (args.seq_len is not None or args.tokens_per_image is not None):
-        raise ValueError("--seq-len and --tokens-per-image need --tokenizer too")
+    if args.tokenizer is None and (args.seq_len, args.tokens_per_image, args.label_tokens) != (None,) * 3:
+        raise ValueError("--seq-len, --tokens-per-image and --label-tokens need --tokenizer too")
     if args.template is None and args.image_slots is not None:
         raise ValueError("--image-slots needs --template too")
     tokenizer = None
@@ -104,7 +105,9 @@ def _layout(args: argparse.Namespace) -> Layout:
 
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
     template = None if args.template is None else resolve_template(args.template, tokenizer)
-    return Layout(template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots)
+    return Layout(
+        template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots, args.label_tokens
+    )
 
 
 def _show(report: Report, console: Console, show: int, seconds: float) -> None:

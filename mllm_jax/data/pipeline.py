@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import RowEncoder, stack_rows
 from mllm_jax.data.samples import Source
@@ -45,15 +46,17 @@ def make_train_iterator(
     num_threads: int | None = None,
     num_workers: int = 0,
     overlong: str = "error",
+    label_tokens: int | None = None,
     compat: str | None = None,
     max_image_pixels: int | None = None,
+    features: FeatureCache | None = None,
 ) -> "TrainIterator":
     """The batches of a training run, as this process sees them.
 
     Args:
       sources: data sets; anything with a length and `source[i] -> Sample`.
-      processor, tokenizer, template, num_tokens_per_image, seq_len, image_slots, overlong, compat,
-        max_image_pixels: how a sample becomes a row, see `rows.RowEncoder`.
+      processor, tokenizer, template, num_tokens_per_image, seq_len, image_slots, overlong, label_tokens,
+        compat, max_image_pixels, features: how a sample becomes a row, see `rows.RowEncoder`.
       batch_size: `B` over all processes.
       seed: of the order.
       epochs: passes over the data; None never ends.
@@ -88,8 +91,10 @@ def make_train_iterator(
         seq_len=seq_len,
         image_slots=image_slots,
         overlong=overlong,
+        label_tokens=label_tokens,
         compat=compat,
         max_image_pixels=max_image_pixels,
+        features=features,
     )
     rows = _global_order(sources, weights, seed, epochs).map(encoder)
     num_samples = None if epochs is None else len(rows)
@@ -118,9 +123,9 @@ class TrainIterator:
     """Iterates over batches of NumPy arrays and can be stopped and continued exactly.
 
     Each batch is a dict: `tokens`, `positions`, `segment_ids`, `visual_index` int32 [B, T], `loss_weights`
-    float32 [B, T], `images` uint8 [B, I, S, S, 3], `image_mask` bool [B, I], where `B` is this process's
-    share of the batch; and for people `ids`, a list of `B` strings ("" for an empty row), and `skipped`, the
-    messages of the samples left out of this batch.
+    float32 [B, T], `images` uint8 [B, I, S, S, 3] (or `features` [B, I, F, N, C]), `image_mask` bool [B, I], where
+    `B` is this process's share of the batch; and for people `ids`, a list of `B` strings ("" for an empty row), and
+    `skipped`, the messages of the samples left out of this batch.
 
     Attributes:
       num_batches: of the whole run; None without an end.

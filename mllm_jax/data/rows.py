@@ -1,5 +1,6 @@
 """From one sample to one row of a batch: the conversation as tokens, its images as pixels in slots."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxtyping import Int32, UInt8
 
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
+from mllm_jax.data.feature_cache import FeatureCache, digest
 from mllm_jax.data.images import decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
@@ -15,6 +17,49 @@ from mllm_jax.data.templates import Template
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 
 ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
+FEATURES = "features"  # in place of "images" where rows hold features
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReader:
+    """Brings an image of a sample to what the tower takes.
+
+    Attributes:
+      processor: brings a picture to side `S`.
+      compat: None or "llava", for decoding.
+      max_image_pixels: images with more pixels are refused; None for the default limit.
+    """
+
+    processor: ImageProcessor
+    compat: str | None = None
+    max_image_pixels: int | None = None
+
+    def __call__(self, sample: Sample, index: int) -> UInt8[np.ndarray, "S S 3"]:
+        """One image of a sample, decoded and brought to size.
+
+        Raises:
+          ImageError: for what is not a readable image within the size limit, naming sample and image.
+        """
+        image = sample.images[index]
+        if isinstance(image, bytes):
+            name = f"sample {sample.id!r}, {sample.image_name(index)}"
+            limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
+            image = decode_image(image, source=name, compat=self.compat, **limit)
+        return self.processor(image)
+
+
+class TooManyLabels(SampleError):
+    """A sample has more supervised tokens than the loss makes logits for."""
+
+    def __init__(self, sample: str, count: int, limit: int):
+        super().__init__(
+            sample, f"has {count} supervised tokens, more than the limit of {limit} (label_tokens)"
+        )
+        self.count = count
+        self.limit = limit
+
+    def __reduce__(self):
+        return type(self), (self.sample, self.count, self.limit)
 
 
 class RowEncoder:
@@ -24,7 +69,8 @@ class RowEncoder:
 
     * `tokens`, `positions`, `segment_ids` int32 [T], `loss_weights` float32 [T], `visual_index` int32 [T], as
       `tokens.layout_row` makes them;
-    * `images` uint8 [I, S, S, 3], pixels before normalisation, zeros in empty slots; `image_mask` bool [I];
+    * `images` uint8 [I, S, S, 3], pixels before normalisation, zeros in empty slots; `image_mask` bool [I]; with a
+      feature cache, `features` [I, F, N, C] instead of `images`;
     * `id` and `skipped`, strings for people. A padding row has neither; a skipped sample's row is as empty,
       with why it was skipped in `skipped`.
     """
@@ -39,8 +85,10 @@ class RowEncoder:
         seq_len: int,
         image_slots: int,
         overlong: str = "error",
+        label_tokens: int | None = None,
         compat: str | None = None,
         max_image_pixels: int | None = None,
+        features: FeatureCache | None = None,
     ):
         """Takes what every sample is laid out with.
 
@@ -51,9 +99,12 @@ class RowEncoder:
           num_tokens_per_image: visual tokens of one image slot (`connector.num_tokens(grid)`).
           seq_len: `T`, visual tokens included.
           image_slots: `I`.
-          overlong: what to do with a sample of more than `T` tokens: "error", or "skip" for an empty row.
+          overlong: what to do with a sample of more than `T` tokens, or of more than `label_tokens` supervised ones:
+            "error", or "skip" for an empty row.
+          label_tokens: supervised tokens that a row may hold; None for any number.
           compat: None or "llava", for conversations and for image decoding.
           max_image_pixels: images with more pixels are refused; None for the default limit.
+          features: where the images' features are; the images themselves are then not decoded.
         """
         if overlong not in ("error", "skip"):
             raise ValueError(f"overlong {overlong!r}: choose 'error' or 'skip'")
@@ -64,8 +115,10 @@ class RowEncoder:
         self.seq_len = seq_len
         self.image_slots = image_slots
         self.overlong = overlong
+        self.label_tokens = label_tokens
         self.compat = compat
-        self.decode_options = {} if max_image_pixels is None else {"max_pixels": max_image_pixels}
+        self.features = features
+        self.read_image = ImageReader(processor, compat, max_image_pixels)
 
     def encode(self, sample: Sample) -> EncodedSample:
         """The sample's tokens and labels, without a limit on their number and without reading its images.
@@ -77,34 +130,26 @@ class RowEncoder:
         counts = [self.num_tokens_per_image] * len(sample.images)
         return encode_sample(spans, self.tokenizer, counts, sample=sample.id)
 
-    def read_image(self, sample: Sample, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """One image of a sample, decoded and brought to size.
-
-        Raises:
-          ImageError: for what is not a readable image within the size limit, naming sample and image.
-        """
-        image = sample.images[index]
-        if isinstance(image, bytes):
-            name = f"sample {sample.id!r}, {sample.image_name(index)}"
-            image = decode_image(image, source=name, compat=self.compat, **self.decode_options)
-        return self.processor(image)
-
     def __call__(self, sample: Sample) -> dict[str, Any]:
         """The row of one sample.
 
         Raises:
-          SampleTooLong: under the policy "error".
+          SampleTooLong, TooManyLabels: under the policy "error".
           SampleError, ImageError: as above, and for more images than slots.
         """
         encoded = self.encode(sample)
         try:
             row = self._lay_out([encoded])
-        except SampleTooLong as error:
+            check_labels(encoded, self.label_tokens)
+        except (SampleTooLong, TooManyLabels) as error:
             if self.overlong == "error":
                 raise
             return self.padding() | {"skipped": str(error)}
         for slot, (_, index) in enumerate(row.pop("slots")):
-            row["images"][slot] = self.read_image(sample, index)
+            if self.features is None:
+                row["images"][slot] = self.read_image(sample, index)
+            else:
+                row[FEATURES][slot] = self.features.read(digest(sample.images[index]))
             row["image_mask"][slot] = True
         return row | {"id": sample.id, "skipped": ""}
 
@@ -116,10 +161,24 @@ class RowEncoder:
 
     def _lay_out(self, encoded: Sequence[EncodedSample]) -> dict[str, Any]:
         row = layout_row(encoded, self.seq_len, self.image_slots, self.num_tokens_per_image)
-        side = self.processor.size
-        row["images"] = np.zeros((self.image_slots, side, side, 3), np.uint8)
+        side, slots = self.processor.size, self.image_slots
+        if self.features is None:
+            row["images"] = np.zeros((slots, side, side, 3), np.uint8)
+        else:
+            row[FEATURES] = np.zeros((slots, *self.features.shape), self.features.dtype)
         row["image_mask"] = np.zeros(self.image_slots, np.bool_)
         return row
+
+
+def check_labels(sample: EncodedSample, limit: int | None) -> None:
+    """Refuses a sample with more supervised tokens than `limit` (None: any number).
+
+    Raises:
+      TooManyLabels: naming the sample.
+    """
+    count = int((sample.loss_weights != 0).sum())
+    if limit is not None and count > limit:
+        raise TooManyLabels(sample.sample, count, limit)
 
 
 def render_sample(
@@ -142,7 +201,8 @@ def render_sample(
 
 def stack_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rows to a batch: arrays stacked along `B`, `ids` a list, `skipped` a list of the reasons there are."""
-    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in ARRAYS}
+    keys = [key for key in (*ARRAYS, FEATURES) if key in rows[0]]
+    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in keys}
     batch["ids"] = [row["id"] for row in rows]
     batch["skipped"] = [row["skipped"] for row in rows if row["skipped"]]
     return batch

@@ -7,8 +7,7 @@ template or a tokenizer is given, every conversation laid out as training will l
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import numpy as np
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
 from mllm_jax.data.llava_json import DataError, DuplicateIds, Problem, Record, scan
-from mllm_jax.data.rows import render_sample
+from mllm_jax.data.rows import TooManyLabels, check_labels, render_sample
 from mllm_jax.data.samples import read_image_file
 from mllm_jax.data.templates import Template
+from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.tokens import SampleTooLong, encode_sample
 
 Progress = Callable[[str, int, int], None]
@@ -35,6 +35,7 @@ class Layout:
       seq_len: the row length in tokens, visual tokens included.
       tokens_per_image: visual tokens of one image.
       image_slots: images a row has room for; None for any number.
+      label_tokens: supervised tokens a row may hold; None for any number.
     """
 
     template: str | Template | None = None
@@ -42,6 +43,7 @@ class Layout:
     seq_len: int | None = None
     tokens_per_image: int | None = None
     image_slots: int | None = None
+    label_tokens: int | None = None
 
     def __post_init__(self):
         if self.tokenizer is not None and None in (self.template, self.seq_len, self.tokens_per_image):
@@ -130,7 +132,7 @@ def validate(
         def check(image: str) -> tuple[int, int] | str:
             return _check_image(root / image, compat, max_image_pixels)
 
-        for done, (image, outcome) in enumerate(_map_in_order(check, users, threads), 1):
+        for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
             if isinstance(outcome, str):
                 problems += [Problem("unusable-image", sample, outcome) for sample in users[image]]
             else:
@@ -144,7 +146,7 @@ def validate(
         def check_layout(record: Record) -> tuple[Problem | None, int, int]:
             return _check_layout(record, layout, compat)
 
-        for done, (_, outcome) in enumerate(_map_in_order(check_layout, records, threads), 1):
+        for done, (_, outcome) in enumerate(map_in_order(check_layout, records, threads), 1):
             problem, length, learned = outcome
             problems += [problem] if problem else []
             lengths += [length] if length else []
@@ -189,23 +191,12 @@ def _check_layout(record: Record, layout: Layout, compat: str | None) -> tuple[P
         problem = Problem(
             "overlong", record.id, SampleTooLong(record.id, len(encoded), layout.seq_len).problem
         )
+    else:
+        try:
+            check_labels(encoded, layout.label_tokens)
+        except TooManyLabels as error:
+            problem = Problem("too-many-labels", record.id, error.problem)
     return problem, len(encoded), int((encoded.loss_weights > 0).sum())
-
-
-def _map_in_order(
-    function: Callable[[Any], Any], items: Iterable[Any], threads: int
-) -> Iterator[tuple[Any, Any]]:
-    """Like `map`, in threads, with a bounded number of items under way."""
-    pending: collections.deque = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            pending.append((item, pool.submit(function, item)))
-            if len(pending) > 8 * threads:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
 
 
 def _statistics(

@@ -98,7 +98,8 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
       tokenizer: whose words are written.
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
-      phase: `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked),
+      phase: `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked, and as
+        fit into `length` tokens),
         `describe` (share of conversations that ask for the long caption instead, half of them as the `plain` template
         does) and `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
@@ -111,8 +112,14 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
         template, weight = "plain" if rng.random() < 0.5 else "mini", phase["describe_weight"]
     else:
         pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
-    turns = [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
-    turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
-    encoded = encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
+    while True:
+        turns = [
+            Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)
+        ]
+        turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
+        encoded = encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
+        if len(encoded) <= phase["length"] or len(pairs) == 1:
+            break
+        pairs.pop()
     weights = (weight * encoded.loss_weights).astype(np.float32)
     return NotedSample(dataclasses.replace(encoded, loss_weights=weights), bags)

@@ -62,7 +62,7 @@ class Dense(nn.Module):
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = flat @ kernel.astype(self.dtype)
         if self.has_variable("params", "kernel_scale"):
-            y = y * self.get_variable("params", "kernel_scale").astype(self.dtype)
+            y = (y * self.get_variable("params", "kernel_scale").astype(jnp.float32)).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
             y = y + self._adapter(flat)
         if self.use_bias:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mllm_jax.config import LLM_LINEAR
 from mllm_jax.models.paths import flatten, unflatten
 
 Tree = dict[str, Any]
 
-LLM_TARGETS = r"llm/blocks/(q|k|v|o|gate|up|down|fc1|fc2)/kernel"  # every linear layer but the head (LLaVA)
+ADAPTERS = r".*/lora_[ab]"  # paths of adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LoRA:
     rank: int = 128
     alpha: int | float = 256.0
     dropout: int | float = 0.05
-    targets: str = LLM_TARGETS
+    targets: str = LLM_LINEAR
     rank_stabilized: bool = False
 
     @property
@@ -82,12 +83,12 @@ def add(params: Tree, config: LoRA, rng: Array, dtype: Any = jnp.float32) -> Tre
 def split(params: Tree) -> tuple[Tree, Tree]:
     """(base parameters, adapters)."""
     flat = flatten(params)
-    adapters = {path: leaf for path, leaf in flat.items() if re.fullmatch(r".*/lora_[ab]", path)}
+    adapters = {path: leaf for path, leaf in flat.items() if re.fullmatch(ADAPTERS, path)}
     return unflatten({p: leaf for p, leaf in flat.items() if p not in adapters}), unflatten(adapters)
 
 
 def merge(params: Tree, config: LoRA) -> Tree:
-    """W + scale * A B in place of every adapted kernel, computed in float32, in the kernel's dtype.
+    """W + scale * A B in place of every adapted kernel, computed in float32, in the kernel's dtype and sharding.
 
     Raises:
       ValueError: an adapted kernel is quantised.
@@ -98,7 +99,15 @@ def merge(params: Tree, config: LoRA) -> Tree:
         kernel = base[f"{stem}kernel"]
         if kernel.dtype == jnp.int8:
             raise ValueError(f"{stem}kernel is int8; merge into the original weights, not the quantised ones")
-        a, b = (jnp.asarray(adapters[stem + name], jnp.float32) for name in ("lora_a", "lora_b"))
-        update = jnp.matmul(a, b, precision="highest") * config.scale
-        base[f"{stem}kernel"] = (jnp.asarray(kernel, jnp.float32) + update).astype(kernel.dtype)
+        where = kernel.sharding if isinstance(kernel, jax.Array) else None
+        update = jax.jit(_merged, static_argnums=3, out_shardings=where)
+        base[f"{stem}kernel"] = update(
+            kernel, adapters[f"{stem}lora_a"], adapters[f"{stem}lora_b"], config.scale
+        )
     return unflatten(base)
+
+
+def _merged(kernel: Array, a: Array, b: Array, scale: int | float) -> Array:
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    update = jnp.matmul(a, b, precision="highest") * scale
+    return (kernel.astype(jnp.float32) + update).astype(kernel.dtype)

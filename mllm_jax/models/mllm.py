@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax import connectors
+from mllm_jax.connectors.base import VisionFeatures
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
+from mllm_jax.models.features import stack, unstack
 from mllm_jax.models.fused import FusedVisionConfig, vision_encoder
+from mllm_jax.models.lora import LoRA
 from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
@@ -30,6 +33,7 @@ class ModelConfig:
       dtype: computation dtype.
       param_dtype: dtype of freshly initialised parameters.
       remat: rematerialisation of decoder blocks ("none", "full", "dots"); vision_remat: of encoder blocks.
+      lora: scale and dropout of the adapters, if the parameters hold any (`lora.add`).
     """
 
     vision: VisionConfig | FusedVisionConfig
@@ -43,6 +47,7 @@ class ModelConfig:
     remat: str = "full"
     vision_remat: str = "full"
     attention: str = "xla"
+    lora: LoRA | None = None
 
     @property
     def vision_spec(self) -> connectors.VisionSpec:
@@ -82,9 +87,15 @@ class MLLM(nn.Module):
         dtype, param_dtype = jnp.dtype(cfg.dtype), jnp.dtype(cfg.param_dtype)
         self.connector = cfg.make_connector()
         self.vision = vision_encoder(
-            cfg.vision, self.connector.request(), dtype, param_dtype, cfg.vision_remat, cfg.attention
+            cfg.vision,
+            self.connector.request(),
+            dtype,
+            param_dtype,
+            cfg.vision_remat,
+            cfg.attention,
+            cfg.lora,
         )
-        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention)
+        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora)
 
     def encode_images(
         self, images: Array, image_mask: Bool[Array, "B I"], deterministic: bool = True
@@ -95,11 +106,27 @@ class MLLM(nn.Module):
           images: uint8[B, I, S, S, 3], or float and already normalised.
           image_mask: which slots hold an image.
         """
-        batch, slots = images.shape[:2]
-        features = self.vision(images.reshape(batch * slots, *images.shape[2:]))
+        features = self.vision(images.reshape(-1, *images.shape[2:]))
+        return self._connect(features, image_mask, deterministic)
+
+    def features(self, images: Array) -> Float[Array, "B F N C"]:
+        """What the tower gives the connector, as one array: what a feature cache keeps of pictures [B, S, S, 3]."""
+        return stack(self.vision(images))
+
+    def connect_features(
+        self, stacked: Float[Array, "B I F N C"], image_mask: Bool[Array, "B I"], deterministic: bool = True
+    ) -> Float[Array, "B IM D"]:
+        """`encode_images` from features that were computed before; the tower is not run."""
+        features = stacked.reshape(-1, *stacked.shape[2:]).astype(self.config.dtype)
+        spec, request = self.config.vision_spec, self.connector.request()
+        return self._connect(unstack(features, request, spec.grid), image_mask, deterministic)
+
+    def _connect(
+        self, features: VisionFeatures, image_mask: Bool[Array, "B I"], deterministic: bool
+    ) -> Float[Array, "B IM D"]:
         tokens = self.connector(features, deterministic)
         tokens = tokens * image_mask.reshape(-1, 1, 1).astype(tokens.dtype)
-        return tokens.reshape(batch, slots * tokens.shape[1], tokens.shape[2])
+        return tokens.reshape(image_mask.shape[0], -1, tokens.shape[2])
 
     def embed(
         self, tokens: Int[Array, "B T"], visual_index: Int[Array, "B T"], visual: Float[Array, "B IM D"]
@@ -110,8 +137,14 @@ class MLLM(nn.Module):
         return jnp.where(visual_index[..., None] >= 0, at_place, self.llm.embed(tokens))
 
     def hidden_states(self, batch: Batch, cache: Cache | None = None, deterministic: bool = True):
-        """Final-normed hidden states [B, T, D] and the cache, for a Batch of the design's contract."""
-        visual = self.encode_images(batch["images"], batch["image_mask"], deterministic)
+        """Final-normed hidden states [B, T, D] and the cache, for a Batch of the design's contract.
+
+        A batch may hold `features` in place of `images`.
+        """
+        if "features" in batch:
+            visual = self.connect_features(batch["features"], batch["image_mask"], deterministic)
+        else:
+            visual = self.encode_images(batch["images"], batch["image_mask"], deterministic)
         embeddings = self.embed(batch["tokens"], batch["visual_index"], visual)
         return self.llm(embeddings, batch["positions"], batch["segment_ids"], cache)
 

@@ -7,15 +7,20 @@ widened only while that block runs. For LoRA on a base that would not fit otherw
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mllm_jax.models.paths import flatten, unflatten
+
+SCALE = "_scale"  # ends the path of a quantised kernel's scale
 
 
 def quantize(params: dict[str, Any], targets: str) -> dict[str, Any]:
     """Replaces kernels whose path matches `targets` by int8 `kernel` and `kernel_scale` [..., out].
 
-    Symmetric, rounded to nearest: the error of a weight is at most half a step, max|column| / 254.
+    Symmetric, rounded to nearest: the error of a weight is at most half a step, max|column| / 254. Host arrays stay on
+    the host.
 
     Raises:
       ValueError: the pattern matches no kernel.
@@ -25,8 +30,28 @@ def quantize(params: dict[str, Any], targets: str) -> dict[str, Any]:
     if not paths:
         raise ValueError(f"quantisation pattern {targets!r} matches no kernel")
     for path in paths:
-        kernel = jnp.asarray(flat[path], jnp.float32)
-        scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=-2), 1e-12) / 127
-        flat[path] = jnp.round(kernel / scale[..., None, :]).astype(jnp.int8)
-        flat[f"{path}_scale"] = scale
+        xp = np if isinstance(flat[path], np.ndarray) else jnp
+        kernel = flat[path].astype(np.float32)
+        scale = xp.maximum(xp.max(xp.abs(kernel), axis=-2), np.float32(1e-12)) / np.float32(127)
+        flat[path] = xp.round(kernel / scale[..., None, :]).astype(np.int8)
+        flat[f"{path}{SCALE}"] = scale
     return unflatten(flat)
+
+
+def dequantize(params: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """The weights that a quantised model computes with: kernels as `dtype` in place of int8 kernels and scales."""
+    flat = flatten(params)
+    scales = {
+        path.removesuffix(SCALE): leaf for path, leaf in flat.items() if path.endswith(f"/kernel{SCALE}")
+    }
+    found = {path: leaf for path, leaf in flat.items() if path.removesuffix(SCALE) not in scales}
+    for path, scale in scales.items():
+        where = flat[path].sharding if isinstance(flat[path], jax.Array) else None
+        found[path] = jax.jit(_widened, static_argnums=2, out_shardings=where)(
+            flat[path], scale, jnp.dtype(dtype)
+        )
+    return unflatten(found)
+
+
+def _widened(kernel: Any, scale: Any, dtype: Any) -> jax.Array:
+    return (kernel.astype(jnp.float32) * scale[..., None, :]).astype(dtype)

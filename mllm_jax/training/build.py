@@ -15,16 +15,18 @@ from ml_collections import ConfigDict
 from mllm_jax import interop
 from mllm_jax.config import ConfigError, blaming
 from mllm_jax.data import tfds_llava
+from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Source
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop.checkpoints import load_connector
-from mllm_jax.models import attention, mllm, paths
+from mllm_jax.models import attention, mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import checkpoint
+from mllm_jax.training import adapters, checkpoint, features
 
 
 def model_config(config: ConfigDict) -> ModelConfig:
@@ -80,10 +82,10 @@ def model_config(config: ConfigDict) -> ModelConfig:
     return model
 
 
-def image_processor(config: ConfigDict) -> ImageProcessor:
-    """The tower's preprocessing at the configured resolution."""
+def image_processor(config: ConfigDict, aspect: str | None = None) -> ImageProcessor:
+    """The tower's preprocessing at the configured resolution; `aspect` as in `data.aspect`, which is the default."""
     fields = interop.load_processor_config(config.model.vision.path)
-    native = ImageProcessor.from_hf_config(fields, aspect=config.data.aspect)
+    native = ImageProcessor.from_hf_config(fields, aspect=aspect or config.data.aspect)
     size = config.model.vision.image_size
     shortest = round(native.shortest_side * size / native.size) if native.shortest_side else 0
     return dataclasses.replace(native, size=size, shortest_side=shortest)
@@ -112,39 +114,40 @@ def starting_params(config: ConfigDict, model: ModelConfig, name: str, before: A
     """What stage `name` starts from: parameters that earlier stages trained, and the pretrained ones for all else.
 
     A parameter that was only frozen before is read again from its checkpoint, so that it is not rounded to
-    `model.frozen_dtype` when it is trained at last.
+    `model.frozen_dtype` when it is trained at last. Adapters: see `adapters.go_on`.
 
     Args:
       before: the whole model after the stage before; None in the first stage.
     """
     params = pretrained_params(config, model)
-    earlier = config.stage_order[: tuple(config.stage_order).index(name)]
-    patterns = [pattern for stage in earlier for pattern in config.stages[stage].trainable]
-    if not patterns:
-        return params
-    learned, _ = paths.split(before, patterns)
-    return paths.unflatten(paths.flatten(params) | paths.flatten(learned))
+    index = tuple(config.stage_order).index(name)
+    if index:
+        earlier = [config.stages[each] for each in config.stage_order[:index]]
+        params = adapters.go_on(params, before, earlier, config.stages[name])
+    rng = jax.random.fold_in(jax.random.key(config.seed), 1 + index)
+    return adapters.add(params, config.stages[name], rng, config.model.param_dtype)
 
 
 def place(params: Any, mesh: Mesh, dtype: str) -> Any:
-    """Parameters on the mesh, one array at a time, floating point as `dtype`."""
+    """Parameters on the mesh, one array at a time, floating point as `dtype` (int8 and its scales as they are)."""
 
-    def put(leaf: Any, sharding: Any) -> jax.Array:
+    def put(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
         if not isinstance(leaf, jax.Array):  # straight from the host to every device's own part
             leaf = np.asarray(leaf)
-        return jax.device_put(leaf.astype(_dtype(leaf, dtype)), sharding)
+        return jax.device_put(leaf.astype(_dtype(path, leaf, dtype)), sharding)
 
-    return jax.tree.map(put, params, param_shardings(params, mesh))
+    return jax.tree_util.tree_map_with_path(put, params, param_shardings(params, mesh))
 
 
-def _dtype(leaf: Any, dtype: str) -> Any:
-    return jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype  # int8 stays as it is
+def _dtype(path: tuple, leaf: Any, dtype: str) -> Any:
+    keep = not jnp.issubdtype(leaf.dtype, jnp.floating) or paths.path_of(path).endswith(quantize.SCALE)
+    return leaf.dtype if keep else jnp.dtype(dtype)
 
 
 def abstract(params: Any, mesh: Mesh, dtype: str) -> Any:
     """Shapes, dtype and shardings for restoring a tree like `params`."""
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, _dtype(x, dtype), sharding=s),
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x, s: jax.ShapeDtypeStruct(x.shape, _dtype(path, x, dtype), sharding=s),
         params,
         param_shardings(params, mesh),
     )
@@ -184,10 +187,47 @@ def _prepare(config: ConfigDict, name: str, source: ConfigDict, data_dir: pathli
     return tfds_llava.prepare(json_path, images, data_dir, name=dataset, compat=config.data.compat or None)
 
 
+def feature_cache(
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    params: Any,
+    prepared: dict[str, Source],
+    workdir: pathlib.Path,
+) -> FeatureCache | None:
+    """The features of all pictures of a stage, computed now if they are not there; None without `cache_features`.
+
+    Raises:
+      ImageError, DataError: naming sample and file; too little room on the disk.
+    """
+    if not stage.cache_features:
+        return None
+    dtype = config.model.frozen_dtype
+    tower = jax.tree.map(lambda leaf: _on_host(leaf).astype(jnp.dtype(dtype)), params["vision"])
+    reader = ImageReader(
+        image_processor(config, stage.aspect), config.data.compat or None, config.data.max_image_pixels
+    )
+    root = _data_dir(config, workdir) / "features"
+    cache = features.open_cache(root, model, tower, reader, dtype)
+    features.fill(cache, prepared, model, tower, reader, threads=config.data.threads)
+    return cache
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # trained on several hosts
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
 def stage_iterator(
-    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any, prepared: dict[str, Source]
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    prepared: dict[str, Source],
+    cache: FeatureCache | None = None,
 ) -> TrainIterator:
-    """The batches of a stage from its prepared data sets.
+    """The batches of a stage from its prepared data sets, with features from `cache` in place of pictures.
 
     Raises (when iterated):
       SampleError, ImageError: naming file and sample.
@@ -195,7 +235,7 @@ def stage_iterator(
     weights = [stage.sources[name].weight for name in prepared]
     return make_train_iterator(
         list(prepared.values()),
-        processor=image_processor(config),
+        processor=image_processor(config, stage.aspect),
         tokenizer=tokenizer,
         template=stage.template,
         num_tokens_per_image=model.tokens_per_image,
@@ -210,42 +250,44 @@ def stage_iterator(
         process_count=jax.process_count(),
         num_threads=config.data.threads,
         overlong=config.data.overlong,
+        label_tokens=config.data.label_tokens,
         compat=config.data.compat or None,
         max_image_pixels=config.data.max_image_pixels,
+        features=cache,
     )
 
 
-def check_label_count(batch: dict[str, Any], limit: int) -> None:
-    """Refuses a row with more supervised tokens than the loss makes logits for.
-
-    Raises:
-      ConfigError: naming the sample.
-    """
-    counts = (batch["loss_weights"] != 0).sum(axis=1)
-    row = int(counts.argmax())
-    if counts[row] > limit:
-        raise ConfigError(
-            f"sample {batch['ids'][row]!r} has {counts[row]} supervised tokens, more than config.data.label_tokens="
-            f"{limit}; raise it"
-        )
-
-
-def load_stage(directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Any:
+def load_stage(
+    directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh, merge: bool = True
+) -> Any:
     """A finished stage's parameters (`WORKDIR/params/STAGE`) on the mesh, frozen ones in `model.frozen_dtype`.
+
+    Args:
+      merge: adapters merged and int8 widened, as evaluation takes them; False gives what the stage has left.
 
     Raises:
       FileNotFoundError, CheckpointError: nothing there, or it belongs to another model.
     """
-    trained, frozen = paths.split(mllm.abstract_params(model), config.stages[directory.name].trainable)
+    stage = config.stages[directory.name]
+    trained, frozen = adapters.abstract_split(mllm.abstract_params(model), stage)
     like = paths.merge(
         abstract(trained, mesh, config.model.param_dtype), abstract(frozen, mesh, config.model.frozen_dtype)
     )
-    return checkpoint.load_params(directory, like)
+    params = checkpoint.load_params(directory, like)
+    return adapters.merged(params, stage, config.model.frozen_dtype) if merge else params
 
 
 def bundle(config: ConfigDict, model: ModelConfig, params: Any, tokenizer: Any) -> Model:
-    """A model that evaluation can ask."""
-    return Model(model, params, tokenizer, image_processor(config), config.eval.template)
+    """A model that evaluation can ask, from merged parameters."""
+    return Model(
+        model,
+        params,
+        tokenizer,
+        image_processor(config),
+        config.eval.template,
+        compat=config.data.compat or None,
+        max_image_pixels=config.data.max_image_pixels,
+    )
 
 
 def eval_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:

@@ -25,6 +25,8 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from mllm_jax.parallel import processes
+
 
 class NonFiniteLoss(FloatingPointError):
     """Training stopped at a loss or gradient that is not a number."""
@@ -46,6 +48,9 @@ class RunLog:
       steps: updates in the stage.
       start: updates already done.
       write: False on all processes but the first.
+
+    Attributes:
+      skipped: samples that this process has left out; `metrics.jsonl` has the sum over all processes.
     """
 
     def __init__(self, workdir: pathlib.Path, stage: str, steps: int, start: int, write: bool = True):
@@ -86,7 +91,7 @@ class RunLog:
         self._progress.advance(self._task)
 
     def flush(self, learning_rate: float) -> dict[str, Any]:
-        """Waits for the window's updates, checks and writes their means.
+        """Waits for the window's updates, checks and writes their means; all processes must come here together.
 
         Raises:
           NonFiniteLoss: naming the first step of the window whose loss or gradient is not finite, and its samples.
@@ -116,7 +121,7 @@ class RunLog:
             "step_seconds": (now - self._time) / len(values),
             "padding_share": 1 - tokens / sum(value["positions"] for value in values),
             "label_tokens": labels,
-            "skipped": self.skipped,
+            "skipped": processes.total(self.skipped),
         }
         record |= {
             key: float(np.mean([value[key] for value in values]))

@@ -11,15 +11,22 @@ from mllm_jax.config import ConfigError, blaming
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.data.mini_world.dataset import BENCHMARK
 from mllm_jax.data.mini_world.scene import SPLITS
+from mllm_jax.evaluation.runners import Runner, read_benchmark
 from mllm_jax.interop.checkpoints import load_connector
-from mllm_jax.models import mllm, paths
+from mllm_jax.models import lora, mllm
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import num_row_shards
+from mllm_jax.training import adapters
 from mllm_jax.training.optimizer import peak_rates
 
 
-def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh) -> None:
+def check_stages(
+    config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh, evaluate: bool = True
+) -> None:
     """Finds before any compute what would stop a later stage or the evaluation at its end.
+
+    Args:
+      evaluate: whether there will be an evaluation; its benchmarks are read then.
 
     Raises:
       ConfigError: naming the key.
@@ -43,17 +50,32 @@ def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: M
             )
         with blaming(f"{here}.template"):
             _check_template(stage.template, tokenizer)
+        if stage.lora.rank:
+            with blaming(f"{here}.lora.targets"):
+                lora.target_paths(params, adapters.settings(stage))
         with blaming(f"{here}.trainable"):
-            trained, _ = paths.split(params, stage.trainable)
+            trained, _ = adapters.abstract_split(params, stage)
+        if stage.cache_features and "vision" in trained:
+            raise ConfigError(
+                f"config key '{here}.cache_features': this stage trains the vision tower, so its features change; set "
+                "it to False or freeze the tower"
+            )
         with blaming(f"{here}.learning_rates"):
             peak_rates(trained, stage.learning_rate, tuple(tuple(group) for group in stage.learning_rates))
         for source, values in stage.sources.items():
             _check_source(values, f"{here}.sources.{source}")
-    if config.eval.benchmarks:
+    order = config.stage_order
+    if lost := adapters.lost_kernel(params, [config.stages[name] for name in order]):
+        index, path = lost
+        raise ConfigError(
+            f"config key 'stages.{order[index]}.quantize_base' is 'int8', but {path!r} was changed by an earlier stage "
+            f"and {order[index + 1]!r} goes on from it; set it to 'none'"
+        )
+    if config.eval.benchmarks and evaluate:
         with blaming("eval.template"):
             _check_template(config.eval.template, tokenizer)
-    for name, values in config.eval.benchmarks.items():
-        _check_paths(values, f"eval.benchmarks.{name}", ("path", "images"))
+    for name, values in config.eval.benchmarks.items() if evaluate else ():
+        _check_benchmark(values, f"eval.benchmarks.{name}")
 
 
 def _check_template(name: str, tokenizer: Any) -> None:
@@ -68,6 +90,28 @@ def _check_source(values: ConfigDict, key: str) -> None:
         raise ConfigError(
             f"config key '{key}.split' is {values.split!r}; valid: {', '.join(map(repr, valid))}"
         )
+
+
+def _check_benchmark(values: ConfigDict, key: str) -> None:
+    """Reads a benchmark's questions and looks for their pictures."""
+    if values.kind == "mini" and not values.path:  # made when it is needed
+        if not values.count:
+            raise ConfigError(f"config key '{key}.count' is 0; give the number of questions per ability")
+        return
+    _check_paths(values, key, ("path", "images"))
+    with blaming(key):
+        runner = read_benchmark(
+            values.kind, values.path, values.images or None, **dict(values.get("options", {}))
+        )
+    if type(runner).read_image is not Runner.read_image:  # pictures that are not files
+        return
+    for ask in runner.asks:
+        for image in ask.images:
+            if not (runner.images / image).is_file():
+                raise FileNotFoundError(
+                    f"config key '{key}': question {ask.row['question_id']!r} of {values.path} needs the picture "
+                    f"{runner.images / image}, which is not there"
+                )
 
 
 def _check_paths(values: ConfigDict, key: str, names: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from mllm_jax.parallel.mesh import replicated, row_sharding
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
 
-ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
+ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "image_mask")
+PICTURES = ("images", "features")  # pixels, or what a feature cache holds of them
 
 
 @flax.struct.dataclass
@@ -69,7 +70,8 @@ def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
 def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows as global arrays, split over the data axes; host-only entries are left out."""
     sharding = row_sharding(mesh)
-    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key])) for key in ARRAYS}
+    keys = (*ARRAYS, *(key for key in PICTURES if key in batch))
+    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key])) for key in keys}
 
 
 def loss_and_grads(

@@ -1,16 +1,17 @@
 """The work directory: which configuration it belongs to."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 from typing import Any
 
-from mllm_jax.config import ConfigError
+from mllm_jax.config import ConfigError, default_of
 
 # Keys that may change between runs of one work directory: they do not alter what is trained.
 FREE = re.compile(
-    r"data\.(dir|threads)|(mesh|eval)(\..*)?|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best)"
+    r"data\.(dir|threads)|(mesh|eval)(\..*)?|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best|cache_features)"
 )
 TEMPORARY = "config.json.tmp"
 
@@ -37,6 +38,9 @@ def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -
     path = workdir / "config.json"
     if path.exists():
         have, want = _flat(json.loads(path.read_text())), _flat(resolved)
+        for key in want.keys() - have.keys():  # newer than the run, which is one with the default
+            with contextlib.suppress(ConfigError):
+                have[key] = default_of(key)
         for key in sorted(have.keys() | want.keys()):
             if have.get(key) != want.get(key) and not FREE.fullmatch(key):
                 raise ConfigError(

@@ -1,5 +1,6 @@
 """The training input: complete, reproducible, independent of threads and processes, and exactly resumable."""
 
+import copy
 import io
 import json
 from collections import Counter
@@ -14,7 +15,7 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.pipeline import make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import ARRAYS, RowEncoder, padding_share
+from mllm_jax.data.rows import ARRAYS, RowEncoder, TooManyLabels, padding_share
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_llava import prepare
 from mllm_jax.data.tokens import SampleTooLong
@@ -209,6 +210,24 @@ def test_a_state_of_other_data_is_refused():
     with pytest.raises(ValueError, match="data state of version 9"):
         make([source(8)]).set_state(state | {"version": 9})
     make([source(8)], epochs=7).set_state(state)  # a longer run may continue a shorter one
+
+
+def test_too_many_labels_are_an_error_or_counted_and_left_out():
+    data = [*source(3), sample("chatty", [picture(0)], "yes yes")]
+    learned = int((RowEncoder(processor=ImageProcessor.clip(SIDE), tokenizer=TOKENIZER, image_slots=1,
+                              **SHORT_TEMPLATE_OPTIONS)(data[3])["loss_weights"] != 0).sum())  # fmt: skip
+    assert sorted(ids_of(make([data], label_tokens=learned))) == ["chatty", "s0", "s1", "s2"]
+    with pytest.raises(TooManyLabels, match=rf"'chatty': has {learned} supervised tokens, more") as error:
+        list(make([data], label_tokens=learned - 1))
+    again = copy.copy(error.value)  # rebuilt as it is from a worker process
+    assert (str(again), again.count, again.limit) == (str(error.value), learned, learned - 1)
+    iterator = make([data], label_tokens=learned - 1, overlong="skip")
+    (batch,) = list(iterator)
+    row = batch["ids"].index("")
+    assert not batch["loss_weights"][row].any()
+    assert not batch["image_mask"][row].any()
+    assert batch["skipped"] == [str(error.value)]
+    assert iterator.skipped == 1
 
 
 def test_overlong_samples_are_an_error_or_counted_and_left_out():

@@ -1,6 +1,7 @@
 """`mllm-jax validate` finds every kind of problem, names the samples, and sets its exit code."""
 
 import json
+import re
 import struct
 import sys
 import zlib
@@ -126,6 +127,10 @@ def test_layout_problems_need_a_template_or_tokenizer(folder):
     assert report.stats["learned_tokens"] > 60
     exact = Layout("v0", tiny_tokenizer(), seq_len=longest, tokens_per_image=4)
     assert validate(path, folder, layout=exact).problems == ()
+    few = Layout("v0", tiny_tokenizer(), seq_len=longest, tokens_per_image=4, label_tokens=60)
+    (problem,) = validate(path, folder, layout=few).problems
+    assert (problem.kind, problem.sample) == ("too-many-labels", "long")
+    assert re.search(r"has 6\d supervised tokens, more than the limit of 60", problem.message)
     with pytest.raises(ValueError, match="seq_len and tokens_per_image only"):
         Layout("plain", tiny_tokenizer())
 
@@ -180,6 +185,8 @@ def test_command_checks_lengths_with_a_tokenizer(folder, capsys):
     assert "overlong: 1" in capsys.readouterr().out
     assert main([*arguments, "400"]) == 0
     assert "learned tokens" in capsys.readouterr().out
+    assert main([*arguments, "400", "--label-tokens", "60"]) == 1
+    assert "too-many-labels: 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -187,6 +194,7 @@ def test_command_checks_lengths_with_a_tokenizer(folder, capsys):
     [
         (["--tokenizer", "x"], "--tokenizer needs --template and --seq-len and --tokens-per-image too"),
         (["--seq-len", "9"], "need --tokenizer too"),
+        (["--label-tokens", "9"], "need --tokenizer too"),
         (["--image-slots", "9"], "--image-slots needs --template too"),
         (["--template", "vicuna"], "did you mean 'vicuna_v1'"),
     ],

@@ -222,8 +222,9 @@ def test_pope(tmp_path):
         put(tmp_path / "coco" / f"coco_pope_{split}.json", "\n".join(rows) + "\n")
     runner = read_benchmark("pope", tmp_path)
     assert prompts(runner) == [
-        f"Is there a {name}?\n{SHORT}" for name in ("adversarial 4", "popular 2", "popular 3", "random 1")
+        f"Is there a {name}?\n{SHORT}" for name in ("adversarial 4", "random 1", "popular 2", "popular 3")
     ]
+    assert [ask.row["question_id"] for ask in runner.asks] == [1, 10_000_001, 20_000_001, 20_000_002]
     check_pictures(runner)
     assert runner.max_new_tokens == 128
     scores = answer(runner, tmp_path / "out", ["No", "Yes", "Yes", "Yes"])

@@ -154,7 +154,8 @@ def _leaf(tree, path):
     return tree
 
 
-def test_a_whole_honeybee_checkpoint(tmp_path):
+def honeybee_checkpoint(directory):
+    """A whole checkpoint in Honeybee's layout with a C-Abstractor; returns its tensors."""
     transformers = pytest.importorskip("transformers")
 
     names = {f"abstractor.{key}": shape for key, shape in CASES["c_abstractor"][1].items()}
@@ -168,7 +169,7 @@ def test_a_whole_honeybee_checkpoint(tmp_path):
                 shape = shapes[rule.path][1:] if rule.stacked else shapes[rule.path]
                 shape = rule.transform.write(np.broadcast_to(np.int8(0), shape)).shape
                 names[prefix + rule.name.replace("{i}", str(i))] = shape
-    write(tmp_path, names)
+    tensors = write(directory, names)
     fields = {
         "model_type": "mllm",
         "num_query_tokens": 4,
@@ -191,7 +192,12 @@ def test_a_whole_honeybee_checkpoint(tmp_path):
             "num_query_tokens": 4,
         },
     }
-    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (directory / "config.json").write_text(json.dumps(fields))
+    return tensors
+
+
+def test_a_whole_honeybee_checkpoint(tmp_path):
+    names = honeybee_checkpoint(tmp_path)
     composite = read_composite(tmp_path)
     assert composite.model.connector == "c_abstractor"
     assert composite.model.tokens_per_image == 5

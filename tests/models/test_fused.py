@@ -1,15 +1,26 @@
 """Fused towers: hidden states side by side, aligned at the ends."""
 
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mllm_jax import interop
+from mllm_jax.cli.main import main
 from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.interop.checkpoints import load_model
+from mllm_jax.interop.towers import blocks_of
 from mllm_jax.models.fused import FusedVision, FusedVisionConfig, vision_encoder
+from mllm_jax.models.paths import count
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
+ROOT = pathlib.Path(__file__).parents[2]
 SIGLIP = VisionConfig(
     width=12, depth=4, heads=2, mlp_width=10, patch=4, image_size=8, activation="gelu_tanh", eps=1e-6,
     class_token=False, pre_norm=False, patch_bias=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
@@ -69,3 +80,55 @@ def test_towers_with_other_patches_and_undefined_requests_are_refused():
     request = FeatureRequest(hidden=(1,), normalized_means=((0, 1),))
     with pytest.raises(ValueError, match=r"dci.learnable is not defined"):
         jax.eval_shape(FusedVision(FUSED, request).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_a_run_of_two_towers(tiny_config, tmp_path, capsys):
+    """By config: one update with one tower frozen and one trained; exported and read back in every form."""
+    paths = []
+    for name, config in (("siglip", SIGLIP), ("dino", DINO)):
+        config = dataclasses.replace(config, patch=7, image_size=28)
+        model = VisionTransformer(config, FeatureRequest(hidden=(config.depth,)))
+        params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 28, 28, 3)))["params"]
+        interop.save_vision(tmp_path / name, config, params)
+        paths.append(str(tmp_path / name))
+    recipe = tiny_config
+    recipe.model.vision.path = "+".join(paths)
+    recipe.model.vision.select_layer = -2
+    recipe.stage_order = ("finetune",)
+    del recipe.stages["pretrain"]
+    recipe.stages.finetune.trainable = ("connector/.*", "vision/tower_1/.*")
+    recipe.stages.finetune.steps = recipe.stages.finetune.accumulation = 1
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    trained = jax.device_get(script.train(recipe, tmp_path / "run", evaluate=False))
+
+    before = interop.load_vision(recipe.model.vision.path, depth=1)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained["vision"], before)
+    assert not any(jax.tree.leaves(changed["tower_0"]))
+    assert all(changed["tower_1"]["blocks"][name]["kernel"] for name in ("q", "k", "v", "out", "fc1", "fc2"))
+
+    same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    for form in ("safetensors", "orbax", "vision"):
+        command = ["export", "--from", str(tmp_path / "run"), "--to", str(tmp_path / form), "--format", form]
+        assert main(command) == 0
+    for form in ("safetensors", "orbax"):
+        model, params, _ = load_model(tmp_path / form)
+        assert isinstance(model.vision, FusedVisionConfig)
+        assert hash(model) == hash(load_model(tmp_path / form)[0])
+        same(params, trained)
+        assert interop.vision_config(tmp_path / form) == model.vision
+        same(interop.load_vision(tmp_path / form, depth=1), trained["vision"])
+        shallow = interop.load_vision(tmp_path / form, depth=0)
+        assert [blocks_of(shallow[f"tower_{i}"]) for i in (0, 1)] == [2, 0]
+    parts = f"{tmp_path / 'vision' / 'tower_0'}+{tmp_path / 'vision' / 'tower_1'}"
+    same(interop.load_vision(parts), trained["vision"])
+    for source in ("run", "orbax"):
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / source), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["parameters"] == count(trained)
+        assert {"vision/tower_0", "vision/tower_1"} <= found["geometry"].keys()
+        assert "vision/tower_1/blocks/q" in {row["module"] for row in found["modules"]}
+    assert main(["export", "--from", str(tmp_path / "run"), "--to", str(tmp_path / "hf")]) == 1
+    assert "transformers' LLaVA has one vision tower" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import ConfigError, check
+from mllm_jax.config import check
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build, checkpoint
@@ -105,16 +105,8 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
         assert batches.num_samples == 36
 
 
-def test_a_row_with_too_many_supervised_tokens_is_named():
-    batch = {"loss_weights": np.array([[0.0, 1.0, 1.0], [0.0, 0.5, 0.0]]), "ids": ["long", "short"]}
-    build.check_label_count(batch, 2)
-    with pytest.raises(
-        ConfigError, match=r"sample 'long' has 2 supervised tokens, more than .*label_tokens=1; raise"
-    ):
-        build.check_label_count(batch, 1)
-
-
 def test_the_processor_follows_the_configured_resolution(tiny_config):
     tiny_config.model.vision.image_size = 56
     processor = build.image_processor(tiny_config)
     assert (processor.size, processor.shortest_side) == (56, 56)
+    assert (processor.aspect, build.image_processor(tiny_config, "square").aspect) == ("pad", "square")

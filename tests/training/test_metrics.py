@@ -2,6 +2,10 @@
 
 import json
 import math
+import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +110,27 @@ def test_only_the_first_process_writes(tmp_path):
     assert log.flush(1e-3)["loss"] == 1.0
     log.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_count_together_and_stop_together(tmp_path, script_environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    script = pathlib.Path(__file__).parent / "two_processes.py"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(index), tmp_path],
+            env=script_environment | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "".join(said)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [2 + 3, 2 + 3 + 1]
+    for lines in said:  # the wish of one is everyone's, at the agreed points only
+        assert lines.splitlines()[-1] == "[True, False, False, True]"

@@ -49,6 +49,18 @@ def test_what_does_not_alter_training_may_change(tiny_config, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == resolved(tiny_config)
 
 
+def test_a_run_from_before_a_key_existed_is_one_with_its_default(tiny_config, tmp_path):
+    old = resolved(tiny_config)
+    for stage in old["stages"].values():
+        del stage["lora"], stage["quantize_base"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    claim(tmp_path, resolved(tiny_config))
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    tiny_config.stages.finetune.lora.rank = 4
+    with pytest.raises(ConfigError, match=re.escape("holds a run with stages.finetune.lora.rank = 0, not 4")):
+        claim(tmp_path, resolved(tiny_config))
+
+
 def test_a_directory_of_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):

@@ -10,13 +10,14 @@ from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
 from mllm_jax.evaluation.runners.published import SHORT, SHORT_TOKENS, File, Item, Published, value_of
 
 ANSWERS = ("Yes", "No")
-SPLITS = ("adversarial", "popular", "random")  # in the order of LLaVA's question file
+# In the order and with the first ids (less one) of LLaVA's question file.
+SPLITS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
 # This version has the 2910 random questions that published LLaVA numbers are about; newer ones have 3000.
 POPE = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 
 
 class Pope(Published):
-    """POPE on COCO: three splits; ids run through them as in LLaVA's question file."""
+    """POPE on COCO: three splits; ids are those of LLaVA's question file."""
 
     kind = "pope"
     max_new_tokens = SHORT_TOKENS
@@ -25,11 +26,9 @@ class Pope(Published):
     } | {"images": File(("val2014",), "https://cocodataset.org/#download")}
 
     def items(self) -> Iterator[Item]:
-        number = 0
-        for split in SPLITS:
+        for split, start in SPLITS.items():
             (path,) = self.paths(split)
-            for row in self.read_table(path):
-                number += 1
+            for number, row in enumerate(self.read_table(path), start + 1):
                 label = str(value_of(row, "label", str(path))).lower()
                 yield Item(
                     number,
@@ -91,7 +90,7 @@ class Mme(Published):
         for turn, line in enumerate(lines):
             question, answer = (cell.strip() for cell in line.split("\t"))
             yield Item(
-                f"{task}/{found[0].name}",
+                found[0].relative_to(root).as_posix(),  # LLaVA's id
                 f"{question.replace(YES_NO_SUFFIX, '').strip()}\n{SHORT}",
                 (found[0].relative_to(root).as_posix(),),
                 answer.capitalize(),
