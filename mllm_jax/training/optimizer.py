@@ -1,7 +1,7 @@
 """AdamW with a learning rate per parameter path, as the recipes use it (recipes.md 1.1, 1.2), and Muon.
 
-Muon orthogonalises the update of every weight matrix inside the blocks and leaves all else to Adam (with Nesterov's
-momentum, as Muon itself). On models as small
+Muon orthogonalises the update of every weight matrix inside the blocks and of the connector's, and leaves all else to
+Adam (with Nesterov's momentum, as Muon itself). On models as small
 as the shipped ones it needs about a tenth of AdamW's updates (docs/results.md).
 """
 
@@ -52,7 +52,7 @@ def peak_rates(
             if re.fullmatch(pattern, path):
                 used.add(pattern)
                 return float(value)
-        return float(base if matrices is None or not is_block_matrix(path, leaf) else matrices)
+        return float(base if matrices is None or matrix_axes(path, leaf) is None else matrices)
 
     rates = jax.tree_util.tree_map_with_path(lambda path, leaf: rate(path_of(path), leaf), params)
     for pattern, _ in groups:
@@ -63,17 +63,20 @@ def peak_rates(
     return rates
 
 
-def is_block_matrix(path: str, leaf: Any) -> bool:
-    """Whether Muon takes a leaf: the kernels of stacked blocks, [L, in, out]."""
-    return "/blocks/" in f"/{path}" and path.endswith("/kernel") and leaf.ndim == 3
+def matrix_axes(path: str, leaf: Any) -> MuonDimensionNumbers | None:
+    """The (input, output) axes of what Muon takes: kernels of stacked blocks, [L, in, out], and dense kernels of a
+    connector, [in, out]. None is left to Adam: embeddings, heads, convolutions, norms and biases."""
+    if path.endswith("/kernel"):
+        if leaf.ndim == 3 and "/blocks/" in f"/{path}":
+            return MuonDimensionNumbers(1, 2)
+        if leaf.ndim == 2 and path.startswith("connector/"):
+            return MuonDimensionNumbers(0, 1)
+    return None
 
 
 def muon_dimensions(params: Any) -> Any:
-    """What `optax.contrib.muon` is told of every leaf: which axes are a matrix's, or None for Adam."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: MuonDimensionNumbers(1, 2) if is_block_matrix(path_of(path), leaf) else None,
-        params,
-    )
+    """`matrix_axes` of every leaf, as `optax.contrib.muon` wants them."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: matrix_axes(path_of(path), leaf), params)
 
 
 def decays(path: str) -> bool:

@@ -114,7 +114,11 @@ def test_optimizer_arrays_lie_like_their_parameters(optimizer):
         else:
             assert where == params[owner], name
             found[owner] += 1
-    kernels = {path for path in params if path.endswith("kernel") and "/blocks/" in path}
+    kernels = {
+        path
+        for path in params
+        if path.endswith("kernel") and ("/blocks/" in path or path.startswith("connector/"))
+    }
     for path, count in found.items():  # Muon keeps one moment of a matrix, Adam two of everything
         assert count == (1 if optimizer == "muon" and path in kernels else 2), path
 
