@@ -399,7 +399,7 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     values = config.to_dict()
     chosen = values["model"]["connector"]["name"]
     values["model"]["connector"] = {
-        key: value for key, value in values["model"]["connector"].items() if key in ("name", chosen)
+        key: value for key, value in values["model"]["connector"].items() if key in ("name", "path", chosen)
     }
     return _plain(values)
 

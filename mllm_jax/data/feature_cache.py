@@ -1,0 +1,154 @@
+"""Vision features of pictures on disk, for stages whose tower is frozen.
+
+    DIR/KEY/key.json            what the features were computed with, in full
+    DIR/KEY/*.features          shards: the pictures' digests, then their features, records of one size
+
+`KEY` is a digest of everything in `key.json`: the tower's weights and geometry, the hidden states asked for,
+resolution, preprocessing and dtype. Other values have another folder, and a folder whose `key.json` says something
+else is refused, so features of another model are never read. A picture is found by the digest of its bytes, so that
+one picture in many samples, sources or stages is kept once. Shards appear only when they are complete: what a
+killed run has written so far is used.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from mllm_jax.data.llava_json import DataError
+
+FORMAT = 1  # raise when what is written changes
+DIGEST = 32  # bytes
+SUFFIX, PART = ".features", ".part"
+STALE = 3600.0  # seconds after which a part of a shard belongs to a killed run
+
+
+class FeatureCacheError(DataError):
+    """A feature cache that cannot be used; the message names the file and the way out."""
+
+
+def digest(image: Any) -> bytes:
+    """Under which a picture's features are kept: a digest of its encoded bytes, or of its pixels if it is decoded."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    pixels = np.ascontiguousarray(image)
+    return hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode() + pixels.tobytes()).digest()
+
+
+class FeatureCache:
+    """The features computed with one key.
+
+    Safe to read from several threads and to send to worker processes.
+
+    Attributes:
+      shape: of one picture's features, [F, N, C].
+      dtype: of them.
+      directory: of this key.
+    """
+
+    def __init__(self, root: str | pathlib.Path, key: dict[str, Any], shape: Sequence[int], dtype: Any):
+        """Opens the folder of `key` below `root`, or makes it.
+
+        Args:
+          key: JSON-able values that decide the features.
+
+        Raises:
+          FeatureCacheError: the folder holds features of another key, or a damaged shard.
+        """
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        whole = {"format": FORMAT, "shape": list(self.shape), "dtype": self.dtype.name, **key}
+        text = json.dumps(whole, indent=1, sort_keys=True)
+        self.directory = pathlib.Path(root) / hashlib.sha256(text.encode()).hexdigest()[:20]
+        self.record = int(np.prod(self.shape)) * self.dtype.itemsize  # bytes
+        self._where: dict[bytes, tuple[str, int]] = {}  # digest -> (shard, offset)
+        self._seen: set[str] = set()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "key.json"
+        if not path.exists():
+            _write(path, [text.encode()])
+        elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+            raise FeatureCacheError(f"{path} is not the key of these features; move {self.directory} away")
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, picture: bytes) -> bool:
+        return picture in self._where
+
+    def refresh(self) -> None:
+        """Takes up the shards that have been written since, by this process or another.
+
+        Raises:
+          FeatureCacheError: a shard whose size is not that of whole records.
+        """
+        for path in sorted(self.directory.glob(f"*{SUFFIX}")):
+            if path.name in self._seen:
+                continue
+            count, rest = divmod(path.stat().st_size, DIGEST + self.record)
+            if rest or not count:
+                raise FeatureCacheError(f"{path} is damaged; remove it, and its features are computed again")
+            with path.open("rb") as file:
+                digests = file.read(count * DIGEST)
+            for index in range(count):
+                picture = digests[index * DIGEST : (index + 1) * DIGEST]
+                self._where[picture] = (path.name, count * DIGEST + index * self.record)
+            self._seen.add(path.name)
+
+    def read(self, picture: bytes) -> Shaped[np.ndarray, "F N C"]:
+        """The features of a picture by its digest.
+
+        Raises:
+          FeatureCacheError: they are not there.
+        """
+        if picture not in self._where:
+            raise FeatureCacheError(f"{self.directory} has no features of a picture; start the run again")
+        name, offset = self._where[picture]
+        count = self.record // self.dtype.itemsize
+        try:
+            found = np.fromfile(self.directory / name, self.dtype, count, offset=offset)
+        except OSError as error:
+            raise FeatureCacheError(f"{self.directory / name} cannot be read: {error}") from error
+        if len(found) < count:
+            raise FeatureCacheError(
+                f"{self.directory / name} has become shorter; remove it and start the run again"
+            )
+        return found.reshape(self.shape)
+
+    def write(self, pictures: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
+        """Adds a shard, complete or not at all."""
+        if features.shape != (len(pictures), *self.shape) or features.dtype != self.dtype:
+            raise ValueError(
+                f"features {features.shape} {features.dtype} of {len(pictures)} pictures; "
+                f"expected {self.shape} {self.dtype} each"
+            )
+        path = self.directory / f"{uuid.uuid4().hex}{SUFFIX}"
+        _write(path, [b"".join(pictures), np.ascontiguousarray(features).view(np.uint8).data])
+
+    def remove_torn(self) -> None:
+        """Removes what runs that were killed while writing have left behind, an hour ago or more."""
+        for path in self.directory.glob(f"*{PART}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+
+def _write(path: pathlib.Path, parts: Sequence[Any]) -> None:
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PART}")
+    try:
+        with part.open("wb") as file:
+            for data in parts:
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""What a tower gives a connector as one array, for keeping it (`data.feature_cache`) instead of the pictures."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures
+
+
+def num_features(request: FeatureRequest) -> int:
+    """F: hidden states and group means that a connector asks for."""
+    return len(request.hidden) + len(request.means) + len(request.normalized_means)
+
+
+def stack(features: VisionFeatures) -> Float[Array, "B F N C"]:
+    """Hidden states, then means, then means of normalised states, each in the order of the request."""
+    return jnp.stack([*features.hidden.values(), *features.means, *features.normalized_means], axis=1)
+
+
+def unstack(stacked: Float[Array, "B F N C"], request: FeatureRequest, grid: Grid) -> VisionFeatures:
+    """The inverse of `stack`."""
+    parts = [stacked[:, index] for index in range(stacked.shape[1])]
+    first, second = len(request.hidden), len(request.hidden) + len(request.means)
+    hidden = dict(zip(request.hidden, parts[:first], strict=True))
+    return VisionFeatures(hidden, tuple(parts[first:second]), grid, tuple(parts[second:]))

@@ -1,0 +1,212 @@
+"""The feature cache of a stage: its key, and the pictures' features computed once before the stage begins."""
+
+import dataclasses
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.rows import ImageReader
+from mllm_jax.data.samples import Source
+from mllm_jax.data.threads import map_in_order
+from mllm_jax.models import mllm, paths
+from mllm_jax.models.features import num_features
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
+
+SHARD_BYTES = 1 << 28  # so much is lost at most when a run is killed
+PER_DEVICE = 16  # pictures that a device encodes at once
+
+Place = tuple[str, int, int]  # of a picture: source, sample, image
+
+
+def open_cache(
+    root: pathlib.Path, model: ModelConfig, tower: Any, reader: ImageReader, weights_dtype: str
+) -> FeatureCache:
+    """The cache of a model's frozen tower.
+
+    Args:
+      root: folder of all feature caches.
+      tower: its parameters, host arrays.
+      reader: how pictures are decoded and preprocessed.
+      weights_dtype: that of the tower's weights when it runs.
+    """
+    request = model.make_connector().request()
+    key = {
+        "weights": fingerprint(tower, weights_dtype),
+        "vision": dataclasses.asdict(model.vision),
+        "request": dataclasses.asdict(request),
+        "image_size": model.image_size,
+        "processor": dataclasses.asdict(reader.processor),
+        "compat": reader.compat,
+    }
+    rows, columns = model.vision_spec.grid
+    shape = (num_features(request), rows * columns, model.vision.width)
+    return FeatureCache(root, key, shape, jax.numpy.dtype(model.dtype))
+
+
+def fingerprint(params: Any, dtype: str) -> str:
+    """A digest of every weight as `dtype`."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(paths.flatten(params).items()):
+        values = np.asarray(leaf).astype(jax.numpy.dtype(dtype))
+        found.update(f"{path} {values.shape} {values.dtype}\n".encode())
+        found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def fill(
+    cache: FeatureCache,
+    sources: Mapping[str, Source],
+    model: ModelConfig,
+    tower: Any,
+    reader: ImageReader,
+    *,
+    threads: int = 4,
+    shard_bytes: int = SHARD_BYTES,
+    console: Console | None = None,
+) -> int:
+    """Computes what the cache lacks of the sources' pictures; returns how many that were.
+
+    Every process takes a share, on its own devices; where they do not share a disk, each then computes the rest for its
+    own. What is written stays if this is interrupted.
+
+    Args:
+      tower: parameters, host arrays in the dtype in which the tower runs.
+      threads: threads that read and decode.
+
+    Raises:
+      ImageError, DataError: a picture that cannot be used; sample and file are named.
+      FeatureCacheError: the disk has less room than the features will take.
+    """
+    console = console or Console()
+    threads = max(threads, 1)
+    cache.remove_torn()
+    places = _missing(cache, sources, threads, console)
+    total, _ = len(places), _meet("searched")
+    for share in range(2):  # the second time what another disk did not get
+        index, count = (jax.process_index(), jax.process_count()) if not share else (0, 1)
+        mine = [place for number, (picture, place) in enumerate(places.items())
+                if number % count == index and picture not in cache]  # fmt: skip
+        if mine:
+            _check_room(cache, len(mine), console)
+            _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
+        _meet("computed")
+        cache.refresh()
+    return total
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=jax.process_index() > 0)
+
+
+def _missing(
+    cache: FeatureCache, sources: Mapping[str, Source], threads: int, console: Console
+) -> dict[bytes, Place]:
+    """Where each picture stands first that the cache lacks."""
+    found: dict[bytes, Place] = {}
+    with _progress(console) as progress:
+        for name, source in sorted(sources.items()):
+            task = progress.add_task(f"feature cache: looking through {name}", total=len(source))
+
+            def digests(index: int, source: Source = source) -> list[bytes]:
+                return [digest(image) for image in source[index].images]
+
+            for index, pictures in map_in_order(digests, range(len(source)), threads):
+                for slot, picture in enumerate(pictures):
+                    if picture not in cache:
+                        found.setdefault(picture, (name, index, slot))
+                progress.advance(task)
+    return found
+
+
+def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
+    need, free = count * cache.record, shutil.disk_usage(cache.directory).free
+    size = " x ".join(map(str, cache.shape))
+    console.print(
+        f"feature cache: {count:,} pictures of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
+        f"({_bytes(free)} free)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if need > free:
+        raise FeatureCacheError(
+            f"{cache.directory}: {count:,} pictures' features take {_bytes(need)}, and the disk has {_bytes(free)} "
+            "free; make room, choose another data.dir or set cache_features=False"
+        )
+
+
+def _compute(
+    cache: FeatureCache,
+    places: list[Place],
+    sources: Mapping[str, Source],
+    model: ModelConfig,
+    tower: Any,
+    reader: ImageReader,
+    threads: int,
+    shard_bytes: int,
+    console: Console,
+) -> None:
+    mesh = make_mesh(dict.fromkeys(AXES, 1) | {"data": -1}, jax.local_devices())
+    size = PER_DEVICE * mesh.size
+    per_shard = max(1, shard_bytes // cache.record)
+
+    def load(place: Place) -> tuple[bytes, Any]:
+        name, index, slot = place
+        sample = sources[name][index]
+        return digest(sample.images[slot]), reader(sample, slot)
+
+    def encode(params: Any, images: Any) -> Any:
+        return mllm.apply(model, {"vision": params}, images, method="features")
+
+    with use_mesh(mesh), _progress(console) as progress:
+        task = progress.add_task("feature cache: encoding", total=len(places))
+        run = jax.jit(encode, in_shardings=(replicated(mesh), row_sharding(mesh)))
+        params = jax.device_put(tower, replicated(mesh))
+        pictures: list[bytes] = []
+        parts: list[np.ndarray] = []
+        loaded = (item for _, item in map_in_order(load, places, threads))
+        for batch in _batches(loaded, size):
+            images = np.zeros((size, model.image_size, model.image_size, 3), np.uint8)
+            images[: len(batch)] = [image for _, image in batch]
+            pictures += [picture for picture, _ in batch]
+            parts.append(np.asarray(run(params, images))[: len(batch)])
+            if len(pictures) >= per_shard:
+                cache.write(pictures, np.concatenate(parts))
+                pictures, parts = [], []
+            progress.advance(task, len(batch))
+        if pictures:
+            cache.write(pictures, np.concatenate(parts))
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _meet(point: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"feature cache {point}")

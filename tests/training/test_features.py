@@ -1,0 +1,195 @@
+"""Training from a feature cache: the same numbers, without running the tower; filled once, resumed, refused."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mllm_jax.config import ConfigError
+from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.images import ImageError
+from mllm_jax.data.rows import ImageReader
+from mllm_jax.data.samples import Sample
+from mllm_jax.evaluation.plots import read_metrics
+from mllm_jax.interop import load_tokenizer
+from mllm_jax.models import mllm, paths
+from mllm_jax.models.vit import VisionTransformer
+from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.training import build, features, preflight
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 3
+
+
+@pytest.fixture
+def reader(tiny_config):
+    return ImageReader(build.image_processor(tiny_config))
+
+
+def source(count=5, copies=2, first=0):
+    """`count` pictures, each in `copies` samples, with a second picture that all share; and one without."""
+    turns = ({"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "ok"})
+    made = [
+        Sample(f"s{i}_{j}", (tiny.png(first + i), tiny.png(99)), turns)
+        for j in range(copies)
+        for i in range(count)
+    ]
+    return [*made, Sample("text", (), ({"from": "human", "value": "q"}, turns[1]))]
+
+
+def open_and_fill(tmp_path, model, params, reader, sources, **options):
+    cache = features.open_cache(tmp_path, model, params["vision"], reader, "float32")
+    return cache, features.fill(cache, sources, model, params["vision"], reader, **options)
+
+
+def test_every_picture_is_encoded_once_and_as_the_model_does(
+    tmp_path, tiny_model, tiny_params, reader, capsys
+):
+    data = {"a": source(), "b": source(first=3)}  # pictures 0-4, 3-7, and 99
+    cache, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
+    assert count == len(cache) == 9
+    said = capsys.readouterr().out
+    assert "9 pictures of 1 x 16 x 32 float32 take 18.4 kB in" in said
+    assert "free)" in said
+    images = np.stack([reader(sample, 0) for sample in data["a"][:5]])
+    expected = jax.jit(lambda p, x: mllm.apply(tiny_model, p, x, method="features"))(tiny_params, images)
+    for sample, one in zip(data["a"][:5], expected, strict=True):
+        np.testing.assert_allclose(cache.read(digest(sample.images[0])), one, atol=1e-5)
+    again, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
+    assert (len(again), count) == (9, 0)
+    assert "take" not in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_with_the_shards_that_it_has(
+    tmp_path, tiny_model, tiny_params, reader, monkeypatch
+):
+    data = {"a": source(count=4, copies=1)}
+    write, written = FeatureCache.write, []
+
+    def killed(cache, pictures, values):
+        if written:
+            raise KeyboardInterrupt
+        written.extend(pictures)
+        write(cache, pictures, values)
+
+    monkeypatch.setattr(features, "PER_DEVICE", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureCache, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_and_fill(tmp_path, tiny_model, tiny_params, reader, data, shard_bytes=1)
+    cache, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
+    assert len(written) == 2
+    assert (count, len(cache)) == (3, 5)
+
+
+def test_bad_pictures_and_full_disks_are_found_before_training(
+    tmp_path, tiny_model, tiny_params, reader, monkeypatch
+):
+    turns = source()[0].conversations
+    bad = {"a": [Sample("junk", (b"no image", tiny.png(1)), turns, ("junk.png", "1.png"))]}
+    with pytest.raises(ImageError, match=r"sample 'junk', junk\.png: not an image"):
+        open_and_fill(tmp_path, tiny_model, tiny_params, reader, bad)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(
+        FeatureCacheError, match=r"2 pictures' features take 4\.1 kB, and the disk has 1 kB free"
+    ):
+        open_and_fill(tmp_path, tiny_model, tiny_params, reader, {"a": source(1, 1)})
+
+
+def test_everything_that_decides_the_features_is_in_the_key(
+    tmp_path, tiny_model, tiny_params, tiny_config, reader
+):
+    import dataclasses
+
+    def directory(model=tiny_model, params=tiny_params, reader=reader, dtype="float32"):
+        return features.open_cache(tmp_path, model, params["vision"], reader, dtype).directory
+
+    def changed(**fields):
+        return dataclasses.replace(tiny_model, **fields)
+
+    other = paths.flatten(tiny_params)
+    other["vision/blocks/fc2/bias"] = other["vision/blocks/fc2/bias"].copy()
+    other["vision/blocks/fc2/bias"][-1, -1] += 1e-6
+    larger = dataclasses.replace(reader.processor, size=35, shortest_side=0)
+    found = [
+        directory(),
+        directory(params=paths.unflatten(other)),
+        directory(dtype="bfloat16"),
+        directory(changed(dtype="bfloat16")),
+        directory(changed(select_layer=1)),
+        directory(changed(connector="sci", connector_options=(("layers", (0,)),))),
+        directory(changed(image_size=35), reader=ImageReader(larger)),
+        directory(changed(vision=dataclasses.replace(tiny_model.vision, activation="gelu"))),
+        directory(reader=ImageReader(build.image_processor(tiny_config, "square"))),
+        directory(reader=dataclasses.replace(reader, compat="llava")),
+    ]
+    assert len(set(found)) == len(found)
+    assert (
+        directory(changed(connector="mlp2x_gelu", connector_options=())) == found[0]
+    )  # needs the same state
+    assert directory(changed(remat="full", vision_remat="full")) == found[0]
+
+
+def test_a_stage_that_trains_the_tower_is_refused(tiny_config):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    model, tokenizer = build.model_config(tiny_config), load_tokenizer(tiny_config.model.llm.path)
+    tiny_config.stages.finetune.cache_features = True
+    preflight.check_stages(tiny_config, model, tokenizer, mesh)
+    tiny_config.stages.finetune.lora.rank = 2
+    tiny_config.stages.finetune.trainable = ("connector/.*",)
+    tiny_config.stages.finetune.lora.targets = r"vision/blocks/q/kernel"
+    with pytest.raises(
+        ConfigError, match=r"'stages\.finetune\.cache_features': this stage trains the vision tower"
+    ):
+        preflight.check_stages(tiny_config, model, tokenizer, mesh)
+
+
+def test_training_is_the_same_and_does_not_run_the_tower(tiny_config, tmp_path, monkeypatch):
+    """Stage 1 of the tiny recipe with `dci`, whose group means are cached too."""
+    spec = importlib.util.spec_from_file_location("train_features_script", ROOT / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    config = tiny_config
+    del config.stages.finetune
+    config.stage_order = ("pretrain",)
+    config.stages.pretrain.steps = STEPS
+    config.model.connector.name = "dci"
+    config.model.connector.dci.groups = 1
+    plain = train.train(config, tmp_path / "plain", evaluate=False)
+
+    config.stages.pretrain.cache_features = True
+    config.data.dir = str(tmp_path / "data")
+    seen = []
+    call = VisionTransformer.__call__
+
+    def watched(tower, images, *arguments):
+        seen.append(images.shape[0])
+        return call(tower, images, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VisionTransformer, "__call__", watched)
+        cached = train.train(config, tmp_path / "cached", evaluate=False)
+    encoded = features.PER_DEVICE * len(jax.local_devices())
+    assert set(seen) <= {1, encoded}  # 1: shapes of the parameters
+    assert seen.count(encoded) == 1
+    (key,) = (tmp_path / "data" / "features").glob("*/key.json")
+    assert json.loads(key.read_text())["request"]["means"]
+
+    losses = [
+        [record["loss"] for record in read_metrics(tmp_path / run / "metrics.jsonl")["pretrain"]]
+        for run in ("plain", "cached")
+    ]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    plain, cached = paths.flatten(plain), paths.flatten(cached)
+    assert set(plain) == set(cached)  # the tower is in the saved model as before
+    for path, leaf in plain.items():
+        np.testing.assert_allclose(
+            np.asarray(leaf), np.asarray(cached[path]), rtol=1e-3, atol=1e-5, err_msg=path
+        )
