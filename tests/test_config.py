@@ -79,7 +79,7 @@ def test_recipe_equals_its_golden(name, argument, request):
 
 def test_resolved_keeps_only_the_chosen_connector(tiny_config):
     values = resolved(tiny_config)
-    assert set(values["model"]["connector"]) == {"name", "average_pool"}
+    assert set(values["model"]["connector"]) == {"name", "path", "average_pool"}
     assert values["stages"]["finetune"]["trainable"] == ["connector/.*", "llm/.*"]
     assert json.loads(json.dumps(values)) == values
 
