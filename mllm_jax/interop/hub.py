@@ -84,7 +84,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
     """The checkpoint's tokenizer (transformers, fast, without running code from the checkpoint).
 
     Raises:
-      ImportError: it is a SentencePiece model (Vicuna, Llama 1 and 2) and the package to read it is missing.
+      OSError: it is a SentencePiece model (Vicuna, Llama 1 and 2) and the package to read it is missing.
     """
     from transformers import AutoTokenizer
 
@@ -93,7 +93,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
     if (
         alone and importlib.util.find_spec("sentencepiece") is None
     ):  # transformers' own message is about tiktoken
-        raise ImportError(
+        raise OSError(
             f"{directory / 'tokenizer.model'} is a SentencePiece tokenizer: `pip install sentencepiece` to read it"
         )
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

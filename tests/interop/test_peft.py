@@ -94,7 +94,9 @@ def test_against_peft_itself(tmp_path):
     ours, merged, _ = merged_llm(tmp_path / "adapter", str(tmp_path / "base"))
     assert_close(decoder_states(ours, merged, tokens(7))[1], expected, "merged logits")
     settings, tree, _ = adapters.load_adapter(tmp_path / "adapter", ours)
-    adapters.save_adapter(tmp_path / "out", settings, ours, tree)
+    assert settings.scale == 3  # 6 / sqrt(4)
+    adapters.save_adapter(tmp_path / "out", settings, ours, tree, base=str(tmp_path / "base"))
+    assert peft.PeftConfig.from_pretrained(tmp_path / "out").base_model_name_or_path == str(tmp_path / "base")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
     again = peft.PeftModel.from_pretrained(again, tmp_path / "out").eval()
     with torch.no_grad():
@@ -107,6 +109,10 @@ def test_against_peft_itself(tmp_path):
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"lora_bias": True}, "lora_bias=True"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out=True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' goes with a changed base"),
         ({"peft_type": "IA3"}, "peft_type='IA3'"),
     ],
 )

@@ -285,3 +285,12 @@ def test_the_shipped_towers_load():
     assert interop.load_llm("mini", dtype=jnp.bfloat16)["embedding"].dtype == jnp.bfloat16
     assert len(interop.load_tokenizer("mini")) <= interop.llm_config("mini").vocab
     assert re.fullmatch(r".*mini_vit", str(interop.resolve_path("mini", "mini_vit")))
+
+
+def test_a_sentencepiece_tokenizer_without_the_package_says_so(monkeypatch, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        OSError, match=r"tokenizer.model is a SentencePiece tokenizer: `pip install sentencepiece`"
+    ):
+        interop.load_tokenizer(tmp_path)
