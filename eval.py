@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax.cli import script
 from mllm_jax.config import ConfigError, benchmark_config, default_config
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.load import load_bundle
 from mllm_jax.evaluation.runners import BenchmarkError
@@ -37,7 +37,7 @@ OUT = flags.DEFINE_string("out", None, "Where `eval/` is written (default: the w
 MODEL = flags.DEFINE_string(
     "model", None, "Instead of --workdir: a model directory or hub id; needs --template, --out."
 )
-TEMPLATE = flags.DEFINE_enum("template", None, list(TEMPLATES), "Conversation template of --model.")
+TEMPLATE = flags.DEFINE_enum("template", None, [*TEMPLATES, CHAT], "Conversation template of --model.")
 ASPECT = flags.DEFINE_enum("aspect", "pad", ["pad", "square"], "How --model was shown pictures.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "Of --model's parameters and computation."

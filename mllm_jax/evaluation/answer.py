@@ -137,15 +137,20 @@ def ask_model(
     condition = BLIND if blind else PREDICTIONS
     template = resolve_template(model.template, model.tokenizer)
 
-    def requests(asks: Sequence[Ask]) -> Iterator[Request]:
-        for ask in asks:
-            counts = [model.config.tokens_per_image] * len(ask.images)
-            which = str(ask.row["question_id"])
-            prompt = encode_prompt(template, [_question(ask)], model.tokenizer, counts, sample=which)
-            # Blind, all pictures are the same one.
-            yield Request(which, prompt, ("",) * len(ask.images) if blind else ask.images)
+    def request(ask: Ask) -> Request:
+        counts = [model.config.tokens_per_image] * len(ask.images)
+        which = str(ask.row["question_id"])
+        prompt = encode_prompt(template, [_question(ask)], model.tokenizer, counts, sample=which)
+        # Blind, all pictures are the same one.
+        return Request(which, prompt, ("",) * len(ask.images) if blind else ask.images)
+
+    def fits(ask: Ask) -> bool:
+        if settings.overlong == "error":  # found out by `generate`, without encoding twice
+            return True
+        return len(request(ask).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
 
     def answers(asks: Sequence[Ask], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        fitting = [fits(ask) for ask in asks]
         ids, stop_text = _stops(model)
         found = generate(
             model.config,

@@ -54,7 +54,9 @@ class Model:
                 f"the image processor's mean and std {ours.tolist()} are not the vision tower's "
                 f"{towers.tolist()}"
             )
-        if len(self.tokenizer) > self.config.llm.vocab:
+        # transformers' LLaVA layout adds this token to mark places of pictures; no text of ours becomes it.
+        extra = self.tokenizer.get_added_vocab().get("<image>", -1) == self.config.llm.vocab
+        if len(self.tokenizer) - extra > self.config.llm.vocab:
             raise ValueError(
                 f"the tokenizer has {len(self.tokenizer)} tokens, more than the LLM's vocabulary of "
                 f"{self.config.llm.vocab}"

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from mllm_jax.config import ConfigError
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.templates import get_template
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop import load_processor_config, load_tokenizer, resolve_path
 from mllm_jax.interop.checkpoints import load_model
@@ -44,7 +44,6 @@ def load_bundle(
       FileNotFoundError: no such directory.
     """
     try:
-        get_template(template)
         directory = resolve_path(path)
         config, params, _ = load_model(path, tower, sharding_of=_sharding_of(mesh), dtype=jnp.dtype(dtype))
     except ValueError as error:
@@ -64,6 +63,10 @@ def load_bundle(
         raise ConfigError(
             f"{directory} holds no tokenizer that can be read ({str(error).splitlines()[0]}); give --tokenizer"
         ) from error
+    try:
+        resolve_template(template, words)
+    except ValueError as error:
+        raise ConfigError(f"--template={template}: {error}") from error
     return Model(config, params, words, processor, template)
 
 
