@@ -349,6 +349,11 @@ def _check_expressible(model: ModelConfig) -> None:
         raise ValueError(
             "transformers' LLaVA has one vision tower; export plain safetensors or Orbax instead"
         )
+    if model.llm.head_bias or model.llm.logit_softcap is not None:
+        what = "bias of its output head" if model.llm.head_bias else "soft cap on its logits"
+        raise ValueError(
+            f"transformers' LLaVA would leave out the LLM's {what}; export plain safetensors or Orbax instead"
+        )
     options = {key: value for key, value in model.connector_options if value}
     plain = (
         options.get("reduction", 1) == 1 and not options.get("reduced_grid") and not options.get("learnable")

@@ -199,3 +199,16 @@ def test_messages(tmp_path, capsys):
 
 def test_lora_settings_survive_json():
     assert native._value(LoRA | None, json.loads(json.dumps(vars(LoRA(rank=3))))) == LoRA(rank=3)
+
+
+def test_no_torch_is_needed(run_script, tmp_path):
+    """`run_script` runs where torch cannot be imported."""
+    config, params = make()
+    save_llava_hf(tmp_path / "hf", config, params)
+    for command in (
+        ("import", "--from", tmp_path / "hf", "--to", tmp_path / "ours"),
+        ("export", "--from", tmp_path / "ours", "--to", tmp_path / "again", "--format", "llava-hf"),
+    ):
+        done = run_script("-m", "mllm_jax", *command)
+        assert done.returncode == 0, done.stderr
+    same(load_model(tmp_path / "again")[1], params)

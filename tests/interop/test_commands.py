@@ -206,6 +206,22 @@ def test_llava_hf_in_every_spelling(spelling, tmp_path, capsys):
     assert found["bytes"] == 4 * count(params)
 
 
+def test_tied_embeddings(tmp_path):
+    """Stored once, and tied again in transformers."""
+    config = torch_llava().config
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    theirs = randomize(transformers.LlavaForConditionalGeneration(config))
+    theirs.tie_weights()
+    expected = torch_logits(theirs)
+    save(theirs, tmp_path / "theirs")
+    run("import", "--from", tmp_path / "theirs", "--to", tmp_path / "ours")
+    model, params, _ = load_model(tmp_path / "ours")
+    assert model.llm.tied
+    assert "head" not in params["llm"]
+    run("export", "--from", tmp_path / "ours", "--to", tmp_path / "exported")
+    loads_in_transformers(tmp_path / "exported", expected)
+
+
 def test_an_llm_published_as_bin(tmp_path, capsys):
     """lmsys/vicuna-7b-v1.5: a `.bin` and a SentencePiece model."""
     theirs = torch_llm()

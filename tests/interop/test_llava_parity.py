@@ -205,6 +205,10 @@ def test_what_llava_hf_cannot_express_is_refused(tmp_path):
     pooled = dataclasses.replace(model, connector="average_pool", connector_options=(("tokens", 4),))
     with pytest.raises(ValueError, match=r"cannot compute connector 'average_pool'.*safetensors or Orbax"):
         save_llava_hf(tmp_path / "export", pooled, params)
+    for field, value in (("logit_softcap", 3.0), ("head_bias", True)):
+        gemma_or_phi = dataclasses.replace(model, llm=dataclasses.replace(model.llm, **{field: value}))
+        with pytest.raises(ValueError, match=r"would leave out the LLM's (soft cap|bias)"):
+            save_llava_hf(tmp_path / "export", gemma_or_phi, params)
     with pytest.raises(FileExistsError, match="exists; choose another"):
         save_llava_hf(tmp_path / "hf", model, params)
 

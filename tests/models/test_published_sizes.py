@@ -23,7 +23,7 @@ def _llm(model_type, vocab, width, depth, heads, kv_heads, mlp, parameters, **fi
     return model_type, sizes | fields, parameters
 
 
-# The last number is that of the safetensors index or model card on the hub.
+# The last number counts the parameters, as the hub shows it; a test below counts them in torch.
 LLMS = {
     "Llama 2 7B, Vicuna 7B": _llm("llama", 32000, 4096, 32, 32, 32, 11008, 6_738_415_616),
     "Llama 2 13B, Vicuna 13B": _llm("llama", 32000, 5120, 40, 40, 40, 13824, 13_015_864_320),
@@ -62,14 +62,14 @@ TOWERS = {
     "CLIP ViT-B/16": _tower(CLIP, 768, 12, 12, 3072, 16, 224, 85_797_888),
     "CLIP ViT-L/14": _tower(CLIP, 1024, 24, 16, 4096, 14, 224, 303_177_728),
     "CLIP ViT-L/14-336": _tower(CLIP, 1024, 24, 16, 4096, 14, 336, 303_505_408),
-    "SigLIP B/16-224": _tower(SIGLIP, 768, 12, 12, 3072, 16, 224, 85_796_352),
-    "SigLIP so400m/14-384": _tower(SIGLIP, 1152, 27, 16, 4304, 14, 384, 412_952_832),
+    "SigLIP B/16-224": _tower(SIGLIP, 768, 12, 12, 3072, 16, 224, 85_795_584),
+    "SigLIP so400m/14-384": _tower(SIGLIP, 1152, 27, 16, 4304, 14, 384, 412_984_944),
     "SigLIP 2 so400m/16-naflex": _tower(
-        "siglip2_vision_model", 1152, 27, 16, 4304, 16, 256, 412_589_952, num_patches=256
+        "siglip2_vision_model", 1152, 27, 16, 4304, 16, 256, 412_647_408, num_patches=256
     ),
     "DINOv2 B/14": _tower(DINO, 768, 12, 12, 0, 14, 518, 86_578_176, mlp_ratio=4),
     "DINOv2 L/14": _tower(DINO, 1024, 24, 16, 0, 14, 518, 304_365_568, mlp_ratio=4),
-    "DINOv2 g/14": _tower(DINO, 1536, 40, 24, 0, 14, 518, 1_136_475_648, mlp_ratio=4, use_swiglu_ffn=True),
+    "DINOv2 g/14": _tower(DINO, 1536, 40, 24, 0, 14, 518, 1_136_476_160, mlp_ratio=4, use_swiglu_ffn=True),
     "DINOv2 L/14 with registers": _tower(
         REGISTERS, 1024, 24, 16, 0, 14, 518, 304_369_664, mlp_ratio=4, num_register_tokens=4
     ),
