@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.aspect": ("pad", "square"),
     "data.overlong": ("error", "skip"),
     "data.compat": ("", "llava"),
+    "eval.overlong": ("error", "empty"),
     "stages.*.optimizer": ("adamw", "muon"),
     "stages.*.schedule": ("cosine", "constant"),
     "stages.*.aspect": ("pad", "square"),
@@ -67,6 +68,7 @@ NOT_NEGATIVE = (
     "stages.*.lora.rank",
     "stages.*.sources.*.count",
     "eval.benchmarks.*.count",
+    "eval.benchmarks.*.max_new_tokens",
     "eval.examples",
 )
 SHARES = (  # from 0 to below 1
@@ -76,6 +78,7 @@ SHARES = (  # from 0 to below 1
     "stages.*.lora.dropout",
 )
 STRINGS = ("stages.*.trainable", "stage_order")  # tuples of strings
+OPEN = ("eval.benchmarks.*.options",)  # dicts whose keys are checked by those who read them
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of stages, sources and benchmarks: they name directories
 
 
@@ -194,6 +197,7 @@ def default_config() -> ConfigDict:
                 "benchmarks": {},  # name -> {"kind", "path", "count"}
                 "batch_size": 16,
                 "max_new_tokens": 16,
+                "overlong": "error",  # a prompt beyond the context: "error", or "empty" for an empty answer
                 "blind": True,
                 "likelihood": False,
                 "examples": 12,
@@ -206,10 +210,12 @@ def benchmark_config() -> ConfigDict:
     """One benchmark that `eval.py` answers."""
     return ConfigDict(
         {
-            "kind": "mini",  # a row of evaluation's runner table: "mini", "vqa", "caption"
-            "path": "",  # the benchmark's JSON file; mini: "" = made in the work directory
+            "kind": "mini",  # "mini", "vqa", "caption" or a published one (docs/benchmarks.md)
+            "path": "",  # its question file, or a published one's folder; mini: "" = made in the work directory
             "images": "",
             "count": 0,  # mini: questions per ability
+            "max_new_tokens": 0,  # 0 = the official limit, or eval.max_new_tokens where there is none
+            "options": {},  # of a published benchmark (docs/benchmarks.md)
         }
     )
 
@@ -289,6 +295,9 @@ def _check_tree(config: ConfigDict, schema: ConfigDict, path: str) -> None:
                         f"{name!r} in config key {here!r} cannot be a name: use letters, digits, '_' and '-'"
                     )
                 _check_entry(value[name], child(), f"{here}.{name}")
+        elif _generic(here) in OPEN:
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(f"config key {here!r} must be a dict, not {value!r}")
         elif isinstance(default, ConfigDict):
             _check_entry(value, default, here)
         else:

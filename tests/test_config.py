@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax.config import (
     ConfigError,
+    benchmark_config,
     check,
     check_key,
     default_config,
@@ -145,6 +146,7 @@ def test_missing_key_is_named(tiny_config):
         ("model.connector.name", "mlp2_gelu", "did you mean 'mlp2x_gelu'?"),
         ("mesh.data", 0, "'mesh.data' must be positive, or -1"),
         ("eval.blind", 1, "'eval.blind' must be of type bool"),
+        ("eval.overlong", "skip", "valid: 'error', 'empty'"),
         ("stages", 1, "'stages' must be a dict of named entries"),
         ("stages.pretrain", 1, "'stages.pretrain' must be a dict with"),
         ("stages.pretrain.steps", 0, "'stages.pretrain.steps' must be positive"),
@@ -316,6 +318,47 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
         return
     with pytest.raises(error, match=re.escape(message)):
         preflight.check_stages(*arguments)
+
+
+def test_benchmarks_are_read_before_training(tiny_config, tmp_path):
+    import jax
+
+    from mllm_jax.interop import load_tokenizer
+    from mllm_jax.training import build, preflight
+
+    questions = [{"question_id": "q7", "image": "dog.png", "question": "what?", "answer": "a dog"}]
+    (tmp_path / "test.json").write_text(json.dumps(questions))
+    (tmp_path / "images").mkdir()
+    tiny_config.eval.benchmarks = ConfigDict({"mine": benchmark_config()})
+    values = tiny_config.eval.benchmarks.mine
+    tokenizer = load_tokenizer(tiny_config.model.llm.path)
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    model = build.model_config(tiny_config)
+
+    def expect(error, message, **changes):
+        for key, value in changes.items():
+            values[key] = value
+        check(tiny_config)
+        with pytest.raises(error, match=re.escape(message)):
+            preflight.check_stages(tiny_config, model, tokenizer, mesh)
+
+    expect(ConfigError, "'eval.benchmarks.mine.count' is 0")
+    values.path = str(tmp_path / "test.json")
+    expect(
+        ConfigError,
+        "'eval.benchmarks.mine': unknown kind of benchmark 'vqaa'; did you mean 'vqa'?",
+        kind="vqaa",
+    )
+    expect(FileNotFoundError, f"question 'q7' of {values.path} needs the picture", kind="vqa")
+    (tmp_path / "images" / "dog.png").write_bytes(b"")
+    preflight.check_stages(tiny_config, model, tokenizer, mesh)
+    expect(ConfigError, "the 'vqa' benchmark has no option 'split'", options=ConfigDict({"split": "val"}))
+    expect(FileNotFoundError, "'eval.benchmarks.mine.path': there is no nowhere.json", path="nowhere.json")
+    expect(ConfigError, "the 'vqa' benchmark needs the path of its JSON file", path="", options=ConfigDict())
+    preflight.check_stages(tiny_config, model, tokenizer, mesh, evaluate=False)
+    set_key(tiny_config, "eval.benchmarks.mine.options", 3)
+    with pytest.raises(ConfigError, match=r"'eval\.benchmarks\.mine\.options' must be a dict, not 3"):
+        check(tiny_config)
 
 
 @pytest.mark.parametrize(

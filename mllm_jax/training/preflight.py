@@ -100,9 +100,7 @@ def _check_benchmark(values: ConfigDict, key: str) -> None:
         return
     _check_paths(values, key, ("path", "images"))
     with blaming(key):
-        runner = read_benchmark(
-            values.kind, values.path, values.images or None, **dict(values.get("options", {}))
-        )
+        runner = read_benchmark(values.kind, values.path, values.images or None, **values.options.to_dict())
     if type(runner).read_image is not Runner.read_image:  # pictures that are not files
         return
     for ask in runner.asks:
