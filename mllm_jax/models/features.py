@@ -11,9 +11,10 @@ def num_features(request: FeatureRequest) -> int:
     return len(request.hidden) + len(request.means) + len(request.normalized_means)
 
 
-def stack(features: VisionFeatures) -> Float[Array, "B F N C"]:
+def stack(features: VisionFeatures, request: FeatureRequest) -> Float[Array, "B F N C"]:
     """Hidden states, then means, then means of normalised states, each in the order of the request."""
-    return jnp.stack([*features.hidden.values(), *features.means, *features.normalized_means], axis=1)
+    hidden = [features.hidden[layer] for layer in request.hidden]
+    return jnp.stack([*hidden, *features.means, *features.normalized_means], axis=1)
 
 
 def unstack(stacked: Float[Array, "B F N C"], request: FeatureRequest, grid: Grid) -> VisionFeatures:

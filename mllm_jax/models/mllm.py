@@ -111,7 +111,7 @@ class MLLM(nn.Module):
 
     def features(self, images: Array) -> Float[Array, "B F N C"]:
         """What the tower gives the connector, as one array: what a feature cache keeps of pictures [B, S, S, 3]."""
-        return stack(self.vision(images))
+        return stack(self.vision(images), self.connector.request())
 
     def connect_features(
         self, stacked: Float[Array, "B I F N C"], image_mask: Bool[Array, "B I"], deterministic: bool = True

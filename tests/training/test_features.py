@@ -190,6 +190,4 @@ def test_training_is_the_same_and_does_not_run_the_tower(tiny_config, tmp_path, 
     plain, cached = paths.flatten(plain), paths.flatten(cached)
     assert set(plain) == set(cached)  # the tower is in the saved model as before
     for path, leaf in plain.items():
-        np.testing.assert_allclose(
-            np.asarray(leaf), np.asarray(cached[path]), rtol=1e-3, atol=1e-5, err_msg=path
-        )
+        np.testing.assert_allclose(np.asarray(leaf), np.asarray(cached[path]), atol=2e-3, err_msg=path)
