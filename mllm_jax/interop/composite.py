@@ -69,7 +69,7 @@ def part_config(
     outer = fields.get("model_type")
     if outer not in table and isinstance(fields.get(part), dict):
         fields = dict(fields[part])
-        fields.setdefault("model_type", PART_TYPES.get((outer, part)))
+        fields["model_type"] = fields.get("model_type") or PART_TYPES.get((outer, part))
         if fields["model_type"] in ("clip", "siglip", "siglip2"):  # some composites name the whole
             fields["model_type"] = PART_TYPES[fields["model_type"], part]
     elif part == "text_config" and outer in LLAVA_TYPES:
@@ -88,7 +88,19 @@ def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> Vision
 
 def is_composite(fields: Mapping[str, Any]) -> bool:
     """Whether a config.json is one of a multimodal checkpoint."""
-    return "mm_vision_tower" in fields or fields.get("model_type") in ("llava", "mllm", *LLAVA_TYPES)
+    return (
+        "mm_vision_tower" in fields
+        or _is_honeybee(fields)
+        or fields.get("model_type") in ("llava", *LLAVA_TYPES)
+    )
+
+
+def _is_honeybee(fields: Mapping[str, Any]) -> bool:
+    """Its first checkpoints say model_type "mllm", later ones nothing."""
+    return (
+        fields.get("model_type") == "mllm"
+        or {"lm_config", "projector_config", "text_config"} <= fields.keys()
+    )
 
 
 def is_multimodal(directory: pathlib.Path) -> bool:
@@ -110,7 +122,7 @@ def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Compos
     fields = read_json(file)
     if "mm_vision_tower" in fields:
         return _llava(fields, str(file), tower or fields["mm_vision_tower"])
-    if fields.get("model_type") == "mllm":
+    if _is_honeybee(fields):
         return _honeybee(fields, str(file), path)
     if fields.get("model_type") == "llava" and "text_config" in fields:
         return _llava_hf(fields, str(file), path)
@@ -175,17 +187,21 @@ def _llava(fields: dict[str, Any], where: str, tower: str) -> Composite:
 
 
 def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> Composite:
+    fields = {**fields, "model_type": "mllm"}
     vision, vision_family = part_config(fields, "vision_config", families.VISION, where)
     llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
     projector = fields.get("projector_config") or fields.get("visual_projector_config") or {}
     kind = projector.get("projector_type")
     if kind not in HONEYBEE_CONNECTORS:
         raise ValueError(f"{where}: projector_type={kind!r}; supported: {', '.join(HONEYBEE_CONNECTORS)}")
+    layer = projector.get("feature_layer_index", -1)
+    if not isinstance(layer, int):
+        raise ValueError(f"{where}: feature_layer_index={layer!r}; features of one layer are supported")
     options = {
         "tokens": projector.get("num_query_tokens")
         or projector.get("num_queries")
         or fields["num_query_tokens"],
-        "end_tokens": projector.get("num_eos_tokens", 1),
+        "end_tokens": projector.get("num_eos_tokens", int("visual_projector_config" in fields)),
         "position_table": projector.get("pos_emb", False),
     }
     renamed = {
@@ -209,7 +225,7 @@ def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
     model = _model(
         with_normalisation(vision, path),
         llm,
-        select_layer=projector.get("feature_layer_index", -1),
+        select_layer=layer,
         connector=HONEYBEE_CONNECTORS[kind],
         connector_options=tuple(sorted(options.items())),
     )

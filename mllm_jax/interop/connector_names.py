@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from mllm_jax.interop.parts import Part, Spelling
 from mllm_jax.interop.rules import Rule, Transform, linear, norm
 from mllm_jax.models.mllm import ModelConfig, abstract_params
@@ -10,6 +12,19 @@ from mllm_jax.models.paths import flatten
 Shape = tuple[int, ...]
 
 TOKENS = Transform(lambda x: x[0], lambda x: x[None])  # [1, N, C] <-> [N, C]
+
+
+def patch_table(count: int) -> Transform:
+    """[1, N, C] <-> [N, C] of `count` patches; Honeybee's first checkpoints have an unused row for a class token."""
+
+    def read(x: np.ndarray) -> np.ndarray:
+        if x.shape[1] not in (count, count + 1):
+            raise ValueError(f"a table of {x.shape[1]} positions for {count} patches")
+        return x[0, x.shape[1] - count :]
+
+    return Transform(read, lambda x: x[None])
+
+
 POINTWISE = Transform(
     lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
 )  # 1x1 convolution <-> kernel
@@ -181,7 +196,13 @@ def honeybee_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Ru
     count = 1 + max(
         (int(part) for path in shapes for part in path.split("/")[0].split("_") if part.isdigit()), default=0
     )
-    return tuple(rule for rule in tables[config.connector](count) if rule.path in shapes)
+    rules = (rule for rule in tables[config.connector](count) if rule.path in shapes)
+    return tuple(
+        Rule(rule.path, rule.name, patch_table(shapes[rule.path][0]))
+        if rule.path == "position_table"
+        else rule
+        for rule in rules
+    )
 
 
 __all__ = ["PROJECTORS", "SPELLINGS", "connector_part", "connector_shapes"]

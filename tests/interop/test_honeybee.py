@@ -206,6 +206,36 @@ def test_a_whole_honeybee_checkpoint(tmp_path):
     assert params["connector"]["end_tokens"].shape == (1, 10)
 
 
+def test_both_ages_of_checkpoints(tmp_path):
+    """First: model_type "mllm" and a row for the class token. Later: neither, and other keys."""
+    tensors = honeybee_checkpoint(tmp_path / "a")
+    expected_model, expected, _ = load_model(tmp_path / "a")
+    table = tensors["abstractor.pos_emb"]
+    tensors["abstractor.pos_emb"] = np.concatenate([np.full_like(table[:, :1], 9), table], axis=1)
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    _, params, _ = load_model(tmp_path / "a")
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+    fields = json.loads((tmp_path / "a" / "config.json").read_text())
+    fields["projector_config"] = fields.pop("visual_projector_config")
+    fields["projector_config"]["num_query_tokens"] = fields.pop("num_query_tokens")
+    fields |= {"model_type": "", "lm_config": {"model_type": "", "pretrained_lm_name_or_path": "somewhere"}}
+    fields["vision_config"] |= {"model_type": "", "encoder_type": "openai.clip"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(fields))
+    model, params, _ = load_model(tmp_path / "a")
+    assert model == expected_model
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+    tensors["abstractor.pos_emb"] = np.concatenate([tensors["abstractor.pos_emb"], table[:, :1]], axis=1)
+    save_file(tensors, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'connector/position_table' needs shape \(16, 12\)"):
+        load_model(tmp_path / "a")
+    fields["projector_config"]["feature_layer_index"] = [-1, -2]
+    (tmp_path / "a" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"feature_layer_index=\[-1, -2\]; features of one layer"):
+        load_model(tmp_path / "a")
+
+
 def test_c_abstractor_computes_what_timm_does(tmp_path):
     torch = pytest.importorskip("torch")
     regnet = pytest.importorskip("timm.models.regnet")
