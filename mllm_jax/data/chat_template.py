@@ -26,14 +26,16 @@ def resolve_template(name: str | Template, tokenizer: Any) -> Template:
 
     Args:
         name: a name in `TEMPLATES`, "chat", or a template, which is passed through.
-        tokenizer: a Hugging Face tokenizer, or a `SpanTokenizer` around one.
+        tokenizer: a Hugging Face tokenizer, or a `SpanTokenizer` around one; None when there is none.
 
     Raises:
         ValueError: no such template, or the tokenizer has none or one that cannot be taken apart.
     """
     if isinstance(name, Template):
         return name
-    return chat_template(getattr(tokenizer, "tokenizer", tokenizer)) if name == CHAT else get_template(name)
+    if name != CHAT or tokenizer is None:
+        return get_template(name)  # which says that "chat" needs a tokenizer
+    return chat_template(getattr(tokenizer, "tokenizer", tokenizer))
 
 
 def chat_template(tokenizer: Any) -> Template:

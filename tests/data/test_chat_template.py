@@ -186,5 +186,7 @@ def test_a_tokenizer_without_a_chat_template():
         resolve_template("chat", load("phi"))
     with pytest.raises(ValueError, match="'chat' is the tokenizer's own"):
         render("chat", turns("Q", "A"))
+    with pytest.raises(ValueError, match="'chat' is the tokenizer's own"):
+        resolve_template("chat", None)
     assert resolve_template("v1", load("phi")) is TEMPLATES["v1"]
     assert resolve_template(TEMPLATES["v1"], None) is TEMPLATES["v1"]
