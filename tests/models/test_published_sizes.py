@@ -23,7 +23,7 @@ def _llm(model_type, vocab, width, depth, heads, kv_heads, mlp, parameters, **fi
     return model_type, sizes | fields, parameters
 
 
-# The last number counts the parameters, as the hub shows it; a test below counts them in torch.
+# The last number counts the parameters; a test below counts them in torch.
 LLMS = {
     "Llama 2 7B, Vicuna 7B": _llm("llama", 32000, 4096, 32, 32, 32, 11008, 6_738_415_616),
     "Llama 2 13B, Vicuna 13B": _llm("llama", 32000, 5120, 40, 40, 40, 13824, 13_015_864_320),
