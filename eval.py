@@ -53,6 +53,11 @@ BENCHMARKS = flags.DEFINE_list(
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Holds a folder per published benchmark (with --benchmarks)."
 )
+PREPARED = flags.DEFINE_string(
+    "prepared",
+    "",
+    "Folder where --benchmarks are first written as tensorflow-datasets data, and read from then on.",
+)
 BLIND = flags.DEFINE_bool("blind", True, "Also answer with the picture replaced by its mean.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also score multiple choice by the options' likelihood.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Prompts at once (default: the run's).", lower_bound=1)
@@ -121,7 +126,7 @@ def main(_):
         benchmark.kind, benchmark.path, benchmark.images = BENCHMARK.value, PATH.value or "", IMAGES.value
         config.eval.benchmarks = ConfigDict({BENCHMARK.value: benchmark})
     elif BENCHMARKS.value:
-        config.eval.benchmarks = select_benchmarks(BENCHMARKS.value, DATA_DIR.value)
+        config.eval.benchmarks = select_benchmarks(BENCHMARKS.value, DATA_DIR.value, PREPARED.value)
     config.eval.blind, config.eval.likelihood = BLIND.value, LIKELIHOOD.value
     config.eval.batch_size = BATCH_SIZE.value or config.eval.batch_size
     with config.unlocked():

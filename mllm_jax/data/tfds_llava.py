@@ -48,12 +48,12 @@ class LlavaSource:
           DataError: if the directory holds no complete preparation.
         """
         self.directory = Path(directory)
-        metadata = _read_metadata(self.directory)
+        metadata = read_metadata(self.directory)
         if metadata is None:
             raise llava_json.DataError(f"{directory}: no prepared data set here; make one with prepare()")
         self.fingerprint: str = metadata["fingerprint"]
         builder = tfds.builder_from_directory(self.directory)
-        self._records = builder.as_data_source(SPLIT, decoders={"images": _KeepEncoded()})
+        self._records = builder.as_data_source(SPLIT, decoders={"images": KeepEncoded()})
         if len(self._records) != metadata["samples"]:
             message = f"{directory}: holds {len(self._records)} samples instead of {metadata['samples']}; "
             raise llava_json.DataError(
@@ -117,9 +117,9 @@ def prepare(
     root = Path(image_root or ".")
     sizes, fingerprint = _fingerprint(Path(json_path), root, records, f"{duplicate_ids} {compat}")
 
-    existing = _find(Path(data_dir) / name, fingerprint)
+    existing = find_version(Path(data_dir) / name, fingerprint)
     if existing is None:
-        version = _next_version(Path(data_dir) / name)
+        version = next_version(Path(data_dir) / name)
         metadata = {"fingerprint": fingerprint, "samples": len(records), "json": Path(json_path).name}
         with tfds.core.registered.skip_registration():  # a class per version: tfds keeps it on the class
             builder_class = type("_Builder", (LlavaJsonBuilder,), {"name": name, "VERSION": version})
@@ -136,9 +136,9 @@ def prepare(
         try:
             builder.download_and_prepare(download_config=config)
         except OSError:
-            if _find(Path(data_dir) / name, fingerprint) is None:
+            if find_version(Path(data_dir) / name, fingerprint) is None:
                 raise  # otherwise another process has finished the same version first
-        existing = _find(Path(data_dir) / name, fingerprint)
+        existing = find_version(Path(data_dir) / name, fingerprint)
         if existing is None:
             where = f"{data_dir}/{name}/{version}"
             raise llava_json.DataError(f"{where} was written meanwhile from other data; prepare again")
@@ -155,11 +155,12 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
         """
 
         VERSION = tfds.core.Version("1.0.0")
+        split_name = SPLIT
 
         def __init__(
             self,
             *,
-            records: Sequence[llava_json.Record],
+            records: Sequence[Any],
             image_root: Path,
             shards: Sequence[int],
             metadata: dict[str, Any],
@@ -190,7 +191,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            return {SPLIT: self._generate_examples()}
+            return {self.split_name: self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, record in enumerate(self._records):
@@ -208,9 +209,12 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             features = self.info.features
             serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
             template = tfds.core.ShardedFileTemplate(
-                dataset_name=self.name, data_dir=self.data_path, split=SPLIT, filetype_suffix="array_record"
+                dataset_name=self.name,
+                data_dir=self.data_path,
+                split=self.split_name,
+                filetype_suffix="array_record",
             )
-            examples = self._split_generators(dl_manager)[SPLIT]
+            examples = self._split_generators(dl_manager)[self.split_name]
             num_bytes = 0
             with _progress_bar(self._show_progress) as progress:
                 task = progress.add_task(f"preparing {self.name}", total=len(self._records))
@@ -227,9 +231,12 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                             progress.advance(task)
                     finally:
                         writer.close()
-                    _sync(path)
+                    sync_file(path)
             split = tfds.core.SplitInfo(
-                name=SPLIT, shard_lengths=list(self._shards), num_bytes=num_bytes, filename_template=template
+                name=self.split_name,
+                shard_lengths=list(self._shards),
+                num_bytes=num_bytes,
+                filename_template=template,
             )
             self.info.set_splits(tfds.core.splits.SplitDict([split]))
 
@@ -243,7 +250,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             pass
 
 
-class _KeepEncoded(tfds.decode.SkipDecoding):
+class KeepEncoded(tfds.decode.SkipDecoding):
     """Leaves the images of a sequence encoded (tfds's own class does so for single images only)."""
 
     def decode_batch_example_np(self, serialized: Any) -> Any:
@@ -284,20 +291,20 @@ def _versions(directory: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.name.split(".")[0]), path) for path in found)
 
 
-def _next_version(directory: Path) -> tfds.core.Version:
+def next_version(directory: Path) -> tfds.core.Version:
     return tfds.core.Version(f"{max((number for number, _ in _versions(directory)), default=0) + 1}.0.0")
 
 
-def _find(directory: Path, fingerprint: str) -> Path | None:
+def find_version(directory: Path, fingerprint: str) -> Path | None:
     """The newest complete version with this fingerprint."""
     for _, path in reversed(_versions(directory)):
-        metadata = _read_metadata(path)
+        metadata = read_metadata(path)
         if metadata is not None and metadata["fingerprint"] == fingerprint:
             return path
     return None
 
 
-def _read_metadata(directory: Path) -> dict[str, Any] | None:
+def read_metadata(directory: Path) -> dict[str, Any] | None:
     """What `prepare` noted beside the data, or None if this is not a complete version of its making."""
     try:
         metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
@@ -308,7 +315,7 @@ def _read_metadata(directory: Path) -> dict[str, Any] | None:
     return metadata if complete and keys_present else None
 
 
-def _sync(path: str) -> None:
+def sync_file(path: str) -> None:
     """Forces a file to the disk, so that a version that appears complete also is after a power failure."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

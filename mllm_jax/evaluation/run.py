@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -33,8 +34,9 @@ def evaluate(
       model: the model.
       config: `benchmarks` (name -> kind, path, images), `batch_size`, `max_new_tokens`, `blind`, `likelihood`,
         `examples` and, if wanted, `buckets` (lengths to which questions are padded), `threads` and `overlong` (see
-        `answer.Settings`). A benchmark may have `options` (see `runners.Published`) and a `max_new_tokens` of its own;
-        without it (or 0) the official limit holds, and where there is none the common one.
+        `answer.Settings`). A benchmark may have `options` (see `runners.Published`), `prepared` (a folder where it is
+        prepared as tensorflow-datasets data first) and a `max_new_tokens` of its own; without it (or 0) the official
+        limit holds, and where there is none the common one.
       workdir: the run's work directory.
       console: where progress and tables are shown.
 
@@ -49,12 +51,7 @@ def evaluate(
     console = console or Console()
     workdir = Path(workdir)
     out = workdir / "eval"
-    runners = {
-        name: read_benchmark(
-            values.kind, values.path, values.get("images") or None, **dict(values.get("options", {}))
-        )
-        for name, values in config.benchmarks.items()
-    }
+    runners = {name: _read(values) for name, values in config.benchmarks.items()}
     limits = {
         name: config.benchmarks[name].get("max_new_tokens", 0)
         or runner.max_new_tokens
@@ -110,6 +107,25 @@ def evaluate(
     report = write_report([workdir], out)
     console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
     return summary
+
+
+def _read(values: ConfigDict) -> Runner:
+    """A benchmark from its files, or from what was prepared from them in the folder `prepared`."""
+    given = (values.kind, values.path, values.get("images") or None)
+    options = dict(values.get("options", {}))
+    folder = values.get("prepared", "")
+    if not folder:
+        return read_benchmark(*given, **options)
+    from mllm_jax.evaluation.runners.prepared import prepare
+
+    kind, path, images = given
+    runner = None
+    for first in (True, False):  # the first process writes, then the others find it written
+        if (jax.process_index() == 0) == first:
+            runner = prepare(kind, path, folder, images, **options)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{kind} prepared: {first}")
+    return runner
 
 
 def check_limit(model: Model, name: str, max_new_tokens: int) -> None:

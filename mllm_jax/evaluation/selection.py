@@ -9,11 +9,16 @@ from ml_collections import ConfigDict
 from mllm_jax.evaluation.runners import PUBLISHED, RUNNERS, BenchmarkError, check_kind
 
 
-def select_benchmarks(names: Sequence[str], data_dir: str | Path) -> ConfigDict:
+def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str | Path = "") -> ConfigDict:
     """`NAME` or `NAME:OPTION=VALUE:OPTION=VALUE` as entries of `config.eval.benchmarks`.
 
     The files of NAME are expected in `DATA_DIR/NAME`, under the names that docs/benchmarks.md lists. An entry is called
     NAME, followed by the values of its options, so that differently asked benchmarks are kept apart.
+
+    Args:
+      names: from the command line.
+      data_dir: holds a folder per benchmark.
+      prepared: a folder where they are prepared as tensorflow-datasets data first; "" reads the files themselves.
 
     Example:
         >>> list(select_benchmarks(["pope", "scienceqa:part=img"], "data"))
@@ -50,6 +55,7 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path) -> ConfigDict:
                 "path": str(Path(data_dir) / kind),
                 "images": "",
                 "options": options,
+                "prepared": str(prepared),
                 "max_new_tokens": 0,
             }
         )

@@ -50,6 +50,7 @@ RUNNERS: dict[str, type[Runner]] = {
     "vqa": VqaRunner,
     **PUBLISHED,
 }
+PROMPTS = "prompts.json"  # marks a prepared benchmark (data/tfds_benchmarks.py, a slow import)
 # Scored from stored answers only: models are not shown videos yet.
 VIDEO = ("activitynet_qa", "msrvtt_qa", "msvd_qa", "nextqa", "video_chatgpt")
 
@@ -74,7 +75,8 @@ def read_benchmark(
 
     Args:
       kind: exact name in `RUNNERS`.
-      path: its question file; for a published one also the folder that holds its files.
+      path: its question file; for a published one also the folder that holds its files, or a version directory that
+        `prepared.prepare` wrote.
       images: folder that image names are relative to; None or "" for the default one.
       **options: of a published benchmark, see its `options`.
 
@@ -86,6 +88,14 @@ def read_benchmark(
         raise BenchmarkError(f"the {kind!r} benchmark needs the path of its JSON file")
     if kind not in PUBLISHED and options:
         raise BenchmarkError(f"the {kind!r} benchmark has no option {next(iter(options))!r}")
+    if kind in PUBLISHED and (Path(path) / PROMPTS).is_file():
+        from mllm_jax.data.tfds_benchmarks import BenchmarkSource
+
+        if options:
+            raise BenchmarkError(
+                f"{path} is prepared: its options are chosen already, {dict(options)} cannot be"
+            )
+        return PUBLISHED[kind].from_source(BenchmarkSource(path))
     return RUNNERS[kind](path, images, **options)
 
 

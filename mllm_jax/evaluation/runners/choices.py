@@ -104,6 +104,7 @@ class ScienceQa(Published):
         from mllm_jax.evaluation.runners.tables import read_json
 
         (path,) = self.paths("splits")
+        self.files_read.append(path)
         splits = read_json(path)
         if not isinstance(splits, dict) or not isinstance(splits.get(name), list):
             raise BenchmarkError(f"{path}: holds no list of the ids of {name!r}")

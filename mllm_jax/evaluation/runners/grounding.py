@@ -4,6 +4,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw
@@ -111,14 +112,17 @@ class RegionCaption(RefCoco):
                 truth={"references": captions},
             )
 
-    def read_image(self, name: str) -> bytes:
+    def picture(self, name: str) -> bytes:
         """The picture with the outline drawn on it, as PNG."""
         name, _, drawn = name.partition(_DRAWN)
-        data = super().read_image(name)
+        data = super().picture(name)
         if not drawn:
             return data
         shape, _, points = drawn.partition(":")
         return outlined(data, shape, json.loads(points))
+
+    def picture_file(self, name: str) -> Path | None:
+        return super().picture_file(name.partition(_DRAWN)[0])
 
     def annotations(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
         return Published.annotations(self, asks)
@@ -162,6 +166,7 @@ class Captions(Published):
 
     def items(self) -> Iterator[Item]:
         (path,) = self.paths("questions")
+        self.files_read.append(path)
         value = read_json(path)
         if not isinstance(value, dict) or not {"images", "annotations"} <= value.keys():
             raise BenchmarkError(f"{path}: expected COCO's object with 'images' and 'annotations'")

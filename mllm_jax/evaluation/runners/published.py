@@ -112,6 +112,8 @@ class Published(Runner):
       grouping: name in the file of groups; "" = the kind.
       values: the options' values.
       scored: whether all right answers are known and no judge is needed.
+      files_read: the question and annotation files.
+      source: where prompts and pictures come from, if the benchmark was prepared; see `runners.prepared`.
     """
 
     files: ClassVar[Mapping[str, File]]
@@ -133,6 +135,8 @@ class Published(Runner):
           BenchmarkError: a missing file (with where to get it), a file that cannot be used, or an unknown option.
         """
         self.values = self.read_options(options)
+        self.files_read: list[Path] = []
+        self.source: Any = None
         self.path = Path(path)
         if self.path.suffix and not self.path.exists():
             raise BenchmarkError(f"{self.kind}: {self.path}: no such file")
@@ -141,6 +145,30 @@ class Published(Runner):
         self._images = Path(images) if images else None
         self.images = self._images or self.folder
         self._take(self.read())
+        self._look_at_answers()
+
+    @classmethod
+    def from_source(cls, source: Any) -> "Published":
+        """The benchmark as `runners.prepared` wrote it; `source` is a `tfds_benchmarks.BenchmarkSource`.
+
+        Raises:
+          BenchmarkError: another benchmark's.
+        """
+        from mllm_jax.evaluation.runners.prepared import read_asks
+
+        if source.metadata["kind"] != cls.kind:
+            raise BenchmarkError(f"{source.directory} holds {source.metadata['kind']!r}, not {cls.kind!r}")
+        runner = cls.__new__(cls)
+        runner.values = cls.read_options({}) | dict(source.metadata["options"])
+        runner.files_read = []
+        runner.source = source
+        runner.path = runner.folder = runner.images = source.directory
+        runner.pictures, runner._images = Pictures(), None
+        runner._take(read_asks(source))
+        runner._look_at_answers()
+        return runner
+
+    def _look_at_answers(self) -> None:
         self.scored = not self.judged and all(ask.row["gold"] is not None for ask in self.asks)
         self.baselines = self.scored and self.comparable
 
@@ -181,10 +209,19 @@ class Published(Runner):
 
     def read_table(self, path: Path, key: str = "") -> list[dict[str, Any]]:
         """The rows of one file."""
+        self.files_read.append(path)
         return read_rows(path, self.pictures, key)
 
     def read_image(self, name: str) -> bytes:
+        return self.source.picture(name) if self.source is not None else self.picture(name)
+
+    def picture(self, name: str) -> bytes:
+        """The encoded picture, from the benchmark's own files."""
         return self.pictures.read(name) if name in self.pictures else super().read_image(name)
+
+    def picture_file(self, name: str) -> Path | None:
+        """Where a picture is; None where it is inside a table."""
+        return None if name in self.pictures else self.images / name
 
     # --- asking ---------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,7 @@ class Mme(Published):
             raise BenchmarkError(
                 f"mme: {path} asks about a picture that is not in {places[0]} or {places[1]}"
             )
+        self.files_read.append(path)
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line.split("\t")) != 2 for line in lines):
             raise BenchmarkError(f"mme: {path}: expected two lines of question, tab and answer")

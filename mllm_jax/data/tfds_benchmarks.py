@@ -1,0 +1,269 @@
+"""tensorflow-datasets builders for benchmarks, written as ArrayRecord from files that the user has downloaded.
+
+One parametrised builder for all of them: a record holds the pictures of one or more questions, encoded as they were,
+and the questions. Nothing is downloaded: the files lie in the benchmark's manual folder (docs/benchmarks.md says
+which). A `SHA256SUMS` file there, as `sha256sum` writes it, is checked before anything is written; the digests of the
+question files are noted beside the data in any case. TensorFlow is not needed.
+
+Layout: `DATA_DIR/NAME/VERSION/`, as in `tfds_llava`, with `prompts.json` beside the shards: the questions again, so
+that they are known without reading the pictures.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.tfds_llava import (
+    SHARD_BYTES,
+    KeepEncoded,
+    LlavaJsonBuilder,
+    find_version,
+    next_version,
+    read_metadata,
+)
+
+FORMAT = 1  # raise when what is written changes
+SPLIT = "test"
+PROMPTS = "prompts.json"
+CHECKSUMS = "SHA256SUMS"
+_CHUNK = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSet:
+    """Questions about the same pictures.
+
+    Attributes:
+      images: names of the pictures, in the order in which they are shown.
+      prompts: JSON-able objects, in order.
+    """
+
+    images: tuple[str, ...]
+    prompts: tuple[dict[str, Any], ...]
+
+
+class BenchmarkSource:
+    """A prepared benchmark; safe to read from several threads.
+
+    Attributes:
+      directory: `DATA_DIR/NAME/VERSION`.
+      metadata: what was noted: `kind`, `options`, `fingerprint`, `samples` and `files` (path below the manual folder ->
+        SHA-256).
+      sets: pictures' names and questions.
+    """
+
+    def __init__(self, directory: str | Path):
+        """Opens a version directory, without looking at the files that it was made from.
+
+        Raises:
+          DataError: it holds no complete preparation.
+        """
+        self.directory = Path(directory)
+        self.metadata = read_metadata(self.directory) or {}
+        if not is_prepared(self.directory) or "kind" not in self.metadata:
+            raise DataError(f"{directory}: no prepared benchmark here; make one with prepare_benchmark()")
+        raw = json.loads((self.directory / PROMPTS).read_text(encoding="utf-8"))
+        self.sets = [PictureSet(tuple(images), tuple(prompts)) for images, prompts in raw]
+        builder = tfds.builder_from_directory(self.directory)
+        self._records = builder.as_data_source(SPLIT, decoders={"images": KeepEncoded()})
+        counts = {len(self._records), len(self.sets), self.metadata["samples"]}
+        if len(counts) > 1:
+            raise DataError(
+                f"{directory}: {len(self._records)} records with pictures, {len(self.sets)} with questions, "
+                f"{self.metadata['samples']} were written; move the directory away and prepare again"
+            )
+        self._place = {
+            name: (record, index)
+            for record, one in enumerate(self.sets)
+            for index, name in enumerate(one.images)
+        }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place
+
+    def picture(self, name: str) -> bytes:
+        """The encoded picture of that name."""
+        record, index = self._place[name]
+        return self._records[record]["images"][index]
+
+    def __repr__(self) -> str:
+        return f"BenchmarkSource({str(self.directory)!r}, records={len(self.sets)})"
+
+
+def is_prepared(directory: Path) -> bool:
+    """Whether a directory is a version of a prepared benchmark."""
+    return (directory / PROMPTS).is_file() and (directory / "dataset_info.json").is_file()
+
+
+def prepare_benchmark(
+    kind: str,
+    sets: Sequence[PictureSet],
+    read_image: Callable[[str], bytes],
+    data_dir: str | Path,
+    *,
+    files: Sequence[Path],
+    manual_dir: Path,
+    fingerprint: str,
+    options: dict[str, Any],
+    instructions: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    show_progress: bool = True,
+) -> BenchmarkSource:
+    """Writes a benchmark as ArrayRecord, or reuses what was written from the same files before.
+
+    Args:
+      kind: the benchmark's name; its directory is the same with other characters than letters and digits as `_`.
+      sets: questions by their pictures.
+      read_image: name -> encoded picture.
+      data_dir: where prepared data sets live.
+      files: the question and annotation files, whose digests are noted.
+      manual_dir: the folder with the downloaded files, where `SHA256SUMS` is looked for.
+      fingerprint: changes when any of it changes.
+      options: how the benchmark was read.
+      instructions: what to download, for tfds.
+      shard_bytes: a new file is begun after about so many bytes of pictures.
+      show_progress: draw a progress bar.
+
+    Raises:
+      DataError: a file differs from `SHA256SUMS`, or a picture cannot be read.
+    """
+    name = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
+    # "refcoco+" is not "refcoco".
+    name += "_plus" if "+" in kind else ""
+    fingerprint = hashlib.sha256(f"{FORMAT} {kind} {fingerprint}".encode()).hexdigest()
+    root = Path(data_dir) / name
+    if (existing := find_version(root, fingerprint)) is not None:
+        return BenchmarkSource(existing)
+    verify_checksums(manual_dir)
+    metadata = {
+        "fingerprint": fingerprint,
+        "samples": len(sets),
+        "kind": kind,
+        "options": options,
+        "files": {os.path.relpath(path, manual_dir): file_digest(path) for path in files},
+    }
+    with tfds.core.registered.skip_registration():  # a class per version: tfds keeps it on the class
+        fields = {"name": name, "VERSION": next_version(root), "MANUAL_DOWNLOAD_INSTRUCTIONS": instructions}
+        builder_class = type("_Builder", (BenchmarkBuilder,), fields)
+    builder = builder_class(
+        records=sets,
+        read_image=read_image,
+        image_root=manual_dir,
+        shards=_plan_shards(sets, read_image, shard_bytes),
+        metadata=metadata,
+        show_progress=show_progress,
+        data_dir=os.fspath(data_dir),
+        file_format="array_record",
+    )
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except OSError:
+        if find_version(root, fingerprint) is None:
+            raise  # otherwise another process has finished the same version first
+    existing = find_version(root, fingerprint)
+    if existing is None:
+        raise DataError(f"{root} was written meanwhile from other files; prepare again")
+    return BenchmarkSource(existing)
+
+
+with tfds.core.registered.skip_registration():
+
+    class BenchmarkBuilder(LlavaJsonBuilder):
+        """Writes `PictureSet`s as one ArrayRecord split, and their questions beside it."""
+
+        split_name = SPLIT
+
+        def __init__(self, *, read_image: Callable[[str], bytes], **kwargs: Any):
+            """Takes, beside what `LlavaJsonBuilder` takes, how pictures are read."""
+            self._read_image = read_image
+            super().__init__(**kwargs)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "images": tfds.features.Sequence(tfds.features.Image()),
+                "image_names": tfds.features.Sequence(tfds.features.Text()),
+                "prompts": tfds.features.Text(),  # JSON: a list of objects
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Pictures and the questions that a benchmark asks about them, with its prompts.",
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(self._metadata),
+                disable_shuffling=True,
+            )
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, one in enumerate(self._records):
+                yield (
+                    index,
+                    {
+                        "images": [io.BytesIO(self._read_image(name)) for name in one.images],
+                        "image_names": list(one.images),
+                        "prompts": json.dumps(one.prompts, ensure_ascii=False),
+                    },
+                )
+
+        def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+            super()._download_and_prepare(dl_manager, download_config)
+            sets = [[one.images, one.prompts] for one in self._records]
+            with open(os.path.join(self.data_path, PROMPTS), "w", encoding="utf-8") as file:
+                json.dump(sets, file, ensure_ascii=False)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def verify_checksums(folder: Path) -> None:
+    """Compares files with the folder's `SHA256SUMS`, if it has one.
+
+    Raises:
+      DataError: a line that is none, or a file that is missing or differs; names it.
+    """
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        found = re.fullmatch(r"([0-9a-fA-F]{64})[ \t]+[*]?(.+)", line.strip())
+        if found is None:
+            raise DataError(f"{path} line {number}: expected a SHA-256 digest and a file name")
+        file = folder / found[2]
+        if not file.is_file():
+            raise DataError(f"{file} is missing, but {path} lists it")
+        if (digest := file_digest(file)) != found[1].lower():
+            raise DataError(
+                f"{file} has the SHA-256 digest {digest}, not {found[1]} of {path}; download it again"
+            )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plan_shards(
+    sets: Sequence[PictureSet], read_image: Callable[[str], bytes], shard_bytes: int
+) -> list[int]:
+    """How many records each shard takes so that it holds about `shard_bytes` of pictures."""
+    shards, filled = [0], 0
+    for one in sets:
+        size = sum(len(read_image(name)) for name in one.images)
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append(0)
+            filled = 0
+        shards[-1] += 1
+        filled += size
+    return shards

@@ -1,0 +1,91 @@
+"""Benchmarks as tensorflow-datasets data: prepared from the official files once, then read from ArrayRecord."""
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.runners import PUBLISHED, check_kind
+from mllm_jax.evaluation.runners.base import Ask
+from mllm_jax.evaluation.runners.published import Published
+
+_FIELDS = ("row", "prompt", "options", "interleaved")
+
+
+def prepare(
+    kind: str,
+    path: str | Path,
+    data_dir: str | Path,
+    images: str | Path | None = None,
+    *,
+    shard_bytes: int | None = None,
+    show_progress: bool = True,
+    **options: bool | str,
+) -> Published:
+    """The benchmark, read from `DATA_DIR/KIND/VERSION`, which is written first unless it is there from the same files.
+
+    Args:
+      kind, path, images, **options: as in `read_benchmark`; of published benchmarks.
+      data_dir: where prepared data sets live.
+      shard_bytes: see `tfds_benchmarks.prepare_benchmark`.
+      show_progress: draw a progress bar.
+
+    Raises:
+      BenchmarkError: files that are missing or cannot be used.
+      DataError: a file that is not the one that the folder's `SHA256SUMS` lists, or a picture that cannot be read.
+    """
+    # tensorflow-datasets takes seconds to import; only this way of reading needs it.
+    from mllm_jax.data import tfds_benchmarks
+
+    check_kind(kind)
+    runner = PUBLISHED[kind](path, images, **options)
+    sets = []
+    groups = itertools.groupby(enumerate(runner.asks), lambda pair: pair[1].images or pair[0])
+    for _, group in groups:
+        asks = [ask for _, ask in group]
+        sets.append(tfds_benchmarks.PictureSet(asks[0].images, tuple(map(_as_json, asks))))
+    given = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
+    source = tfds_benchmarks.prepare_benchmark(
+        kind,
+        sets,
+        runner.read_image,
+        data_dir,
+        files=runner.files_read,
+        manual_dir=runner.folder,
+        fingerprint=_fingerprint(runner),
+        options=dict(runner.values),
+        instructions=instructions(runner),
+        show_progress=show_progress,
+        **given,
+    )
+    return PUBLISHED[kind].from_source(source)
+
+
+def instructions(runner: Published | type[Published]) -> str:
+    """What to download, one file per line."""
+    lines = [f"{' or '.join(file.names)}: from {file.where}" for file in runner.files.values()]
+    return f"Put these files into one folder for {runner.kind}:\n" + "\n".join(lines)
+
+
+def read_asks(source: Any) -> list[Ask]:
+    """The prompts of a `BenchmarkSource`."""
+    return [
+        Ask(p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"])
+        for one in source.sets
+        for p in one.prompts
+    ]
+
+
+def _as_json(ask: Ask) -> dict[str, Any]:
+    return {name: getattr(ask, name) for name in _FIELDS}
+
+
+def _fingerprint(runner: Published) -> str:
+    """Prompts, answers, options, and sizes and times of all files."""
+    digest = hashlib.sha256(f"{runner.fingerprint} {json.dumps(runner.values, sort_keys=True)}".encode())
+    beside = [p for ask in runner.asks for name in ask.images if (p := runner.picture_file(name)) is not None]
+    for path in dict.fromkeys([*runner.files_read, *beside]):
+        status = path.stat()
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

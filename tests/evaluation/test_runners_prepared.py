@@ -1,0 +1,66 @@
+"""Benchmarks prepared as tensorflow-datasets data give the same prompts, pictures, scores and uploads."""
+
+import pytest
+from test_runners_published import answer, mmbench, refcoco, submission, textvqa
+
+from mllm_jax.data.llava_json import DataError
+from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.runners.prepared import instructions, prepare
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "options", "texts"),
+    [
+        ("mmbench", mmbench, {"rounds": "circular"}, ["B", "A", "A", "C", "B"]),
+        ("textvqa", textvqa, {"ocr": "false"}, ["dakota", "red"]),
+        ("refcoco_caption", refcoco, {}, ["left cup"]),
+    ],
+)
+def test_prepared_is_the_same_benchmark(tmp_path, kind, write, options, texts):
+    folder = tmp_path / "files" / kind
+    folder.mkdir(parents=True)
+    write(folder)
+    raw = read_benchmark(kind, folder, **options)
+    ours = prepare(kind, folder, tmp_path / "data", show_progress=False, **options)
+    assert ours.fingerprint == raw.fingerprint  # stored answers go on where they were, whichever is read
+    assert ours.values == raw.values
+    for ask in raw.asks:
+        assert [ours.read_image(name) for name in ask.images] == [raw.read_image(name) for name in ask.images]
+    scores = answer(raw, tmp_path / "raw", texts)
+    assert scores["n"]
+    assert answer(ours, tmp_path / "ours", texts) == scores
+    if kind == "mmbench":
+        assert submission(ours, tmp_path / "ours").exists()
+    directory = ours.source.directory
+    again = read_benchmark(kind, directory)  # without the official files
+    assert again.fingerprint == raw.fingerprint
+    with pytest.raises(BenchmarkError, match="its options are chosen already"):
+        read_benchmark(kind, directory, split="val")
+    with pytest.raises(BenchmarkError, match=f"holds '{kind}', not 'pope'"):
+        read_benchmark("pope", directory)
+    assert (
+        prepare(kind, folder, tmp_path / "data", show_progress=False, **options).source.directory == directory
+    )
+
+
+def test_a_changed_file_is_prepared_again(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    textvqa(folder)
+    first = prepare("textvqa", folder, tmp_path / "data", show_progress=False)
+    (folder / "train_images" / "ab12.jpg").write_bytes(first.read_image("ab12.jpg") + b"\0")
+    second = prepare("textvqa", folder, tmp_path / "data", show_progress=False)
+    assert (first.source.directory.name, second.source.directory.name) == ("1.0.0", "2.0.0")
+    (folder / "train_images" / "ab12.jpg").unlink()
+    with pytest.raises((OSError, DataError)):
+        prepare("textvqa", folder, tmp_path / "data", show_progress=False)
+
+
+def test_instructions_name_every_file_and_its_source(tmp_path):
+    textvqa(tmp_path)
+    text = instructions(read_benchmark("textvqa", tmp_path))
+    assert (
+        "TextVQA_0.5.1_val.json: from https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json"
+        in text
+    )
+    assert "train_images: from https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip" in text
