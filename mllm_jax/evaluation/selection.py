@@ -12,7 +12,8 @@ from mllm_jax.evaluation.runners import PUBLISHED, RUNNERS, BenchmarkError, chec
 def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str | Path = "") -> ConfigDict:
     """`NAME` or `NAME:OPTION=VALUE:OPTION=VALUE` as entries of `config.eval.benchmarks`.
 
-    The files of NAME are expected in `DATA_DIR/NAME`, under the names that docs/benchmarks.md lists. An entry is called
+    The files of NAME are expected in `DATA_DIR/NAME` (or the folder of a benchmark that it shares them with), under the
+    names that docs/benchmarks.md lists. An entry is called
     NAME, followed by the values of its options, so that differently asked benchmarks are kept apart.
 
     Args:
@@ -52,7 +53,7 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str 
         chosen[key] = ConfigDict(
             {
                 "kind": kind,
-                "path": str(Path(data_dir) / kind),
+                "path": str(Path(data_dir) / (PUBLISHED[kind].home or kind)),
                 "images": "",
                 "options": options,
                 "prepared": str(prepared),

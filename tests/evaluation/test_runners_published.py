@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import pathlib
 
 import numpy as np
 import pyarrow
@@ -842,6 +843,8 @@ def test_selection(tmp_path):
     chosen = select_benchmarks(["mmbench", "vqav2:split=test-dev2015", "textvqa:ocr=false"], tmp_path)
     assert sorted(chosen) == ["mmbench", "textvqa-ocr=false", "vqav2-test-dev2015"]
     assert chosen["vqav2-test-dev2015"].path == str(tmp_path / "vqav2")
+    shared = select_benchmarks(["mmbench_cn", "refcoco+_caption"], tmp_path)
+    assert [entry.path for entry in shared.values()] == [str(tmp_path / n) for n in ("mmbench", "refcoco+")]
     for names, message in (
         (["mmbensh"], "unknown kind of benchmark 'mmbensh'; did you mean 'mmbench'"),
         (["msvd_qa"], "'msvd_qa' is a video benchmark: models cannot be shown videos yet"),
@@ -877,3 +880,14 @@ def test_damaged_pictures_are_named(tmp_path):
     put(tmp_path / "x.parquet", b"no parquet")
     with pytest.raises(BenchmarkError, match=r"x.parquet: no readable Parquet file"):
         read_benchmark("refcoco", tmp_path / "x.parquet")
+
+
+def test_the_guide_lists_every_benchmark_its_files_and_options():
+    guide = (pathlib.Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for kind, runner in PUBLISHED.items():
+        (row,) = [line for line in guide.splitlines() if line.startswith(f"| `{kind}` | ") and "://" in line]
+        names = [name for file in runner.files.values() for name in file.names]
+        missing = [
+            name for name in (*names, *runner.options, f"| {runner.max_new_tokens} |") if name not in row
+        ]
+        assert not missing, kind

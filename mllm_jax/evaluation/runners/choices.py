@@ -152,6 +152,7 @@ class QBenchZh(QBench):
     """Q-Bench A1, Chinese."""
 
     kind = "q_bench_zh"
+    home = "q_bench"
     options: ClassVar = QBench.options | {
         # Upstream's string reads "\在下列..." instead of a line break and the sentence.
         "backslash": Option(True, "upstream's prompt with its stray backslash; false: a line break"),

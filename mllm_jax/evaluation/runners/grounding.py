@@ -92,6 +92,7 @@ class RegionCaption(RefCoco):
     """A description of the region that is outlined on the picture (lmms-eval's bbox and seg tasks)."""
 
     kind = "refcoco_caption"
+    home = "refcoco"
     options: ClassVar = {
         "split": _SPLIT,
         "outline": Option("box", "red rectangle, or the region's polygon", ("box", "polygon")),
@@ -135,6 +136,7 @@ class RegionCaptionPlus(RegionCaption):
     """Region captions of RefCOCO+."""
 
     kind = "refcoco+_caption"
+    home = "refcoco+"
     files: ClassVar = _hub("RefCOCOplus")
 
 
@@ -142,6 +144,7 @@ class RegionCaptionG(RegionCaption):
     """Region captions of RefCOCOg."""
 
     kind = "refcocog_caption"
+    home = "refcocog"
     files: ClassVar = _hub("RefCOCOg")
 
 

@@ -78,6 +78,7 @@ class MmBenchCn(MmBench):
     """MMBench-CN: Chinese questions, options and instruction."""
 
     kind = "mmbench_cn"
+    home = "mmbench"
     grouping = "mmbench"
     files: ClassVar = {
         "questions": File(

@@ -134,6 +134,7 @@ class MmmuProVision(MmmuPro):
     """MMMU-Pro, vision: question and options are inside the picture."""
 
     kind = "mmmu_pro_vision"
+    home = "mmmu_pro"
     options: ClassVar = {"mode": MmmuPro.options["mode"]}
     files: ClassVar = {"questions": File(("vision/test-*.parquet",), MmmuPro._HUB)}
     instructions: ClassVar[dict[str, str]] = {

@@ -108,6 +108,7 @@ class Published(Runner):
       scorer: name in `evaluation.benchmarks`; "" = the kind.
       annotations_name: of the file of right answers that is written beside the answers.
       judged: scored by a GPT model (`mllm-jax judge`), so that nothing is scored here.
+      home: name of its folder below the data folder; "" = the kind.
       comparable: whether blind answers and the majority answer say something.
       grouping: name in the file of groups; "" = the kind.
       values: the options' values.
@@ -122,6 +123,7 @@ class Published(Runner):
     scorer: ClassVar[str] = ""
     annotations_name: ClassVar[str] = "annotations.json"
     judged: ClassVar[bool] = False
+    home: ClassVar[str] = ""
     comparable: ClassVar[bool] = True
     grouping: ClassVar[str] = ""
 
