@@ -140,7 +140,7 @@ def ask_model(
     def request(ask: Ask) -> Request:
         counts = [model.config.tokens_per_image] * len(ask.images)
         which = str(ask.row["question_id"])
-        prompt = encode_prompt(template, [_question(ask)], model.tokenizer, counts, sample=which)
+        prompt = encode_prompt(template, [question_turn(ask)], model.tokenizer, counts, sample=which)
         # Blind, all pictures are the same one.
         return Request(which, prompt, ("",) * len(ask.images) if blind else ask.images)
 
@@ -199,7 +199,7 @@ def ask_likelihood(
             which = str(ask.row["question_id"])
             options = []
             for option in ask.options:
-                spans = render(template, [_question(ask), Turn("gpt", (option,))], sample=which)
+                spans = render(template, [question_turn(ask), Turn("gpt", (option,))], sample=which)
                 sample = encode_sample(spans, model.tokenizer, counts, sample=which)
                 options.append(Request(which, sample, ask.images))
             yield options
@@ -293,8 +293,12 @@ def _fill(
             file.close()
 
 
-def _question(ask: Ask) -> Turn:
-    """The human turn: pictures first, then the words on a new line; or pictures where the words mention them."""
+def question_turn(ask: Ask) -> Turn:
+    """The human turn: pictures first, then the words on a new line; or pictures where the words mention them.
+
+    Raises:
+      SampleError: an interleaved prompt with more or fewer places than pictures.
+    """
     if not ask.images:
         return Turn("human", (ask.prompt,))
     if ask.interleaved:

@@ -51,7 +51,7 @@ def evaluate(
     console = console or Console()
     workdir = Path(workdir)
     out = workdir / "eval"
-    runners = {name: _read(values) for name, values in config.benchmarks.items()}
+    runners = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
     limits = {
         name: config.benchmarks[name].get("max_new_tokens", 0)
         or runner.max_new_tokens
@@ -83,6 +83,7 @@ def evaluate(
         if jax.process_index():
             continue
         groups = group_of(runner)
+        groups |= {name: "" for name in scores["subtasks"] if name not in groups}  # as the scorer calls them
         rows = score_rows(scores, groups)
         if config.examples:
             write_json(
@@ -109,8 +110,12 @@ def evaluate(
     return summary
 
 
-def _read(values: ConfigDict) -> Runner:
-    """A benchmark from its files, or from what was prepared from them in the folder `prepared`."""
+def open_benchmark(values: ConfigDict) -> Runner:
+    """A benchmark of the configuration: from its files, or from what was prepared from them in the folder `prepared`.
+
+    Raises:
+      BenchmarkError, DataError: see `read_benchmark` and `runners.prepared.prepare`.
+    """
     given = (values.kind, values.path, values.get("images") or None)
     options = dict(values.get("options", {}))
     folder = values.get("prepared", "")

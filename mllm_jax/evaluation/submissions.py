@@ -73,8 +73,13 @@ def _dump_lines(values: Iterable[Any], path: Path) -> None:
 
 def _mmbench(runner: Published, rows: Sequence[Row], path: Path) -> None:
     """The TSV's columns without picture, hint and categories, and `prediction` as the seventh column."""
-    from openpyxl import Workbook
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ImportError as error:
+        raise BenchmarkError(
+            "the XLSX file needs openpyxl: `pip install openpyxl`, then run the same command"
+        ) from error
 
     ordered = sorted(rows, key=lambda row: row["position"])
     header = list(ordered[0]["columns"])

@@ -57,7 +57,9 @@ def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[R
       group_of: ability -> group ("" for none), in the order in which abilities are shown.
     """
     found = conditions(scores)
-    scale = {"fraction": 1.0, "percent": 0.01}.get(str(scores.get("unit")))
+    scale = {"fraction": 1.0, "percent": 0.01, "points": 1.0}.get(str(scores.get("unit")))
+    if scores.get("unit") == "points":
+        found = {column: _points_as_fractions(value) for column, value in found.items()}
     if not found or scale is None:
         return []
 
@@ -74,6 +76,15 @@ def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[R
         for ability, size in zip(members, sizes, strict=True):
             rows.append(Row("ability", ability, group, size, values("subtasks", ability)))
     return rows
+
+
+def _points_as_fractions(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """MME's points as shares of the highest: 200 per sub-task, 2000 for perception, which is its headline."""
+    return {
+        "score": scores["score"] / 2000,
+        "subtasks": {name: points / 200 for name, points in scores["subtasks"].items()},
+        "groups": {name: percent / 100 for name, percent in scores["group_normalised"].items()},
+    }
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:

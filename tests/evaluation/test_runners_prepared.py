@@ -4,8 +4,10 @@ import pytest
 from test_runners_published import answer, mmbench, refcoco, submission, textvqa
 
 from mllm_jax.data.llava_json import DataError
+from mllm_jax.evaluation.run import open_benchmark
 from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.runners.prepared import instructions, prepare
+from mllm_jax.evaluation.selection import select_benchmarks
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,15 @@ def test_instructions_name_every_file_and_its_source(tmp_path):
         in text
     )
     assert "train_images: from https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip" in text
+
+
+def test_the_command_line_prepares_and_reads(tmp_path):
+    folder = tmp_path / "files" / "textvqa"
+    folder.mkdir(parents=True)
+    textvqa(folder)
+    chosen = select_benchmarks(["textvqa:ocr=false"], tmp_path / "files", tmp_path / "data")
+    runner = open_benchmark(chosen["textvqa-ocr=false"])
+    assert runner.source.directory == tmp_path / "data" / "textvqa" / "1.0.0"
+    plain = open_benchmark(select_benchmarks(["textvqa:ocr=false"], tmp_path / "files")["textvqa-ocr=false"])
+    assert plain.source is None
+    assert plain.fingerprint == runner.fingerprint

@@ -11,14 +11,17 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from mllm_jax.evaluation.answer import answer_by_majority
+from mllm_jax.data.conversations import SampleError
+from mllm_jax.evaluation.answer import answer_by_majority, question_turn
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.predictions import Problems
-from mllm_jax.evaluation.runners import PUBLISHED, BenchmarkError, read_benchmark
+from mllm_jax.evaluation.run import group_of
+from mllm_jax.evaluation.runners import PUBLISHED, Ask, BenchmarkError, read_benchmark
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.evaluation.store import AnswerFile
 from mllm_jax.evaluation.submissions import SUBMISSIONS, write_submission
 from mllm_jax.evaluation.table_files import read_table
+from mllm_jax.evaluation.tables import score_rows
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -259,6 +262,10 @@ def test_mme(tmp_path):
     assert (scores["perception"], scores["cognition"], scores["complete"]) == (2000.0, 800.0, True)
     scores = answer(runner, tmp_path / "always_yes", ["yes"] * 28)
     assert scores["perception"] == 500.0
+    rows = {row.name: row.values["model"] for row in score_rows(scores, group_of(runner))}
+    assert (rows["all"], rows["OCR"], rows["coarse"], rows["reasoning"]) == (
+        0.25,
+    ) * 4  # of what can be reached
     folder = submission(runner, tmp_path / "out")
     assert (folder / "OCR.txt").read_text() == (
         "0001.png\tIs it OCR?  Please answer yes or no.\tYes\tYes\n"
@@ -826,6 +833,17 @@ def test_captions(tmp_path):
         "image_id": 5,
         "caption": "A cat sits.",
     }
+
+
+def test_interleaved_pictures_stand_where_the_words_mention_them():
+    def turn(prompt, images, interleaved):
+        return question_turn(Ask({"question_id": "q7"}, prompt, images, interleaved=interleaved)).parts
+
+    assert turn("Is <image> it?", ("a",), True) == ("Is ", " it?")
+    assert turn("Is <image> it?", ("a",), False) == ("", "\nIs <image> it?")
+    assert turn("Is it?", (), False) == ("Is it?",)
+    with pytest.raises(SampleError, match="'q7': 1 places for 2 pictures"):
+        turn("Is <image> it?", ("a", "b"), True)
 
 
 # --- names, options, mistakes ---------------------------------------------------------------------------------------
