@@ -91,17 +91,17 @@ def fill(
     threads = max(threads, 1)
     cache.remove_torn()
     places = _missing(cache, sources, threads, console)
-    total, _ = len(places), _meet("searched")
-    for share in range(2):  # the second time what another disk did not get
-        index, count = (jax.process_index(), jax.process_count()) if not share else (0, 1)
-        mine = [place for number, (picture, place) in enumerate(places.items())
-                if number % count == index and picture not in cache]  # fmt: skip
+    _meet("searched")
+    # This process's share, and then what another process has written to a disk of its own.
+    for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
+        share = list(places.items())[index::count]
+        mine = [place for picture, place in share if picture not in cache]
         if mine:
             _check_room(cache, len(mine), console)
             _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
         _meet("computed")
         cache.refresh()
-    return total
+    return len(places)
 
 
 def _progress(console: Console) -> Progress:
@@ -199,7 +199,7 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int | float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
