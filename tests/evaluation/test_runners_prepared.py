@@ -18,7 +18,8 @@ from mllm_jax.evaluation.selection import select_benchmarks
         ("refcoco_caption", refcoco, {}, ["left cup"]),
     ],
 )
-def test_prepared_is_the_same_benchmark(tmp_path, kind, write, options, texts):
+def test_prepared_is_the_same_benchmark(tmp_path, kind, write, options, texts, monkeypatch):
+    monkeypatch.setattr("mllm_jax.evaluation.caption_java.missing", lambda: "slow")
     folder = tmp_path / "files" / kind
     folder.mkdir(parents=True)
     write(folder)

@@ -770,6 +770,12 @@ def test_mathvista(tmp_path):
 # --- boxes and captions ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def without_java(monkeypatch):
+    """METEOR takes longer than all else here together; test_score_captions.py looks at it."""
+    monkeypatch.setattr("mllm_jax.evaluation.caption_java.missing", lambda: "not wanted in this test")
+
+
 def refcoco(folder):
     rows = [
         {
@@ -797,7 +803,7 @@ def test_refcoco(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["refcoco_caption", "refcoco+_caption", "refcocog_caption"])
-def test_region_captions(tmp_path, kind):
+def test_region_captions(tmp_path, kind, without_java):
     refcoco(tmp_path)
     runner = read_benchmark(kind, tmp_path)
     assert prompts(runner) == ["Provide a short description for this region."]
@@ -814,7 +820,7 @@ def test_region_captions(tmp_path, kind):
     assert (scores["n"], scores["Bleu_1"]) == (1, pytest.approx(1.0))
 
 
-def test_captions(tmp_path):
+def test_captions(tmp_path, without_java):
     images = [{"id": 5, "file_name": "000000000005.jpg"}, {"id": 6, "file_name": "000000000006.jpg"}]
     said = [
         {"image_id": i, "caption": text}
