@@ -33,11 +33,11 @@ def get_config() -> ConfigDict:
                 },
                 "fit": {
                     "optimizer": "muon",
-                    "steps": 3000,
+                    "steps": 4500,
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 1000,
+                    "decay": 2500,
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 50,
@@ -49,13 +49,11 @@ def get_config() -> ConfigDict:
                 "first_text": 10_000_000,  # scenes that the tower never sees
                 # short contexts first: looking words up is learned there many times sooner
                 "phases": (
-                    _phase(500, rows=20, length=256, notes=0.6, grids=(4, 6), questions=3, describe=0.05),
-                    _phase(1500, rows=20, length=256, notes=0.9, grids=(6,), questions=4, describe=0.4),
-                    _phase(1400, rows=26, length=192, notes=0.9, grids=(6,), questions=6, describe=0.1),
-                    _phase(
-                        1100, rows=16, length=320, notes=0.95, grids=(6, 8, 12), questions=6, describe=0.1
-                    ),
+                    _phase(250, rows=26, length=192, things=2, grids=(6,)),
+                    _phase(1000, rows=26, length=192, things=9, grids=(6,)),
+                    _phase(750, rows=16, length=320, things=9, grids=(6, 8, 12)),
                 ),
+                "embedding_std": 0.1,
                 "geometry": {
                     "width": 128,
                     "depth": 4,
@@ -68,13 +66,13 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 4500,
-                    "learning_rate": 2e-3,
+                    "steps": 2000,
+                    "learning_rate": 5e-4,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 800,
+                    "decay": 1400,
                     "b2": 0.98,
-                    "weight_decay": 0.01,
+                    "weight_decay": 0.1,
                     "log_every": 25,
                     "save_every": 100,
                 },
@@ -83,26 +81,18 @@ def get_config() -> ConfigDict:
     )
 
 
-def _phase(
-    steps: int,
-    *,
-    rows: int,
-    length: int,
-    notes: float,
-    grids: tuple[int, ...],
-    questions: int,
-    describe: float,
-) -> dict:
+def _phase(steps: int, *, rows: int, length: int, things: int, grids: tuple[int, ...]) -> dict:
     """A phase of the LLM, see `foundation.text.phased_batches`; short rows get short sentences."""
     return {
         "steps": steps,
         "batch": rows,
         "length": length,
         "context_weight": 0.02,
-        "notes": notes,
+        "notes": 0.9,
         "short": length < 320,
+        "things": things,
         "grids": grids,
-        "questions": questions,
-        "describe": describe,
+        "questions": 6,
+        "describe": 0.1,
         "describe_weight": 0.1,
     }

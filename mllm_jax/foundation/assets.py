@@ -49,7 +49,9 @@ def scale_residual_stream(tower: Any, factor: float) -> Any:
 def residual_rms(vision: VisionConfig, tower: Any, pictures: np.ndarray) -> float:
     """Root mean square of the penultimate hidden state, which connectors read, on uint8[N, S, S, 3] pictures."""
     layer = vision.depth - 1
-    module = VisionTransformer(vision, FeatureRequest((layer,)))
+    module = VisionTransformer(
+        vision, FeatureRequest((layer, vision.depth))
+    )  # all blocks, as `tower` has them
     states = module.apply({"params": tower}, jnp.asarray(pictures)).hidden[layer]
     return float(jnp.sqrt(jnp.mean(jnp.square(states))))
 

@@ -98,13 +98,16 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
       tokenizer: whose words are written.
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
-      phase: `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked, and as
+      phase: `things` (at most so many of a scene are kept, bars apart), `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked, and as
         fit into `length` tokens),
         `describe` (share of conversations that ask for the long caption instead, half of them as the `plain` template
         does) and `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
     rng = np.random.default_rng([0x207E5, seed, index])
     scene = sample_scene(seed, index, "foundation")
+    things = scene.of_kind("shape", "digit", "word")
+    few = [things[i] for i in sorted(rng.permutation(len(things))[: phase["things"]])]
+    scene = dataclasses.replace(scene, things=(*few, *scene.bars))
     bags = cells(scene, int(rng.choice(phase["grids"])), rng, tokenizer)
     template, weight = "mini", 1.0
     if rng.random() < phase["describe"]:

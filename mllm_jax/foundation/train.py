@@ -169,7 +169,7 @@ def train_tower(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir:
     return task.vision, params
 
 
-NOTE_NOISE = 0.3  # noise on a note's embedding, in units of the root mean square of the words' embeddings
+NOTE_NOISE = 0.15  # noise on a note's embedding, in units of the root mean square of the words' embeddings
 
 
 def note_embeddings(apply: Callable[..., jax.Array], batch) -> jax.Array:
@@ -219,6 +219,9 @@ def train_llm(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: p
         return module(module.embed(tokens), tokens, tokens)
 
     params = Decoder(geometry).init(jax.random.key(config.seed), zeros, method=run)["params"]
+    # Where Adam's first steps outweigh the initial differences between words, all colours become one vector (cosines
+    # of 0.9 were seen), and no question about them is learned.
+    params["embedding"] *= config.embedding_std / jnp.std(params["embedding"])
     params = fit(
         "llm",
         functools.partial(llm_loss, geometry),
