@@ -24,9 +24,7 @@ from mllm_jax.config import ConfigError, benchmark_config, default_config
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.load import load_bundle
-from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.selection import select_benchmarks
-from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
@@ -70,8 +68,6 @@ OVERLONG = flags.DEFINE_enum(
     ["error", "empty"],
     "A prompt beyond the context: stop, or count it as an empty answer.",
 )
-
-script.USER_ERRORS += (BenchmarkError, StoreError)
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:

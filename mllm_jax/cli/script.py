@@ -23,11 +23,14 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.mini_world.dataset import DatasetMismatchError
+from mllm_jax.evaluation.runners import BenchmarkError
+from mllm_jax.evaluation.store import StoreError
 from mllm_jax.training.checkpoint import CheckpointError
 from mllm_jax.training.metrics import NonFiniteLoss
 
 # What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.
 USER_ERRORS = (
+    BenchmarkError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -36,6 +39,7 @@ USER_ERRORS = (
     NonFiniteLoss,
     OSError,
     SampleError,
+    StoreError,
 )
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
