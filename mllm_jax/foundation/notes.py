@@ -8,6 +8,7 @@ and no tower is run. A connector that maps patches to words then finds an LLM th
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from mllm_jax.data.mini_world.text import CAPTION_PROMPTS, ask
 from mllm_jax.data.tokens import EncodedSample, encode_sample
 
 WORDS_PER_CELL = 10
-COARSE = 0.25  # share of the questions about the whole picture that are kept
+# Share of the questions that are kept: those about the whole picture are learned first, those for a colour last.
+COARSE, OTHERS = 0.2, 0.5
+COLOR_FORMS = ("color", "extreme_color", "extent_color", "bar_extreme")
 KEEP_THING, KEEP_BACKGROUND = 0.85, 0.6  # chance of each word to be written down
 
 
@@ -64,6 +67,11 @@ def cells(
     return bags
 
 
+def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
+    """(human, gpt) texts as turns without images."""
+    return [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
+
+
 @functools.lru_cache(maxsize=4096)
 def word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The ids of a word as it stands inside a text."""
@@ -82,13 +90,27 @@ class NotedSample:
 
 
 def pick(scene: Scene, rng: np.random.Generator, most: int) -> list[Question]:
-    """At most `most` questions about a scene; those of the coarse group are thinned out, being learned first."""
-    asked = [
-        q
-        for q in make_questions(scene, rng)
-        if ABILITIES[q.ability].group != "coarse" or rng.random() < COARSE
-    ]
-    return [asked[i] for i in rng.permutation(len(asked))[:most]] or make_questions(scene, rng)[:1]
+    """At most `most` questions about a scene; those that are learned early are thinned out."""
+    everything = make_questions(scene, rng)
+    asked = [q for q in everything if rng.random() < _share(q)]
+    return [asked[i] for i in rng.permutation(len(asked))[:most]] or everything[:1]
+
+
+def _share(question: Question) -> float:
+    if question.form in COLOR_FORMS:
+        return 1.0
+    return COARSE if ABILITIES[question.ability].group == "coarse" else OTHERS
+
+
+def fit_turns(
+    pairs: list[tuple[str, str]], length: int, encode: Callable[[list[tuple[str, str]]], EncodedSample]
+) -> EncodedSample:
+    """The conversation with as many of its questions, at least one, as fit into `length` tokens."""
+    for count in range(len(pairs), 0, -1):
+        encoded = encode(pairs[:count])
+        if len(encoded) <= length:
+            break
+    return encoded
 
 
 def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
@@ -98,10 +120,10 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
       tokenizer: whose words are written.
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
-      phase: `things` (at most so many of a scene are kept, bars apart), `grids` (lattices, cells per side, of which one is drawn), `questions` (at most so many are asked, and as
-        fit into `length` tokens),
-        `describe` (share of conversations that ask for the long caption instead, half of them as the `plain` template
-        does) and `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
+      phase: `things` (at most so many of a scene are kept, bars apart), `grids` (lattices, cells per side, of which
+        one is drawn), `questions` (at most so many are asked, and as fit into `length` tokens), `describe` (share of
+        conversations that ask for the long caption instead, half of them as the `plain` template does) and
+        `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
     rng = np.random.default_rng([0x207E5, seed, index])
     scene = sample_scene(seed, index, "foundation")
@@ -115,14 +137,12 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
         template, weight = "plain" if rng.random() < 0.5 else "mini", phase["describe_weight"]
     else:
         pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
-    while True:
-        turns = [
-            Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)
-        ]
+
+    def encode(pairs: list[tuple[str, str]]) -> EncodedSample:
+        turns = turns_of(pairs)
         turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
-        encoded = encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
-        if len(encoded) <= phase["length"] or len(pairs) == 1:
-            break
-        pairs.pop()
+        return encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
+
+    encoded = fit_turns(pairs, phase["length"], encode)
     weights = (weight * encoded.loss_weights).astype(np.float32)
     return NotedSample(dataclasses.replace(encoded, loss_weights=weights), bags)

@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.conversations import render
 from mllm_jax.data.mini_world import ABILITIES, long_caption, make_questions, sample_scene, text_sample
 from mllm_jax.data.mini_world.captions import phrase
 from mllm_jax.data.mini_world.text import ask
-from mllm_jax.data.tokens import SampleTooLong, encode_sample, layout_row
-from mllm_jax.foundation.notes import WORDS_PER_CELL, NotedSample, note_sample
-
-
-def turns_of(pairs: Sequence[tuple[str, str]]) -> list[Turn]:
-    """(human, gpt) texts as turns without images."""
-    return [Turn(role, (text,)) for pair in pairs for role, text in zip(("human", "gpt"), pair, strict=True)]
+from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+from mllm_jax.foundation.notes import WORDS_PER_CELL, NotedSample, fit_turns, note_sample, turns_of
 
 
 def few_things(seed: int, index: int, most: int, questions: int) -> list[tuple[str, str]] | None:
@@ -65,8 +60,11 @@ def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> Not
     if np.random.default_rng([0x91C, seed, index]).random() < phase["notes"]:
         sample = note_sample(tokenizer, seed, index, phase)
     else:
-        turns = turns_of(conversation(seed, index, phase["short"]))
-        encoded = encode_sample(render("mini", turns), tokenizer, [], sample=f"text {index}")
+
+        def encode(pairs: list[tuple[str, str]]) -> EncodedSample:
+            return encode_sample(render("mini", turns_of(pairs)), tokenizer, [], sample=f"text {index}")
+
+        encoded = fit_turns(conversation(seed, index, phase["short"]), phase["length"], encode)
         sample = NotedSample(encoded, np.zeros((0, WORDS_PER_CELL), np.int32))
     weights = np.maximum(sample.encoded.loss_weights, phase["context_weight"]).astype(np.float32)
     weights[:1] = 0

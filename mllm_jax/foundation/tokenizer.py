@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.data.conversations import render
 from mllm_jax.data.mini_world import text_sample
-from mllm_jax.foundation.text import turns_of
+from mllm_jax.foundation.notes import turns_of
 
 # Frequent English words, so that questions and captions about other pictures stay short.
 COMMON_WORDS = """

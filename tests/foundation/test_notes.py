@@ -107,6 +107,11 @@ def test_phases_follow_each_other_and_a_resumed_run_repeats_no_conversation(toke
     )
 
 
-def test_a_conversation_longer_than_a_row_is_named(tokenizer):
+def test_as_many_questions_as_fit_and_one_that_never_fits_is_named(tokenizer):
+    whole = [notes.note_sample(tokenizer, 0, i, PHASE | {"describe": 0.0, "length": 1000}) for i in range(30)]
+    short = [notes.note_sample(tokenizer, 0, i, PHASE | {"describe": 0.0, "length": 100}) for i in range(30)]
+    assert max(map(len, short)) <= 100 < max(map(len, whole))
+    for one, other in zip(short, whole, strict=True):
+        np.testing.assert_array_equal(one.encoded.tokens, other.encoded.tokens[: len(one)])
     with pytest.raises(ValueError, match=r"(note|text) \d+"):
         next(text.packed_batches(tokenizer, 0, PHASE | {"length": 24}))
