@@ -4,6 +4,7 @@ Run with XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import tiny
 
-from mllm_jax.models import mllm, paths
+from mllm_jax.models import lora, mllm, paths, quantize
 from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import build
@@ -44,14 +45,16 @@ CASES = [
     ((8, 1, 1), 1),
     ((2, 2, 2), 4),
 ]
+# Adapters with dropout on an int8 LLM: what is dropped must not depend on the devices.
+LORA = lora.LoRA(rank=4, alpha=8, dropout=0.5, targets=r"(llm|vision)/blocks/(q|out|down)/kernel")
+LORA_MESHES = ((1, 1, 1), (2, 2, 2))
 
 
-def grads_on(model, params, batch, shape, accumulation):
-    """Host loss, weight sum and flat gradients; asserts that parameters and rows are really split."""
+def grads_on(model, trained, frozen, batch, shape, accumulation, split):
+    """Host loss, weight sum and flat gradients; asserts that `split`, a trained [L, 32, 32], is really split."""
     mesh = make_mesh(
         dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[: int(np.prod(shape))]
     )
-    trained, frozen = paths.split(params, TRAINABLE)
     with use_mesh(mesh):
         shardings = [param_shardings(part, mesh) for part in (trained, frozen)]
         step = jax.jit(
@@ -61,9 +64,31 @@ def grads_on(model, params, batch, shape, accumulation):
         )
         parts = [build.place(part, mesh, "float32") for part in (trained, frozen)]
         loss, grads, total = step(*parts, to_device(batch, mesh))
-    kernel = grads["llm"]["blocks"]["q"]["kernel"]
-    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // shape[1], 32 // shape[2])
-    return float(loss), float(total), {k: np.asarray(v) for k, v in paths.flatten(grads).items()}
+    grads = paths.flatten(grads)
+    found, layers, rows, columns = grads[split].sharding.shard_shape(grads[split].shape), *grads[split].shape
+    assert found == (layers, rows // shape[1], columns // (1 if split.endswith("lora_a") else shape[2]))
+    return float(loss), float(total), {path: np.asarray(leaf) for path, leaf in grads.items()}
+
+
+def lora_differences(model, params, batch):
+    """How loss and gradients of adapters with dropout differ between the meshes, and the largest gradient."""
+    rng = np.random.default_rng(1)
+    frozen, adapters = lora.split(jax.device_get(lora.add(params, LORA, jax.random.key(0))))
+    adapters = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), adapters)
+    frozen = quantize.quantize(frozen, r"llm/blocks/.*/kernel")
+    model = dataclasses.replace(model, lora=LORA)
+    (one, _, grads), (other, _, others) = (
+        grads_on(model, adapters, frozen, batch, mesh, 4, "llm/blocks/q/lora_a") for mesh in LORA_MESHES
+    )
+    plain = dataclasses.replace(model, lora=dataclasses.replace(LORA, dropout=0.0))
+    run = jax.jit(lambda a, f, b: loss_and_grads(plain, a, f, b, LABELS, 1, jax.random.key(0))[0])
+    without = float(run(adapters, frozen, batch))
+    return {
+        "loss_difference": abs(one - other),
+        "gradient_difference": max(float(np.abs(grads[path] - others[path]).max()) for path in grads),
+        "largest": max(float(np.abs(grad).max()) for grad in grads.values()),
+        "effect_of_dropout": abs(one - without),
+    }
 
 
 def sharding_constraints(model, params, batch, current):
@@ -82,10 +107,13 @@ def main():
     model = tiny.model_config()
     params = tiny.random_params(mllm.abstract_params(model))
     batch = tiny.make_batch(model, ROWS, LENGTH)
+    trained, frozen = paths.split(params, TRAINABLE)
     results = []
     reference = None
     for shape, accumulation in CASES:
-        loss, total, grads = grads_on(model, params, batch, shape, accumulation)
+        loss, total, grads = grads_on(
+            model, trained, frozen, batch, shape, accumulation, "llm/blocks/q/kernel"
+        )
         reference = reference or (loss, grads)
         differences = {path: float(np.abs(grads[path] - reference[1][path]).max()) for path in grads}
         worst = max(differences, key=differences.get)
@@ -106,6 +134,7 @@ def main():
         json.dumps(
             {
                 "results": results,
+                "lora": lora_differences(model, params, jax.tree.map(jax.numpy.asarray, batch)),
                 "constraints": sharding_constraints(model, params, batch, use_mesh),
                 "constraints_without_rules": sharding_constraints(
                     model, params, batch, lambda mesh: contextlib.ExitStack()

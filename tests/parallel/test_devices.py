@@ -30,6 +30,14 @@ def test_losses_and_gradients_agree(outcome):
     assert 3 < results[0]["loss"] < 20
 
 
+def test_adapters_with_dropout_on_int8_agree_too(outcome):
+    found = outcome["lora"]
+    assert found["loss_difference"] <= 1e-5
+    assert found["gradient_difference"] <= 1e-5
+    assert found["largest"] > 1e-2
+    assert found["effect_of_dropout"] > 1e-3  # so that something was dropped
+
+
 def test_activations_are_constrained_on_the_mesh(outcome):
     # Embeddings of the tower, its scanned block, and the scanned block of the LLM.
     assert outcome["constraints"] == 3
