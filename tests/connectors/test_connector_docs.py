@@ -19,7 +19,9 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 def rows():
     section = (DOCS / "models.md").read_text().split("## Connectors")[1].split("\n## ")[0]
-    found = re.findall(r"^\| `(\w+)`(?: `([^`]+)`)? \| [^|]+ \| ([\d,]+) \| ([\d,]+) \| [^|]+ \|$", section, re.M)
+    found = re.findall(
+        r"^\| `(\w+)`(?: `([^`]+)`)? \| [^|]+ \| ([\d,]+) \| ([\d,]+) \| [^|]+ \|$", section, re.M
+    )
     return [(name, options, *(int(n.replace(",", "")) for n in counts)) for name, options, *counts in found]
 
 
