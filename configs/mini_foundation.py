@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
                 "phases": (
                     _phase(250, rows=26, length=192, things=2, grids=(6,)),
                     _phase(1000, rows=26, length=192, things=9, grids=(6,)),
-                    _phase(1250, rows=16, length=320, things=9, grids=(6, 8, 12)),
+                    _phase(2050, rows=16, length=320, things=9, grids=(6, 8, 12)),
                 ),
                 "embedding_std": 0.1,
                 "geometry": {
@@ -66,11 +66,11 @@ def get_config() -> ConfigDict:
                 "fit": {
                     # AdamW learned to look words up in the context many times more slowly
                     "optimizer": "muon",
-                    "steps": 2500,
+                    "steps": 3300,
                     "learning_rate": 5e-4,
                     "matrix_learning_rate": 0.02,
                     "warmup": 50,
-                    "decay": 1900,
+                    "decay": 2700,
                     "b2": 0.98,
                     "weight_decay": 0.1,
                     "log_every": 25,
