@@ -26,7 +26,9 @@ def get_config(stages: str = "both") -> ConfigDict:
     pretrain = stage_config()
     pretrain.template = "plain"
     pretrain.batch_size = 16
+    pretrain.optimizer = "muon"
     pretrain.learning_rate = 2e-3
+    pretrain.matrix_learning_rate = 0.02
 
     finetune = stage_config()
     finetune.trainable = ("connector/.*", "llm/.*")
@@ -34,7 +36,7 @@ def get_config(stages: str = "both") -> ConfigDict:
     finetune.batch_size = 16
     finetune.optimizer = "muon"
     finetune.learning_rate = 1e-3
-    finetune.matrix_learning_rate = 0.01
+    finetune.matrix_learning_rate = 0.005
     finetune.epochs = 3
 
     order = {"both": ("pretrain", "finetune"), "pretrain": ("pretrain",), "finetune": ("finetune",)}[stages]

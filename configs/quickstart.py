@@ -28,7 +28,7 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
 
     pretrain = stage_config()
     pretrain.template = "plain"
-    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
+    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 2000)}
     pretrain.seq_len = 272
     pretrain.batch_size = 16
     pretrain.optimizer = "muon"  # a tenth of AdamW's updates at this size
@@ -40,11 +40,11 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     finetune = stage_config()
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
-    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 5600)}
+    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 6400)}
     finetune.batch_size = 16
     finetune.optimizer = "muon"
-    finetune.learning_rate = 1e-3
-    finetune.matrix_learning_rate = 0.01
+    finetune.learning_rate = 5e-4
+    finetune.matrix_learning_rate = 0.004
     finetune.log_every = 10
     finetune.checkpoint_every = 100
 

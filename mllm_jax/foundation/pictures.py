@@ -57,6 +57,7 @@ def render_pool(
     """
     grid = (size // patch) ** 2
     want = {"first": first, "count": count, "size": size, "patch": patch, "length": length, "seed": seed}
+    want["labels"] = [*PATCH_CLASSES, *GLOBAL_CLASSES]
     manifest = directory / "manifest.json"
     names = {"caption": ((count, length), np.uint16), "images": ((count, size, size, 3), np.uint8)}
     names |= {f"patch_{key}": ((count, grid), np.uint8) for key in PATCH_CLASSES}

@@ -5,7 +5,7 @@ Three objectives at once, each a plain supervised loss on rendered pictures whos
 * long captions: a small cross-attention decoder writes the dense caption (every object with size, colour, place
   and text) from the last hidden state;
 * dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, colour, size,
-  digit, word and bar height it shows and how many of its kind there are;
+  digit, word and bar height it shows, in which ninth of the picture that is and how many of its kind there are;
 * picture labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
   counts, and heads on every patch of the penultimate one name those of `EVERYWHERE`.
 

@@ -9,6 +9,7 @@ from mllm_jax.data.mini_world.scene import (
     COLORS,
     LIGHTING,
     MAX_BAR,
+    POSITIONS,
     QUALITY,
     SCENES,
     SHAPES,
@@ -28,6 +29,7 @@ PATCH_CLASSES: dict[str, tuple[str, ...]] = {
     "digit": (NONE, *(str(d) for d in range(10))),
     "word": (NONE, *WORDS),
     "size": (NONE, *SIZES),
+    "place": (NONE, *POSITIONS),  # of the thing; a tower has to keep where things are
     "value": (NONE, *(str(n) for n in range(1, MAX_BAR + 1))),  # height of a bar
     "same": (NONE, *(str(n) for n in range(1, MAX_COUNT + 1))),  # shapes of this kind in the picture
 }
@@ -54,6 +56,7 @@ def _classes(scene: Scene, thing: Thing) -> dict[str, int]:
         "digit": 1 + thing.digit,
         "word": 1 + WORDS.index(thing.word) if thing.word else 0,
         "size": 1 + SIZES.index(thing.size) if thing.size else 0,
+        "place": 1 + POSITIONS.index(thing.position),
         "value": thing.value,
         "same": sum(t.shape == thing.shape for t in scene.shapes) if thing.kind == "shape" else 0,
     }
