@@ -64,9 +64,9 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 )
 OVERLONG = flags.DEFINE_enum(
     "overlong",
-    "error",
+    None,
     ["error", "empty"],
-    "A prompt beyond the context: stop, or count it as an empty answer.",
+    "A prompt beyond the context: stop, or count it as an empty answer (default: the run's).",
 )
 
 
@@ -125,11 +125,10 @@ def main(_):
         config.eval.benchmarks = select_benchmarks(BENCHMARKS.value, DATA_DIR.value, PREPARED.value)
     config.eval.blind, config.eval.likelihood = BLIND.value, LIKELIHOOD.value
     config.eval.batch_size = BATCH_SIZE.value or config.eval.batch_size
-    with config.unlocked():
-        config.eval.overlong = OVERLONG.value
-        if MAX_NEW_TOKENS.value:
-            for benchmark in config.eval.benchmarks.values():
-                benchmark.max_new_tokens = MAX_NEW_TOKENS.value
+    config.eval.overlong = OVERLONG.value or config.eval.overlong
+    if MAX_NEW_TOKENS.value:
+        for benchmark in config.eval.benchmarks.values():
+            benchmark.max_new_tokens = MAX_NEW_TOKENS.value
 
     # ---------------------------------------------------------------------------------------------- the model
     mesh = make_mesh(config.mesh.to_dict())

@@ -1,7 +1,7 @@
 """How much faster a stage's updates are when the frozen tower's features come from the cache.
 
-    python benchmarks/feature_cache.py --workdir=/tmp/feature_cache
-    python benchmarks/feature_cache.py --workdir=/tmp/feature_cache --config=configs/quickstart.py:dci --steps=50
+    python benchmarks/feature_cache.py --workdir=runs/feature_cache
+    python benchmarks/feature_cache.py --workdir=runs/feature_cache --config=configs/quickstart.py:dci --steps=50
 
 Trains the recipe's first stage twice, with pixels and with the cache (its features are computed beforehand and not
 counted), and prints the median wall-clock and CPU time of an update of each and their ratio. On a machine that does

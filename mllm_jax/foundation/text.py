@@ -44,7 +44,7 @@ def conversation(seed: int, index: int, short: bool) -> list[tuple[str, str]]:
     """A conversation about a scene described in sentences.
 
     Args:
-      short: up to three things, up to two questions. Else half of the conversations are `few_things` and the rest are
+      short: up to three things, up to two questions. Else four conversations in ten are `few_things` and the rest are
         `mini_world.text_sample`.
     """
     if short:
