@@ -5,6 +5,8 @@ before the package is.
 """
 
 import atexit
+import contextlib
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -21,6 +23,7 @@ if not any(argument.startswith("--jaxtyping-packages") for argument in sys.argv)
 
 import jax
 import tiny
+from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -90,6 +93,36 @@ def tiny_data(tmp_path_factory):
 def tiny_config(tiny_checkpoints, tiny_data):
     """A two-stage recipe on `tiny_data` that trains in seconds; free to be changed."""
     return tiny.recipe(tiny_checkpoints, tiny_data)
+
+
+@contextlib.contextmanager
+def imported_script(name):
+    """train.py or eval.py as a module; its flags are taken away afterwards, because both define some names."""
+    before = set(flags.FLAGS)
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+
+
+@pytest.fixture(scope="session")
+def train():
+    """train.py as a module; `train.train(config, directory)` is all of it but the flags."""
+    with imported_script("train") as module:
+        pass
+    return module
+
+
+@pytest.fixture(scope="module")
+def eval_script():
+    """eval.py as a module, with flags at their defaults."""
+    with imported_script("eval") as module:
+        flags.FLAGS(["eval.py"])
+        yield module
 
 
 @pytest.fixture(scope="session")

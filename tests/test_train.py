@@ -1,7 +1,6 @@
 """train.py as its users meet it: two stages, kills and resumes, refusals, and errors that say what to do."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -32,15 +31,6 @@ from mllm_jax.training.step import loss_and_grads, to_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def train():
-    """train.py as a module; `train.train(config, directory)` is all of it but the flags."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

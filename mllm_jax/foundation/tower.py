@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float32
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.data.mini_world import GLOBAL_CLASSES, PATCH_CLASSES
@@ -127,14 +127,38 @@ def tower_loss(task: TowerTask, params, batch) -> tuple[Array, dict[str, Array]]
     return loss, metrics | {"loss": loss, "caption_loss": caption_loss}
 
 
+def position_waves(grid: tuple[int, int], width: int) -> Float32[np.ndarray, "positions width"]:
+    """Sines and cosines of rows (first half of the features) and columns, float32 [rows * columns, width].
+
+    Wave lengths go geometrically from two patches to four sides of the picture, so that both the neighbour and the
+    ninth of the picture can be read linearly.
+
+    Raises:
+      ValueError: `width` is not a multiple of four.
+    """
+    if width % 4:
+        raise ValueError(f"a tower of width {width} has no such table; the width must be a multiple of 4")
+    lengths = np.geomspace(2, 4 * max(grid), width // 4)
+    halves = []
+    for index in np.indices(grid).reshape(2, -1):
+        angle = 2 * np.pi * index[:, None] / lengths
+        halves += [np.sin(angle), np.cos(angle)]
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
 def init_tower(task: TowerTask, caption_length: int, seed: int):
-    """Random parameters of tower, decoder and heads."""
+    """Random parameters of tower, decoder and heads, but for the position table, which starts as `position_waves`.
+
+    A random table of the usual 0.02 is lost beneath what the blocks write, and the tower forgets where things are.
+    """
     size = task.vision.image_size
-    return TowerPretraining(task).init(
+    params = TowerPretraining(task).init(
         jax.random.key(seed),
         jnp.zeros((1, size, size, 3), jnp.uint8),
         jnp.zeros((1, caption_length - 1), jnp.int32),
     )["params"]
+    params["tower"]["pos_embed"] = jnp.asarray(position_waves(task.vision.grid(size), task.vision.width))
+    return params
 
 
 def index_tree(tree, index: np.ndarray):

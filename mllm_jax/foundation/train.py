@@ -100,11 +100,14 @@ def fit(
         return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, metrics
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (
+        ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager,
+        (workdir / "metrics.jsonl").open("a") as log,
+    ):
         start = manager.latest_step() or 0
         if start:
             state = manager.restore(start, args=ocp.args.StandardRestore(state))
-        log = (workdir / "metrics.jsonl").open("a")
         begin, since = time.time(), start
         window: list[dict[str, jax.Array]] = []
         batches = _ahead(batches_from(start))

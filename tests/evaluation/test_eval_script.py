@@ -2,13 +2,11 @@
 
 import base64
 import dataclasses
-import importlib.util
 import json
 import pathlib
 
 import pytest
 import tiny
-from absl import flags
 from absl.testing import flagsaver
 
 from mllm_jax.config import ConfigError
@@ -19,23 +17,17 @@ from mllm_jax.interop import checkpoints, native
 from mllm_jax.models import mllm
 from mllm_jax.training import checkpoint
 
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def evaluate():
+def evaluate(eval_script):
     """Runs eval.py's `main` with flags given as keywords."""
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["eval.py"])
 
     def run(**values):
         with flagsaver.flagsaver(
             **{name: str(v) if isinstance(v, pathlib.Path) else v for name, v in values.items()}
         ):
-            script.main([])
+            eval_script.main([])
 
     return run
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 
@@ -20,7 +19,6 @@ from mllm_jax.models.fused import FusedVision, FusedVisionConfig, vision_encoder
 from mllm_jax.models.paths import count
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
-ROOT = pathlib.Path(__file__).parents[2]
 SIGLIP = VisionConfig(
     width=12, depth=4, heads=2, mlp_width=10, patch=4, image_size=8, activation="gelu_tanh", eps=1e-6,
     class_token=False, pre_norm=False, patch_bias=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
@@ -82,7 +80,7 @@ def test_towers_with_other_patches_and_undefined_requests_are_refused():
         jax.eval_shape(FusedVision(FUSED, request).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
-def test_a_run_of_two_towers(tiny_config, tmp_path, capsys):
+def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
     """By config: one update with one tower frozen and one trained; exported and read back in every form."""
     paths = []
     for name, config in (("siglip", SIGLIP), ("dino", DINO)):
@@ -99,10 +97,7 @@ def test_a_run_of_two_towers(tiny_config, tmp_path, capsys):
     recipe.stages.finetune.trainable = ("connector/.*", "vision/tower_1/.*")
     recipe.stages.finetune.steps = recipe.stages.finetune.accumulation = 1
     recipe.stages.finetune.warmup_ratio = 0.0  # the first update of a warm-up has rate 0
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    trained = jax.device_get(script.train(recipe, tmp_path / "run", evaluate=False))
+    trained = jax.device_get(train.train(recipe, tmp_path / "run", evaluate=False))
 
     before = interop.load_vision(recipe.model.vision.path, depth=1)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained["vision"], before)

@@ -1,6 +1,5 @@
 """Training from a feature cache: the same numbers, without running the tower; filled once, resumed, refused."""
 
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -22,7 +21,6 @@ from mllm_jax.models.vit import VisionTransformer
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build, features, preflight
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 3
 
 
@@ -150,11 +148,8 @@ def test_a_stage_that_trains_the_tower_is_refused(tiny_config):
         preflight.check_stages(tiny_config, model, tokenizer, mesh)
 
 
-def test_training_is_the_same_and_does_not_run_the_tower(tiny_config, tmp_path, monkeypatch):
+def test_training_is_the_same_and_does_not_run_the_tower(train, tiny_config, tmp_path, monkeypatch):
     """Stage 1 of the tiny recipe with `dci`, whose group means are cached too."""
-    spec = importlib.util.spec_from_file_location("train_features_script", ROOT / "train.py")
-    train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train)
     config = tiny_config
     del config.stages.finetune
     config.stage_order = ("pretrain",)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -27,7 +26,6 @@ from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.step import loss_and_grads
 
-ROOT = pathlib.Path(__file__).parents[2]
 BOTH = r"(llm|vision)/blocks/(q|down|fc2)/kernel"  # kernels of the LLM and of the tower
 ROWS = [tiny.Row(1, 9, 5), tiny.Row(0, 12, 1), tiny.Row(2, 6, 2), tiny.Row(1, 4, 3)]
 KEY = jax.random.key(0)
@@ -145,14 +143,6 @@ def test_int8_scales_are_not_rounded_when_placed(tiny_params):
 
 
 # --------------------------------------------------------------------------------------------- through train.py
-
-
-@pytest.fixture(scope="module")
-def train():
-    spec = importlib.util.spec_from_file_location("train_lora_script", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def mixed_recipe(checkpoints, data):
