@@ -18,7 +18,6 @@ from mllm_jax.models import mllm
 from mllm_jax.training import checkpoint
 
 
-
 @pytest.fixture(scope="module")
 def evaluate(eval_script):
     """Runs eval.py's `main` with flags given as keywords."""

@@ -1,7 +1,6 @@
 """Training from a feature cache: the same numbers, without running the tower; filled once, resumed, refused."""
 
 import json
-import pathlib
 import shutil
 
 import jax
