@@ -52,7 +52,8 @@ def residual_rms(vision: VisionConfig, tower: Any, pictures: np.ndarray) -> floa
     module = VisionTransformer(
         vision, FeatureRequest((layer, vision.depth))
     )  # all blocks, as `tower` has them
-    states = module.apply({"params": tower}, jnp.asarray(pictures)).hidden[layer]
+    params = jax.tree.map(jnp.asarray, tower)
+    states = module.apply({"params": params}, jnp.asarray(pictures)).hidden[layer]
     return float(jnp.sqrt(jnp.mean(jnp.square(states))))
 
 

@@ -82,7 +82,7 @@ def test_noise_has_the_stated_size():
 
 def test_a_scaled_residual_stream_scales_hidden_states_and_nothing_else():
     vision = interop.vision_config(interop.resolve_path("mini", "mini_vit"))
-    tower = jax.tree.map(lambda x: np.asarray(x, np.float32), interop.load_vision("mini"))
+    tower = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), interop.load_vision("mini"))
     pictures = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 84, 84, 3), np.uint8))
     module = VisionTransformer(vision, FeatureRequest(tuple(range(vision.depth + 1))))
     before = module.apply({"params": tower}, pictures).hidden
