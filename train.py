@@ -19,7 +19,8 @@ from absl import flags, logging
 from rich.console import Console
 
 from mllm_jax.cli import script
-from mllm_jax.config import check, resolved
+from mllm_jax.config import resolved
+from mllm_jax.config_check import check
 from mllm_jax.evaluation import plots, run
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import paths

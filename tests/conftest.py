@@ -27,13 +27,15 @@ from absl import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Scripts in processes of their own, and runs that are repeated, compile the same programs again and again.
-CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-if not CACHE:
-    CACHE = tempfile.mkdtemp(prefix="mllm_jax_tests_")
-    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-    jax.config.update("jax_compilation_cache_dir", CACHE)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+# Scripts in processes of their own, and runs that are repeated, compile the same programs again and again. Each of
+# pytest-xdist's workers has a cache of its own, because JAX may read an entry that another process is still writing.
+CACHES = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+if not CACHES:
+    CACHES = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mllm_jax_tests_")
+    atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
+CACHE = os.path.join(CACHES, os.environ.get("PYTEST_XDIST_WORKER", "main"))
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_addoption(parser):

@@ -14,13 +14,12 @@ from ml_collections import ConfigDict
 from mllm_jax.config import (
     ConfigError,
     benchmark_config,
-    check,
-    check_key,
     default_config,
     default_of,
     resolved,
     stage_config,
 )
+from mllm_jax.config_check import check, check_key
 from mllm_jax.parallel.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]

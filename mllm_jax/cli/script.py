@@ -18,7 +18,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from mllm_jax.config import ConfigError, check_key
+from mllm_jax.config import ConfigError
+from mllm_jax.config_check import check_key
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError

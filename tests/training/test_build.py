@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import check
+from mllm_jax.config_check import check
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build, checkpoint
