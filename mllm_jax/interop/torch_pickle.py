@@ -13,7 +13,8 @@ import io
 import pathlib
 import pickletools
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_dtypes
@@ -82,6 +83,10 @@ class _Damaged(Exception):
     """The stack does not hold what an opcode needs."""
 
 
+# What reading raises where a length is absurd, or an archive is encrypted or compressed in an unknown way.
+_UNREADABLE = (MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> Any:
     """The value that a pickle describes, with `Name`, `Storage` and `Tensor` in place of objects."""
     stack: list[Any] = []
@@ -98,7 +103,7 @@ def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> A
     def set_items(target: Any, items: list[Any]) -> None:
         if not isinstance(target, dict) or len(items) % 2:
             raise _Damaged("items for something that is no dict")
-        target.update(zip(items[::2], items[1::2], strict=True))
+        target.update(_entries(zip(items[::2], items[1::2], strict=True)))
 
     def extend(target: Any, items: list[Any]) -> None:
         if not isinstance(target, list):
@@ -168,6 +173,8 @@ def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> A
                 stack.append(_allowed(argument, refuse))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
+                if not isinstance(module, str) or not isinstance(attribute, str):
+                    raise _Damaged("a name that is no text")
                 stack.append(_allowed(f"{module} {attribute}", refuse))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -182,6 +189,16 @@ def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> A
             case name:
                 raise refuse(f"opcode {name}")
     raise _Damaged("no end")
+
+
+def _entries(pairs: Iterable[Any]) -> dict[str | int, Any]:
+    """A dictionary with plain keys: of tuples nested in each other, a hash alone could take for ever."""
+    found = {}
+    for key, value in pairs:
+        if not isinstance(key, str | int):
+            raise _Damaged("an entry without a plain name")
+        found[key] = value
+    return found
 
 
 def _allowed(text: str, refuse: Callable[[str], Exception]) -> Name:
@@ -202,7 +219,7 @@ def _rebuild(function: Any, arguments: Any, refuse: Callable[[str], Exception]) 
         case Name("collections OrderedDict"), ():
             return {}
         case Name("collections OrderedDict"), (list(pairs),):
-            return dict(pairs)
+            return _entries(pairs)
         case Name("torch._utils _rebuild_tensor_v2"), (
             Storage() as storage,
             int(offset),
@@ -245,7 +262,7 @@ class TorchFile:
             TypeError,
             EOFError,
             OSError,
-            zipfile.BadZipFile,
+            *_UNREADABLE,
         ) as error:
             raise self._damaged(f"{type(error).__name__}: {error}") from error
         self._tensors = self._named(value)
@@ -288,7 +305,7 @@ class TorchFile:
                 raise self._damaged("unknown format")
             version = _interpret(file, self._refuse)
             if version != 1001:
-                raise self._damaged(f"protocol {version}")
+                raise self._damaged(f"protocol {version if isinstance(version, int) else 'unknown'}")
             system = _interpret(file, self._refuse)
             if not isinstance(system, dict) or system.get("little_endian") is not True:
                 raise self._damaged("big-endian data")
@@ -297,8 +314,8 @@ class TorchFile:
             storages = {t.storage.key: t.storage for t in _tensors_in(value)}
             for key in keys:
                 count = int.from_bytes(file.read(8), "little")
-                if key not in storages:
-                    raise self._damaged(f"storage {key!r} belongs to no tensor")
+                if not isinstance(key, str) or key not in storages:
+                    raise self._damaged("a storage belongs to no tensor")
                 length = count * storages[key].dtype.itemsize
                 if count != storages[key].count or file.tell() + length > size:
                     raise self._damaged(f"storage {key!r} is cut off")
@@ -347,7 +364,7 @@ class TorchFile:
         start, length = tensor.offset * dtype.itemsize, span * dtype.itemsize
         try:
             data = self._bytes(tensor.storage.key, start, length)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (OSError, EOFError, *_UNREADABLE) as error:
             raise self._damaged(f"tensor {name!r}: {error}") from error
         if len(data) != length:
             raise self._damaged(f"the data of tensor {name!r} are cut off")
@@ -366,8 +383,13 @@ class TorchFile:
 
 
 def _tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in nested containers."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in items for tensor in _tensors_in(item)]
+    """Every tensor in nested containers; each container once, as they may hold each other or themselves."""
+    found, seen, left = [], set(), [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            left.extend(item.values() if isinstance(item, dict) else item)
+    return found

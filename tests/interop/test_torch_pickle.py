@@ -198,6 +198,59 @@ def test_inconsistent_files_are_refused(value, message, tmp_path):
         TorchFile(tmp_path / "x.bin")
 
 
+LAUGHS = b"(K\x01K\x02t" + b"".join(
+    b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60)
+)  # 2**60 items
+BOMBS = {
+    "dictionary key": (b"}" + LAUGHS + b"K\x01s", "without a plain name"),
+    "key of an OrderedDict": (
+        b"ccollections\nOrderedDict\n](" + LAUGHS + b"K\x01\x86e\x85R",
+        "without a plain name",
+    ),
+    "name": (LAUGHS + b"\x8c\x01x\x93", "a name that is no text"),
+    "content": (b"}\x8c\x01x" + LAUGHS + b"s", "entry 'x' is a tuple"),
+    "itself": (b"}q\x00\x8c\x01xh\x00s", "entry 'x' is a dict"),
+    "length of a text": (b"\x8d" + (1 << 60).to_bytes(8, "little") + b"x", "no PyTorch file"),
+    "number": (b"L" + b"9" * 10_000 + b"L\n", "no PyTorch file"),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", BOMBS)
+def test_files_made_to_exhaust_the_reader_are_refused_at_once(name, legacy, tmp_path):
+    body, message = BOMBS[name]
+    payload, path = b"\x80\x02" + body + b".", tmp_path / "x.bin"
+    if legacy:
+        head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in head) + payload + pickle.dumps([], 2))
+    else:
+        write_zip(path, payload, {})
+    with pytest.raises(DamagedFileError, match=message):
+        TorchFile(path)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_bombs_where_the_stream_format_has_its_head(place, tmp_path):
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})]
+    parts[place] = b"\x80\x02" + LAUGHS + b"."
+    (tmp_path / "x.bin").write_bytes(b"".join(parts) + b"\x80\x02(" + LAUGHS + b"l.")
+    with pytest.raises(DamagedFileError):
+        TorchFile(tmp_path / "x.bin")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    write_zip(tmp_path / "x.bin", dumps({"x": tensor()}), {"0": DATA.tobytes()})
+    data = bytearray((tmp_path / "x.bin").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + flags] |= 1
+            place = data.find(mark, place + 1)
+    (tmp_path / "x.bin").write_bytes(data)
+    with pytest.raises(DamagedFileError, match="encrypted"):
+        TorchFile(tmp_path / "x.bin")
+
+
 def test_object_states_and_unknown_opcodes_are_refused(tmp_path):
     build = b"\x80\x02ctorch\nFloatStorage\n}b."  # BUILD on something that is no dict
     new_object = b"\x80\x02ctorch\nFloatStorage\n)\x81."  # NEWOBJ
