@@ -11,7 +11,7 @@ from PIL import Image
 from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
 from mllm_jax.evaluation.bundle import Model
-from mllm_jax.evaluation.runners import MAIN, Runner
+from mllm_jax.evaluation.runners import MAIN, Runner, key_of
 from mllm_jax.evaluation.store import AnswerFile
 
 SHOWN_SIDE = 224  # pixels of an example's longer side at most
@@ -22,7 +22,7 @@ def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str,
     """Answered rows to show: abilities in turn, wrong and right ones alternating where there are both.
 
     A question that is asked in several rotations is right if all of them are; a wrong one is shown in the first
-    rotation that went wrong.
+    rotation that went wrong. Of several questions that would do, one about a picture not yet shown is taken.
     """
     rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows
     questions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
@@ -35,13 +35,18 @@ def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str,
         shown = group[verdicts.index(False)] if verdict is False else group[0]
         pool = pools.setdefault(str(shown.get("ability", "")), {})
         pool.setdefault(verdict, []).append(shown | {"right": verdict})
+    pictures = {ask.key: ask.images for ask in runner.asks if ask.part == MAIN}
+    seen: set[tuple[str, ...]] = set()
     chosen: list[dict[str, Any]] = []
     for turn in range(count):
         for place, pool in enumerate(pools.values()):
             wanted = (place + turn) % 2 == 0
             kinds = [kind for kind in (wanted, not wanted, None) if pool.get(kind)]
             if kinds and len(chosen) < count:
-                chosen.append(pool[kinds[0]].pop(0))
+                rows_left = pool[kinds[0]]
+                new = (i for i, row in enumerate(rows_left) if pictures[key_of(row)] not in seen)
+                chosen.append(rows_left.pop(next(new, 0)))
+                seen.add(pictures[key_of(chosen[-1])])
     order = {ability: place for place, ability in enumerate(pools)}
     return sorted(chosen, key=lambda row: order[str(row.get("ability", ""))])
 
@@ -56,7 +61,7 @@ def make_examples(model: Model, runner: Runner, directory: Path, count: int) -> 
     asks = {ask.key: ask for ask in runner.asks if ask.part == MAIN}
     found = []
     for row in pick_examples(runner, directory, count):
-        ask = asks[str(row["question_id"]), int(row.get("rotation") or 0)]
+        ask = asks[key_of(row)]
         pictures = [_thumbnail(model, runner.read_image(name), name) for name in ask.images]
         answers = row["captions"] if "captions" in row else row.get("gold", row.get("answer"))
         answers = answers if isinstance(answers, list) else [answers] if answers is not None else []

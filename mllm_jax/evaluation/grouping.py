@@ -63,6 +63,18 @@ def load_groups(path: Path | None = None) -> Table:
     return table
 
 
+def paper_axes(kind: str, table: Table | None = None) -> list[str]:
+    """Sub-tasks on the paper's radar chart (status `verified`), group by group; [] for benchmarks without.
+
+    Args:
+        kind: a benchmark; `mmbench_cn` has the sub-tasks of `mmbench`.
+        table: a loaded grouping; the package's own if None.
+    """
+    entries = (load_groups() if table is None else table).get(kind.removesuffix("_cn"), {})
+    verified = [name for name, entry in entries.items() if entry.status == "verified"]
+    return sorted(verified, key=lambda name: GROUPS.index(entries[name].group))
+
+
 def group_scores(
     benchmark: str,
     subtasks: Mapping[str, float | Sequence[int]],

@@ -1,13 +1,15 @@
 """A report's sections as one HTML page that needs no other file: pictures inside, light and dark, narrow and wide."""
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.sections import Examples, Part, Section, Table
+from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Table
 
+_LONG = 120  # characters
 _STYLE = """
 :root { color-scheme: light dark; --text: #1a1a1a; --dim: #5c5c5c; --back: #ffffff; --card: #f4f5f7; --line: #d9dce1;
   --right: #0072b2; --wrong: #c04a00; }
@@ -24,17 +26,29 @@ p { color: var(--dim); margin: .4rem 0; }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
-thead th { color: var(--dim); font-weight: 600; } tr.strong td { font-weight: 700; }
-img.plot { display: block; max-width: 100%; height: auto; margin: .8rem auto; background: #fff; border-radius: .6rem;
-  padding: .4rem; }
+thead th { color: var(--dim); font-weight: 600; white-space: normal; vertical-align: bottom; overflow-wrap: normal; }
+tr.strong td { font-weight: 700; }
+.plots { display: flex; flex-wrap: wrap; gap: .8rem; justify-content: center; align-items: flex-start;
+  margin: .8rem 0; }
+.plots img { flex: 1 1 18rem; min-width: 0; max-width: min(100%, 40rem); height: auto; background: #fff;
+  border-radius: .6rem; padding: .3rem; }
+summary { cursor: pointer; margin: 1.2rem 0 .5rem; font-weight: 600; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.4rem, 1fr)); gap: .8rem; }
 .example { background: var(--card); border-radius: .6rem; overflow: hidden; border-top: 4px solid var(--line); }
 .example.right { border-top-color: var(--right); } .example.wrong { border-top-color: var(--wrong); }
 .example img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #8884; }
 .example img.small { image-rendering: pixelated; }
-.example div { padding: .45rem .65rem .6rem; font-size: .9rem; line-height: 1.4; white-space: pre-line; }
-.example .ability { color: var(--dim); font-size: .8rem; } .right b { color: var(--right); }
-.wrong b { color: var(--wrong); }
+.example div { margin: 0 .65rem; font-size: .9rem; line-height: 1.4; white-space: pre-line; max-height: 9.8em;
+  overflow-y: auto; } .example img + div { margin-top: .45rem; } .example div:last-child { margin-bottom: .6rem; }
+.example div[tabindex] { border-bottom: 1px dashed var(--dim); }
+.example .ability { color: var(--dim); font-size: .8rem; } .example .said { font-weight: 700; max-height: 5.6em; }
+.right .said { color: var(--right); } .wrong .said { color: var(--wrong); }
+@media (prefers-color-scheme: dark) { .plots img { filter: invert(.91) hue-rotate(180deg); } }
+wbr { display: none; }
+@media (max-width: 40rem) { wbr { display: inline; }
+  body { padding: .8rem; } table { font-size: .82rem; } th, td { padding: .3rem .4rem; }
+  td.words { white-space: normal; overflow-wrap: break-word; }
+  td.words:first-child { min-width: 6.6rem; } }
 """
 
 
@@ -48,8 +62,12 @@ def render_page(title: str, sections: Sequence[Section], folder: Path) -> str:
     """
     body = [f"<h1>{escape(title)}</h1>"]
     for section in sections:
-        body.append(f"<h{section.level}>{escape(section.title)}</h{section.level}>")
-        body += [_part(part, folder) for part in section.parts]
+        parts = [_part(part, folder) for part in section.parts]
+        if section.folded:
+            parts = [f"<details><summary>{escape(section.title)}</summary>", *parts, "</details>"]
+        else:
+            body.append(f"<h{section.level}>{escape(section.title)}</h{section.level}>")
+        body += parts
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -66,19 +84,29 @@ def _part(part: Part, folder: Path) -> str:
         return _table(part)
     if isinstance(part, Examples):
         return '<div class="examples">' + "".join(_example(one) for one in part.items) + "</div>"
-    data = base64.b64encode((folder / part.file).read_bytes()).decode()
-    return f'<img class="plot" alt="{escape(part.description)}" src="data:image/png;base64,{data}">'
+    return '<div class="plots">' + "".join(_picture(one, folder) for one in part.pictures) + "</div>"
+
+
+def _picture(picture: Picture, folder: Path) -> str:
+    data = base64.b64encode((folder / picture.file).read_bytes()).decode()
+    return f'<img alt="{escape(picture.description)}" src="data:image/png;base64,{data}">'
 
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
     rows = "".join(
-        f"<tr{' class=strong' if index in table.strong else ''}>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        + "</tr>"
+        f"<tr{' class=strong' if index in table.strong else ''}>" + "".join(map(_cell, row)) + "</tr>"
         for index, row in enumerate(table.rows)
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """Text may be broken into lines on a phone, inside of dotted names too; numbers may not."""
+    if any(letter.isalpha() for letter in text):
+        breakable = re.sub("([_.])", r"\1<wbr>", escape(text))
+        return f'<td class="words">{breakable}</td>'
+    return f"<td>{escape(text)}</td>"
 
 
 def _example(one: dict[str, Any]) -> str:
@@ -87,12 +115,18 @@ def _example(one: dict[str, Any]) -> str:
         f'<img{" class=small" if uri.startswith("data:image/png") else ""} alt="" src="{escape(uri)}">'
         for uri in one["pictures"]
     )
-    lines = [escape(one["question"])]
+    blocks = [("ability", one["ability"].replace("_", " ")), ("question", one["question"])]
     if one["right"] is False:
-        lines.append("right: " + escape(" / ".join(one["answers"])))
+        blocks.append(("answer", "right: " + " / ".join(one["answers"])))
     elif one["right"] is None and one["answers"]:
-        lines.append("reference: " + escape(one["answers"][0]))
-    lines.append(f"<b>{escape(one['text'] or '(nothing)')}{sign}</b>")
-    ability = escape(one["ability"].replace("_", " "))
-    heading = f'<span class="ability">{ability}</span>\n' if ability else ""
-    return f'<div class="example {state}">{images}<div>{heading}{chr(10).join(lines)}</div></div>'
+        blocks.append(("answer", "reference: " + one["answers"][0]))
+    blocks.append(("said", (one["text"] or "(nothing)") + sign))
+    texts = "".join(
+        f'<div class="{kind}"{_focus(text)}>{escape(text)}</div>' for kind, text in blocks if text
+    )
+    return f'<div class="example {state}">{images}{texts}</div>'
+
+
+def _focus(text: str) -> str:
+    """Long texts get a scroll bar; it should be reachable with the keyboard."""
+    return ' tabindex="0"' if len(text) > _LONG else ""

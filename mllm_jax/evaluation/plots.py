@@ -1,7 +1,9 @@
-"""Pictures of results as PNG: radar chart, loss curves, cost, example sheet. No global matplotlib state."""
+"""Pictures of results as PNG: loss curves, example sheet, and what all plots share. No global matplotlib state.
+
+Radar charts are in `radar.py`, accuracy against cost in `cost_plot.py`.
+"""
 
 import base64
-import dataclasses
 import functools
 import io
 import json
@@ -16,8 +18,6 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
@@ -26,100 +26,12 @@ from mllm_jax.evaluation.tables import label
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-GROUP_COLORS = {"coarse": "#009E73", "fine": "#B8860B", "reasoning": "#7B4EA3"}
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))  # tell colours apart that come again
 GREY = "#666666"
 RIGHT, WRONG, NEUTRAL = "#0072B2", "#D55E00", "#444444"
 DPI = 150
 _CELL, _PICTURE, _LINE = 3.1, 2.6, 0.17  # of the example sheet, in inches
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One closed line of a radar chart: ability -> score from 0 to 1; `style` is "model", "blind" or "majority"."""
-
-    name: str
-    values: Mapping[str, float]
-    style: str = "model"
-
-
-def plot_radar(series: Sequence[Series], group_of: Mapping[str, str], out: Path, title: str = "") -> None:
-    """Radar chart with one axis per ability, coloured by group (P1, figures 1 and 4).
-
-    Args:
-      series: lines; an ability that one of them lacks is a gap there.
-      group_of: ability -> group, in the order of the axes; at least three.
-      out: the PNG.
-
-    Raises:
-      ValueError: fewer than three axes.
-    """
-    names = list(group_of)
-    if len(names) < 3:
-        raise ValueError(f"a radar chart needs at least three abilities, got {names}")
-    figure = _figure(7.8, 7.4)
-    axes = figure.add_axes((0.19, 0.19, 0.62, 0.66), projection="polar")
-    axes.set_theta_offset(math.pi / 2)
-    axes.set_theta_direction(-1)
-    angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
-    step = angles[1]
-    groups = [group for group in dict.fromkeys(group_of.values()) if group]
-    colors = _group_colors(groups)
-    for name, angle in zip(names, angles, strict=True):
-        color = colors.get(group_of[name], "black")
-        if group_of[name]:
-            axes.bar(angle, 1, width=step, color=color, alpha=0.08, zorder=0)
-        side = math.sin(angle)
-        axes.text(
-            angle,
-            1.07,
-            showable("\n".join(textwrap.wrap(label(name), 14))),
-            color=color,
-            fontsize=11,
-            fontweight="bold",
-            ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right",
-            va="center" if abs(math.cos(angle)) < 0.9 else "bottom" if math.cos(angle) > 0 else "top",
-        )
-    models = 0
-    handles = []
-    for one in series:
-        look: dict[str, Any] = {"linewidth": 1.6, "zorder": 2}
-        if one.style == "model":
-            look |= {"color": PALETTE[models % len(PALETTE)], "marker": MARKERS[models % len(MARKERS)]}
-            look |= {"linewidth": 2.2, "markersize": 5, "zorder": 3}
-            models += 1
-        elif one.style == "blind":
-            look |= {"color": PALETTE[1] if models < 2 else GREY, "linestyle": (0, (5, 2))}
-        else:
-            look |= {"color": GREY, "linestyle": (0, (1, 1.5))}
-        values = [one.values.get(name, math.nan) for name in names]
-        axes.plot([*angles, angles[0]], [*values, values[0]], **look)
-        if one.style == "model" and sum(s.style == "model" for s in series) == 1:
-            axes.fill(angles, np.nan_to_num(values), color=look["color"], alpha=0.12, zorder=1)
-        handles.append(
-            Line2D([], [], label=showable(one.name), **{k: v for k, v in look.items() if k != "zorder"})
-        )
-    axes.set_ylim(0, 1)
-    axes.set_xticks(angles, [""] * len(names))
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["25", "50", "75", "100 %"], fontsize=8, color=GREY)
-    axes.set_rlabel_position(math.degrees(step) / 2)
-    axes.grid(color="#bbbbbb", linewidth=0.6)
-    axes.spines["polar"].set_color("#bbbbbb")
-    if title:
-        figure.text(0.5, 0.965, showable(title), ha="center", va="top", fontsize=13, fontweight="bold")
-    figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.045), ncols=3, frameon=False)
-    patches = [Patch(color=colors[group], alpha=0.6, label=showable(label(group))) for group in groups]
-    if patches:
-        figure.legend(
-            handles=patches, loc="lower center", bbox_to_anchor=(0.5, 0.005), ncols=4, frameon=False
-        )
-    _save(figure, out)
-
-
-def _group_colors(groups: Sequence[str]) -> dict[str, str]:
-    return {
-        group: GROUP_COLORS.get(group, PALETTE[(index + 2) % len(PALETTE)])
-        for index, group in enumerate(groups)
-    }
+_MOST_LINES = 10  # of a question or an answer on the sheet
 
 
 def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -163,7 +75,8 @@ def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
     """
     stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
     alone = len(runs) == 1
-    figure = _figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8)
+    named = 0.2 * -(-len(runs) // 2)  # inches for the legend
+    figure = new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
     heights = [2, 1] if alone else [1]
     grid = figure.subplots(len(heights), len(stages), squeeze=False, height_ratios=heights, sharex="col")
     for column, stage in enumerate(stages):
@@ -171,22 +84,23 @@ def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
         for index, (name, run) in enumerate(runs.items()):
             records = run.get(stage, ())
             if records:
-                _loss_line(top, records, name, PALETTE[index % len(PALETTE)], alone)
+                _loss_line(top, records, name, index, alone)
         top.set_title(showable(stage), fontsize=12, fontweight="bold")
         top.set_ylabel("loss per supervised token" if column == 0 else "")
-        _plain_axes(top)
+        plain_axes(top)
         if not alone:
-            top.legend(frameon=False, fontsize=9)
+            top.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         if alone:
             _rates(grid[1][column], next(iter(runs.values()))[stage], column == 0, column == len(stages) - 1)
         grid[-1][column].set_xlabel("update")
     figure.tight_layout()
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 def _loss_line(
-    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, color: str, with_raw: bool
+    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, index: int, with_raw: bool
 ) -> None:
+    color = PALETTE[index % len(PALETTE)]
     steps = [record["step"] for record in records]
     losses = np.asarray([record["loss"] for record in records], float)
     half = len(losses) // 40
@@ -198,6 +112,7 @@ def _loss_line(
         smooth,
         color=color,
         linewidth=2,
+        linestyle=LINES[index // len(PALETTE) % len(LINES)],
         label=showable(name),
         marker="o" if len(steps) < 3 else None,
     )
@@ -229,7 +144,7 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gradient norm" if left else "")
-    _plain_axes(axes)
+    plain_axes(axes)
     rate = axes.twinx()
     rate.plot(
         steps,
@@ -246,48 +161,6 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
     rate.spines["top"].set_visible(False)
     if keys:
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-def plot_cost(points: Sequence[tuple[str, float, Mapping[str, float]]], x_label: str, out: Path) -> None:
-    """Accuracy of each group against a cost, one marker per run.
-
-    Args:
-      points: (run's name, cost, group -> score from 0 to 1).
-      x_label: what the cost is.
-      out: the PNG.
-    """
-    figure = _figure(7.2, 4.2)
-    axes = figure.add_subplot()
-    groups = list(dict.fromkeys(group for _, _, scores in points for group in scores))
-    colors = _group_colors(groups)
-    for index, group in enumerate(groups):
-        shown = [(cost, 100 * scores[group]) for _, cost, scores in points if group in scores]
-        axes.scatter(
-            *zip(*shown, strict=True),
-            color=colors[group],
-            marker=MARKERS[index],
-            label=showable(label(group)),
-        )
-    for cost in {cost for _, cost, _ in points}:
-        here = [(name, scores) for name, at, scores in points if at == cost]
-        top = 100 * max(max(scores.values(), default=0) for _, scores in here)
-        axes.axvline(cost, color="#dddddd", linewidth=0.8, zorder=0)
-        axes.annotate(
-            showable("\n".join(name for name, _ in here)),
-            (cost, top),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=GREY,
-        )
-    axes.margins(x=0.15, y=0.25)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("accuracy, %")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _plain_axes(axes)
-    figure.tight_layout()
-    _save(figure, out)
 
 
 def picture_of(uri: str) -> Image.Image:
@@ -307,7 +180,7 @@ def plot_examples(examples: Sequence[Mapping[str, Any]], out: Path) -> None:
     # All sizes in inches: a band is a heading, the pictures' box and the text under it.
     heights = [0.35 + _PICTURE + _LINE * (1.5 + max(len(_text(one)) for one in band)) for band in bands]
     width, height = columns * _CELL + 0.1, sum(heights)
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     top = height
     for band, band_height in zip(bands, heights, strict=True):
         for column, one in enumerate(band):
@@ -315,7 +188,7 @@ def plot_examples(examples: Sequence[Mapping[str, Any]], out: Path) -> None:
             box = (left, bottom, (_CELL - 0.25) / width, _PICTURE / height)
             _example(figure.add_axes(box, anchor="SW"), one)
         top -= band_height
-    _save(figure, out)
+    save_figure(figure, out)
 
 
 @functools.cache
@@ -330,7 +203,12 @@ def showable(text: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return [line for part in text.split("\n") for line in textwrap.wrap(part, 38) or [""]]
+    """Lines of a text; what is too long for a sheet is cut, which the last line says (the page has it all)."""
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, 38) or [""]]
+    if len(lines) > _MOST_LINES:
+        more = len(lines) - _MOST_LINES + 1
+        lines = [*lines[: _MOST_LINES - 1], f"… ({more} more lines)"]
+    return lines
 
 
 def _verdict_color(one: Mapping[str, Any]) -> str:
@@ -372,19 +250,22 @@ def _example(axes: Axes, one: Mapping[str, Any]) -> None:
         )
 
 
-def _plain_axes(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """A light grid, no frame above and to the right."""
     axes.set_axisbelow(True)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, out: Path) -> None:
+def save_figure(figure: Figure, out: Path) -> None:
+    """Writes a PNG, in a folder that is made if needed."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=DPI, format="png")

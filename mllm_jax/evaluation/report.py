@@ -3,18 +3,23 @@
 The content is a list of sections (`sections.py`) made once; `html_page.py` and the Markdown writer below only dress it.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation import plots
+from mllm_jax.evaluation import cost_plot, plots, radar
+from mllm_jax.evaluation.grouping import paper_axes
 from mllm_jax.evaluation.html_page import render_page
 from mllm_jax.evaluation.runs import Run, differing_keys, load_runs
-from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Table
+from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Strip, Table
 from mllm_jax.evaluation.store import write_json
-from mllm_jax.evaluation.tables import columns_of, label, percent
+from mllm_jax.evaluation.tables import columns_of, combined_groups, label, percent
 
 BASELINES = {"blind": "blind", "majority": "majority answer"}
+_COSTS = {"visual tokens per image": "tokens", "seconds per update": "time"}  # cost -> in file names
+_MANY_KEYS = 10  # longer lists of differing keys are shown when asked for
+_WIDE = 4  # more runs than this stand under each other instead of beside each other
 
 
 def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
@@ -53,11 +58,22 @@ def _sections(runs: Sequence[Run], out: Path) -> list[Section]:
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     for name in names:
         found += _benchmark(name, [run for run in runs if name in run.benchmarks], out, len(names) > 1)
-    found.append(Section("Models and cost", (_models(runs), *_differences(runs))))
+    found.append(Section("Models and cost", (_models(runs),)))
+    found += _differences(runs)
     if trained := {run.name: run.metrics for run in runs if run.metrics}:
-        plots.plot_loss_curves(trained, out / "loss.png")
-        found.append(Section("Training", (Picture("loss.png", "Training loss of every stage"),)))
+        found.append(Section("Training", (_losses(trained, out),)))
     return found
+
+
+def _losses(trained: dict[str, Any], out: Path) -> Strip:
+    """A picture per stage."""
+    pictures = []
+    for stage in dict.fromkeys(stage for stages in trained.values() for stage in stages):
+        file = f"loss_{re.sub(r'[^A-Za-z0-9_-]', '_', stage)}.png"
+        runs = {name: {stage: stages[stage]} for name, stages in trained.items() if stage in stages}
+        plots.plot_loss_curves(runs, out / file)
+        pictures.append(Picture(file, f"Training loss, stage {stage}"))
+    return Strip(tuple(pictures))
 
 
 def _models(runs: Sequence[Run]) -> Table:
@@ -79,28 +95,39 @@ def _models(runs: Sequence[Run]) -> Table:
     for key in dict.fromkeys(key for run in runs for key in run.costs):
         values = [run.costs.get(key) for run in runs]
         add(key, [None if v is None else f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in values])
+    for name in dict.fromkeys(name for run in runs for name in run.benchmarks) if len(runs) > 1 else ():
+        add(f"unread answers, {name}", [_unread(run, name) for run in runs])
     rows = tuple((name, *values) for name, values in facts.items())
-    return Table(("", *(run.name for run in runs)), rows)
+    return _turned(Table(("", *(run.name for run in runs)), rows), runs)
 
 
-def _differences(runs: Sequence[Run]) -> list[Part]:
+def _unread(run: Run, name: str) -> str:
+    scores = run.benchmarks[name]["scores"] if name in run.benchmarks else {}
+    return f"{scores['unparsed']} of {scores.get('rows', scores['n'])}" if scores.get("unparsed") else ""
+
+
+def _turned(table: Table, runs: Sequence[Run]) -> Table:
+    return table.turned() if len(runs) > _WIDE else table
+
+
+def _differences(runs: Sequence[Run]) -> list[Section]:
     if len(runs) < 2 or not (keys := differing_keys(runs)):
         return []
     rows = tuple((key, *values) for key, values in keys.items())
-    return ["Configuration keys that differ:", Table(("key", *(run.name for run in runs)), rows)]
+    table = _turned(Table(("key", *(run.name for run in runs)), rows), runs)
+    title = f"Configuration keys that differ ({len(rows)})"
+    return [Section(title, (table,), level=3, folded=len(rows) > _MANY_KEYS)]
 
 
 def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list[Section]:
     suffix = f"_{name}" if several else ""
     scores = [run.benchmarks[name]["scores"] for run in runs]
     about = f"{scores[0]['n']} questions."
-    unread = [
-        f"{score['unparsed']} of {score.get('rows', score['n'])}{f' ({run.name})' if len(runs) > 1 else ''}"
-        for run, score in zip(runs, scores, strict=True)
-        if score["unparsed"]
-    ]
-    if unread:
-        about += f" Answers that could not be read count as wrong: {', '.join(unread)}."
+    unread = [_unread(run, name) for run in runs]
+    if len(runs) == 1 and unread[0]:
+        about += f" Answers that could not be read count as wrong: {unread[0]}."
+    elif any(unread):
+        about += " Answers that could not be read count as wrong; how many, stands under “Models and cost”."
     if runs[0].benchmarks[name]["kind"] == "mini":
         about += (
             " A question counts if it is answered right under every rotation of its options (circular evaluation); "
@@ -109,10 +136,15 @@ def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list
     parts: list[Part] = [about]
     sections = []
     if runs[0].rows(name):
-        parts += [_table(name, runs, groups=True)]
+        combined = _combined(name, runs)
+        parts.append(_table(name, runs, groups=True))
+        parts += combined if len(runs) == 1 else ()
         parts += _radars(name, runs, out, suffix)
         sections.append(Section(name, tuple(parts)))
         sections.append(Section(f"{name}: abilities", (_table(name, runs, groups=False),), level=3))
+        if combined and len(runs) > 1:
+            title = f"{name}: groups, micro and macro"
+            sections.append(Section(title, tuple(combined), level=3, folded=True))
         sections += _costs(name, runs, out, suffix)
     else:
         sections.append(Section(name, tuple(parts)))
@@ -124,7 +156,7 @@ def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list
             judged = any(one["right"] is not None for one in examples)
             note = ("Right and wrong answers take turns here, whatever their share.",) if judged else ()
             shown = Examples(examples, Picture(file, f"Example answers of {run.name}"))
-            sections.append(Section(title, (*note, shown), level=3))
+            sections.append(Section(title, (*note, shown), level=3, folded=len(runs) > 1))
     return sections
 
 
@@ -139,6 +171,10 @@ def _table(name: str, runs: Sequence[Run], groups: bool) -> Table:
         columns = [(run.name, run.name, "model") for run in runs]
         columns += [(f"{run.name}, blind", run.name, "blind") for run in runs] if groups else []
         columns += [("majority", runs[0].name, "majority")]
+        held = {
+            (run, column) for run, rows in tables.items() for row in rows.values() for column in row.values
+        }
+        columns = [one for one in columns if one[1:] in held]
     rows = []
     for key in keys:
         cells = []
@@ -147,58 +183,110 @@ def _table(name: str, runs: Sequence[Run], groups: bool) -> Table:
             cells.append(percent(row.values.get(column) if row else None))
         rows.append((label(key[1]), str(first[key].n or ""), *cells))
     strong = frozenset(index for index, key in enumerate(keys) if key[0] == "all")
-    return Table(("%", "n", *(column for column, _, _ in columns)), tuple(rows), strong)
+    table = Table(("%", "n", *(column for column, _, _ in columns)), tuple(rows), strong)
+    return _turned(table, runs)
 
 
-def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Picture]:
-    """One radar chart per picture size."""
-    found = []
-    sizes = list(dict.fromkeys(run.model["image_size"] for run in runs))
+def _combined(name: str, runs: Sequence[Run]) -> list[Part]:
+    """Group scores in every way of combining sub-tasks, as the paper leaves that open."""
+    found = {run.name: combined_groups(run.benchmarks[name]["scores"]) for run in runs}
+    groups = list(dict.fromkeys(g for ways in found.values() for values in ways.values() for g in values))
+    rows = tuple(
+        (way if len(runs) == 1 else f"{run}, {way}", *(values.get(group, "–") for group in groups))
+        for run, ways in found.items()
+        for way, values in ways.items()
+    )
+    if not rows:
+        return []
+    about = (
+        "The model's groups as their abilities combine (micro: questions pooled, macro: mean of abilities):"
+    )
+    return [about, Table(("", *map(label, groups)), rows)]
+
+
+def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Part]:
+    """Radar charts per picture size; of several runs also one with a scale per axis, as in the paper.
+
+    Where the paper's own axes are known (MMBench), the charts have those, else every ability.
+    """
+    found: list[Part] = []
+    sizes = sorted({run.model["image_size"] for run in runs})
     for size in sizes:
         same = [run for run in runs if run.model["image_size"] == size]
         groups = same[0].benchmarks[name]["groups"]
+        axes = [axis for axis in paper_axes(same[0].benchmarks[name]["kind"]) if axis in groups]
+        if len(axes) >= 3:
+            if not found:
+                found.append(f"The charts show the {len(axes)} abilities here that are on the paper's chart.")
+            groups = {axis: groups[axis] for axis in axes}
         if len(groups) < 3:
             continue
-        series = []
-        for run in same:
-            series += _series(run, name, f"{run.name} ({run.model['visual_tokens']})", ("model",))
         if len(same) == 1:
             series = _series(same[0], name, "model", ("model", *BASELINES))
         else:
-            series += _series(same[0], name, "", ("majority",))
-        file = f"radar{suffix}{f'_{size}px' if len(sizes) > 1 else ''}.png"
-        visual = f", {same[0].model['visual_tokens']} visual tokens" if len(same) == 1 else ""
-        plots.plot_radar(series, groups, out / file, f"{name}, {size} px{visual}")
-        found.append(Picture(file, f"Accuracy on each ability of {name} at {size} px"))
+            series = []
+            for run in same:
+                series += _series(run, name, f"{run.name}, {run.model['visual_tokens']} tokens", ("model",))
+        title = f"{name}, {size} px"
+        stem = f"radar{suffix}{f'_{size}px' if len(sizes) > 1 else ''}"
+        if len(same) == 1:
+            title += f", {same[0].model['visual_tokens']} visual tokens"
+        said = f"Accuracy on each ability of {name} at {size} px"
+        pictures = [Picture(f"{stem}.png", said)]
+        majority = _series(same[0], name, "", ("majority",)) if len(same) > 1 else []
+        radar.plot_radar([*series, *majority], groups, out / pictures[0].file, title)
+        if len(same) > 1:
+            pictures.append(Picture(f"{stem}_own_scales.png", f"{said}, a scale per axis"))
+            radar.plot_radar(
+                series, groups, out / pictures[1].file, f"{title}, a scale per axis", own_scales=True
+            )
+        found.append(Strip(tuple(pictures)))
     return found
 
 
-def _series(run: Run, name: str, title: str, columns: Sequence[str]) -> list[plots.Series]:
+def _series(run: Run, name: str, title: str, columns: Sequence[str]) -> list[radar.Series]:
     rows = [row for row in run.rows(name) if row.level == "ability"]
     found = []
     for column in columns:
         values = {row.name: row.values[column] for row in rows if column in row.values}
         if values:
-            found.append(plots.Series(BASELINES.get(column, title), values, column))
+            found.append(radar.Series(BASELINES.get(column, title), values, column))
     return found
 
 
 def _costs(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Section]:
-    """Accuracy against each cost that all runs know, where there is something to compare."""
-    pictures = []
-    if len(runs) > 1:
-        for cost, file in (("visual tokens per image", "tokens"), ("seconds per update", "time")):
-            if not all(cost in run.costs for run in runs):
-                continue
-            points = []
-            for run in runs:
-                levels = {row.level for row in run.rows(name)}
-                level = "group" if "group" in levels else "all"
-                scores = {row.name: row.values["model"] for row in run.rows(name) if row.level == level}
-                points.append((run.name, run.costs[cost], scores))
-            plots.plot_cost(points, cost, out / f"cost_{file}{suffix}.png")
-            pictures.append(Picture(f"cost_{file}{suffix}.png", f"Accuracy on {name} against {cost}"))
-    return [Section(f"{name}: accuracy against cost", tuple(pictures), level=3)] if pictures else []
+    """Accuracy of each group against each cost that all runs know, where there is something to compare."""
+    if len(runs) < 2:
+        return []
+    strips = []
+    for cost, word in _COSTS.items():
+        if not all(cost in run.costs for run in runs) or len({run.costs[cost] for run in runs}) < 2:
+            continue
+        points = _cost_points(name, runs, cost)
+        pictures = []
+        for group in dict.fromkeys(group for point in points for group in point.scores):
+            file = f"cost_{word}{suffix}_{re.sub(r'[^A-Za-z0-9_-]', '_', group)}.png"
+            cost_plot.plot_cost(points, group, cost, out / file)
+            pictures.append(Picture(file, f"Accuracy on {name}, {label(group)}, against {cost}"))
+        strips.append(Strip(tuple(pictures)))
+    return [Section(f"{name}: accuracy against cost", tuple(strips), level=3)] if strips else []
+
+
+def _cost_points(name: str, runs: Sequence[Run], cost: str) -> list[cost_plot.CostPoint]:
+    """Runs of one connector at several resolutions are a series; if that does not tell runs apart, each is its own."""
+    kinds = [(run.model["connector"], run.model["image_size"]) for run in runs]
+    sizes = len({size for _, size in kinds}) > 1
+    joined = len(set(kinds)) == len(kinds) and sizes
+    points = []
+    for run, (connector, size) in zip(runs, kinds, strict=True):
+        levels = {row.level for row in run.rows(name)}
+        level = "group" if "group" in levels else "all"
+        scores = {
+            r.name: r.values["model"] for r in run.rows(name) if r.level == level and "model" in r.values
+        }
+        series = str(connector) if joined else run.name
+        points.append(cost_plot.CostPoint(series, f"{size} px" if sizes else "", run.costs[cost], scores))
+    return sorted(points, key=lambda point: point.cost)
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:
@@ -211,8 +299,8 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
             elif isinstance(part, Table):
                 lines += [*_markdown_table(part), ""]
             else:
-                picture = part.sheet if isinstance(part, Examples) else part
-                lines += [f"![{picture.description}]({picture.file})", ""]
+                pictures = (part.sheet,) if isinstance(part, Examples) else part.pictures
+                lines += [line for one in pictures for line in (f"![{one.description}]({one.file})", "")]
     return "\n".join(lines)
 
 

@@ -13,6 +13,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     strong: frozenset[int] = frozenset()
 
+    def turned(self) -> "Table":
+        """Rows as columns."""
+        first, *rest = zip(self.head, *self.rows, strict=True)
+        return Table(first, tuple(rest))
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -30,13 +35,21 @@ class Examples:
     sheet: Picture
 
 
-Part = str | Table | Picture | Examples
+@dataclasses.dataclass(frozen=True)
+class Strip:
+    """Pictures beside each other, where there is room."""
+
+    pictures: tuple[Picture, ...]
+
+
+Part = str | Table | Strip | Examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it: text, tables, pictures, examples."""
+    """A heading and what stands under it: text, tables, pictures, examples; `folded`: shown when it is clicked."""
 
     title: str
     parts: tuple[Part, ...]
     level: int = 2
+    folded: bool = False

@@ -87,6 +87,39 @@ def _points_as_fractions(scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# How group scores are combined -> where the score contract's object holds them, and their factor for percent.
+_COMBINED = {
+    "micro, %": (("group_scores", "micro"), ("micro_groups",)),
+    "macro, %": (("group_scores", "macro"), ("groups",)),
+    "normalised, 0–100": (("group_scores", "normalised"), ("group_normalised",)),
+    "sum, points": (("groups",),),
+    "mean, points": (("group_mean",),),
+}
+
+
+def combined_groups(scores: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """How sub-tasks were combined -> group -> value as text; {} for a benchmark without groups.
+
+    Micro pools the questions, macro is the mean over sub-tasks; MME has sums and means of points instead.
+    """
+    points = scores.get("unit") == "points"
+    if not scores.get("groups"):
+        return {}
+    found = {}
+    for name, places in _COMBINED.items():
+        if name.endswith("points") != points and not name.startswith("normalised"):
+            continue
+        for path in places:
+            value: Any = scores
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value:
+                factor = 100 if name.endswith("%") else 1
+                found[name] = {group: f"{factor * one:.1f}" for group, one in value.items()}
+                break
+    return found
+
+
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Columns that hold anything, in order."""
     return [column for column in COLUMNS if any(column in row.values for row in rows)]

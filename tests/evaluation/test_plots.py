@@ -12,12 +12,20 @@ from rich.console import Console
 from test_answer import make_model, mini  # noqa: F401  (a fixture)
 
 from mllm_jax.cli import report as report_verb
-from mllm_jax.evaluation import plots
+from mllm_jax.evaluation import cost_plot, plots, radar, report
+from mllm_jax.evaluation.grouping import load_groups, paper_axes
 from mllm_jax.evaluation.report import write_report
 from mllm_jax.evaluation.run import evaluate
 from mllm_jax.evaluation.runs import ReportError, load_runs
 from mllm_jax.evaluation.store import StoreError
-from mllm_jax.evaluation.tables import markdown_table, percent, rich_table, rows_from_dicts, score_rows
+from mllm_jax.evaluation.tables import (
+    combined_groups,
+    markdown_table,
+    percent,
+    rich_table,
+    rows_from_dicts,
+    score_rows,
+)
 
 GROUPS = {"scene": "coarse", "style": "coarse", "counting": "fine", "reading": "fine"}
 
@@ -110,11 +118,36 @@ def test_percent_scores_become_fractions():
 
 def test_radar(tmp_path):
     values = dict.fromkeys(GROUPS, 0.5)
-    series = [plots.Series("m", values), plots.Series("b", {"scene": 0.1}, "blind")]
-    plots.plot_radar(series, GROUPS, tmp_path / "deep" / "radar.png", "title")
+    series = [radar.Series("m", values), radar.Series("b", {"scene": 0.1}, "blind")]
+    radar.plot_radar(series, GROUPS, tmp_path / "deep" / "radar.png", "title")
     assert is_png(tmp_path / "deep" / "radar.png")
+    radar.plot_radar(series, GROUPS, tmp_path / "own.png", own_scales=True)
+    assert is_png(tmp_path / "own.png")
     with pytest.raises(ValueError, match="at least three"):
-        plots.plot_radar(series, {"scene": "coarse"}, tmp_path / "x.png")
+        radar.plot_radar(series, {"scene": "coarse"}, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("scores_of_models", "ends"),
+    [
+        ((0.62, 0.81), (0.55, 0.85)),
+        ((0.5, 0.5), (0.45, 0.55)),
+        ((0.0, 0.01), (0.0, 0.1)),
+        ((0.99, 1.0), (0.9, 1.0)),
+        ((), (0, 1)),
+    ],
+)
+def test_an_axis_of_its_own_scale_holds_all_models(scores_of_models, ends):
+    series = [radar.Series("m", {"a": score}) for score in scores_of_models]
+    assert radar.own_scale([*series, radar.Series("b", {"a": 0.2}, "blind")], "a") == pytest.approx(ends)
+
+
+def test_cost(tmp_path):
+    points = [cost_plot.CostPoint("c", f"{n:g} px", n, {"fine": n / 100}) for n in (56.0, 84.0)]
+    cost_plot.plot_cost(points, "fine", "tokens", tmp_path / "cost.png")
+    assert is_png(tmp_path / "cost.png")
+    with pytest.raises(ValueError, match="no run has a score for 'coarse'"):
+        cost_plot.plot_cost(points, "coarse", "tokens", tmp_path / "none.png")
 
 
 def test_loss_curves_and_what_a_restart_wrote_again(tmp_path):
@@ -159,7 +192,7 @@ def test_report_of_one_run(tmp_path):
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport"' in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
-    assert page.count("data:image/png;base64,") == 2 + 2  # radar, loss, two examples
+    assert page.count("data:image/png;base64,") == 3 + 2  # radar, loss of two stages, two examples
     text = (run / "eval" / "report.md").read_text()
     assert "| coarse | 20 | 80.0 | 30.0 | 25.0 | 70.0 |" in text
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
@@ -189,10 +222,51 @@ def test_report_of_several_runs(tmp_path, capsys):
     assert f"| % | n | {' | '.join(names)} | {', blind | '.join(names)}, blind | majority |" in text
     assert '| model.connector.name | "mlp2x_gelu" | "average_pool" |' in text
     assert {p.name for p in out.glob("*.png")} == {
-        "radar_84px.png", "radar_112px.png", "cost_tokens.png", "cost_time.png", "loss.png",
+        "radar_84px.png", "radar_84px_own_scales.png", "radar_112px.png",
+        "cost_tokens_coarse.png", "cost_tokens_fine.png", "loss_pretrain.png", "loss_finetune.png",
         "examples_1.png", "examples_2.png", "examples_3.png",
     }  # fmt: skip
     assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None)) == 2
+
+
+def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_WIDE", 1)
+    write_report([make_run(tmp_path / "r0"), make_run(tmp_path / "r1", "linear", 36)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| % | all | coarse | fine |" in text
+    assert "| r1 | 80.0 | 80.0 | 80.0 |" in text
+    assert "| r1 | linear | 84 |" in text
+    assert "<summary>mini: examples of r1</summary>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_chart_of_mmbench_has_the_papers_axes(tmp_path):
+    assert paper_axes("mini") == []
+    assert paper_axes("mmbench_cn") == paper_axes("mmbench")
+    assert len(paper_axes("mmbench")) == 12
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    groups = {name: entry.group for name, entry in load_groups()["mmbench"].items()}
+    values = dict.fromkeys(groups, 0.5)
+    held = dict.fromkeys(("coarse", "fine", "reasoning"), 0.25)
+    found = {"n": 20, "unparsed": 0, "unit": "fraction", "score": 0.5, "subtasks": values, "groups": held}
+    found["group_scores"] = {"micro": held, "macro": dict.fromkeys(held, 0.5)}
+    rows = [vars(row) for row in score_rows(found, groups)]
+    summary["benchmarks"] = {"mmbench": {"kind": "mmbench", "groups": groups, "rows": rows, "scores": found}}
+    (run / "eval" / "summary.json").write_text(json.dumps(summary))
+    write_report([run], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "The charts show the 12 abilities here that are on the paper's chart." in text
+    assert "| micro, % | 25.0 | 25.0 | 25.0 |\n| macro, % | 50.0 | 50.0 | 50.0 |" in text
+
+
+def test_groups_of_points_are_combined_by_sum_and_mean():
+    found = {"unit": "points", "groups": {"fine": 300.0}, "group_mean": {"fine": 150.0}}
+    assert combined_groups(found | {"group_normalised": {"fine": 75.0}}) == {
+        "normalised, 0–100": {"fine": "75.0"},
+        "sum, points": {"fine": "300.0"},
+        "mean, points": {"fine": "150.0"},
+    }
+    assert combined_groups({"groups": {}}) == {}
 
 
 def test_runs_that_cannot_be_reported(tmp_path, capsys):
