@@ -5,7 +5,7 @@ and the questions. Nothing is downloaded: the files lie in the benchmark's manua
 which). A `SHA256SUMS` file there, as `sha256sum` writes it, is checked before anything is written; the digests of the
 question files are noted beside the data in any case. TensorFlow is not needed.
 
-Layout: `DATA_DIR/NAME/VERSION/`, as in `tfds_llava`, with `prompts.json` beside the shards: the questions again, so
+Layout: `DATA_DIR/NAME/VERSION/`, as in `tfds_versions`, with `prompts.json` beside the shards: the questions again, so
 that they are known without reading the pictures.
 """
 
@@ -22,13 +22,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mllm_jax.data.llava_json import DataError
-from mllm_jax.data.tfds_llava import (
+from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
     KeepEncoded,
-    LlavaJsonBuilder,
+    VersionBuilder,
     find_version,
-    next_version,
+    plan_shards,
     read_metadata,
+    write_version,
 )
 
 FORMAT = 1  # raise when what is written changes
@@ -151,39 +152,31 @@ def prepare_benchmark(
         "options": options,
         "files": {os.path.relpath(path, manual_dir): file_digest(path) for path in files},
     }
-    with tfds.core.registered.skip_registration():  # a class per version: tfds keeps it on the class
-        fields = {"name": name, "VERSION": next_version(root), "MANUAL_DOWNLOAD_INSTRUCTIONS": instructions}
-        builder_class = type("_Builder", (BenchmarkBuilder,), fields)
-    builder = builder_class(
+    sizes = (sum(len(read_image(image)) for image in one.images) for one in sets)
+    existing = write_version(
+        BenchmarkBuilder,
+        data_dir,
+        name,
+        fingerprint,
+        instructions=instructions,
         records=sets,
         read_image=read_image,
-        image_root=manual_dir,
-        shards=_plan_shards(sets, read_image, shard_bytes),
+        shards=plan_shards(sizes, shard_bytes),
         metadata=metadata,
         show_progress=show_progress,
-        data_dir=os.fspath(data_dir),
-        file_format="array_record",
     )
-    try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    except OSError:
-        if find_version(root, fingerprint) is None:
-            raise  # otherwise another process has finished the same version first
-    existing = find_version(root, fingerprint)
-    if existing is None:
-        raise DataError(f"{root} was written meanwhile from other files; prepare again")
     return BenchmarkSource(existing)
 
 
 with tfds.core.registered.skip_registration():
 
-    class BenchmarkBuilder(LlavaJsonBuilder):
+    class BenchmarkBuilder(VersionBuilder):
         """Writes `PictureSet`s as one ArrayRecord split, and their questions beside it."""
 
         split_name = SPLIT
 
         def __init__(self, *, read_image: Callable[[str], bytes], **kwargs: Any):
-            """Takes, beside what `LlavaJsonBuilder` takes, how pictures are read."""
+            """Takes, beside what `VersionBuilder` takes, how pictures are read."""
             self._read_image = read_image
             super().__init__(**kwargs)
 
@@ -193,12 +186,8 @@ with tfds.core.registered.skip_registration():
                 "image_names": tfds.features.Sequence(tfds.features.Text()),
                 "prompts": tfds.features.Text(),  # JSON: a list of objects
             }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Pictures and the questions that a benchmark asks about them, with its prompts.",
-                features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(self._metadata),
-                disable_shuffling=True,
+            return self._dataset_info(
+                "Pictures and the questions that a benchmark asks about them, with its prompts.", features
             )
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -252,18 +241,3 @@ def file_digest(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _plan_shards(
-    sets: Sequence[PictureSet], read_image: Callable[[str], bytes], shard_bytes: int
-) -> list[int]:
-    """How many records each shard takes so that it holds about `shard_bytes` of pictures."""
-    shards, filled = [0], 0
-    for one in sets:
-        size = sum(len(read_image(name)) for name in one.images)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append(0)
-            filled = 0
-        shards[-1] += 1
-        filled += size
-    return shards

@@ -15,24 +15,27 @@ under the next version number, the old one stays. A version directory appears on
 import hashlib
 import io
 import json
-import os
 import re
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mllm_jax.data import llava_json
 from mllm_jax.data.samples import Sample, read_image_file
+from mllm_jax.data.tfds_versions import (
+    SHARD_BYTES,
+    KeepEncoded,
+    VersionBuilder,
+    find_version,
+    plan_shards,
+    read_metadata,
+    write_version,
+)
 
 FORMAT = 1  # raise when what is written changes, so that older preparations are not reused
 SPLIT = "train"
-SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
-WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
 
 
 class LlavaSource:
@@ -119,60 +122,30 @@ def prepare(
 
     existing = find_version(Path(data_dir) / name, fingerprint)
     if existing is None:
-        version = next_version(Path(data_dir) / name)
-        metadata = {"fingerprint": fingerprint, "samples": len(records), "json": Path(json_path).name}
-        with tfds.core.registered.skip_registration():  # a class per version: tfds keeps it on the class
-            builder_class = type("_Builder", (LlavaJsonBuilder,), {"name": name, "VERSION": version})
-        builder = builder_class(
+        existing = write_version(
+            LlavaJsonBuilder,
+            data_dir,
+            name,
+            fingerprint,
             records=records,
             image_root=root,
-            shards=_plan_shards(records, sizes, shard_bytes),
-            metadata=metadata,
+            shards=plan_shards((sum(sizes[image] for image in one.images) for one in records), shard_bytes),
+            metadata={"fingerprint": fingerprint, "samples": len(records), "json": Path(json_path).name},
             show_progress=show_progress,
-            data_dir=os.fspath(data_dir),
-            file_format="array_record",
         )
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        try:
-            builder.download_and_prepare(download_config=config)
-        except OSError:
-            if find_version(Path(data_dir) / name, fingerprint) is None:
-                raise  # otherwise another process has finished the same version first
-        existing = find_version(Path(data_dir) / name, fingerprint)
-        if existing is None:
-            where = f"{data_dir}/{name}/{version}"
-            raise llava_json.DataError(f"{where} was written meanwhile from other data; prepare again")
     return LlavaSource(existing)
 
 
-with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not give it its arguments
+with tfds.core.registered.skip_registration():
 
-    class LlavaJsonBuilder(tfds.core.GeneratorBasedBuilder):
-        """Writes checked LLaVA records and their image files as one ArrayRecord split.
+    class LlavaJsonBuilder(VersionBuilder):
+        """Writes checked LLaVA records and their image files as one ArrayRecord split."""
 
-        The writing is done here, shard by shard, instead of by tfds's own writer: that one shuffles on disk,
-        and its disk buffers, used from 1 GB on, need TensorFlow. Order is left to the training pipeline.
-        """
-
-        VERSION = tfds.core.Version("1.0.0")
         split_name = SPLIT
 
-        def __init__(
-            self,
-            *,
-            records: Sequence[Any],
-            image_root: Path,
-            shards: Sequence[int],
-            metadata: dict[str, Any],
-            show_progress: bool = True,
-            **kwargs: Any,
-        ):
-            """Takes the records, the number of them in each shard, and what to note beside the data."""
-            self._records = records
+        def __init__(self, *, image_root: Path, **kwargs: Any):
+            """Takes, beside what `VersionBuilder` takes, the folder that image paths start from."""
             self._image_root = image_root
-            self._shards = shards
-            self._metadata = metadata
-            self._show_progress = show_progress
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -182,16 +155,9 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                 "image_paths": tfds.features.Sequence(tfds.features.Text()),
                 "conversations": tfds.features.Text(),  # JSON: a list of {"from", "value"}
             }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Images and conversations about them, in the format of LLaVA's training data.",
-                features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(self._metadata),
-                disable_shuffling=True,
+            return self._dataset_info(
+                "Images and conversations about them, in the format of LLaVA's training data.", features
             )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            return {self.split_name: self._generate_examples()}
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, record in enumerate(self._records):
@@ -203,58 +169,6 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                     "conversations": json.dumps(record.conversations, ensure_ascii=False),
                 }
                 yield index, example
-
-        def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-            # Called by tfds with `data_path` set to a temporary directory that it renames on success.
-            features = self.info.features
-            serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
-            template = tfds.core.ShardedFileTemplate(
-                dataset_name=self.name,
-                data_dir=self.data_path,
-                split=self.split_name,
-                filetype_suffix="array_record",
-            )
-            examples = self._split_generators(dl_manager)[self.split_name]
-            num_bytes = 0
-            with _progress_bar(self._show_progress) as progress:
-                task = progress.add_task(f"preparing {self.name}", total=len(self._records))
-                for shard, length in enumerate(self._shards):
-                    path = os.fspath(
-                        template.sharded_filepath(shard_index=shard, num_shards=len(self._shards))
-                    )
-                    writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
-                    try:
-                        for _ in range(length):
-                            data = serializer.serialize_example(features.encode_example(next(examples)[1]))
-                            writer.write(data)
-                            num_bytes += len(data)
-                            progress.advance(task)
-                    finally:
-                        writer.close()
-                    sync_file(path)
-            split = tfds.core.SplitInfo(
-                name=self.split_name,
-                shard_lengths=list(self._shards),
-                num_bytes=num_bytes,
-                filename_template=template,
-            )
-            self.info.set_splits(tfds.core.splits.SplitDict([split]))
-
-        def _make_download_manager(self, download_dir: Any, download_config: Any) -> Any:
-            return types.SimpleNamespace(downloaded_size=0)  # tfds's own would leave empty folders behind
-
-        def _log_download_bytes(self) -> None:
-            pass  # nothing is downloaded; the progress bar tells the rest
-
-        def _log_download_done(self) -> None:
-            pass
-
-
-class KeepEncoded(tfds.decode.SkipDecoding):
-    """Leaves the images of a sequence encoded (tfds's own class does so for single images only)."""
-
-    def decode_batch_example_np(self, serialized: Any) -> Any:
-        return serialized
 
 
 def _fingerprint(
@@ -271,56 +185,3 @@ def _fingerprint(
                 sizes[image] = status.st_size
                 digest.update(f"{image}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return sizes, digest.hexdigest()
-
-
-def _plan_shards(records: Sequence[llava_json.Record], sizes: dict[str, int], shard_bytes: int) -> list[int]:
-    """How many records each shard takes so that it holds about `shard_bytes` of images."""
-    shards, filled = [0], 0
-    for record in records:
-        size = sum(sizes[image] for image in record.images)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append(0)
-            filled = 0
-        shards[-1] += 1
-        filled += size
-    return shards
-
-
-def _versions(directory: Path) -> list[tuple[int, Path]]:
-    found = [path for path in directory.glob("*.0.0") if re.fullmatch(r"\d+\.0\.0", path.name)]
-    return sorted((int(path.name.split(".")[0]), path) for path in found)
-
-
-def next_version(directory: Path) -> tfds.core.Version:
-    return tfds.core.Version(f"{max((number for number, _ in _versions(directory)), default=0) + 1}.0.0")
-
-
-def find_version(directory: Path, fingerprint: str) -> Path | None:
-    """The newest complete version with this fingerprint."""
-    for _, path in reversed(_versions(directory)):
-        metadata = read_metadata(path)
-        if metadata is not None and metadata["fingerprint"] == fingerprint:
-            return path
-    return None
-
-
-def read_metadata(directory: Path) -> dict[str, Any] | None:
-    """What `prepare` noted beside the data, or None if this is not a complete version of its making."""
-    try:
-        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
-        complete = (directory / "dataset_info.json").is_file()
-    except (OSError, ValueError):
-        return None
-    keys_present = isinstance(metadata, dict) and {"fingerprint", "samples"} <= metadata.keys()
-    return metadata if complete and keys_present else None
-
-
-def sync_file(path: str) -> None:
-    """Forces a file to the disk, so that a version that appears complete also is after a power failure."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _progress_bar(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not show)

@@ -1,0 +1,218 @@
+"""Versions of a data set as tensorflow-datasets writes them: ArrayRecord shards, read at random, without TensorFlow.
+
+Layout: `DATA_DIR/NAME/VERSION/`. A version holds a fingerprint of what it was made from. Same fingerprint: reused.
+Any other: written under the next version number, the old one stays. A version directory appears only once it is
+complete. What is written is up to a subclass of `VersionBuilder`: `tfds_llava`, `tfds_benchmarks`.
+"""
+
+import json
+import os
+import re
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mllm_jax.data.llava_json import DataError
+
+SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
+WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
+
+
+with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not give it its arguments
+
+    class VersionBuilder(tfds.core.GeneratorBasedBuilder):
+        """Writes records as one ArrayRecord split; a subclass has `_info` and `_generate_examples`.
+
+        The writing is done here, shard by shard, instead of by tfds's own writer: that one shuffles on disk,
+        and its disk buffers, used from 1 GB on, need TensorFlow. Order is left to the training pipeline.
+        """
+
+        VERSION = tfds.core.Version("1.0.0")
+        split_name: str
+
+        def __init__(
+            self,
+            *,
+            records: Sequence[Any],
+            shards: Sequence[int],
+            metadata: dict[str, Any],
+            show_progress: bool = True,
+            **kwargs: Any,
+        ):
+            """Takes the records, the number of them in each shard, and what to note beside the data."""
+            self._records = records
+            self._shards = shards
+            self._metadata = metadata
+            self._show_progress = show_progress
+            super().__init__(**kwargs)
+
+        def _dataset_info(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=description,
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(self._metadata),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+            return {self.split_name: self._generate_examples()}
+
+        def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+            # Called by tfds with `data_path` set to a temporary directory that it renames on success.
+            features = self.info.features
+            serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+            template = tfds.core.ShardedFileTemplate(
+                dataset_name=self.name,
+                data_dir=self.data_path,
+                split=self.split_name,
+                filetype_suffix="array_record",
+            )
+            examples = self._split_generators(dl_manager)[self.split_name]
+            num_bytes = 0
+            with _progress_bar(self._show_progress) as progress:
+                task = progress.add_task(f"preparing {self.name}", total=len(self._records))
+                for shard, length in enumerate(self._shards):
+                    path = os.fspath(
+                        template.sharded_filepath(shard_index=shard, num_shards=len(self._shards))
+                    )
+                    writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
+                    try:
+                        for _ in range(length):
+                            data = serializer.serialize_example(features.encode_example(next(examples)[1]))
+                            writer.write(data)
+                            num_bytes += len(data)
+                            progress.advance(task)
+                    finally:
+                        writer.close()
+                    sync_file(path)
+            split = tfds.core.SplitInfo(
+                name=self.split_name,
+                shard_lengths=list(self._shards),
+                num_bytes=num_bytes,
+                filename_template=template,
+            )
+            self.info.set_splits(tfds.core.splits.SplitDict([split]))
+
+        def _make_download_manager(self, download_dir: Any, download_config: Any) -> Any:
+            return types.SimpleNamespace(downloaded_size=0)  # tfds's own would leave empty folders behind
+
+        def _log_download_bytes(self) -> None:
+            pass  # nothing is downloaded; the progress bar tells the rest
+
+        def _log_download_done(self) -> None:
+            pass
+
+
+def write_version(
+    builder_class: type[VersionBuilder],
+    data_dir: str | Path,
+    name: str,
+    fingerprint: str,
+    *,
+    instructions: str = "",
+    **arguments: Any,
+) -> Path:
+    """Writes the next version of a data set.
+
+    Args:
+      builder_class: what writes it.
+      data_dir: where prepared data sets live.
+      name: the data set's.
+      fingerprint: of what it is made from; also in the builder's metadata.
+      instructions: what to download, for tfds.
+      **arguments: the builder's own.
+
+    Returns:
+      The version's directory. If another process has finished the same meanwhile, that one.
+
+    Raises:
+      DataError: another process wrote the version meanwhile from other data.
+      OSError: it cannot be written.
+    """
+    root = Path(data_dir) / name
+    version = next_version(root)
+    fields = {"name": name, "VERSION": version, "MANUAL_DOWNLOAD_INSTRUCTIONS": instructions or None}
+    with tfds.core.registered.skip_registration():  # a class per version: tfds keeps it on the class
+        versioned = type("_Builder", (builder_class,), fields)
+    builder = versioned(data_dir=os.fspath(data_dir), file_format="array_record", **arguments)
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except OSError:
+        if find_version(root, fingerprint) is None:
+            raise  # otherwise another process has finished the same version first
+    existing = find_version(root, fingerprint)
+    if existing is None:
+        raise DataError(f"{root}/{version} was written meanwhile from other data; prepare again")
+    return existing
+
+
+class KeepEncoded(tfds.decode.SkipDecoding):
+    """Leaves the images of a sequence encoded (tfds's own class does so for single images only)."""
+
+    def decode_batch_example_np(self, serialized: Any) -> Any:
+        return serialized
+
+
+def plan_shards(sizes: Iterable[int], shard_bytes: int) -> list[int]:
+    """How many records each shard takes so that it holds about `shard_bytes` of images.
+
+    Args:
+      sizes: bytes of each record's images.
+      shard_bytes: a new shard is begun rather than hold more, unless one record alone does.
+    """
+    shards, filled = [0], 0
+    for size in sizes:
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append(0)
+            filled = 0
+        shards[-1] += 1
+        filled += size
+    return shards
+
+
+def _versions(directory: Path) -> list[tuple[int, Path]]:
+    found = [path for path in directory.glob("*.0.0") if re.fullmatch(r"\d+\.0\.0", path.name)]
+    return sorted((int(path.name.split(".")[0]), path) for path in found)
+
+
+def next_version(directory: Path) -> tfds.core.Version:
+    """One above the highest version of a data set's directory."""
+    return tfds.core.Version(f"{max((number for number, _ in _versions(directory)), default=0) + 1}.0.0")
+
+
+def find_version(directory: Path, fingerprint: str) -> Path | None:
+    """The newest complete version with this fingerprint."""
+    for _, path in reversed(_versions(directory)):
+        metadata = read_metadata(path)
+        if metadata is not None and metadata["fingerprint"] == fingerprint:
+            return path
+    return None
+
+
+def read_metadata(directory: Path) -> dict[str, Any] | None:
+    """What was noted beside the data, or None if this is not a complete version of our making."""
+    try:
+        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        complete = (directory / "dataset_info.json").is_file()
+    except (OSError, ValueError):
+        return None
+    keys_present = isinstance(metadata, dict) and {"fingerprint", "samples"} <= metadata.keys()
+    return metadata if complete and keys_present else None
+
+
+def sync_file(path: str) -> None:
+    """Forces a file to the disk, so that a version that appears complete also is after a power failure."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _progress_bar(show: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, disable=not show)
