@@ -1,6 +1,11 @@
-"""docs/models.md names every family that we read."""
+"""docs/models.md names every family that we read, and gives each published model's size and parity cases."""
 
 import pathlib
+import re
+import sys
+
+import parity_cases
+import pytest
 
 from mllm_jax.cli.export import FORMATS
 from mllm_jax.data.templates import CHAT, TEMPLATES
@@ -8,6 +13,26 @@ from mllm_jax.interop import families
 from mllm_jax.models.rope import SCALINGS
 
 DOCS = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "models"))
+import test_published_sizes as sizes  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("heading", "published", "cases"),
+    [("encoder", sizes.TOWERS, parity_cases.TOWERS), ("LLM", sizes.LLMS, parity_cases.LLMS)],
+)
+def test_every_published_model_has_a_row(heading, published, cases):
+    table = DOCS.split(f"| {heading} | published as | parameters | parity cases |\n")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| ([^`|]+) \| .*`[^|]* \| ([\d,]+) \| ([^|]+) \|$", table, re.M)
+    assert {name: int(number.replace(",", "")) for name, number, _ in rows} == {
+        name: parameters for name, (_, _, parameters) in published.items()
+    }
+    for name, _, named in rows:
+        family = getattr(families, "VISION" if heading == "encoder" else "LLMS")[published[name][0]]
+        kinds = {cases[case][0] for case in named.split(", ")}
+        assert any(family.architecture.startswith(kind) for kind in kinds), name
 
 
 def test_every_family_has_a_row():

@@ -128,6 +128,23 @@ def test_blocks_of_mixed_dtypes_are_stacked_without_loss(tmp_path):
     np.testing.assert_array_equal(tree["b"][:, 0], np.array([1.5, 1e-30], np.float32))
 
 
+def test_a_parameter_is_set_exactly_once(tmp_path):
+    from mllm_jax.interop.assemble import plan
+
+    names = ("b.0", "x.b.0", "y.mask")
+    save_file({name: np.zeros(2, np.float32) for name in names}, tmp_path / "m.safetensors")
+    source, rules, shapes = Source(tmp_path), [Rule("b", "b.{i}")], {"b": (1, 2)}
+    mask = [(r"y\..*", "only pretraining uses it")]
+    with pytest.raises(ValueError, match=r"'b.0' and 'x.b.0' both set 'b'"):
+        plan(source, rules, shapes, lambda name: [name.removeprefix("x.")], mask)
+    other = [*mask, (r"x\..*", "of another part")]
+    with pytest.raises(ValueError, match=r"no row for parameter 'c'"):
+        plan(source, rules, {**shapes, "c": (2,)}, lambda name: [name], other)
+    placements, report = plan(source, rules, shapes, lambda name: [name], other)
+    assert [placement.name for placement in placements] == list(report.used) == ["b.0"]
+    assert report.ignored == {"x.b.0": "of another part", "y.mask": "only pretraining uses it"}
+
+
 def test_transforms_are_their_own_inverse():
     for transform, shape in ((SAME, (3,)), (patch_kernel(4), (7, 3, 4, 4))):
         array = random_tensor("t", shape)
