@@ -314,7 +314,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_environment):
-    """As on two hosts: each reads its rows, they write one work directory together."""
+    """As on two hosts: each reads its rows, they write one work directory and (stage 1) one feature cache together."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -324,6 +324,7 @@ def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_en
             recipe_file,
             tmp_path / "run",
             script_environment,
+            "--config.stages.pretrain.cache_features=True",
             before=(tmp_path / "join.py", address, str(index)),
             JAX_PLATFORMS="cpu",
         )
@@ -331,6 +332,7 @@ def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_en
     ]
     for process in processes:
         finish(process)
+    assert list((tmp_path / "run" / "data" / "features").glob("*/*.features"))
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
     assert (
         len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 32

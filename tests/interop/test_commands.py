@@ -109,9 +109,12 @@ def test_the_tower_can_be_named(tmp_path, capsys):
             str(tmp_path / "tower"),
             "--to",
             str(tmp_path / "a"),
+            "--verbose",
         ]
     )
     assert code == 0
+    said = capsys.readouterr().out
+    assert re.search(r"encoder\.layers\.4\.mlp\.fc1\.weight.*block 4 is deeper than the deepest", said), said
     assert load_model(tmp_path / "a")[1]["vision"].keys() >= {"blocks", "pos_embed"}
 
 

@@ -1,7 +1,11 @@
 """Training from a feature cache: the same numbers, without running the tower; filled once, resumed, refused."""
 
 import json
+import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -84,6 +88,32 @@ def test_a_stopped_run_goes_on_with_the_shards_that_it_has(
     assert (count, len(cache)) == (3, 5)
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_read_the_same(tmp_path, script_environment):
+    """Each encodes half for a common disk, and all of it for a disk of its own; one of them comes late every time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    script = pathlib.Path(__file__).parent / "two_processes_features.py"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, script, address, str(index), tmp_path],
+            env=script_environment | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "".join(said)
+    (first, again, own), late = (json.loads(lines.splitlines()[-1]) for lines in said)
+    assert [row[:3] for row in (first, again, own)] == [[9, 5, 5], [0, 0, 0], [9, 9, 9]]
+    assert [row[:3] for row in late] == [[9, 4, 4], [0, 0, 0], [9, 9, 9]]
+    # The same bits, whoever wrote and read them.
+    assert len({row[3] for row in (first, again, own, *late)}) == 1
+
+
 def test_bad_pictures_and_full_disks_are_found_before_training(
     tmp_path, tiny_model, tiny_params, reader, monkeypatch
 ):
@@ -148,7 +178,12 @@ def test_a_stage_that_trains_the_tower_is_refused(tiny_config):
 
 
 def test_training_is_the_same_and_does_not_run_the_tower(train, tiny_config, tmp_path, monkeypatch):
-    """Stage 1 of the tiny recipe with `dci`, whose group means are cached too."""
+    """Stage 1 of the tiny recipe with `dci`, whose group means are cached too.
+
+    Features that are on disk give the same parameters bit for bit. Those trained without a cache may differ by
+    rounding, because the tower is then compiled into the update and sees other batches; AdamW divides by the gradient's
+    size, so what hardly has a gradient can move differently by a share of the rate (here 0.01).
+    """
     config = tiny_config
     del config.stages.finetune
     config.stage_order = ("pretrain",)
@@ -166,22 +201,29 @@ def test_training_is_the_same_and_does_not_run_the_tower(train, tiny_config, tmp
         seen.append(images.shape[0])
         return call(tower, images, *arguments)
 
+    encoded = features.PER_DEVICE * len(jax.local_devices())
+    trained = {}
     with monkeypatch.context() as patch:
         patch.setattr(VisionTransformer, "__call__", watched)
-        cached = train.train(config, tmp_path / "cached", evaluate=False)
-    encoded = features.PER_DEVICE * len(jax.local_devices())
-    assert set(seen) <= {1, encoded}  # 1: shapes of the parameters
-    assert seen.count(encoded) == 1
+        for run, times in (("writes", 1), ("reads", 0)):
+            trained[run] = paths.flatten(train.train(config, tmp_path / run, evaluate=False))
+            assert set(seen) <= {1, encoded}  # 1: shapes of the parameters
+            assert seen.count(encoded) == times
+            seen.clear()
     (key,) = (tmp_path / "data" / "features").glob("*/key.json")
     assert json.loads(key.read_text())["request"]["means"]
 
-    losses = [
-        [record["loss"] for record in read_metrics(tmp_path / run / "metrics.jsonl")["pretrain"]]
-        for run in ("plain", "cached")
-    ]
-    assert len(losses[0]) == STEPS
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    plain, cached = paths.flatten(plain), paths.flatten(cached)
+    plain, cached = paths.flatten(plain), trained["writes"]
     assert set(plain) == set(cached)  # the tower is in the saved model as before
-    for path, leaf in plain.items():
-        np.testing.assert_allclose(np.asarray(leaf), np.asarray(cached[path]), atol=2e-3, err_msg=path)
+    for path, leaf in cached.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(trained["reads"][path]), err_msg=path)
+        change = np.abs(np.asarray(leaf) - np.asarray(plain[path]))
+        assert change.max() <= (2e-3 if path.startswith("connector/") else 0), path
+    first, second, third = (
+        read_metrics(tmp_path / run / "metrics.jsonl")["pretrain"] for run in ("plain", "writes", "reads")
+    )
+    assert len(first) == STEPS
+    for name in ("loss", "grad_norm"):
+        one, two = ([record[name] for record in records] for records in (first, second))
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+        assert two == [record[name] for record in third]
