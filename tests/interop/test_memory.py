@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from test_torch_pickle import dumps, tensor, write_zip
 
 from mllm_jax import interop
 from mllm_jax.interop import families
@@ -44,10 +45,25 @@ def write_llm(directory, config, dtype=np.float32, limit=4 << 20):
     return sum(sizes), max(sizes)
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_host_arrays(dtype, tmp_path):
+def rewrite_as_bin(directory):
+    """The same tensors as one PyTorch archive."""
+    source, entries, storages = Source(directory), {}, {}
+    for key, name in enumerate(source):
+        array = np.ascontiguousarray(source.read(name))
+        stride = tuple(step // array.itemsize for step in array.strides)
+        entries[name] = tensor("FloatStorage", str(key), array.size, 0, array.shape, stride)
+        storages[str(key)] = array.tobytes()
+    for path in directory.glob("*.safetensors*"):
+        path.unlink()
+    write_zip(directory / "pytorch_model.bin", dumps(entries), storages)
+
+
+@pytest.mark.parametrize(("dtype", "form"), [(None, "shards"), (jnp.bfloat16, "shards"), (None, "bin")])
+def test_host_arrays(dtype, form, tmp_path):
     total, largest = write_llm(tmp_path, CONFIG)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 3
+    if form == "bin":
+        rewrite_as_bin(tmp_path)
     interop.llm_config(tmp_path)  # imports done before measuring
     model_bytes = total if dtype is None else total // 2
     tracemalloc.start()
