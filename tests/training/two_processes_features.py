@@ -39,7 +39,7 @@ FeatureCache.write = lambda cache, pictures, values: (wrote.extend(pictures), wr
 found = []
 with use_mesh(make_mesh({"data": -1, "fsdp": 1, "tensor": 1})):
     for place in ("common", "common", f"own{index}"):
-        time.sleep(2 * index)
+        time.sleep(0.5 * index)
         wrote.clear()
         cache = features.open_cache(root / place, model, tower, reader, "float32")
         missing = features.fill(cache, {"a": source}, model, tower, reader, shard_bytes=1)
