@@ -16,6 +16,7 @@ evaluation goes on where it was.
 import json
 import pathlib
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -68,6 +69,9 @@ OVERLONG = flags.DEFINE_enum(
     ["error", "empty"],
     "A prompt beyond the context: stop, or count it as an empty answer (default: the run's).",
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Several hosts: call jax.distributed.initialize() first."
+)
 
 
 def run_config(workdir: pathlib.Path) -> ConfigDict:
@@ -113,6 +117,8 @@ def check_flags() -> None:
 def main(_):
     logging.set_verbosity(logging.WARNING)
     check_flags()
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
     workdir = pathlib.Path(WORKDIR.value or OUT.value)

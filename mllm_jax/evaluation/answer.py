@@ -105,6 +105,8 @@ def answer_benchmark(
         raise ValueError(f"overlong={settings.overlong!r} must be 'error' or 'empty'")
     if settings.overlong != "error":
         identity["overlong"] = settings.overlong
+    if runner.sampling is not None:
+        identity["sampling"] = dataclasses.asdict(runner.sampling)
     if _first():
         claim(directory, identity)
     _meet("claimed")
@@ -165,6 +167,7 @@ def ask_model(
             buckets=settings.buckets,
             threads=settings.threads,
             on_batch=on_batch,
+            sampling=runner.sampling,
         )
         for ask, fit in zip(asks, fitting, strict=True):
             if not fit:

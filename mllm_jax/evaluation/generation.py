@@ -1,4 +1,4 @@
-"""Greedy generation in batches with a KV cache.
+"""Generation in batches with a KV cache: greedy, or by sampled beams (`beam_sampling.py`).
 
 Three jitted functions, each compiled for few shapes: prefixes (pictures; `prefixes.py`), then per batch the
 suffixes, of which only the last real position's logits are made, and the decode loop, which ends when every
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Int
 
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation.batching import DEFAULT_BUCKETS, Request
+from mllm_jax.evaluation.beam_sampling import Sampling, sample_answers
 from mllm_jax.evaluation.prefixes import (
     LoadImage,
     Prefixes,
@@ -119,8 +120,9 @@ def generate(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     threads: int = 4,
     on_batch: Callable[[int], None] | None = None,
+    sampling: Sampling | None = None,
 ) -> Iterator[Generation]:
-    """Answers requests greedily, in the order in which they come.
+    """Answers requests greedily (or as `sampling` says), in the order in which they come.
 
     Requests are read ahead in chunks (at most 32 batches, fewer where the pictures need much memory); in a
     chunk the pictures' prefixes are computed once and the rest is sorted by length.
@@ -137,6 +139,7 @@ def generate(
       buckets: lengths to which what follows the last picture is padded.
       threads: threads that load pictures.
       on_batch: told after each batch how many requests it finished.
+      sampling: draw the answers instead; the draws belong to a request's id, not to its place.
 
     Raises:
       SampleTooLong: prompt and answer together exceed the LLM's context; names the request.
@@ -164,9 +167,14 @@ def generate(
         for chosen, rows in chunk.suffix_batches(batch_size, buckets):
             which = np.zeros(batch_size, np.int32)
             which[: len(chosen)] = chunk.prefix_of[chosen]
-            found = _answer(
-                config, max_new_tokens, params, select(pool, which), arrays(rows), rows.lengths, stops
-            )
+            batch = (params, select(pool, which), arrays(rows), rows.lengths, stops)
+            if sampling is None:
+                found = _answer(config, max_new_tokens, *batch)
+            else:
+                keys = np.zeros((batch_size, 2), np.uint32)
+                keys[: len(chosen)] = [sampling.key(chunk.requests[index].id) for index in chosen]
+                how = dataclasses.replace(sampling, seed=0)  # the keys hold it; nothing is compiled per seed
+                found = sample_answers(config, how, max_new_tokens, *batch, keys)
             tokens, counts, stopped = jax.device_get(found)
             for row, index in enumerate(chosen):
                 ids = tuple(tokens[row, : counts[row]].tolist())

@@ -13,7 +13,9 @@ from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
+from mllm_jax.evaluation.beam_sampling import Sampling
 from mllm_jax.evaluation.bundle import Model
+from mllm_jax.evaluation.generation import Generation
 from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.store import AnswerFile, StoreError, claim
 from mllm_jax.models import mllm
@@ -129,6 +131,26 @@ def test_blind_answers_do_not_depend_on_the_picture(model, mini, tmp_path):
     assert all(len(found) == 1 for found in texts.values())
     seen = {row["text"] for row in lines(tmp_path / "out" / "predictions_open.jsonl")}
     assert len(seen) > 1  # the same question about three pictures
+
+
+def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
+    runner = read_benchmark("mini", mini)
+    monkeypatch.setattr(type(runner), "sampling", Sampling(seed=7))
+    settings = []
+
+    def drawing(config, params, requests, tokenizer, **given):
+        settings.append(given["sampling"])
+        return (Generation(request.id, (5,), "sea", True) for request in requests)
+
+    monkeypatch.setattr(answer_module, "generate", drawing)
+    out = tmp_path / "out"
+    answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
+    assert settings == [Sampling(7)]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["sampling"] == {"seed": 7, "beams": 5, "temperature": 1.0}
+    monkeypatch.setattr(type(runner), "sampling", Sampling(seed=8))
+    with pytest.raises(StoreError, match="sampling"):  # answers of two seeds are not mixed
+        answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
 
 
 def test_stopped_run_goes_on_where_it_was(model, mini, tmp_path, monkeypatch):

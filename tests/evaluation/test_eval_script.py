@@ -132,9 +132,9 @@ def test_a_trained_run_answers_published_benchmarks(evaluate, workdir, data, mon
 def test_an_imported_model_answers_like_the_run_it_came_from(evaluate, workdir, model, data, tmp_path):
     names = {"benchmarks": ["mmbench:rounds=vanilla"], "data_dir": data, "blind": False}
     evaluate(workdir=workdir, out=tmp_path / "run", **names, **SMALL)
-    evaluate(
-        model=model, template="mistral_instruct", dtype="float32", out=tmp_path / "imported", **names, **SMALL
-    )
+    where = {"out": tmp_path / "imported", "prepared": tmp_path / "prepared"}  # and read from prepared data
+    evaluate(model=model, template="mistral_instruct", dtype="float32", **where, **names, **SMALL)
+    assert (tmp_path / "prepared" / "mmbench" / "1.0.0" / "prompts.json").is_file()
     texts = [
         [row["text"] for row in rows(tmp_path / where / "eval" / "mmbench-vanilla" / "predictions.jsonl")]
         for where in ("run", "imported")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
+from mllm_jax.evaluation.beam_sampling import Sampling
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.predictions import Problems
 from mllm_jax.evaluation.run import group_of
@@ -658,6 +659,15 @@ def test_mmmu(tmp_path):
     assert runner.read_image(runner.asks[1].images[0]) == png(3)
     scores = answer(runner, tmp_path / "out", ["It is (B)", "The result is three."])
     assert (scores["n"], scores["score"], scores["random_fallbacks"]) == (2, 1.0, 0)
+    assert runner.sampling is None
+    sampled = read_benchmark("mmmu", tmp_path, decoding="sampled", seed="7")
+    assert sampled.sampling == Sampling(seed=7, beams=5, temperature=1.0)
+    for options, message in (
+        ({"decoding": "sampled", "seed": "x"}, "'x' is no whole number"),
+        ({"seed": "7"}, "add decoding=sampled"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            read_benchmark("mmmu", tmp_path, **options)
     item = json.loads(submission(runner, tmp_path / "out").read_text())[0]
     assert item["index2ans"] == {"A": "Monet", "B": "O'Keeffe"}
     with AnswerFile(tmp_path / "out" / "likelihood.jsonl") as file:  # the open question has no options

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.data.samples import read_image_file
+from mllm_jax.evaluation.beam_sampling import Sampling
 
 MAIN, OPEN = "main", "open"
 
@@ -66,6 +67,11 @@ class Runner(abc.ABC):
     kind: ClassVar[str]
     baselines: bool = True
     max_new_tokens: ClassVar[int] = 0
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How answers are drawn; None: greedy."""
+        return None
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
         """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""

@@ -2,10 +2,11 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mllm_jax.evaluation.beam_sampling import Sampling
 from mllm_jax.evaluation.benchmarks import mmmu_pro
 from mllm_jax.evaluation.benchmarks.mmmu_parse import find_choice
 from mllm_jax.evaluation.option_match import LETTERS
@@ -28,16 +29,39 @@ _MARK = re.compile(r"<image (\d)>")
 
 
 class Mmmu(Published):
-    """MMMU validation as Dense Connector asks it, greedily; only the first picture of a question is shown.
+    """MMMU validation as Dense Connector asks it; only the first picture of a question is shown.
 
-    Upstream samples (temperature 1, five beams, seed 42), so that its numbers vary; only greedy answers are made here.
+    Upstream samples (temperature 1, five beams, seed 42), so that its numbers vary. The default here is greedy, as for
+    every other benchmark; `decoding=sampled` decodes like upstream, with draws of our own (`beam_sampling.py`).
     """
 
     kind = "mmmu"
     max_new_tokens = SHORT_TOKENS
+    options: ClassVar = {
+        "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled")),
+        "seed": Option("42", "of sampled answers, a whole number"),
+    }
     files: ClassVar = {
         "questions": File(("*/validation-*.parquet",), "https://huggingface.co/datasets/MMMU/MMMU")
     }
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """Five beams at temperature 1, if asked for."""
+        return Sampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
+
+    @classmethod
+    def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:
+        values = super().read_options(given)
+        if not re.fullmatch(r"[0-9]+", str(values["seed"])):
+            raise BenchmarkError(f"{cls.kind}: option 'seed': {values['seed']!r} is no whole number")
+        if (
+            values["decoding"] == "greedy"
+            and "seed" in given
+            and given["seed"] != cls.options["seed"].default
+        ):
+            raise BenchmarkError(f"{cls.kind}: a seed says nothing of greedy answers; add decoding=sampled")
+        return values
 
     def items(self) -> Iterator[Item]:
         for path in self.paths("questions"):
