@@ -28,7 +28,7 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
 
     pretrain = stage_config()
     pretrain.template = "plain"
-    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 2000)}
+    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
     pretrain.seq_len = 272
     pretrain.batch_size = 16
     pretrain.optimizer = "muon"  # a tenth of AdamW's updates at this size
@@ -40,7 +40,7 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     finetune = stage_config()
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
-    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 6400)}
+    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 5600)}
     finetune.batch_size = 16
     finetune.optimizer = "muon"
     finetune.learning_rate = 5e-4
