@@ -175,6 +175,8 @@ def _llava(fields: dict[str, Any], where: str, tower: str) -> Composite:
     kept = fields.get("mm_vision_select_feature", "patch")
     if vision.class_token and kept != "patch":
         raise ValueError(f"{where}: mm_vision_select_feature={kept!r}; supported: 'patch'")
+    if fields.get("mm_use_im_start_end"):
+        raise ValueError(f"{where}: mm_use_im_start_end=True (tokens around pictures) is not supported")
     projector = fields.get("mm_projector_type") or "linear"
     dense = fields.get("mm_dense_connector_type")
     connector = dense if dense in ("sti", "sci", "dci") else projector
@@ -197,6 +199,8 @@ def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
     layer = projector.get("feature_layer_index", -1)
     if not isinstance(layer, int):
         raise ValueError(f"{where}: feature_layer_index={layer!r}; features of one layer are supported")
+    if (levels := projector.get("num_feature_levels", 1)) != 1:
+        raise ValueError(f"{where}: num_feature_levels={levels}; features of one layer are supported")
     options = {
         "tokens": projector.get("num_query_tokens")
         or projector.get("num_queries")
@@ -222,6 +226,8 @@ def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         },
     }[kind]
     options |= {ours: projector[theirs] for theirs, ours in renamed.items() if theirs in projector}
+    if options.get("pooled") == "tgt":
+        options["pooled"] = "target"
     model = _model(
         with_normalisation(vision, path),
         llm,

@@ -282,6 +282,46 @@ def test_llava_settings_that_we_do_not_compute_are_refused(change, message, tmp_
         read_composite(tmp_path)
 
 
+VISION = {"model_type": "clip_vision_model", "image_size": 56, "patch_size": 14}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end=True"),
+        ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature='cls_patch'"),
+        (
+            {"mm_dense_connector_type": "dci", "mm_projector_type": "linear"},
+            "with mm_projector_type='linear'",
+        ),
+    ],
+)
+def test_settings_of_the_original_layout_that_we_do_not_compute_are_refused(change, message, tmp_path):
+    (tmp_path / "tower").mkdir()
+    (tmp_path / "tower" / "config.json").write_text(json.dumps(VISION))
+    fields = {"model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu", "mm_use_im_start_end": False}
+    fields["mm_vision_tower"] = str(tmp_path / "tower")
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert read_composite(tmp_path).model.connector == "mlp2x_gelu"
+    (tmp_path / "config.json").write_text(json.dumps(fields | change))
+    with pytest.raises(ValueError, match=message):
+        read_composite(tmp_path)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("query", "query"), ("tgt", "target"), ("none", "none")])
+def test_honeybees_words_for_what_is_pooled(theirs, ours, tmp_path):
+    projector = {"projector_type": "d-abs", "num_query_tokens": 4, "pooled_v_target": theirs}
+    fields = {"lm_config": {}, "text_config": {"model_type": "llama"}, "vision_config": VISION}
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"projector_config": projector}))
+    model = read_composite(tmp_path).model
+    assert dict(model.connector_options)["pooled"] == ours
+    assert model.tokens_per_image == 4
+    projector["num_feature_levels"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"projector_config": projector}))
+    with pytest.raises(ValueError, match="num_feature_levels=2"):
+        read_composite(tmp_path)
+
+
 def test_families_are_found_by_what_they_can_express():
     for table in (families.VISION, families.LLMS):
         for model_type, family in table.items():
