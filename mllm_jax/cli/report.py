@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the report (one run: RUN/eval; several: must be given)"
     )
+    parser.add_argument("--groups", metavar="FILE", help="another grouping file (JSON) for the sub-tasks")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     out = Path(args.out) if args.out else Path(args.runs[0]) / "eval"
     try:
-        page = write_report(args.runs, out)
+        page = write_report(args.runs, out, args.groups)
     except (ReportError, OSError) as error:
         print(f"mllm-jax report: {error}", file=sys.stderr)
         return 1

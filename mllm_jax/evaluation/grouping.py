@@ -72,7 +72,8 @@ def paper_axes(kind: str, table: Table | None = None) -> list[str]:
     """
     entries = (load_groups() if table is None else table).get(kind.removesuffix("_cn"), {})
     verified = [name for name, entry in entries.items() if entry.status == "verified"]
-    return sorted(verified, key=lambda name: GROUPS.index(entries[name].group))
+    order = [*GROUPS, *(entry.group for entry in entries.values())]
+    return sorted(verified, key=lambda name: order.index(entries[name].group))
 
 
 def group_scores(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation import cost_plot, plots, radar
-from mllm_jax.evaluation.grouping import paper_axes
+from mllm_jax.evaluation.grouping import Table as Groups
+from mllm_jax.evaluation.grouping import load_groups, paper_axes
 from mllm_jax.evaluation.html_page import render_page
 from mllm_jax.evaluation.runs import Run, differing_keys, load_runs
 from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Strip, Table
@@ -22,24 +23,31 @@ _MANY_KEYS = 10  # longer lists of differing keys are shown when asked for
 _WIDE = 4  # more runs than this stand under each other instead of beside each other
 
 
-def write_report(directories: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(
+    directories: Sequence[str | Path], out: str | Path, groups: str | Path | None = None
+) -> Path:
     """Reports finished runs.
 
     Args:
       directories: work directories that hold an evaluation.
       out: folder for `report.html`, `report.md`, `report.json` and the pictures; made if needed, older reports in
         it are replaced.
+      groups: a grouping file, instead of the groups that the runs were scored with.
 
     Returns:
       The page's path.
 
     Raises:
-      ReportError: a folder without evaluation, or given twice.
+      ReportError: a folder without evaluation, or given twice; a grouping file that cannot be used.
     """
-    runs, out = load_runs(directories), Path(out)
+    try:
+        table = None if groups is None else load_groups(Path(groups))
+    except ValueError as error:
+        raise ReportError(str(error)) from error
+    runs, out = load_runs(directories, table), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
-    sections = _sections(runs, out)
+    sections = _sections(runs, out, table)
     page = out / "report.html"
     page.write_text(render_page(title, sections, out), encoding="utf-8")
     (out / "report.md").write_text(_markdown(title, sections), encoding="utf-8")
@@ -53,11 +61,12 @@ def _as_json(run: Run) -> dict[str, Any]:
     return kept | {"final_loss": final, "config": run.config}
 
 
-def _sections(runs: Sequence[Run], out: Path) -> list[Section]:
+def _sections(runs: Sequence[Run], out: Path, table: Groups | None) -> list[Section]:
     found: list[Section] = []
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     for name in names:
-        found += _benchmark(name, [run for run in runs if name in run.benchmarks], out, len(names) > 1)
+        asked = [run for run in runs if name in run.benchmarks]
+        found += _benchmark(name, asked, out, f"_{name}" if len(names) > 1 else "", table)
     found.append(Section("Models and cost", (_models(runs),)))
     found += _differences(runs)
     if trained := {run.name: run.metrics for run in runs if run.metrics}:
@@ -119,8 +128,7 @@ def _differences(runs: Sequence[Run]) -> list[Section]:
     return [Section(title, (table,), level=3, folded=len(rows) > _MANY_KEYS)]
 
 
-def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list[Section]:
-    suffix = f"_{name}" if several else ""
+def _benchmark(name: str, runs: Sequence[Run], out: Path, suffix: str, table: Groups | None) -> list[Section]:
     scores = [run.benchmarks[name]["scores"] for run in runs]
     about = f"{scores[0]['n']} questions."
     unread = [_unread(run, name) for run in runs]
@@ -139,7 +147,7 @@ def _benchmark(name: str, runs: Sequence[Run], out: Path, several: bool) -> list
         combined = _combined(name, runs)
         parts.append(_table(name, runs, groups=True))
         parts += combined if len(runs) == 1 else ()
-        parts += _radars(name, runs, out, suffix)
+        parts += _radars(name, runs, out, suffix, table)
         sections.append(Section(name, tuple(parts)))
         sections.append(Section(f"{name}: abilities", (_table(name, runs, groups=False),), level=3))
         if combined and len(runs) > 1:
@@ -204,7 +212,7 @@ def _combined(name: str, runs: Sequence[Run]) -> list[Part]:
     return [about, Table(("", *map(label, groups)), rows)]
 
 
-def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Part]:
+def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str, table: Groups | None) -> list[Part]:
     """Radar charts per picture size; of several runs also one with a scale per axis, as in the paper.
 
     Where the paper's own axes are known (MMBench), the charts have those, else every ability.
@@ -214,7 +222,7 @@ def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Part
     for size in sizes:
         same = [run for run in runs if run.model["image_size"] == size]
         groups = same[0].benchmarks[name]["groups"]
-        axes = [axis for axis in paper_axes(same[0].benchmarks[name]["kind"]) if axis in groups]
+        axes = [axis for axis in paper_axes(same[0].benchmarks[name]["kind"], table) if axis in groups]
         if len(axes) >= 3:
             if not found:
                 found.append(f"The charts show the {len(axes)} abilities here that are on the paper's chart.")

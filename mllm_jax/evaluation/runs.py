@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax.evaluation.grouping import Table
 from mllm_jax.evaluation.plots import read_metrics
+from mllm_jax.evaluation.regroup import regroup
 from mllm_jax.evaluation.tables import Row, rows_from_dicts
 
 
@@ -56,11 +58,11 @@ class Run:
         return found
 
 
-def load_run(directory: Path, name: str) -> Run:
-    """Reads a work directory.
+def load_run(directory: Path, name: str, table: Table | None = None) -> Run:
+    """Reads a work directory; with a grouping `table`, under its groups.
 
     Raises:
-      ReportError: it holds no evaluation, or one of its files is damaged.
+      ReportError: it holds no evaluation, or one of its files is damaged, or the table lacks a sub-task.
     """
     out = directory / "eval"
     if not (out / "summary.json").is_file():
@@ -68,6 +70,11 @@ def load_run(directory: Path, name: str) -> Run:
             f"{directory} holds no evaluation (eval/summary.json); run eval.py --workdir={directory}"
         )
     summary = _read(out / "summary.json")
+    if table is not None:
+        try:
+            summary["benchmarks"] = {name: regroup(one, table) for name, one in summary["benchmarks"].items()}
+        except ValueError as error:
+            raise ReportError(str(error)) from error
     examples = {}
     for benchmark in summary["benchmarks"]:
         if (path := out / benchmark / "examples.json").is_file():
@@ -78,7 +85,7 @@ def load_run(directory: Path, name: str) -> Run:
     return Run(name, directory, summary["model"], summary["benchmarks"], config, metrics, examples)
 
 
-def load_runs(directories: Sequence[str | Path]) -> list[Run]:
+def load_runs(directories: Sequence[str | Path], table: Table | None = None) -> list[Run]:
     """Reads several work directories, each named by as much of its path as tells them apart.
 
     Raises:
@@ -93,7 +100,7 @@ def load_runs(directories: Sequence[str | Path]) -> list[Run]:
     while len(set(names)) < len(names):
         length += 1
         names = ["/".join(path.parts[-length:]) for path in paths]
-    return [load_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [load_run(path, name, table) for path, name in zip(paths, names, strict=True)]
 
 
 def _read(path: Path) -> Any:

@@ -13,7 +13,8 @@ from test_answer import make_model, mini  # noqa: F401  (a fixture)
 
 from mllm_jax.cli import report as report_verb
 from mllm_jax.evaluation import cost_plot, plots, radar, report
-from mllm_jax.evaluation.grouping import load_groups, paper_axes
+from mllm_jax.evaluation.grouping import Entry, load_groups, paper_axes
+from mllm_jax.evaluation.regroup import regroup
 from mllm_jax.evaluation.report import write_report
 from mllm_jax.evaluation.run import evaluate
 from mllm_jax.evaluation.runs import ReportError, load_runs
@@ -213,7 +214,7 @@ def test_report_of_several_runs(tmp_path, capsys):
         make_run(tmp_path / "c", "mlp2x_gelu", 256, 0.1, image_size=112),
     ]
     out = tmp_path / "out"
-    args = argparse.Namespace(runs=[str(run) for run in runs], out=str(out))
+    args = argparse.Namespace(runs=[str(run) for run in runs], out=str(out), groups=None)
     assert report_verb.run(args) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     text = (out / "report.md").read_text()
@@ -226,7 +227,7 @@ def test_report_of_several_runs(tmp_path, capsys):
         "cost_tokens_coarse.png", "cost_tokens_fine.png", "loss_pretrain.png", "loss_finetune.png",
         "examples_1.png", "examples_2.png", "examples_3.png",
     }  # fmt: skip
-    assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None)) == 2
+    assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None, groups=None)) == 2
 
 
 def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
@@ -259,6 +260,40 @@ def test_the_chart_of_mmbench_has_the_papers_axes(tmp_path):
     assert "| micro, % | 25.0 | 25.0 | 25.0 |\n| macro, % | 50.0 | 50.0 | 50.0 |" in text
 
 
+def test_stored_scores_under_another_grouping():
+    scene, place, video = "Scene Understanding", "Spatial Relation", "Action Recognition"
+    table = {"seed_bench": {scene: Entry("x", "proposed"), place: Entry("fine", "verified")}}
+    one = {"score": 0.3, "subtasks": {scene: 0.25, place: 0.5, video: 0.0}, "groups": {"fine": 0.3}}
+    one["counts"] = {scene: [1, 4], place: [1, 2], video: [0, 3]}
+    scores = one | {"n": 6, "unparsed": 0, "unit": "fraction", "blind": one}
+    stored = {"kind": "seed_bench", "groups": dict.fromkeys((scene, place), "fine"), "scores": scores}
+    stored["rows"] = [{}]
+    found = regroup(stored, table)
+    assert found["groups"] == {place: "fine", scene: "x", video: ""}
+    rows = {(row["level"], row["name"]): row["values"] for row in found["rows"]}
+    assert rows["group", "x"] == {"model": 0.25, "blind": 0.25}
+    assert rows["group", "fine"] == {"model": 0.5, "blind": 0.5}
+    assert rows["ability", video] == {"model": 0.0, "blind": 0.0}
+    assert found["scores"]["group_scores"]["normalised"] == {"fine": 50.0, "x": 25.0}
+    assert stored["scores"]["groups"] == {"fine": 0.3}  # the stored ones are left as they were
+    with pytest.raises(ValueError, match="no sub-task 'Spatial Relation'"):
+        regroup(stored, {"seed_bench": {scene: Entry("x", "proposed")}})
+    assert regroup(stored, {}) == stored
+    points = {
+        "score": 300.0,
+        "unit": "points",
+        "n": 8,
+        "unparsed": 0,
+        "subtasks": {"scene": 100.0, "OCR": 200.0},
+    }
+    table = {"mme": {"scene": Entry("coarse", "proposed"), "OCR": Entry("coarse", "proposed")}}
+    found = regroup(
+        stored | {"kind": "mme", "scores": points | {"groups": {}, "group_normalised": {}}}, table
+    )
+    assert found["scores"]["groups"] == {"coarse": 300.0}
+    assert found["scores"]["group_normalised"] == {"coarse": 75.0}
+
+
 def test_groups_of_points_are_combined_by_sum_and_mean():
     found = {"unit": "points", "groups": {"fine": 300.0}, "group_mean": {"fine": 150.0}}
     assert combined_groups(found | {"group_normalised": {"fine": 75.0}}) == {
@@ -276,7 +311,7 @@ def test_runs_that_cannot_be_reported(tmp_path, capsys):
     with pytest.raises(ReportError, match="given twice"):
         load_runs([run, run])
     (run / "eval" / "summary.json").write_text("{")
-    assert report_verb.run(argparse.Namespace(runs=[str(run)], out=None)) == 1
+    assert report_verb.run(argparse.Namespace(runs=[str(run)], out=None, groups=None)) == 1
     assert "summary.json cannot be read" in capsys.readouterr().err
 
 
