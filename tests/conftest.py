@@ -21,6 +21,7 @@ if not any(argument.startswith("--jaxtyping-packages") for argument in sys.argv)
 
     install_import_hook("mllm_jax", "beartype.beartype")
 
+import grain  # noqa: F401 (defines absl flags, which must not count as a script's)
 import jax
 import tiny
 from absl import flags
@@ -117,6 +118,13 @@ def train():
     with imported_script("train") as module:
         pass
     return module
+
+
+@pytest.fixture
+def train_script():
+    """train.py as a module, with its flags."""
+    with imported_script("train") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

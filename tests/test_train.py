@@ -375,19 +375,16 @@ def test_a_misspelt_flag_of_the_real_command_is_one_message(run_script, tmp_path
 
 
 @pytest.fixture
-def parse(train, monkeypatch):
+def parse(train_script, monkeypatch):
     """Parses a command line as `script.run` does; flags are as before afterwards."""
 
     def run(*arguments):
         argv = ["train.py", *arguments]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         script._parse(argv)
-        return train.CONFIG.value
+        return train_script.CONFIG.value
 
-    defined = set(flags.FLAGS)
     yield run
-    for name in set(flags.FLAGS) - defined:
-        delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
 
 

@@ -1,5 +1,6 @@
 """Writes a foundation run's newest parameters as Hugging Face directories, half precision."""
 
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
@@ -33,17 +34,18 @@ def newest_params(directory: pathlib.Path):
     return step, jax.tree.map(np.asarray, state["params"])
 
 
-def scale_residual_stream(tower: Any, factor: float) -> Any:
+def scale_residual_stream(vision: VisionConfig, tower: Any, factor: float) -> tuple[VisionConfig, Any]:
     """The same tower with every hidden state multiplied by `factor`.
 
-    All that reads the residual stream is a LayerNorm, which takes the factor out again (up to its epsilon), so it is
-    enough to scale what writes to it. Muon leaves a stream of RMS 30; a connector that starts with the usual initial
-    weights would give the LLM visual tokens a hundred times as long as its words.
+    All that reads the residual stream is a LayerNorm, which takes the factor out again if its epsilon (of a variance)
+    is scaled too, so it is enough to scale what writes to it. Muon leaves a stream of RMS 30; a connector that starts
+    with the usual initial weights would give the LLM visual tokens a hundred times as long as its words.
     """
     writes = ("patch_embed/", "pos_embed", "blocks/out/", "blocks/fc2/")
-    return jax.tree_util.tree_map_with_path(
+    scaled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * factor if path_of(path).startswith(writes) else leaf, tower
     )
+    return dataclasses.replace(vision, eps=vision.eps * factor**2), scaled
 
 
 def residual_rms(vision: VisionConfig, tower: Any, pictures: np.ndarray) -> float:
@@ -71,7 +73,7 @@ def export(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path) -> dict
     pictures = [render_array(sample_scene(config.tower.seed, index, "foundation")) for index in range(64)]
     pictures = [np.asarray(Image.fromarray(p).resize((vision.image_size,) * 2)) for p in pictures]
     rms = residual_rms(vision, tower["tower"], np.stack(pictures))
-    scaled = jax.tree.map(np.asarray, scale_residual_stream(tower["tower"], 1 / rms))
-    save_vision(out / "mini_vit", vision, scaled, np.float16)
+    vision, scaled = scale_residual_stream(vision, tower["tower"], 1 / rms)
+    save_vision(out / "mini_vit", vision, jax.tree.map(np.asarray, scaled), np.float16)
     save_llm(out / "mini_llm", llm_geometry(config.llm, len(tokenizer)), llm, tokenizer, np.float16)
     return {"tower": tower_step, "llm": llm_step}

@@ -84,11 +84,12 @@ def test_a_scaled_residual_stream_scales_hidden_states_and_nothing_else():
     vision = interop.vision_config(interop.resolve_path("mini", "mini_vit"))
     tower = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), interop.load_vision("mini"))
     pictures = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 84, 84, 3), np.uint8))
-    module = VisionTransformer(vision, FeatureRequest(tuple(range(vision.depth + 1))))
-    before = module.apply({"params": tower}, pictures).hidden
-    after = module.apply({"params": assets.scale_residual_stream(tower, 0.25)}, pictures).hidden
+    request = FeatureRequest(tuple(range(vision.depth + 1)))
+    before = VisionTransformer(vision, request).apply({"params": tower}, pictures).hidden
+    other, scaled = assets.scale_residual_stream(vision, tower, 0.3)
+    after = VisionTransformer(other, request).apply({"params": scaled}, pictures).hidden
     for layer, states in before.items():
-        np.testing.assert_allclose(np.asarray(after[layer]) * 4, states, rtol=2e-3, atol=2e-3)
-    assert assets.residual_rms(vision, tower, pictures) == pytest.approx(
+        np.testing.assert_allclose(np.asarray(after[layer]) / 0.3, states, rtol=1e-4, atol=1e-4)
+    assert assets.residual_rms(vision, tower, np.asarray(pictures)) == pytest.approx(
         float(np.sqrt(np.mean(np.square(before[vision.depth - 1])))), rel=1e-4
     )
