@@ -150,6 +150,7 @@ def script_environment(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "JAX_COMPILATION_CACHE_DIR": CACHE,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # what script.run starts a script anew for
         "COLUMNS": "200",
     }
 
