@@ -15,11 +15,12 @@ def started(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "gettrace", lambda: None)  # coverage traces
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is as before afterwards
+    monkeypatch.delenv("GLIBC_TUNABLES")
     return calls
 
 
-def test_a_script_starts_once_more_with_huge_pages(started, monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+def test_a_script_starts_once_more_with_huge_pages(started):
     script._use_huge_pages()
     assert started == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
@@ -29,7 +30,6 @@ def test_a_script_starts_once_more_with_huge_pages(started, monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("platform", "darwin"), ("gettrace", lambda: print)])
 def test_not_elsewhere_nor_under_a_debugger(started, monkeypatch, name, value):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, name, value)
     script._use_huge_pages()
     assert not started
