@@ -39,7 +39,7 @@ ALLOWED = (
     *(f"torch {name}" for name in STORAGES),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MAX_PICKLE = 256 << 20  # bytes of a state dict without its data; real ones are below 1 MB
+MAX_PICKLE = 16 << 20  # bytes of a state dict without its data; real ones are below 1 MB
 
 
 class UnsafeFileError(ValueError):
@@ -287,7 +287,8 @@ class TorchFile:
         if len(pickles) != 1:
             raise self._damaged(f"{len(pickles)} data.pkl in the archive")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in members and self._zip.read(f"{root}byteorder") != b"little":
+        order = members.get(f"{root}byteorder")
+        if order and (order.file_size > len("little") or self._zip.read(order) != b"little"):
             raise self._damaged("big-endian data")
         if members[pickles[0]].file_size > MAX_PICKLE:
             raise self._damaged(f"a pickle of {members[pickles[0]].file_size} bytes")

@@ -91,13 +91,14 @@ def fill(
     threads = max(threads, 1)
     cache.remove_torn()
     places = _missing(cache, sources, threads, console)
+    if places:
+        _check_room(cache, len(places), console)  # all of them will lie on this process's disk
     _meet("searched")
     # This process's share, and then what another process has written to a disk of its own.
     for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
         share = list(places.items())[index::count]
         mine = [place for picture, place in share if picture not in cache]
         if mine:
-            _check_room(cache, len(mine), console)
             _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
         _meet("computed")
         cache.refresh()
@@ -132,12 +133,13 @@ def _missing(
 def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
     need, free = count * cache.record, shutil.disk_usage(cache.directory).free
     size = " x ".join(map(str, cache.shape))
-    console.print(
-        f"feature cache: {count:,} pictures of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
-        f"({_bytes(free)} free)",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if jax.process_index() == 0:
+        console.print(
+            f"feature cache: {count:,} pictures of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
+            f"({_bytes(free)} free)",
+            highlight=False,
+            soft_wrap=True,
+        )
     if need > free:
         raise FeatureCacheError(
             f"{cache.directory}: {count:,} pictures' features take {_bytes(need)}, and the disk has {_bytes(free)} "

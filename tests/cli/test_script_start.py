@@ -1,8 +1,11 @@
 """How train.py and eval.py start."""
 
+import importlib.util
 import os
+import subprocess
 import sys
 
+import jax
 import pytest
 
 from mllm_jax.cli import script
@@ -14,6 +17,7 @@ def started(monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execv", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "gettrace", lambda: None)  # coverage traces
     monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is as before afterwards
     monkeypatch.delenv("GLIBC_TUNABLES")
@@ -28,9 +32,17 @@ def test_a_script_starts_once_more_with_huge_pages(started):
     assert len(started) == 1
 
 
-@pytest.mark.parametrize(("name", "value"), [("platform", "darwin"), ("gettrace", lambda: print)])
-def test_not_elsewhere_nor_under_a_debugger(started, monkeypatch, name, value):
-    monkeypatch.setattr(sys, name, value)
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (sys, "platform", "darwin"),
+        (sys, "gettrace", lambda: print),
+        (jax.distributed, "is_initialized", lambda: True),
+        (importlib.util, "find_spec", lambda name: name == "libtpu"),
+    ],
+)
+def test_not_elsewhere_nor_in_a_program_that_cannot_be_left(started, monkeypatch, where, name, value):
+    monkeypatch.setattr(where, name, value)
     script._use_huge_pages()
     assert not started
     assert "GLIBC_TUNABLES" not in os.environ
@@ -40,3 +52,18 @@ def test_an_environment_that_sets_it_is_left_alone(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     script._use_huge_pages()
     assert not started
+
+
+def test_the_second_start_has_the_arguments_of_the_first(script_environment):
+    code = "import os; from mllm_jax.cli import script; "
+    code += "script.run(lambda arguments: print(arguments[1:], os.environ['GLIBC_TUNABLES']))"
+    environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "a b", "c"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert done.stdout == "['a b', 'c'] glibc.malloc.hugetlb=1\n"

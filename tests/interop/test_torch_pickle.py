@@ -284,8 +284,9 @@ def test_flipped_bytes_never_give_wrong_tensors_silently(tmp_path):
         TorchFile(tmp_path / "x.bin").read("x")
 
 
-def test_big_endian_files_are_refused(tmp_path):
-    write_zip(tmp_path / "x.bin", dumps({"x": tensor()}), {"0": DATA.tobytes()}, byteorder=b"big")
+@pytest.mark.parametrize("order", [b"big", b"little" + bytes(1000)])
+def test_big_endian_files_are_refused(tmp_path, order):
+    write_zip(tmp_path / "x.bin", dumps({"x": tensor()}), {"0": DATA.tobytes()}, byteorder=order)
     with pytest.raises(DamagedFileError, match="big-endian"):
         TorchFile(tmp_path / "x.bin")
 
