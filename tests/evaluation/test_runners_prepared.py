@@ -1,7 +1,7 @@
 """Benchmarks prepared as tensorflow-datasets data give the same prompts, pictures, scores and uploads."""
 
 import pytest
-from test_runners_published import answer, mmbench, refcoco, submission, textvqa
+from test_runners_published import answer, mmbench, mmmu, refcoco, submission, textvqa
 
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.evaluation.run import open_benchmark
@@ -44,6 +44,24 @@ def test_prepared_is_the_same_benchmark(tmp_path, kind, write, options, texts, m
     assert (
         prepare(kind, folder, tmp_path / "data", show_progress=False, **options).source.directory == directory
     )
+
+
+def test_how_answers_are_generated_needs_no_copy(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    mmmu(folder)
+    made = [
+        prepare("mmmu", folder, tmp_path / "data", show_progress=False, **options)
+        for options in ({}, {"decoding": "sampled"}, {"decoding": "sampled", "seed": "7"})
+    ]
+    assert {runner.source.directory for runner in made} == {tmp_path / "data" / "mmmu" / "1.0.0"}
+    assert [runner.sampling and runner.sampling.seed for runner in made] == [None, 42, 7]
+    directory = made[0].source.directory
+    assert "decoding" not in made[0].source.metadata["options"]
+    assert read_benchmark("mmmu", directory).sampling is None
+    assert read_benchmark("mmmu", directory, decoding="sampled").sampling.seed == 42
+    with pytest.raises(BenchmarkError, match="add decoding=sampled"):
+        read_benchmark("mmmu", directory, seed="7")
 
 
 def test_a_changed_file_is_prepared_again(tmp_path):

@@ -628,7 +628,7 @@ def test_blink(tmp_path):
     assert json.loads(submission(runner, tmp_path / "out").read_text())["val_Art_Style_2"] == "(B)"
 
 
-def test_mmmu(tmp_path):
+def mmmu(folder):
     rows = [
         {
             "id": "validation_Art_1",
@@ -649,7 +649,11 @@ def test_mmmu(tmp_path):
             "image_2": None,
         },
     ]
-    parquet(tmp_path / "Art" / "validation-00000-of-00001.parquet", rows, ["image_1", "image_2"])
+    parquet(folder / "Art" / "validation-00000-of-00001.parquet", rows, ["image_1", "image_2"])
+
+
+def test_mmmu(tmp_path):
+    mmmu(tmp_path)
     runner = read_benchmark("mmmu", tmp_path)
     assert prompts(runner) == [
         f"Who painted <image 1>?\n(A) Monet\n(B) O'Keeffe\n\n{LETTER}",
@@ -661,7 +665,7 @@ def test_mmmu(tmp_path):
     assert (scores["n"], scores["score"], scores["random_fallbacks"]) == (2, 1.0, 0)
     assert runner.sampling is None
     sampled = read_benchmark("mmmu", tmp_path, decoding="sampled", seed="7")
-    assert sampled.sampling == Sampling(seed=7, beams=5, temperature=1.0)
+    assert sampled.sampling == Sampling(seed=7, beams=5, temperature=1.0, top_k=50)
     for options, message in (
         ({"decoding": "sampled", "seed": "x"}, "'x' is no whole number"),
         ({"seed": "7"}, "add decoding=sampled"),

@@ -78,7 +78,7 @@ def read_benchmark(
       path: its question file; for a published one also the folder that holds its files, or a version directory that
         `prepared.prepare` wrote.
       images: folder that image names are relative to; None or "" for the default one.
-      **options: of a published benchmark, see its `options`.
+      **options: of a published benchmark, see its `options`; of a prepared one only those of decoding.
 
     Raises:
       BenchmarkError: an unknown kind (the nearest is named) or option, or files that cannot be used.
@@ -91,11 +91,7 @@ def read_benchmark(
     if kind in PUBLISHED and (Path(path) / PROMPTS).is_file():
         from mllm_jax.data.tfds_benchmarks import BenchmarkSource
 
-        if options:
-            raise BenchmarkError(
-                f"{path} is prepared: its options are chosen already, {dict(options)} cannot be"
-            )
-        return PUBLISHED[kind].from_source(BenchmarkSource(path))
+        return PUBLISHED[kind].from_source(BenchmarkSource(path), **options)
     return RUNNERS[kind](path, images, **options)
 
 

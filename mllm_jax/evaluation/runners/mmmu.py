@@ -38,8 +38,8 @@ class Mmmu(Published):
     kind = "mmmu"
     max_new_tokens = SHORT_TOKENS
     options: ClassVar = {
-        "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled")),
-        "seed": Option("42", "of sampled answers, a whole number"),
+        "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled"), True),
+        "seed": Option("42", "of sampled answers, a whole number", decoding=True),
     }
     files: ClassVar = {
         "questions": File(("*/validation-*.parquet",), "https://huggingface.co/datasets/MMMU/MMMU")
@@ -47,7 +47,7 @@ class Mmmu(Published):
 
     @property
     def sampling(self) -> Sampling | None:
-        """Five beams at temperature 1, if asked for."""
+        """Five beams at temperature 1 over the 50 best tokens of each, if asked for."""
         return Sampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
 
     @classmethod

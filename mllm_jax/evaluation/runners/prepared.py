@@ -46,6 +46,7 @@ def prepare(
         asks = [ask for _, ask in group]
         sets.append(tfds_benchmarks.PictureSet(asks[0].images, tuple(map(_as_json, asks))))
     given = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
+    chosen = {name: v for name, v in runner.values.items() if name not in runner.decoding_options()}
     source = tfds_benchmarks.prepare_benchmark(
         kind,
         sets,
@@ -53,13 +54,15 @@ def prepare(
         data_dir,
         files=runner.files_read,
         manual_dir=runner.folder,
-        fingerprint=_fingerprint(runner),
-        options=dict(runner.values),
+        fingerprint=_fingerprint(runner, chosen),
+        options=chosen,
         instructions=instructions(runner),
         show_progress=show_progress,
         **given,
     )
-    return PUBLISHED[kind].from_source(source)
+    return PUBLISHED[kind].from_source(
+        source, **{name: value for name, value in runner.values.items() if name not in chosen}
+    )
 
 
 def instructions(runner: Published | type[Published]) -> str:
@@ -81,9 +84,9 @@ def _as_json(ask: Ask) -> dict[str, Any]:
     return {name: getattr(ask, name) for name in _FIELDS}
 
 
-def _fingerprint(runner: Published) -> str:
-    """Prompts, answers, options, and sizes and times of all files."""
-    digest = hashlib.sha256(f"{runner.fingerprint} {json.dumps(runner.values, sort_keys=True)}".encode())
+def _fingerprint(runner: Published, options: dict[str, bool | str]) -> str:
+    """Prompts, answers, options (but for those of decoding), and sizes and times of all files."""
+    digest = hashlib.sha256(f"{runner.fingerprint} {json.dumps(options, sort_keys=True)}".encode())
     beside = [p for ask in runner.asks for name in ask.images if (p := runner.picture_file(name)) is not None]
     for path in dict.fromkeys([*runner.files_read, *beside]):
         status = path.stat()

@@ -48,11 +48,15 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A choice that a benchmark leaves open: its default, what it means, and the valid values (empty: any)."""
+    """A choice that a benchmark leaves open: its default, what it means, and the valid values (empty: any).
+
+    `decoding`: it only says how answers are generated, not what is asked, so that prepared data serve all its values.
+    """
 
     default: bool | str
     about: str
     valid: tuple[str, ...] = ()
+    decoding: bool = False
 
     def read(self, text: str) -> bool | str:
         """A value from the command line.
@@ -150,18 +154,28 @@ class Published(Runner):
         self._look_at_answers()
 
     @classmethod
-    def from_source(cls, source: Any) -> "Published":
-        """The benchmark as `runners.prepared` wrote it; `source` is a `tfds_benchmarks.BenchmarkSource`.
+    def from_source(cls, source: Any, **options: bool | str) -> "Published":
+        """The benchmark as `runners.prepared` wrote it.
+
+        Args:
+          source: a `tfds_benchmarks.BenchmarkSource`.
+          **options: those of decoding; all others were chosen when it was written.
 
         Raises:
-          BenchmarkError: another benchmark's.
+          BenchmarkError: another benchmark's, or an option that was chosen already.
         """
         from mllm_jax.evaluation.runners.prepared import read_asks
 
         if source.metadata["kind"] != cls.kind:
             raise BenchmarkError(f"{source.directory} holds {source.metadata['kind']!r}, not {cls.kind!r}")
+        if fixed := {name: value for name, value in options.items() if name not in cls.decoding_options()}:
+            raise BenchmarkError(
+                f"{source.directory} is prepared: its options are chosen already, {fixed} cannot be"
+            )
         runner = cls.__new__(cls)
-        runner.values = cls.read_options({}) | dict(source.metadata["options"])
+        written = source.metadata["options"].items()
+        chosen = {name: value for name, value in written if name not in cls.decoding_options()}
+        runner.values = cls.read_options(options) | chosen
         runner.files_read = []
         runner.source = source
         runner.path = runner.folder = runner.images = source.directory
@@ -301,6 +315,11 @@ class Published(Runner):
             return get_benchmark(self.scorer or self.kind).score(predictions, path)
         except PredictionError as error:
             raise BenchmarkError(str(error)) from error
+
+    @classmethod
+    def decoding_options(cls) -> frozenset[str]:
+        """Names of the options that only say how answers are generated."""
+        return frozenset(name for name, option in cls.options.items() if option.decoding)
 
     @classmethod
     def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:
