@@ -3,6 +3,7 @@
 The content is a list of sections (`sections.py`) made once; `html_page.py` and the Markdown writer below only dress it.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from mllm_jax.evaluation import cost_plot, plots, radar
 from mllm_jax.evaluation.grouping import Table as Groups
 from mllm_jax.evaluation.grouping import load_groups, paper_axes
 from mllm_jax.evaluation.html_page import render_page
-from mllm_jax.evaluation.runs import Run, differing_keys, load_runs
+from mllm_jax.evaluation.regroup import base_kind
+from mllm_jax.evaluation.runs import ReportError, Run, differing_keys, load_runs
 from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Strip, Table
 from mllm_jax.evaluation.store import write_json
 from mllm_jax.evaluation.tables import columns_of, combined_groups, label, percent
@@ -38,21 +40,58 @@ def write_report(
       The page's path.
 
     Raises:
-      ReportError: a folder without evaluation, or given twice; a grouping file that cannot be used.
+      ReportError: a folder without evaluation, or given twice; a grouping file that cannot be used, or that groups
+        no benchmark of these runs.
     """
     try:
         table = None if groups is None else load_groups(Path(groups))
     except ValueError as error:
         raise ReportError(str(error)) from error
     runs, out = load_runs(directories, table), Path(out)
+    about = "" if table is None else _about_groups(runs, table, groups)
     out.mkdir(parents=True, exist_ok=True)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     sections = _sections(runs, out, table)
+    if about:
+        sections.insert(0, Section("Grouping", (about,)))
     page = out / "report.html"
     page.write_text(render_page(title, sections, out), encoding="utf-8")
     (out / "report.md").write_text(_markdown(title, sections), encoding="utf-8")
-    write_json(out / "report.json", {"runs": [_as_json(run) for run in runs]})
+    grouping = {} if groups is None else {"groups": str(groups)}
+    write_json(out / "report.json", grouping | {"runs": [_as_json(run) for run in runs]})
     return page
+
+
+def _about_groups(runs: Sequence[Run], table: Groups, file: str | Path | None) -> str:
+    """Which file the groups come from, and what of it is used.
+
+    Raises:
+      ReportError: a name in it is no benchmark, or it groups none of those here.
+    """
+    # Its readers of official files take a while to import; only this needs the names.
+    from mllm_jax.evaluation.runners import RUNNERS, VIDEO
+
+    known = {*map(base_kind, (*RUNNERS, *VIDEO)), *load_groups()}
+    for name in table:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"
+            raise ReportError(f"{file}: {name!r} is no benchmark{hint}")
+    here = {base_kind(one["kind"]) for run in runs for one in run.benchmarks.values() if one["rows"]}
+    used = [name for name in table if name in here]
+    if not used:
+        raise ReportError(
+            f"{file} groups {', '.join(table) or 'nothing'}, but the benchmarks scored here are "
+            f"{', '.join(sorted(here)) or 'none'}; add one of them to the file, or leave --groups out"
+        )
+    if "mme" in used and "mme_authors" in table:
+        used.append("mme_authors")
+    about = f"Sub-tasks of {', '.join(used)} are grouped by {file}."
+    if unused := [name for name in table if name not in used]:
+        about += f" It also groups {', '.join(unused)}, of which no scores are shown here."
+    if rest := sorted(here - set(used)):
+        about += f" It does not have {', '.join(rest)}, whose groups are as stored."
+    return about
 
 
 def _as_json(run: Run) -> dict[str, Any]:
@@ -273,7 +312,8 @@ def _costs(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Secti
         points = _cost_points(name, runs, cost)
         pictures = []
         for group in dict.fromkeys(group for point in points for group in point.scores):
-            file = f"cost_{word}{suffix}_{re.sub(r'[^A-Za-z0-9_-]', '_', group)}.png"
+            # Names of groups are anyone's: "a b" and "a_b" must not share a file.
+            file = f"cost_{word}{suffix}_{len(pictures) + 1}_{re.sub(r'[^A-Za-z0-9_-]', '_', group)}.png"
             cost_plot.plot_cost(points, group, cost, out / file)
             pictures.append(Picture(file, f"Accuracy on {name}, {label(group)}, against {cost}"))
         strips.append(Strip(tuple(pictures)))

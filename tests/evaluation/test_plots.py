@@ -224,7 +224,7 @@ def test_report_of_several_runs(tmp_path, capsys):
     assert '| model.connector.name | "mlp2x_gelu" | "average_pool" |' in text
     assert {p.name for p in out.glob("*.png")} == {
         "radar_84px.png", "radar_84px_own_scales.png", "radar_112px.png",
-        "cost_tokens_coarse.png", "cost_tokens_fine.png", "loss_pretrain.png", "loss_finetune.png",
+        "cost_tokens_1_coarse.png", "cost_tokens_2_fine.png", "loss_pretrain.png", "loss_finetune.png",
         "examples_1.png", "examples_2.png", "examples_3.png",
     }  # fmt: skip
     assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None, groups=None)) == 2
@@ -292,6 +292,117 @@ def test_stored_scores_under_another_grouping():
     )
     assert found["scores"]["groups"] == {"coarse": 300.0}
     assert found["scores"]["group_normalised"] == {"coarse": 75.0}
+
+
+def test_regrouping_keeps_how_groups_are_combined():
+    """`mini`: groups are the mean of abilities, the pooled ones stand beside it, open answers lie deeper."""
+    counts = {"scene": [1, 4], "style": [3, 6], "counting": [2, 2], "reading": [0, 2]}
+
+    def one(shift=0):
+        cells = {name: [max(0, right - shift), n] for name, (right, n) in counts.items()}
+        found = {"n": 14, "unit": "fraction", "score": 0.5, "counts": cells}
+        found["subtasks"] = {name: right / n for name, (right, n) in cells.items()}
+        return found | {"groups": {"coarse": 9.0}, "micro_groups": {"coarse": 9.0}}
+
+    deep = {"predictions": one(1), "blind": one(2), "majority": one(3)}
+    stored = {"kind": "mini", "groups": GROUPS, "rows": [{}], "scores": one() | {"open": deep}}
+    table = {"mini": {name: Entry("all" if name != "counting" else "few", "proposed") for name in GROUPS}}
+    found = regroup(stored, table)
+    scores = found["scores"]
+    assert scores["groups"] == pytest.approx({"few": 1.0, "all": (1 / 4 + 3 / 6 + 0) / 3})
+    assert scores["micro_groups"] == pytest.approx({"few": 1.0, "all": 4 / 12})
+    assert combined_groups(scores)["micro, %"] == {"all": "33.3", "few": "100.0"}
+    assert scores["open"]["predictions"]["groups"] == pytest.approx({"few": 0.5, "all": (2 / 6) / 3})
+    rows = {(row["level"], row["name"]): row["values"] for row in found["rows"]}
+    assert set(rows["group", "few"]) == {"model", "open", "open blind", "open majority"}
+    assert rows["group", "few"]["open blind"] == 0.0
+    assert stored["scores"]["open"]["predictions"]["groups"] == {"coarse": 9.0}
+    entries = {name if name != "counting" else "conting": Entry("x", "proposed") for name in GROUPS}
+    with pytest.raises(ValueError, match="no sub-task 'counting'; nearest is 'conting'"):
+        regroup(stored, {"mini": entries})
+
+
+def test_percent_groups_stay_percent():
+    scores = {"n": 4, "unit": "percent", "score": 25.0, "subtasks": {"a": 25.0}, "counts": {"a": [1, 4]}}
+    stored = {"kind": "blink", "groups": {"a": ""}, "rows": [{}], "scores": scores | {"groups": {}}}
+    found = regroup(stored, {"blink": {"a": Entry("x", "proposed")}})
+    assert [row["values"]["model"] for row in found["rows"]] == [0.25, 0.25, 0.25]
+
+
+def write_groups(path, **benchmarks):
+    table = {
+        kind: {name: {"group": group, "status": "proposed"} for name, group in entries.items()}
+        for kind, entries in benchmarks.items()
+    }
+    path.write_text(json.dumps(table))
+    return path
+
+
+def with_counts(run, **changes):
+    """Gives a run of `make_run` the counts that real scores have under every condition."""
+    path = run / "eval" / "summary.json"
+    summary = json.loads(path.read_text())
+    held = summary["benchmarks"]["mini"]
+    for one in (held["scores"]["blind"], held["scores"]["majority"], held["scores"]["open"]["predictions"]):
+        one["counts"] = held["scores"]["counts"]
+    held |= changes
+    path.write_text(json.dumps(summary))
+    return run
+
+
+def test_the_page_names_the_grouping_file_and_what_it_used(tmp_path):
+    run = with_counts(make_run(tmp_path / "run"))
+    file = write_groups(tmp_path / "my.json", mini=GROUPS | {"scene": "new"}, mmbench={"ocr": "fine"})
+    write_report([run], tmp_path / "out", file)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"Sub-tasks of mini are grouped by {file}. It also groups mmbench, of which no scores" in text
+    assert "| new | 10 |" in text
+    assert str(file) in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["groups"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "benchmarks", "message"),
+    [
+        ("mini", {"minni": GROUPS}, "'minni' is no benchmark; did you mean 'mini'"),
+        ("mini", {"mmbench": {"ocr": "fine"}}, "groups mmbench, but the benchmarks scored here are mini"),
+        ("mini", {}, "groups nothing"),
+        ("mini", {"mini": {"scene": "x"}}, "the grouping of 'mini' has no sub-task"),
+        ("pope", {"pope": GROUPS}, "stored scores of 'pope' do not say.*leave 'pope' out"),
+    ],
+)
+def test_grouping_files_that_cannot_be_used(tmp_path, capsys, kind, benchmarks, message):
+    run = with_counts(make_run(tmp_path / "run"), kind=kind)
+    if kind == "pope":  # its sub-tasks' scores are no shares of questions
+        path = run / "eval" / "summary.json"
+        summary = json.loads(path.read_text())
+        del summary["benchmarks"]["mini"]["scores"]["counts"]
+        path.write_text(json.dumps(summary))
+    file = write_groups(tmp_path / "my.json", **benchmarks)
+    args = argparse.Namespace(runs=[str(run)], out=str(tmp_path / "out"), groups=str(file))
+    assert report_verb.run(args) == 1
+    assert re.search(message, capsys.readouterr().err)
+    args.groups = str(tmp_path / "absent.json")
+    assert report_verb.run(args) == 1
+    assert "absent.json: not a readable grouping file" in capsys.readouterr().err
+
+
+def test_groups_of_similar_names_have_their_own_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        cost_plot, "plot_cost", lambda points, group, cost, path: path.write_text(f"{cost}: {group}")
+    )
+    names = ("粗", "细", "a b", "a_b")
+    runs = load_runs([make_run(tmp_path / "r0"), make_run(tmp_path / "r1", "linear", 36)])
+    for run in runs:
+        run.benchmarks["mini"]["rows"] = [
+            {"level": "group", "name": name, "group": name, "n": 1, "values": {"model": 0.5}}
+            for name in names
+        ]
+    (section,) = report._costs("mini", runs, tmp_path, "")
+    files = [picture.file for strip in section.parts for picture in strip.pictures]
+    assert [(tmp_path / file).read_text() for file in files] == [
+        f"visual tokens per image: {name}" for name in names
+    ]
 
 
 def test_groups_of_points_are_combined_by_sum_and_mean():
