@@ -16,7 +16,6 @@ evaluation goes on where it was.
 import json
 import pathlib
 
-import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -27,6 +26,7 @@ from mllm_jax.evaluation import run
 from mllm_jax.evaluation.load import load_bundle
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.interop import load_tokenizer
+from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
 
@@ -70,7 +70,7 @@ OVERLONG = flags.DEFINE_enum(
     "A prompt beyond the context: stop, or count it as an empty answer (default: the run's).",
 )
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Several hosts: call jax.distributed.initialize() first."
+    "distributed", False, "Several hosts: join the other processes first (docs/operating.md)."
 )
 
 
@@ -118,7 +118,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     check_flags()
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        processes.join()
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
     workdir = pathlib.Path(WORKDIR.value or OUT.value)

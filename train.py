@@ -36,7 +36,7 @@ CONFIG = script.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
 EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Several hosts: call jax.distributed.initialize() first."
+    "distributed", False, "Several hosts: join the other processes first (docs/operating.md)."
 )
 say = functools.partial(Console().print, highlight=False)
 
@@ -172,7 +172,7 @@ def train(config, directory, evaluate=True):
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every write
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        processes.join()
     train(CONFIG.value, pathlib.Path(WORKDIR.value), EVALUATE.value)
 
 

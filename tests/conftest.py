@@ -9,11 +9,16 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import queue
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 if not any(argument.startswith("--jaxtyping-packages") for argument in sys.argv):
@@ -25,6 +30,7 @@ import grain  # noqa: F401 (defines absl flags, which must not count as a script
 import jax
 import tiny
 from absl import flags
+from jax.experimental import multihost_utils
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -170,4 +176,51 @@ def run_script(script_environment):
             check=False,
         )
 
+    return run
+
+
+@pytest.fixture
+def coordinator():
+    """Address for `jax.distributed.initialize`, on a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def as_processes(monkeypatch):
+    """`as_processes(work)` calls `work(index)` in two threads that take themselves for the two processes of a run.
+
+    What they tell each other about host values goes through; arrays on devices are each thread's own. Returns what each
+    returned or raised.
+    """
+    me, inboxes, gone = threading.local(), [None, None], object()
+
+    def exchange(value):
+        inboxes[1 - me.index].put(value)
+        other = inboxes[me.index].get(timeout=60)
+        if other is gone:
+            raise RuntimeError("the other process has ended")
+        return (other, value) if me.index else (value, other)
+
+    def sync(name):
+        assert len(set(exchange(name))) == 1
+
+    def process(work, index):
+        me.index = index
+        try:
+            return work(index)
+        finally:
+            inboxes[1 - index].put(gone)
+
+    def run(work):
+        inboxes[:] = queue.Queue(), queue.Queue()
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(process, work, index) for index in range(2)]
+            return [future.exception() or future.result() for future in futures]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: getattr(me, "index", 0))
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", sync)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack(exchange(value)))
     return run

@@ -7,7 +7,6 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -313,11 +312,8 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_environment):
+def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_environment, coordinator):
     """As on two hosts: each reads its rows, they write one work directory and (stage 1) one feature cache together."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     (tmp_path / "join.py").write_text(JOIN)
     processes = [
         start_training(
@@ -325,7 +321,7 @@ def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_en
             tmp_path / "run",
             script_environment,
             "--config.stages.pretrain.cache_features=True",
-            before=(tmp_path / "join.py", address, str(index)),
+            before=(tmp_path / "join.py", coordinator, str(index)),
             JAX_PLATFORMS="cpu",
         )
         for index in range(2)

@@ -37,7 +37,8 @@ from mllm_jax.evaluation.bundle import Model
 from mllm_jax.evaluation.generation import generate
 from mllm_jax.evaluation.likelihood import option_log_likelihoods
 from mllm_jax.evaluation.runners import MAIN, OPEN, Ask, Runner
-from mllm_jax.evaluation.store import AnswerFile, claim, write_json
+from mllm_jax.evaluation.store import AnswerFile, StoreError, claim, write_json
+from mllm_jax.parallel import processes
 
 PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "likelihood"
 
@@ -90,7 +91,7 @@ def answer_benchmark(
       `majority`, `likelihood` and `open` (with the three conditions inside), those of the other files.
 
     Raises:
-      StoreError: the folder holds answers of another model, benchmark or setting.
+      StoreError: the folder holds answers of another model, benchmark or setting, or the processes do not see the same.
       DataError, ImageError: a picture that cannot be used.
       SampleTooLong: a prompt that does not fit the LLM's context.
     """
@@ -269,11 +270,22 @@ def _fill(
     answers: Callable[[Sequence[Ask], Callable[[int], None]], Iterator[dict[str, Any]]],
     console: Console | None,
 ) -> None:
-    """Appends the missing answers to a condition's files, with a progress bar."""
+    """Appends the missing answers to a condition's files, with a progress bar.
+
+    Raises:
+      StoreError: the processes do not find the same answers missing, so they would not compute the same batches.
+    """
     parts = dict.fromkeys(ask.part for ask in asks)
     files = {part: AnswerFile(answers_file(directory, condition, part), writable=_first()) for part in parts}
     _meet(f"read {condition}")
     left = [ask for ask in asks if ask.key not in files[ask.part].rows]
+    if not processes.same(repr([(ask.part, ask.key) for ask in left]).encode()):
+        raise StoreError(
+            f"{directory}: the processes of this run do not find the same {condition} answers there (process "
+            f"{jax.process_index()} has {len(left)} of {len(asks)} left); all hosts must see one folder, and the same "
+            "files of the benchmark: move the first host's folder, which holds the answers, to a shared disk and give "
+            "that as --out (train.py: --workdir), or start anew in a folder there"
+        )
     progress = Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),

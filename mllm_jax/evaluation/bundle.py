@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
 from mllm_jax.data.images import MAX_PIXELS, decode_image
@@ -92,6 +93,17 @@ class Model:
         digest.update(repr(self.tokenizer(probe).input_ids).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-            step = max(1, leaf.size // _SAMPLED)
-            digest.update(np.asarray(leaf.reshape(-1)[::step]).tobytes())
+            digest.update(sampled(leaf).tobytes())
         return digest.hexdigest()[:16]
+
+
+def sampled(leaf: jax.Array | np.ndarray) -> np.ndarray:
+    """Evenly spaced elements of a parameter in their order, on the host; all if they are few.
+
+    A parameter split over several hosts (`mesh.fsdp`) is sampled on its devices, by all processes together.
+    """
+    step = max(1, leaf.size // _SAMPLED)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        few = jax.jit(lambda values: values.reshape(-1)[::step])(leaf)
+        return np.asarray(multihost_utils.process_allgather(few, tiled=True))
+    return np.asarray(leaf.reshape(-1)[::step])

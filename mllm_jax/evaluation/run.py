@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError, write_json
 from mllm_jax.evaluation.submissions import write_submission
 from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
+from mllm_jax.parallel import processes
 
 
 def evaluate(
@@ -124,13 +124,9 @@ def open_benchmark(values: ConfigDict) -> Runner:
     from mllm_jax.evaluation.runners.prepared import prepare
 
     kind, path, images = given
-    runner = None
-    for first in (True, False):  # the first process writes, then the others find it written
-        if (jax.process_index() == 0) == first:
-            runner = prepare(kind, path, folder, images, **options)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{kind} prepared: {first}")
-    return runner
+    return processes.first_then_others(
+        lambda: prepare(kind, path, folder, images, **options), f"{kind} prepared"
+    )
 
 
 def check_limit(model: Model, name: str, max_new_tokens: int) -> None:

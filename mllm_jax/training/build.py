@@ -25,6 +25,7 @@ from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import attention, mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel import processes
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import adapters, checkpoint, features
 
@@ -166,14 +167,13 @@ def prepare_sources(config: ConfigDict, stage: ConfigDict, workdir: pathlib.Path
       DataError, SampleError: naming file and sample.
     """
     data_dir = _data_dir(config, workdir)
-    prepared = {}
-    for first in (True, False):
-        if (jax.process_index() == 0) == first:
-            for name, source in sorted(stage.sources.items()):
-                prepared[name] = _prepare(config, name, source, data_dir)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"data prepared: {first}")
-    return prepared
+
+    def prepare() -> dict[str, Source]:
+        return {
+            name: _prepare(config, name, source, data_dir) for name, source in sorted(stage.sources.items())
+        }
+
+    return processes.first_then_others(prepare, "data prepared")
 
 
 def _prepare(config: ConfigDict, name: str, source: ConfigDict, data_dir: pathlib.Path) -> Source:
@@ -291,12 +291,19 @@ def bundle(config: ConfigDict, model: ModelConfig, params: Any, tokenizer: Any) 
 
 
 def eval_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """`config.eval` with the mini benchmark written under the data folder where a path is not given."""
+    """`config.eval` with the mini benchmark written under the data folder where a path is not given.
+
+    The first process writes, then the others read, or write on a disk of their own.
+    """
     values = config.eval.copy_and_resolve_references()
     data_dir = _data_dir(config, workdir)
-    for benchmark in values.benchmarks.values():
-        if benchmark.kind == "mini" and not benchmark.path:
-            root = data_dir / f"mini_benchmark_{benchmark.count}_{config.seed}"
-            benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, config.seed))
-            benchmark.images = str(root / "images")
+
+    def write() -> None:
+        for benchmark in values.benchmarks.values():
+            if benchmark.kind == "mini" and not benchmark.path:
+                root = data_dir / f"mini_benchmark_{benchmark.count}_{config.seed}"
+                benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, config.seed))
+                benchmark.images = str(root / "images")
+
+    processes.first_then_others(write, "mini benchmark written")
     return values

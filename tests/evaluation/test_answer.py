@@ -147,7 +147,7 @@ def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
     answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
     assert settings == [Sampling(7)]
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["sampling"] == {"seed": 7, "beams": 5, "temperature": 1.0}
+    assert manifest["sampling"] == {"seed": 7, "beams": 5, "temperature": 1.0, "top_k": 50}
     monkeypatch.setattr(type(runner), "sampling", Sampling(seed=8))
     with pytest.raises(StoreError, match="sampling"):  # answers of two seeds are not mixed
         answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
@@ -178,6 +178,43 @@ def test_stopped_run_goes_on_where_it_was(model, mini, tmp_path, monkeypatch):
     for name in ("predictions", "blind", "predictions_open", "blind_open"):
         assert (broken / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes(), name
     assert scores == json.loads((whole / "scores.json").read_text())
+
+
+def test_processes_go_on_together_from_one_folder_and_refuse_folders_of_their_own(
+    model, mini, tmp_path, monkeypatch, as_processes
+):
+    asked = [[], []]
+
+    def answering(config, params, requests, tokenizer, **_):
+        for request in requests:
+            asked[jax.process_index()].append(request.id)
+            yield Generation(request.id, (5,), "A", True)
+
+    monkeypatch.setattr(answer_module, "generate", answering)
+
+    def stopped(out):
+        """A run of two processes, as it was after six answers."""
+        outcomes = as_processes(lambda _: run(model, "mini", mini, out, blind=False))
+        assert isinstance(outcomes[0], dict), outcomes[0]
+        path = out / "predictions.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+        for ids in asked:
+            ids.clear()
+
+    stopped(tmp_path / "common")
+    as_processes(lambda _: run(model, "mini", mini, tmp_path / "common", blind=False))
+    assert len(asked[0]) == 14 - 6
+    assert asked[0] == asked[1]
+    assert len(lines(tmp_path / "common" / "predictions.jsonl")) == 14  # only the first one writes
+
+    stopped(tmp_path / "own0")
+    outcomes = as_processes(lambda index: run(model, "mini", mini, tmp_path / f"own{index}", blind=False))
+    assert asked == [[], []]
+    for index, (outcome, left) in enumerate(zip(outcomes, (8, 19), strict=True)):
+        assert isinstance(outcome, StoreError), outcome
+        assert f"own{index}: the processes of this run do not find the same predictions" in str(outcome)
+        assert f"process {index} has {left} of 19 left" in str(outcome)
+        assert "to a shared disk and give that as --out" in str(outcome)
 
 
 def test_answers_of_others_are_refused(model, mini, tmp_path):

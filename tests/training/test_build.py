@@ -1,11 +1,16 @@
 """From configuration to parameters: what a stage starts from, in which dtype, and what a finished one leaves."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from mllm_jax.config import benchmark_config
 from mllm_jax.config_check import check
+from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build, checkpoint
@@ -110,3 +115,32 @@ def test_the_processor_follows_the_configured_resolution(tiny_config):
     processor = build.image_processor(tiny_config)
     assert (processor.size, processor.shortest_side) == (56, 56)
     assert (processor.aspect, build.image_processor(tiny_config, "square").aspect) == ("pad", "square")
+
+
+def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(
+    tiny_config, tmp_path, monkeypatch, as_processes
+):
+    benchmark = benchmark_config()
+    benchmark.kind, benchmark.count = "mini", 1
+    tiny_config.eval.benchmarks = ConfigDict({"mini": benchmark})
+    events, write, parts = [], mini_dataset.write_benchmark, mini_dataset._write_atomically
+
+    def watched(*arguments):
+        events.append((jax.process_index(), "begins"))
+        time.sleep(0.2)  # long enough for one that does not wait
+        path = write(*arguments)
+        events.append((jax.process_index(), "ends"))
+        return path
+
+    def watched_part(path, data):
+        events.append((jax.process_index(), path.name))
+        parts(path, data)
+
+    monkeypatch.setattr(mini_dataset, "write_benchmark", watched)
+    monkeypatch.setattr(mini_dataset, "_write_atomically", watched_part)
+    found = as_processes(lambda _: build.eval_config(tiny_config, tmp_path))
+    writes = ["begins", "mini.json", "mini.manifest.json", "ends"]
+    assert events == [*((0, event) for event in writes), (1, "begins"), (1, "ends")]
+    assert {values.benchmarks.mini.path for values in found} == {
+        str(tmp_path / "data" / "mini_benchmark_1_7" / "mini.json")
+    }

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -89,15 +88,12 @@ def test_a_stopped_run_goes_on_with_the_shards_that_it_has(
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_read_the_same(tmp_path, script_environment):
+def test_two_processes_share_the_work_and_read_the_same(tmp_path, script_environment, coordinator):
     """Each encodes half for a common disk, and all of it for a disk of its own; one of them comes late every time."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     script = pathlib.Path(__file__).parent / "two_processes_features.py"
     runs = [
         subprocess.Popen(
-            [sys.executable, script, address, str(index), tmp_path],
+            [sys.executable, script, coordinator, str(index), tmp_path],
             env=script_environment | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

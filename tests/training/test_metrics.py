@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -113,14 +112,11 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_count_together_and_stop_together(tmp_path, script_environment):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+def test_two_processes_count_stop_and_sample_parameters_together(tmp_path, script_environment, coordinator):
     script = pathlib.Path(__file__).parent / "two_processes.py"
     runs = [
         subprocess.Popen(
-            [sys.executable, script, address, str(index), tmp_path],
+            [sys.executable, script, coordinator, str(index), tmp_path],
             env=script_environment | {"JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -132,5 +128,10 @@ def test_two_processes_count_together_and_stop_together(tmp_path, script_environ
     assert [run.returncode for run in runs] == [0, 0], "".join(said)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records] == [2 + 3, 2 + 3 + 1]
-    for lines in said:  # the wish of one is everyone's, at the agreed points only
-        assert lines.splitlines()[-1] == "[True, False, False, True]"
+    for lines in said:
+        wishes, same, found = lines.splitlines()[-3:]
+        assert wishes == "[True, False, False, True]"  # that of one is everyone's, at the agreed points only
+        assert same == "[True, False]"
+        # Parameters split along either axis are sampled as in one process: every third element, and all of 40.
+        sampled = [[199_986, 199_989, 199_992, 199_995, 199_998], [35, 36, 37, 38, 39]]
+        assert json.loads(found) == [[[4, 25_000], [2, 10]], sampled]

@@ -1,14 +1,19 @@
-"""One of two processes that count skipped samples and agree to stop; see test_metrics.py.
+"""One of two processes that count skipped samples, agree to stop and sample parameters; see test_metrics.py.
 
 Arguments: the coordinator's address, this process's index, the work directory.
 """
 
+import json
 import pathlib
 import sys
 
 import jax
+import numpy as np
 
+from mllm_jax.evaluation import bundle
 from mllm_jax.parallel import processes
+from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.metrics import RunLog
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
@@ -22,3 +27,12 @@ log.flush(1e-3)
 log.close()
 wishes = [(bool(index), True), (bool(index), False), (False, True), (True, True)]
 print([processes.agreed(wish, now) for wish, now in wishes])
+print([processes.same(b"common"), processes.same(b"own %d" % index)])
+values = np.arange(4 * 50000, dtype=np.int32)
+params = {"llm": {"embedding": values.reshape(4, 50000), "head": values[:40].reshape(4, 10)}}
+mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+params = jax.device_put(params, param_shardings(params, mesh))
+shards = [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(params)]
+with use_mesh(mesh):
+    found = [bundle.sampled(leaf)[-5:].tolist() for leaf in jax.tree.leaves(params)]
+print(json.dumps([shards, found]))

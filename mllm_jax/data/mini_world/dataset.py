@@ -8,6 +8,7 @@ gets the finished files.
 import hashlib
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,13 +45,16 @@ def _fingerprint(split: str) -> str:
 
 
 def _write_atomically(path: Path, data: Any) -> None:
-    """Writes JSON so that the file is there completely or not at all."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Writes JSON so that the file is there completely or not at all, even if several processes write it at once."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # hosts may share process ids
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _is_complete(root: Path, name: str, parameters: dict[str, Any]) -> bool:

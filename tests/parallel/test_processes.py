@@ -1,0 +1,85 @@
+"""Joining the processes of a run: what the environment must say, and mistakes named."""
+
+import jax
+import pytest
+
+from mllm_jax.config import ConfigError
+from mllm_jax.parallel import processes
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What JAX is asked for; it answers as where it detects no launcher."""
+    calls = []
+
+    def initialize(**given):
+        calls.append(given)
+        if None in given.values():
+            raise ValueError("Number of processes must be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for name in (processes.ADDRESS, processes.COUNT, processes.INDEX):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_the_environment_says_which_process_this_is(asked, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    processes.join()
+    assert asked == [{"num_processes": 3, "process_id": 0}]
+
+
+def test_what_is_missing_is_named(asked, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ConfigError) as caught:
+        processes.join()
+    assert str(caught.value).startswith(
+        "--distributed: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID not set, and JAX detects no launcher (Slurm, "
+    )
+    assert asked == [{"num_processes": 2, "process_id": None}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "form"),
+    [
+        ("JAX_COORDINATOR_ADDRESS", "10.0.0.1", "HOST:PORT"),
+        ("JAX_NUM_PROCESSES", "two", "a number"),
+        ("JAX_PROCESS_ID", "-1", "a number"),
+    ],
+)
+def test_a_malformed_variable_is_named(asked, monkeypatch, name, value, form):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"variable {name} is '{value}', not {form}"):
+        processes.join()
+    assert not asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "variables", "message"),
+    [
+        (
+            ("train.py", "--config=configs/quickstart.py"),
+            {},
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID not set, and JAX detects no launcher",
+        ),
+        (
+            ("eval.py",),
+            {
+                "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "2",
+            },
+            "JAX_COORDINATOR_ADDRESS=127.0.0.1:1, JAX_NUM_PROCESSES=2, JAX_PROCESS_ID=2 (JAX: process_id",
+        ),
+    ],
+)
+def test_the_real_commands_end_in_one_message(run_script, tmp_path, command, variables, message):
+    unset = dict.fromkeys((processes.ADDRESS, processes.COUNT, processes.INDEX), "")
+    done = run_script(*command, f"--workdir={tmp_path / 'run'}", "--distributed", **unset | variables)
+    assert done.returncode == 1
+    assert f"ConfigError: --distributed: {message}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
