@@ -1,8 +1,9 @@
 """Beam search over sampled candidates, as transformers' `do_sample=True, num_beams=W` decodes (MMMU, upstream).
 
-Every step draws candidates without replacement from the softmax of the beams' accumulated log probabilities, keeps the
-likeliest of those drawn, and ends an answer by the length-normalised rule of beam search. The draws are JAX's, made
-from the seed and the question's id: the same for any batch, bucket and number of devices, but not torch's.
+Every step keeps the `top_k` best tokens of each beam, draws candidates among them without replacement from the softmax
+of the beams' accumulated log probabilities, keeps the likeliest of those drawn, and ends an answer by the
+length-normalised rule of beam search. The draws are JAX's, made from the seed and the question's id: the same for any
+batch, bucket and number of devices, but not torch's.
 """
 
 import dataclasses
@@ -25,15 +26,22 @@ _NEVER = -1e30  # below every score
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: `beams` at once at a `temperature` above 0; another `seed` gives other answers."""
+    """How answers are drawn: `beams` at once at a `temperature` above 0; another `seed` gives other answers.
+
+    Only the `top_k` best tokens of a beam can follow it. 50 is what transformers samples with by default
+    (`GenerationConfig`), and so upstream, which sets none; 0 keeps all.
+    """
 
     seed: int = 42
     beams: int = 5
     temperature: float = 1.0
+    top_k: int = 50
 
     def __post_init__(self):
-        if self.beams < 1 or self.temperature <= 0:
-            raise ValueError(f"{self}: at least one beam and a temperature above 0 are needed")
+        if self.beams < 1 or self.temperature <= 0 or self.top_k < 0:
+            raise ValueError(
+                f"{self}: at least one beam, a temperature above 0 and no top_k below 0 are needed"
+            )
 
     def key(self, name: str) -> np.ndarray:
         """The random key (uint32[2]) of the question of that name."""
@@ -132,14 +140,20 @@ def _grow(
     batch, width = state.scores.shape
     vocab = logits.shape[-1]
     total = state.scores[:, :, None] + jax.nn.log_softmax(logits).reshape(batch, width, vocab)
-    total = total.reshape(batch, width * vocab) / sampling.temperature
+    total = total / sampling.temperature
+    # As transformers: never fewer than can all be stop ids and one more.
+    kept = min(max(sampling.top_k, 1 + stops.shape[0]), vocab)
+    if sampling.top_k:
+        total = jnp.where(total < jax.lax.top_k(total, kept)[0][:, :, -1:], -jnp.inf, total)
+    total = total.reshape(batch, width * vocab)
 
     def noise(key: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), state.step)
         return jax.random.gumbel(key, (width * vocab,))
 
     # Gumbel top-k is sampling without replacement; enough candidates that not all can be stop ids.
-    drawn = jax.lax.top_k(total + jax.vmap(noise)(keys), width * (1 + stops.shape[0]))[1]
+    count = width * max(2, 1 + stops.shape[0])
+    drawn = jax.lax.top_k(total + jax.vmap(noise)(keys), count)[1]
     values, order = jax.lax.top_k(jnp.take_along_axis(total, drawn, axis=1), drawn.shape[1])
     drawn = jnp.take_along_axis(drawn, order, axis=1)
     parents, token = drawn // vocab, (drawn % vocab).astype(jnp.int32)

@@ -133,7 +133,7 @@ def generate(
       load_image: picture key -> uint8[S, S, 3], thread-safe.
       max_new_tokens: N, at most so many tokens per answer.
       batch_size: rows at once, rounded up to a multiple of the devices that share them; the last batch of a
-        chunk is filled with empty rows.
+        chunk is filled with empty rows. When sampling, every beam is a row, so that there are fewer questions.
       stop_ids: ids that end an answer (`tokens.stop_ids`).
       stop_text: text that ends an answer, for templates that close with text (`###`, a newline).
       buckets: lengths to which what follows the last picture is padded.
@@ -150,7 +150,8 @@ def generate(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     stops = np.asarray(stop_ids, np.int32)
-    batch_size += -batch_size % row_shards()
+    questions = batch_size if sampling is None else max(1, batch_size // sampling.beams)
+    batch_size, questions = (size + -size % row_shards() for size in (batch_size, questions))
     config, limit = without_remat(config), config.llm.max_positions
 
     def checked() -> Iterator[Request]:
@@ -164,14 +165,14 @@ def generate(
     )
     for chunk, pool in pools:
         answers: list[Generation | None] = [None] * len(chunk.requests)
-        for chosen, rows in chunk.suffix_batches(batch_size, buckets):
-            which = np.zeros(batch_size, np.int32)
+        for chosen, rows in chunk.suffix_batches(questions, buckets):
+            which = np.zeros(questions, np.int32)
             which[: len(chosen)] = chunk.prefix_of[chosen]
             batch = (params, select(pool, which), arrays(rows), rows.lengths, stops)
             if sampling is None:
                 found = _answer(config, max_new_tokens, *batch)
             else:
-                keys = np.zeros((batch_size, 2), np.uint32)
+                keys = np.zeros((questions, 2), np.uint32)
                 keys[: len(chosen)] = [sampling.key(chunk.requests[index].id) for index in chosen]
                 how = dataclasses.replace(sampling, seed=0)  # the keys hold it; nothing is compiled per seed
                 found = sample_answers(config, how, max_new_tokens, *batch, keys)
