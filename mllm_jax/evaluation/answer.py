@@ -339,7 +339,7 @@ def _stops(model: Model) -> tuple[list[int], str]:
     if close in template.specials:
         return ids, ""
     spelled = span_tokenizer(model.tokenizer).middle(close)
-    return ids + (spelled if len(spelled) == 1 else []), close
+    return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
 
 
 def _parts(runner: Runner) -> list[str]:

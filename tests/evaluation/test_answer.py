@@ -365,3 +365,12 @@ def test_blind_picture_is_zero_after_normalisation(model):
     picture = model.blind_picture()
     assert picture.shape == (8, 8, 3)
     assert np.abs(model.processor.normalize(picture)).max() < 0.01
+
+
+def test_ids_that_end_an_answer_stand_once(model):
+    tokenizer = make_tokenizer()
+    plain = dataclasses.replace(model, template="plain", tokenizer=tokenizer)
+    newline = tokenizer.convert_tokens_to_ids("Ċ")
+    assert answer_module._stops(plain) == ([tokenizer.eos_token_id, newline], "\n")
+    tokenizer.eos_token = "Ċ"  # as models whose answers end with a line
+    assert answer_module._stops(plain) == ([newline], "\n")
