@@ -3,7 +3,8 @@
     mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
 
 takes hours on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on where it was.
-docs/results.md says how the runs that made the shipped weights differ from this recipe: it was mended while they ran.
+The shipped tower is this recipe's; docs/results.md says how the run that made the shipped LLM differed: its part was
+mended meanwhile.
 """
 
 from ml_collections import ConfigDict

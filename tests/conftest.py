@@ -161,6 +161,28 @@ def script_environment(tmp_path_factory):
     }
 
 
+@pytest.fixture
+def run_two_processes(script_environment, coordinator):
+    """Runs `python SCRIPT COORDINATOR INDEX ARGUMENTS...` as two processes; gives the lines of each."""
+
+    def run(script, *arguments):
+        runs = [
+            subprocess.Popen(
+                [sys.executable, script, coordinator, str(index), *map(str, arguments)],
+                env=script_environment | {"JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for index in range(2)
+        ]
+        said = [run.communicate(timeout=300)[0] for run in runs]
+        assert [run.returncode for run in runs] == [0, 0], "".join(said)
+        return [lines.splitlines() for lines in said]
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def run_script(script_environment):
     """Runs `python SCRIPT ARGUMENTS...` from the repository's root and waits for it."""

@@ -3,8 +3,6 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -88,22 +86,11 @@ def test_a_stopped_run_goes_on_with_the_shards_that_it_has(
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_read_the_same(tmp_path, script_environment, coordinator):
+def test_two_processes_share_the_work_and_read_the_same(tmp_path, run_two_processes):
     """Each encodes half for a common disk, and all of it for a disk of its own; one of them comes late every time."""
     script = pathlib.Path(__file__).parent / "two_processes_features.py"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, script, coordinator, str(index), tmp_path],
-            env=script_environment | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "".join(said)
-    (first, again, own), late = (json.loads(lines.splitlines()[-1]) for lines in said)
+    said = run_two_processes(script, tmp_path)
+    (first, again, own), late = (json.loads(lines[-1]) for lines in said)
     assert [row[:3] for row in (first, again, own)] == [[9, 5, 5], [0, 0, 0], [9, 9, 9]]
     assert [row[:3] for row in late] == [[9, 4, 4], [0, 0, 0], [9, 9, 9]]
     # The same bits, whoever wrote and read them.

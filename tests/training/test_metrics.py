@@ -3,8 +3,6 @@
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -112,24 +110,13 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_count_stop_and_sample_parameters_together(tmp_path, script_environment, coordinator):
+def test_two_processes_count_stop_and_sample_parameters_together(tmp_path, run_two_processes):
     script = pathlib.Path(__file__).parent / "two_processes.py"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, script, coordinator, str(index), tmp_path],
-            env=script_environment | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    said = [run.communicate(timeout=300)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "".join(said)
+    said = run_two_processes(script, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records] == [2 + 3, 2 + 3 + 1]
     for lines in said:
-        wishes, same, found = lines.splitlines()[-3:]
+        wishes, same, found = lines[-3:]
         assert wishes == "[True, False, False, True]"  # that of one is everyone's, at the agreed points only
         assert same == "[True, False]"
         # Parameters split along either axis are sampled as in one process: every third element, and all of 40.
