@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", required=True, metavar="FILE", help="LLaVA-format .json or .jsonl file")
     parser.add_argument("--images", metavar="DIR", help="the image folder (leave out for text-only data)")
     parser.add_argument("--template", help="also check that every conversation fits this template")
-    parser.add_argument("--tokenizer", metavar="DIR", help="also check lengths with this tokenizer")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="also check lengths with this tokenizer; mini: the shipped one"
+    )
     parser.add_argument(
         "--seq-len", type=int, metavar="N", help="row length in tokens, visual tokens included"
     )
@@ -103,7 +105,11 @@ def _layout(args: argparse.Namespace) -> Layout:
     if args.tokenizer is not None:
         from transformers import AutoTokenizer  # takes seconds to import
 
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
+        from mllm_jax.interop.hub import MINI, resolve_path
+
+        # of a checkpoint on the hub, only the tokenizer is fetched
+        where = resolve_path(MINI) if args.tokenizer == MINI else args.tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     template = None if args.template is None else resolve_template(args.template, tokenizer)
     return Layout(
         template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots, args.label_tokens

@@ -189,6 +189,14 @@ def test_command_checks_lengths_with_a_tokenizer(folder, capsys):
     assert "too-many-labels: 1" in capsys.readouterr().out
 
 
+def test_command_takes_the_shipped_tokenizer(folder, capsys):
+    path = write(folder, [entry("good"), entry("long", answer="red " * 60)])
+    arguments = ["validate", "--json", str(path), "--images", str(folder), "--template", "mini"]
+    arguments += ["--tokenizer", "mini", "--tokens-per-image", "4", "--seq-len", "60"]
+    assert main(arguments) == 1
+    assert "overlong: 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
