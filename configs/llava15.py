@@ -48,6 +48,7 @@ def get_config(tuning: str = "full") -> ConfigDict:
 
     for stage in (pretrain, finetune):
         stage.sources = {"main": source_config()}
+        stage.sources.main.duplicate_ids = "number"  # the published mixture repeats ids
     config.stages = {"pretrain": pretrain, "finetune": finetune}
     config.stage_order = ("pretrain", "finetune")
     return config

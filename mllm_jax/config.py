@@ -38,6 +38,7 @@ def source_config() -> ConfigDict:
             "kind": "llava",
             "json": "",  # LLaVA-format JSON or JSON lines
             "images": "",  # folder that its image paths are relative to
+            "duplicate_ids": "error",  # or "number": samples that share an id are told apart as id, id#2, id#3
             "weight": 1.0,  # how often it is drawn, relative to the other sources
             "split": "",  # mini_world: which stream of scenes ("pretrain", "finetune")
             "form": "",  # mini_world: "caption" or "instruct"

@@ -28,6 +28,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "stages.*.aspect": ("pad", "square"),
     "stages.*.quantize_base": ("none", "int8"),
     "stages.*.sources.*.kind": ("llava", "mini_world"),
+    "stages.*.sources.*.duplicate_ids": ("error", "number"),
 }
 POSITIVE = (
     "model.vision.image_size",

@@ -20,6 +20,7 @@ from mllm_jax.config import (
     stage_config,
 )
 from mllm_jax.config_check import check, check_key
+from mllm_jax.data import images
 from mllm_jax.parallel.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,6 +83,10 @@ def test_resolved_keeps_only_the_chosen_connector(tiny_config):
     assert set(values["model"]["connector"]) == {"name", "path", "average_pool"}
     assert values["stages"]["finetune"]["trainable"] == ["connector/.*", "llm/.*"]
     assert json.loads(json.dumps(values)) == values
+
+
+def test_validate_has_the_pixel_limit_of_training():
+    assert default_config().data.max_image_pixels == images.MAX_PIXELS
 
 
 # --------------------------------------------------------------------------------------------------- unknown keys

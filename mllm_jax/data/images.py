@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: 256 MiB of RGB
+MAX_PIXELS = 178_956_970  # where Pillow refuses decompression bombs: 512 MiB of RGB; as data.max_image_pixels
 MAX_SIDE = 1 << 18  # keeps the intermediate rows of resizing a one-pixel-high image below a gigabyte
 ORIENTATION = 0x0112  # the EXIF tag
 

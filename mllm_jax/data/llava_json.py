@@ -199,8 +199,8 @@ def _settle_id(
         return sample_id, []
     if duplicate_ids == "error":
         message = (
-            f"the id occurs more than once (again at entry #{index}); make ids unique, or read with "
-            'duplicate_ids="number" to have repeats numbered id#2, id#3'
+            f"the id occurs more than once (again at entry #{index}); make ids unique, or set the "
+            "source's duplicate_ids=number (validate: --duplicate-ids number) to have repeats numbered id#2, id#3"
         )
         return sample_id, [Problem("duplicate-id", sample_id, message)]
     sample_id = f"{sample_id}#{times}"

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from mllm_jax.data.feature_cache import FeatureCache
+from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import RowEncoder, stack_rows
 from mllm_jax.data.samples import Source
@@ -182,7 +183,7 @@ class TrainIterator:
         """Continues from a position that `get_state` returned, here or in another process or run.
 
         Raises:
-          ValueError: if the state belongs to another order (other data, seed, weights or batch size); the
+          DataError: if the state belongs to another order (other data, seed, weights or batch size); the
             message says what differs.
         """
         version = state.get("version")
@@ -191,7 +192,10 @@ class TrainIterator:
         for key, value in self._order.items():
             saved = state["order"].get(key)
             if saved != value:
-                raise ValueError(f"cannot continue: the data's {key!r} was {saved!r}, now it is {value!r}")
+                raise DataError(
+                    f"cannot continue: the data's {key!r} was {saved!r}, now it is {value!r}; give the data and "
+                    "settings of the run's beginning, or start anew in another --workdir"
+                )
         self.close()
         self._next_batch = int(state["next_batch"])
         self._failure = None

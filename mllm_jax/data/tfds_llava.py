@@ -15,6 +15,7 @@ under the next version number, the old one stays. A version directory appears on
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mllm_jax.data import llava_json
+from mllm_jax.data.images import decode_image
 from mllm_jax.data.samples import Sample, read_image_file
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
@@ -30,9 +32,11 @@ from mllm_jax.data.tfds_versions import (
     VersionBuilder,
     find_version,
     plan_shards,
+    progress_bar,
     read_metadata,
     write_version,
 )
+from mllm_jax.data.threads import map_in_order
 
 FORMAT = 1  # raise when what is written changes, so that older preparations are not reused
 SPLIT = "train"
@@ -87,6 +91,7 @@ def prepare(
     name: str = "llava",
     duplicate_ids: llava_json.DuplicateIds = "error",
     compat: str | None = None,
+    max_image_pixels: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     show_progress: bool = True,
 ) -> LlavaSource:
@@ -98,6 +103,8 @@ def prepare(
       data_dir: where prepared data sets live.
       name: the data set's name below `data_dir`: lower-case letters, digits and underscores.
       duplicate_ids, compat: as in `llava_json.read_records`.
+      max_image_pixels: every image is decoded before anything is written, and one with more pixels refused; None
+        leaves images unread until they are used.
       shard_bytes: a new file is begun after about so many bytes of images.
       show_progress: draw a progress bar.
 
@@ -106,6 +113,7 @@ def prepare(
 
     Raises:
       DataError: for anything wrong with the JSON and for a missing or unreadable image, naming the sample.
+      ImageError: for an image that cannot be decoded or has too many pixels, naming the sample.
 
     In a run of several processes with a shared `data_dir`, let one process prepare and the others wait for
     it; a second one preparing at the same time does the work twice and ends with the same result.
@@ -122,6 +130,8 @@ def prepare(
 
     existing = find_version(Path(data_dir) / name, fingerprint)
     if existing is None:
+        if max_image_pixels is not None:
+            _check_images(records, root, compat, max_image_pixels, show_progress)
         existing = write_version(
             LlavaJsonBuilder,
             data_dir,
@@ -169,6 +179,26 @@ with tfds.core.registered.skip_registration():
                     "conversations": json.dumps(record.conversations, ensure_ascii=False),
                 }
                 yield index, example
+
+
+def _check_images(
+    records: Sequence[llava_json.Record], root: Path, compat: str | None, max_pixels: int, show_progress: bool
+) -> None:
+    """Decodes every image once: a broken one is found now and not in the middle of training."""
+    users: dict[str, str] = {}  # image -> first sample that shows it
+    for record in records:
+        for image in record.images:
+            users.setdefault(image, record.id)
+
+    def check(image: str) -> None:
+        data = read_image_file(root / image, users[image])
+        source = f"sample {users[image]!r}, {root / image}"
+        decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
+
+    with progress_bar(show_progress) as progress:
+        task = progress.add_task("checking images", total=len(users))
+        for _ in map_in_order(check, users, min(16, os.cpu_count() or 1)):
+            progress.advance(task)
 
 
 def _fingerprint(

@@ -75,7 +75,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             )
             examples = self._split_generators(dl_manager)[self.split_name]
             num_bytes = 0
-            with _progress_bar(self._show_progress) as progress:
+            with progress_bar(self._show_progress) as progress:
                 task = progress.add_task(f"preparing {self.name}", total=len(self._records))
                 for shard, length in enumerate(self._shards):
                     path = os.fspath(
@@ -213,6 +213,7 @@ def sync_file(path: str) -> None:
         os.fsync(file.fileno())
 
 
-def _progress_bar(show: bool) -> Progress:
+def progress_bar(show: bool) -> Progress:
+    """The bar of a preparation."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, disable=not show)

@@ -164,7 +164,7 @@ def prepare_sources(config: ConfigDict, stage: ConfigDict, workdir: pathlib.Path
     The first process writes, then the others read, or write on a disk of their own.
 
     Raises:
-      DataError, SampleError: naming file and sample.
+      DataError, ImageError: naming file and sample.
     """
     data_dir = _data_dir(config, workdir)
 
@@ -184,7 +184,15 @@ def _prepare(config: ConfigDict, name: str, source: ConfigDict, data_dir: pathli
         json_path = mini_dataset.write_split(root, split, count, form, seed)
         images = root / "images"
     dataset = "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
-    return tfds_llava.prepare(json_path, images, data_dir, name=dataset, compat=config.data.compat or None)
+    return tfds_llava.prepare(
+        json_path,
+        images,
+        data_dir,
+        name=dataset,
+        duplicate_ids=source.duplicate_ids,
+        compat=config.data.compat or None,
+        max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
+    )
 
 
 def feature_cache(

@@ -29,6 +29,17 @@ def _writing(directory: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path, way_out: str) -> Iterator[None]:
+    """Turns whatever the storage layers raise at damaged files into one error."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ or error  # the storage layer's own message is pages long
+        said = f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}"
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({said}); {way_out}") from error
+
+
 def first_difference(saved: Any, wanted: Any) -> str | None:
     """What first differs between two trees of arrays or shapes, in words; None if shapes all agree."""
 
@@ -112,9 +123,11 @@ class StageCheckpoints:
           like: shapes, dtypes and shardings wanted.
 
         Raises:
-          CheckpointError: the checkpoint holds other parameters.
+          CheckpointError: the checkpoint holds other parameters or cannot be read.
         """
-        saved = self._manager.item_metadata(step)["state"]
+        way_out = "move it away, and the same command goes on from the one before"
+        with _reading(self.directory / str(step), way_out):
+            saved = self._manager.item_metadata(step)["state"]
         if saved is not None:
             difference = first_difference(saved["params"], like.params)
             if difference:
@@ -122,12 +135,13 @@ class StageCheckpoints:
                     f"checkpoint {self.directory}/{step} does not fit this model: {difference}; use the "
                     "configuration that wrote it, or another workdir"
                 )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
-            ),
-        )
+        with _reading(self.directory / str(step), way_out):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_as_dict(like)), data=ocp.args.JsonRestore()
+                ),
+            )
         return TrainState(**restored["state"]), restored["data"]
 
     def close(self) -> None:
@@ -162,14 +176,18 @@ def load_params(directory: pathlib.Path, like: Any) -> Any:
 
     Raises:
       FileNotFoundError: nothing there.
-      CheckpointError: the checkpoint holds other parameters; the first difference is named.
+      CheckpointError: the checkpoint holds other parameters (the first difference is named) or cannot be read.
     """
     if not directory.exists():
         raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
     with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(directory.absolute()).item_metadata.tree
-        if difference := first_difference(saved, like):
+        way_out = "move it away, and train.py's same command writes it again from the stage's last checkpoint"
+        with _reading(directory, way_out):
+            saved = checkpointer.metadata(directory.absolute()).item_metadata
+        # metadata that cannot be read is None; then reading fails below
+        if saved is not None and (difference := first_difference(saved.tree, like)):
             raise CheckpointError(
                 f"checkpoint {directory} does not fit this model: {difference}; use the configuration that wrote it"
             )
-        return checkpointer.restore(directory.absolute(), like)
+        with _reading(directory, way_out):
+            return checkpointer.restore(directory.absolute(), like)

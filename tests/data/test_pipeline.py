@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
+from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.pipeline import make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import ARRAYS, RowEncoder, TooManyLabels, padding_share
@@ -203,7 +204,9 @@ def test_a_state_of_other_data_is_refused():
         make([source(8)], seed=1).set_state(state)
     with pytest.raises(ValueError, match="'batch_size' was 4, now it is 2"):
         make([source(8)], batch_size=2).set_state(state)
-    with pytest.raises(ValueError, match="'sources' was"):
+    with pytest.raises(
+        DataError, match=r"'sources' was .*; give the data and settings of the run's beginning"
+    ):
         make([source(9)]).set_state(state)
     with pytest.raises(ValueError, match="'weights' was None"):
         make([source(8)], weights=[1]).set_state(state)

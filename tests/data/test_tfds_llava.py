@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mllm_jax.data import tfds_llava
+from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.tfds_llava import LlavaSource, prepare
 
@@ -120,6 +121,20 @@ def test_a_missing_or_empty_image_is_named_and_nothing_is_left(data, tmp_path):
     with pytest.raises(DataError, match=r"sample 'ünï': image file .*b\.jpg is empty"):
         prepare(path, images, tmp_path / "out", show_progress=False)
     assert list((tmp_path / "out" / "llava").iterdir()) == []
+
+
+def test_broken_and_huge_images_are_named_before_anything_is_written(data, tmp_path):
+    path, images, _ = data
+    out = tmp_path / "out"
+    with pytest.raises(ImageError, match=r"sample 'one', .*a\.png: 7 x 5 = 35 pixels exceed the limit of 34"):
+        prepare(path, images, out, max_image_pixels=34, show_progress=False)
+    whole = (images / "sub" / "b.jpg").read_bytes()
+    (images / "sub" / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"sample 'ünï', .*b\.jpg: damaged or truncated JPEG"):
+        prepare(path, images, out, max_image_pixels=35, show_progress=False)
+    assert not out.exists()
+    (images / "sub" / "b.jpg").write_bytes(whole)
+    assert len(prepare(path, images, out, max_image_pixels=35, show_progress=False)) == 5
 
 
 def test_text_only_data_needs_no_folder_and_others_do(data, tmp_path):

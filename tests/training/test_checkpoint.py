@@ -82,6 +82,25 @@ def test_another_model_is_refused_and_its_first_difference_named(tmp_path, other
     checkpoints.close()
 
 
+def test_damaged_files_are_one_error_with_a_way_out(tmp_path):
+    save_all(tmp_path / "stage", [3.0, 2.0], 2, 1)
+    save_params(tmp_path / "params", make_state(1).params)
+    for directory in (tmp_path / "stage" / "2" / "state", tmp_path / "params"):
+        for name in ("manifest.ocdbt", "_METADATA"):
+            (directory / name).write_bytes(b"")
+    checkpoints = StageCheckpoints(tmp_path / "stage", 2, 1)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint .*/stage/2 cannot be read .*; move it away"
+    ) as error:
+        checkpoints.restore(2, like(make_state(0)))
+    assert "\n" not in str(error.value)
+    state, _ = checkpoints.restore(1, like(make_state(0)))
+    assert int(state.step) == 1
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match=r"checkpoint .*/params cannot be read"):
+        load_params(tmp_path / "params", like(make_state(1).params))
+
+
 def test_params_alone_are_written_and_read(tmp_path):
     params = make_state(7).params
     save_params(tmp_path / "params" / "pretrain", params)
