@@ -10,9 +10,9 @@ from typing import Any
 from mllm_jax.config import ConfigError, default_of
 
 # Keys that may change between runs of one work directory: they do not alter what is trained, or (overlong,
-# max_image_pixels) only at a sample that would have stopped the run.
+# max_image_pixels, duplicate_ids) only at a sample that would have stopped the run.
 FREE = re.compile(
-    r"data\.(dir|threads|overlong|max_image_pixels)|(mesh|eval)(\..*)?|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best|cache_features)"
+    r"data\.(dir|threads|overlong|max_image_pixels)|(mesh|eval)(\..*)?|stages\..+\.duplicate_ids|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best|cache_features)"
 )
 TEMPORARY = "config.json.tmp"
 

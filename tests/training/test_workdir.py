@@ -43,6 +43,7 @@ def test_what_does_not_alter_training_may_change(tiny_config, tmp_path):
     claim(tmp_path, resolved(tiny_config))
     tiny_config.mesh.fsdp = 2
     tiny_config.data.threads = 3
+    tiny_config.stages.pretrain.sources.captions.duplicate_ids = "number"
     tiny_config.data.overlong = "skip"  # go on past a sample that has stopped the run
     tiny_config.eval.max_new_tokens = 5
     tiny_config.stages.pretrain.checkpoint_every = 3
