@@ -3,7 +3,10 @@
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python train.py --config=configs/quickstart.py:average_pool --workdir=runs/average_pool
 
-The argument is the connector's name; a compressing one gets 1/4 of the 144 patch tokens.
+The argument is the connector's name; a compressing one gets 1/4 of the 144 patch tokens, 1/9 with
+`--config.model.connector.average_pool.tokens=16`. 84 px stand for 336, 56 for 224
+(`--config.model.vision.image_size=56`) and 112 for 448 (with `--config.data.seq_len=512
+--config.stages.pretrain.seq_len=384` for its 256 patch tokens).
 """
 
 from ml_collections import ConfigDict

@@ -328,7 +328,11 @@ def question_turn(ask: Ask) -> Turn:
 def _loader(model: Model, runner: Runner, blind: bool) -> Callable[[Any], np.ndarray]:
     if blind:
         return lambda _: model.blind_picture()
-    return lambda name: model.picture(runner.read_image(name), name)
+
+    def load(name: str) -> np.ndarray:
+        return model.picture(runner.read_image(name), f"question {runner.question_about(name)!r}, {name}")
+
+    return load
 
 
 def _stops(model: Model) -> tuple[list[int], str]:

@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.tokens import SampleTooLong
@@ -297,6 +298,8 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
         ("vqa", "nonsense", "not JSON"),
         ("vqa", "[3]", "entry #0 is no JSON object"),
         ("vqa", '[{"question_id": 1, "question": "q"}]', "entry 1: 'answer' must be a str"),
+        ("vqa", '[{"question_id": 1, "question": "q", "answer": " "}]', "entry 1: 'answer' is empty"),
+        ("vqa", '[{"id": "a", "conversations": []}]', "entry '#0': 'question_id' .* this is training data"),
         (
             "vqa",
             '[{"question_id": 1, "question": "q", "answer": "a", "image": 5}]',
@@ -331,7 +334,16 @@ def test_missing_files(tmp_path, model):
     (tmp_path / "q.json").write_text(
         '[{"question_id": 1, "question": "q", "answer": "a", "image": "gone.png"}]'
     )
-    with pytest.raises(DataError, match=r"gone\.png"):
+    with pytest.raises(DataError, match=r"sample '1': image file .*gone\.png cannot be read"):
+        run(model, "vqa", tmp_path / "q.json", tmp_path / "out")
+
+
+def test_a_picture_that_is_none_is_named_with_its_question(tmp_path, model):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "page.png").write_text("<html>")
+    question = {"question_id": "q7", "question": "q", "answer": "a", "image": "page.png"}
+    (tmp_path / "q.json").write_text(json.dumps([question]))
+    with pytest.raises(ImageError, match=r"question 'q7', page\.png: not an image"):
         run(model, "vqa", tmp_path / "q.json", tmp_path / "out")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mllm_jax.config import benchmark_config
+from mllm_jax.config import benchmark_config, default_config
 from mllm_jax.config_check import check
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.models import paths
@@ -108,6 +108,22 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches == 9
         assert batches.num_samples == 36
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "expected"),
+    [(56, 64, 64), (84, 144, 144), (112, 256, 256), (84, 36, 36), (84, 16, 16), (112, 64, 64)],
+)
+def test_the_mini_towers_tokens_are_a_quarter_of_clips_and_compress_alike(size, tokens, expected):
+    """56, 84, 112 px stand for CLIP-L/14 at 224, 336, 448; connectors with 1/4 and 1/9 of the patch tokens."""
+    config = default_config()
+    config.model.vision.image_size = size
+    config.model.connector.name = "average_pool"
+    config.model.connector.average_pool.tokens = tokens
+    assert build.model_config(config).tokens_per_image == expected
+    config.model.connector.name = "mlp2x_gelu"
+    clip = (4 * size // 14) ** 2
+    assert build.model_config(config).tokens_per_image == clip // 4
 
 
 def test_the_processor_follows_the_configured_resolution(tiny_config):

@@ -5,6 +5,7 @@ Adding one is one file with a `Runner`, a row in `runners.RUNNERS` and a test.
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -122,9 +123,21 @@ class Runner(abc.ABC):
         """The encoded picture.
 
         Raises:
-          DataError: it cannot be read; names the file.
+          DataError: it cannot be read; names the file and a question about it.
         """
-        return read_image_file(self.images / name, name)
+        return read_image_file(self.images / name, self.question_about(name))
+
+    def question_about(self, image: str) -> str:
+        """The id of the first question about a picture, for messages."""
+        return self._questions.get(image, image)
+
+    @functools.cached_property
+    def _questions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for ask in self.asks:
+            for image in ask.images:
+                found.setdefault(image, str(ask.row["question_id"]))
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -169,8 +182,10 @@ def field(row: dict[str, Any], name: str, kind: type, path: Path, index: int) ->
     """
     if not isinstance(row.get(name), (str, int) if name == "question_id" else kind):
         which = row.get("question_id", f"#{index}")
+        hint = "; this is training data, questions are written otherwise" if "conversations" in row else ""
         raise BenchmarkError(
-            f"{path}: entry {which!r}: {name!r} must be a {kind.__name__}, found {row.get(name)!r}"
+            f"{path}: entry {which!r}: {name!r} must be a {kind.__name__}, found {row.get(name)!r}{hint} "
+            "(docs/data.md, Questions to answer)"
         )
     return row[name]
 

@@ -8,7 +8,15 @@ from typing import Any
 from mllm_jax.data.mini_world.questions import OPEN_SUFFIX
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.mini import same_answer
-from mllm_jax.evaluation.runners.base import Ask, Runner, field, image_names, most_frequent, read_list
+from mllm_jax.evaluation.runners.base import (
+    Ask,
+    BenchmarkError,
+    Runner,
+    field,
+    image_names,
+    most_frequent,
+    read_list,
+)
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 
 
@@ -21,7 +29,9 @@ class VqaRunner(Runner):
         asks = []
         for index, row in enumerate(read_list(self.path)):
             for name in ("question_id", "question", "answer"):
-                field(row, name, str, self.path, index)
+                if not str(field(row, name, str, self.path, index)).strip():
+                    which = row["question_id"] or f"#{index}"
+                    raise BenchmarkError(f"{self.path}: entry {which!r}: {name!r} is empty")
             images = image_names(row, self.path, index)
             asks.append(Ask(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", images))
         return sorted(asks, key=lambda ask: ask.images)
