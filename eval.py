@@ -4,7 +4,7 @@
     python eval.py --workdir=runs/quickstart --stage=pretrain --out=runs/quickstart/after_pretrain
     python eval.py --workdir=runs/mine --benchmark=vqa --path=test.json --images=images
     python eval.py --workdir=runs/mine --benchmarks=mmbench,mme,pope --data_dir=benchmarks
-    python eval.py --model=models/llava --template=vicuna_v1 --benchmarks=vqav2:split=test-dev2015 \
+    python eval.py --model=models/llava --template=vicuna_v1 --benchmarks=vqav2:split=test-dev2015 \\
         --data_dir=benchmarks --out=runs/llava
 
 The model is a run's (everything about it is read from the work directory) or, with --model, an imported one or a
@@ -30,6 +30,7 @@ from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
 
+flags.adopt_module_key_flags(script)  # --help shows --traceback
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.")
 STAGE = flags.DEFINE_string("stage", None, "Evaluate the model after this stage (default: the last one).")
 OUT = flags.DEFINE_string("out", None, "Where `eval/` is written (default: the work directory).")

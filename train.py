@@ -34,11 +34,12 @@ from mllm_jax.training.step import init_state, make_train_step, state_shardings,
 
 CONFIG = script.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
+flags.adopt_module_key_flags(script)  # --help shows --config and --traceback
 EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts: join the other processes first (docs/operating.md)."
 )
-say = functools.partial(Console().print, highlight=False)
+say = functools.partial(Console().print, highlight=False, soft_wrap=True)
 
 
 def train_stage(config, name, model, batches, mesh, directory, params):

@@ -14,6 +14,8 @@ from mllm_jax.config import benchmark_config, default_config, source_config, sta
 
 
 def get_config(stages: str = "both") -> ConfigDict:
+    if stages not in ("both", "pretrain", "finetune"):
+        raise ValueError(f"configs/own_data.py:{stages}: choose both, pretrain or finetune")
     config = default_config()
     config.seed = 0
     config.model.vision.image_size = 84

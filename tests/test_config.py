@@ -293,7 +293,7 @@ def test_missing_checkpoint_is_named(tiny_config, tmp_path):
         ("stages.finetune.sources.instructions.kind", "mini_world", ConfigError,
          "'stages.finetune.sources.instructions.split' is ''; valid: 'foundation', 'pretrain', 'finetune'"),
         ("stages.finetune.lora", {"targets": "llm/blocks/query/kernel"}, ConfigError,
-         "'stages.finetune.lora.targets': lora.targets='llm/blocks/query/kernel' matches no kernel"),
+         "'stages.finetune.lora.targets': lora.targets='llm/blocks/query/kernel' matches no kernel; kernels: llm"),
         ("stages.finetune.lora", {}, ConfigError,
          "'stages.finetune.trainable': 'llm/blocks/down/kernel' is trained itself and adapted by lora.targets"),
         ("stages.finetune.quantize_base", "int8", ConfigError,

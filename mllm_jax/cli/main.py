@@ -12,8 +12,12 @@ wait for JAX. The module's docstring is the description shown by `mllm-jax VERB 
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+
+# transformers advises everybody to install PyTorch, which nothing here needs.
+NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -63,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
         print(f"mllm-jax: unknown verb {verb!r}; did you mean {nearest!r}?\n\n{overview()}", file=sys.stderr)
         return 2
+    os.environ.setdefault(*NO_ADVICE)
     module = importlib.import_module(VERBS[verb][0])
     parser = argparse.ArgumentParser(
         prog=f"mllm-jax {verb}",

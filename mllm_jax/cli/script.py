@@ -22,6 +22,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import ConfigError
 from mllm_jax.config_check import check_key
 from mllm_jax.data.conversations import SampleError
@@ -52,7 +53,8 @@ flags.DEFINE_bool("traceback", False, "Show where in the code an error was raise
 
 def define_config() -> flags.FlagHolder:
     """Defines `--config=RECIPE.py` or `--config=RECIPE.py:ARGUMENT`, and `--config.KEY=VALUE` for each of its keys."""
-    holder = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+    text = "The recipe: FILE.py, or FILE.py:ARGUMENT. --config.KEY=VALUE sets any of its keys."
+    holder = config_flags.DEFINE_config_file("config", None, text, lock_config=True)
     flags.mark_flag_as_required("config")
     return holder
 
@@ -63,6 +65,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     An error that its user can mend ends the program with exit code 1 and one message on standard error; the traceback
     is shown with --traceback.
     """
+    os.environ.setdefault(*NO_ADVICE)
     _use_huge_pages()
     app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
 
@@ -98,7 +101,8 @@ def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
 
 
 def _fail(error: BaseException) -> None:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    way_out = f"; {error.way_out}" if hasattr(error, "way_out") else ""
+    print(f"{type(error).__name__}: {error}{way_out}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -107,7 +111,10 @@ def _parse(arguments: list[str]) -> list[str]:
         for recipe in _values(arguments, "config"):
             if not pathlib.Path(recipe.partition(":")[0]).is_file():
                 raise ConfigError(f"--config: there is no recipe {recipe.partition(':')[0]}")
-        return app.parse_flags_with_usage(arguments)
+        left = app.parse_flags_with_usage(arguments)
+        if len(left) > 1:
+            raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")
+        return left
     except ConfigError as error:
         _fail(error)
     except (AttributeError, KeyError, TypeError):

@@ -71,7 +71,7 @@ CONNECTORS: dict[str, tuple[type[Connector], dict[str, Any]]] = {
     "token_packer": (TokenPacker, {}),
 }
 
-MAY_BE_ZERO = ("depth", "end_tokens")  # integer options
+MAY_BE_ZERO = ("depth", "end_tokens")  # integer options, besides those whose default is not positive
 
 
 def _entry(name: str) -> tuple[type[Connector], dict[str, Any]]:
@@ -115,6 +115,7 @@ def _checked(name: str, key: str, value: Any) -> Any:
         wanted = "a list of integers" if kind is tuple else kind.__name__
         raise ValueError(f"option {key!r} of connector {name!r} must be {wanted}, not {value!r}")
     least = 1 if kind is int and key not in MAY_BE_ZERO else 0
+    least = min(least, valid[key]) if kind in (int, float) else least
     if kind in (int, float) and value < least:
         raise ValueError(f"option {key!r} of connector {name!r} must be at least {least}: {value!r}")
     return value

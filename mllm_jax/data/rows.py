@@ -51,6 +51,8 @@ class ImageReader:
 class TooManyLabels(SampleError):
     """A sample has more supervised tokens than the loss makes logits for."""
 
+    way_out = "raise data.label_tokens, or leave such samples out with data.overlong=skip"
+
     def __init__(self, sample: str, count: int, limit: int):
         super().__init__(
             sample, f"has {count} supervised tokens, more than the limit of {limit} (label_tokens)"

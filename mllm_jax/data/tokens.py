@@ -25,6 +25,8 @@ from mllm_jax.data.templates import Template
 class SampleTooLong(SampleError):
     """A sample has more tokens than a row; ``length`` and ``limit`` are in tokens."""
 
+    way_out = "raise data.seq_len (or the stage's), or leave such samples out with data.overlong=skip"
+
     def __init__(self, sample: str, length: int, limit: int):
         super().__init__(
             sample, f"has {length} tokens (visual tokens included), more than the limit of {limit}"

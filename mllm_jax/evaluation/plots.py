@@ -18,7 +18,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
 from mllm_jax.evaluation.tables import label
@@ -93,6 +93,7 @@ def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
         if alone:
             _rates(grid[1][column], next(iter(runs.values()))[stage], column == 0, column == len(stages) - 1)
         grid[-1][column].set_xlabel("update")
+        grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     figure.tight_layout()
     save_figure(figure, out)
 
@@ -137,7 +138,14 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
         name = key.removeprefix("grad_norm").strip("/_") or "all"
         color = "black" if name == "all" else PALETTE[(index + 1) % (len(PALETTE) - 1)]
         values = [record.get(key, math.nan) for record in records]
-        axes.plot(steps, values, color=color, linewidth=1.2, label=f"gradient, {name}")
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=1.2,
+            marker="o" if len(steps) < 3 else None,
+            label=f"gradient, {name}",
+        )
     if any(record.get(key, 0) > 0 for record in records for key in keys):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -152,6 +160,7 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
         color=PALETTE[0],
         linestyle="--",
         linewidth=1.4,
+        marker="o" if len(steps) < 3 else None,
     )
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -173,7 +173,7 @@ def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:
     if there != model["fingerprint"]:
         raise StoreError(
             f"{out} holds the evaluation of another model (fingerprint {there}, this one is "
-            f"{model['fingerprint']}); move that folder away, or evaluate into another one"
+            f"{model['fingerprint']}); move that folder away, or evaluate into another one (eval.py --out)"
         )
     return found
 

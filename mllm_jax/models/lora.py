@@ -55,9 +55,9 @@ def target_paths(params: Tree, config: LoRA) -> list[str]:
     kernels = [path for path in flatten(params) if path.endswith("/kernel")]
     found = [path for path in kernels if re.fullmatch(config.targets, path)]
     if not found:
-        raise ValueError(
-            f"lora.targets={config.targets!r} matches no kernel; kernels: {', '.join(kernels[:8])}, ..."
-        )
+        # The connector is trained whole, so it is not offered.
+        offered = [path for path in kernels if not path.startswith("connector/")]
+        raise ValueError(f"lora.targets={config.targets!r} matches no kernel; kernels: {', '.join(offered)}")
     return found
 
 

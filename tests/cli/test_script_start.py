@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from mllm_jax.cli import script
+from mllm_jax.data.tokens import SampleTooLong
 
 
 @pytest.fixture
@@ -55,15 +56,31 @@ def test_an_environment_that_sets_it_is_left_alone(started, monkeypatch):
 
 
 def test_the_second_start_has_the_arguments_of_the_first(script_environment):
-    code = "import os; from mllm_jax.cli import script; "
-    code += "script.run(lambda arguments: print(arguments[1:], os.environ['GLIBC_TUNABLES']))"
+    code = "import os, sys; from mllm_jax.cli import script; "
+    code += "script.run(lambda _: print(sys.argv[1:], os.environ['GLIBC_TUNABLES']))"
     environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
     done = subprocess.run(
-        [sys.executable, "-c", code, "a b", "c"],
+        [sys.executable, "-c", code, "--log_dir=a b", "--traceback"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
         check=True,
     )
-    assert done.stdout == "['a b', 'c'] glibc.malloc.hugetlb=1\n"
+    assert done.stdout == "['--log_dir=a b', '--traceback'] glibc.malloc.hugetlb=1\n"
+
+
+def test_a_word_that_is_no_option_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        script._parse(["train.py", "--notraceback", "=", "3"])
+    assert "'=' is no option" in capsys.readouterr().err
+
+
+def test_the_way_out_stands_behind_the_error(capsys):
+    with pytest.raises(SystemExit):
+        script._fail(SampleTooLong("a", 9, 8))
+    text = capsys.readouterr().err
+    assert text.startswith("SampleTooLong: sample 'a': has 9 tokens")
+    assert text.endswith(
+        "limit of 8; raise data.seq_len (or the stage's), or leave such samples out with data.overlong=skip\n"
+    )

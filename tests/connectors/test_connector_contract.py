@@ -134,6 +134,19 @@ def test_lists_and_whole_numbers_are_taken_where_they_fit():
     assert connectors.create("q_former", spec, 8, {"dropout": 0}).dropout == 0.0
 
 
+def test_whole_numbers_whose_default_is_not_positive_may_be_that(monkeypatch):
+    class Shifted(connectors.CONNECTORS["linear"][0]):
+        shift: int = 0
+        layer: int = -2
+
+    monkeypatch.setitem(connectors.CONNECTORS, "shifted", (Shifted, {}))
+    spec = connectors.VisionSpec(8, 20, 19, (16, 16))
+    made = connectors.create("shifted", spec, 8, connectors.options("shifted"))
+    assert (made.shift, made.layer) == (0, -2)
+    with pytest.raises(ValueError, match="'shift' of connector 'shifted' must be at least 0: -1"):
+        connectors.create("shifted", spec, 8, {"shift": -1})
+
+
 def test_initial_scales_are_the_originals():
     """torch's default within 1/sqrt(fan in) for LLaVA-like projectors, N(0, 0.02) for Honeybee's and BERT's."""
     case = Case("mlp2x_gelu", width=64, llm=256)
