@@ -5,6 +5,7 @@ Any other: written under the next version number, the old one stays. A version d
 complete. What is written is up to a subclass of `VersionBuilder`: `tfds_llava`, `tfds_benchmarks`.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -81,15 +82,12 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                     path = os.fspath(
                         template.sharded_filepath(shard_index=shard, num_shards=len(self._shards))
                     )
-                    writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
-                    try:
+                    with _shard_writer(path) as writer:
                         for _ in range(length):
                             data = serializer.serialize_example(features.encode_example(next(examples)[1]))
                             writer.write(data)
                             num_bytes += len(data)
                             progress.advance(task)
-                    finally:
-                        writer.close()
                     sync_file(path)
             split = tfds.core.SplitInfo(
                 name=self.split_name,
@@ -107,6 +105,23 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
 
         def _log_download_done(self) -> None:
             pass
+
+
+@contextlib.contextmanager
+def _shard_writer(path: str) -> Iterator[array_record_module.ArrayRecordWriter]:
+    """An ArrayRecord file being written; the errors of its C++ code (a full disk) become OSErrors."""
+    try:
+        writer = array_record_module.ArrayRecordWriter(path, WRITER_OPTIONS)
+        try:
+            yield writer
+        finally:
+            writer.close()
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise OSError(
+            f"prepared data could not be written ({said}); nothing half-written stays: make room and give the same "
+            "command again"
+        ) from error
 
 
 def write_version(

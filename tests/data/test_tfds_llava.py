@@ -137,6 +137,23 @@ def test_broken_and_huge_images_are_named_before_anything_is_written(data, tmp_p
     assert len(prepare(path, images, out, max_image_pixels=35, show_progress=False)) == 5
 
 
+def test_a_full_disk_is_an_os_error_and_nothing_is_left(data, tmp_path):
+    path, images, _ = data
+    out = tmp_path / "out"
+    code = (
+        "import resource\n"
+        "from mllm_jax.data.tfds_llava import prepare\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"  # a file that grows larger fails, as on a full disk
+        "try:\n"
+        f"    prepare({str(path)!r}, {str(images)!r}, {str(out)!r}, show_progress=False)\n"
+        "except OSError as error:\n"
+        "    print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("prepared data could not be written ("), result.stderr
+    assert list((out / "llava").iterdir()) == []
+
+
 def test_text_only_data_needs_no_folder_and_others_do(data, tmp_path):
     path, _, _ = data
     with pytest.raises(DataError, match="sample 'one' has an image but no image folder"):
