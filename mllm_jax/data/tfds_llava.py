@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def prepare(
     duplicate_ids: llava_json.DuplicateIds = "error",
     compat: str | None = None,
     max_image_pixels: int | None = None,
+    check: Callable[[llava_json.Record], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     show_progress: bool = True,
 ) -> LlavaSource:
@@ -105,6 +106,7 @@ def prepare(
       duplicate_ids, compat: as in `llava_json.read_records`.
       max_image_pixels: every image is decoded before anything is written, and one with more pixels refused; None
         leaves images unread until they are used.
+      check: called with every record, to raise what makes it unusable.
       shard_bytes: a new file is begun after about so many bytes of images.
       show_progress: draw a progress bar.
 
@@ -121,6 +123,8 @@ def prepare(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"data set name {name!r}: use lower-case letters, digits and underscores")
     records = llava_json.read_records(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat)
+    for record in records if check else ():
+        check(record)
     pictured = next((record for record in records if record.images), None)
     if image_root is None and pictured is not None:
         message = f"{json_path}: sample {pictured.id!r} has an image but no image folder was given"

@@ -15,12 +15,15 @@ from ml_collections import ConfigDict
 from mllm_jax import interop
 from mllm_jax.config import ConfigError, blaming
 from mllm_jax.data import tfds_llava
+from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.feature_cache import FeatureCache
+from mllm_jax.data.llava_json import Record
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import ImageReader
+from mllm_jax.data.rows import ImageReader, render_sample
 from mllm_jax.data.samples import Source
+from mllm_jax.data.templates import CHAT
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import attention, mllm, paths, quantize
@@ -164,19 +167,34 @@ def prepare_sources(config: ConfigDict, stage: ConfigDict, workdir: pathlib.Path
     The first process writes, then the others read, or write on a disk of their own.
 
     Raises:
-      DataError, ImageError: naming file and sample.
+      DataError, ImageError, SampleError: naming file and sample; a sample that the template cannot take or whose
+        images do not fit a row is one, too long a sample is not.
     """
     data_dir = _data_dir(config, workdir)
 
     def prepare() -> dict[str, Source]:
         return {
-            name: _prepare(config, name, source, data_dir) for name, source in sorted(stage.sources.items())
+            name: _prepare(config, stage, name, source, data_dir)
+            for name, source in sorted(stage.sources.items())
         }
 
     return processes.first_then_others(prepare, "data prepared")
 
 
-def _prepare(config: ConfigDict, name: str, source: ConfigDict, data_dir: pathlib.Path) -> Source:
+def _prepare(
+    config: ConfigDict, stage: ConfigDict, name: str, source: ConfigDict, data_dir: pathlib.Path
+) -> Source:
+    def check(record: Record) -> None:
+        if stage.template != CHAT:  # which any conversation fits, and which only the tokenizer knows
+            count, compat = len(record.images), config.data.compat or None
+            render_sample(record.id, record.conversations, count, stage.template, compat)
+        if len(record.images) > config.data.image_slots:
+            raise SampleError(
+                record.id,
+                f"has {len(record.images)} images, more than the row's {config.data.image_slots} image slots; raise "
+                "data.image_slots",
+            )
+
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
         split, form, count, seed = source.split, source.form, source.count, config.seed
@@ -191,6 +209,7 @@ def _prepare(config: ConfigDict, name: str, source: ConfigDict, data_dir: pathli
         name=dataset,
         duplicate_ids=source.duplicate_ids,
         compat=config.data.compat or None,
+        check=check,
         max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
     )
 

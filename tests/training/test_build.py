@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax.config import benchmark_config, default_config
 from mllm_jax.config_check import check
+from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
@@ -108,6 +109,18 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches == 9
         assert batches.num_samples == 36
+
+
+def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tiny_data, tmp_path):
+    stage = tiny_config.stages.finetune
+    tiny_config.data.image_slots = 1
+    with pytest.raises(SampleError, match=r"'sample2': has 2 images, more than .* raise data\.image_slots"):
+        build.prepare_sources(tiny_config, stage, tmp_path)
+    tiny_config.data.image_slots = 2
+    assert len(build.prepare_sources(tiny_config, stage, tmp_path)["instructions"]) == 10
+    stage.template = "plain"
+    with pytest.raises(SampleError, match="'sample0': a caption template needs an image"):
+        build.prepare_sources(tiny_config, stage, tmp_path)
 
 
 @pytest.mark.parametrize(
