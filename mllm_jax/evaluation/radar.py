@@ -86,7 +86,7 @@ def plot_radar(
         look = _look(one.style, models)
         models += one.style == "model"
         values = [_placed(one.values.get(name, math.nan), scales[name]) for name in names]
-        axes.plot([*angles, angles[0]], [*values, values[0]], **look)
+        axes.plot([*angles, angles[0]], [*values, values[0]], clip_on=False, **look)  # markers on the rim
         if one.style == "model" and sum(s.style == "model" for s in series) == 1:
             axes.fill(angles, np.nan_to_num(values), color=look["color"], alpha=0.12, zorder=1)
         handles.append(

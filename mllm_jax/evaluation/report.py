@@ -334,7 +334,7 @@ def _cost_points(name: str, runs: Sequence[Run], cost: str) -> list[cost_plot.Co
         }
         series = str(connector) if joined else run.name
         points.append(cost_plot.CostPoint(series, f"{size} px" if sizes else "", run.costs[cost], scores))
-    return sorted(points, key=lambda point: point.cost)
+    return points  # in the order of the runs, so that colours are those of the other charts
 
 
 def _markdown(title: str, sections: Sequence[Section]) -> str:

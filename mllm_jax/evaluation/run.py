@@ -150,9 +150,8 @@ def _summary_line(name: str, scores: dict[str, Any]) -> str:
     others = {c: scores[c]["score"] for c in ("blind", "majority", "likelihood") if c in scores}
     beside = "".join(f", {c} {_rounded(value)}" for c, value in others.items())
     unit = "" if scores["unit"] == "fraction" else f" {scores['unit']}"
-    return (
-        f"{name}: {_rounded(scores['score'])}{unit}{beside}; {scores['unparsed']} of {scores['n']} unparsed"
-    )
+    unread = f"{scores['unparsed']} of {scores.get('rows', scores['n'])} answers unparsed"
+    return f"{name}: {_rounded(scores['score'])}{unit}{beside}; {unread}"
 
 
 def _rounded(value: float | None) -> str:

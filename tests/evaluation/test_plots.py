@@ -151,6 +151,13 @@ def test_cost(tmp_path):
         cost_plot.plot_cost(points, "coarse", "tokens", tmp_path / "none.png")
 
 
+def test_a_run_has_the_same_colour_in_every_chart(tmp_path):
+    runs = load_runs([make_run(tmp_path / "dear"), make_run(tmp_path / "cheap", "linear", 36)])
+    for cost in set(runs[0].costs) & set(runs[1].costs):
+        points = report._cost_points("mini", runs, cost)  # colours go by their order
+        assert [point.series for point in points] == ["dear", "cheap"]
+
+
 def test_loss_curves_and_what_a_restart_wrote_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     records = list(metrics("pretrain", 4))
