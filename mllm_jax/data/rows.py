@@ -51,7 +51,7 @@ class ImageReader:
 class TooManyLabels(SampleError):
     """A sample has more supervised tokens than the loss makes logits for."""
 
-    way_out = "raise data.label_tokens, or leave such samples out with data.overlong=skip"
+    way_out = "raise data.label_tokens, or set data.overlong=skip"
 
     def __init__(self, sample: str, count: int, limit: int):
         super().__init__(

@@ -25,7 +25,7 @@ from mllm_jax.data.templates import Template
 class SampleTooLong(SampleError):
     """A sample has more tokens than a row; ``length`` and ``limit`` are in tokens."""
 
-    way_out = "raise data.seq_len (or the stage's), or leave such samples out with data.overlong=skip"
+    way_out = "raise the stage's seq_len (data.seq_len where it has none), or set data.overlong=skip"
 
     def __init__(self, sample: str, length: int, limit: int):
         super().__init__(

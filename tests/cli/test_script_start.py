@@ -82,5 +82,5 @@ def test_the_way_out_stands_behind_the_error(capsys):
     text = capsys.readouterr().err
     assert text.startswith("SampleTooLong: sample 'a': has 9 tokens")
     assert text.endswith(
-        "limit of 8; raise data.seq_len (or the stage's), or leave such samples out with data.overlong=skip\n"
+        "limit of 8; raise the stage's seq_len (data.seq_len where it has none), or set data.overlong=skip\n"
     )
