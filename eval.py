@@ -13,7 +13,6 @@ behind colons; the files of NAME are expected under DATA_DIR/NAME. What was answ
 evaluation goes on where it was.
 """
 
-import json
 import pathlib
 
 from absl import flags, logging
@@ -29,6 +28,7 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
+from mllm_jax.training.workdir import saved_config
 
 flags.adopt_module_key_flags(script)  # --help shows --traceback
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.")
@@ -75,25 +75,6 @@ DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def run_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration that a work directory was trained with.
-
-    Raises:
-      ConfigError: not a work directory.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ConfigError(
-            f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
-        )
-    saved = json.loads(path.read_text())
-    config = default_config()
-    with config.unlocked():  # stages, sources and benchmarks have names of their own
-        config.update(ConfigDict(saved))
-    config.stage_order = tuple(saved["stage_order"])
-    return config
-
-
 def check_flags() -> None:
     """Combinations of flags.
 
@@ -123,7 +104,7 @@ def main(_):
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
     workdir = pathlib.Path(WORKDIR.value or OUT.value)
-    config = run_config(workdir) if WORKDIR.value else default_config()
+    config = saved_config(workdir) if WORKDIR.value else default_config()
     if BENCHMARK.value:
         benchmark = benchmark_config()
         benchmark.kind, benchmark.path, benchmark.images = BENCHMARK.value, PATH.value or "", IMAGES.value

@@ -156,10 +156,13 @@ def train(config, directory, evaluate=True):
             stage, prepared = config.stages[name], sources[name]
             cache = build.feature_cache(config, stage, model, params, prepared, directory)
             batches = build.stage_iterator(config, stage, model, tokenizer, prepared, cache)
-            params = train_stage(config, name, model, batches, mesh, directory, params)
+            log = directory / "metrics.jsonl"
+            try:
+                params = train_stage(config, name, model, batches, mesh, directory, params)
+            finally:  # of a run that stops, too
+                if first and log.is_file() and log.stat().st_size:
+                    plots.plot_losses(log, directory / "loss.png")
             checkpoint.save_params(directory / "params" / name, params)
-            if first:
-                plots.plot_losses(directory / "metrics.jsonl", directory / "loss.png")
 
         # -------------------------------------------------------------------------------------- evaluation
         if evaluate and config.eval.benchmarks:

@@ -135,6 +135,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(trai
     ) as error:
         train.train(tiny_config, tmp_path / "run", evaluate=False)
     assert len(re.findall(r"caption\d", str(error.value))) == 4
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 0  # where the trouble can be seen
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]
     assert [record["step"] for record in metrics] == [1, 2]
     assert all(np.isfinite(record["loss"]) for record in metrics)
@@ -444,7 +445,6 @@ def test_errors_of_the_users_making_are_one_message_and_others_keep_their_traceb
 
     for error in (
         ConfigError("config key 'x'"),
-        SampleTooLong("endless", 9, 8),
         FileNotFoundError("no such file: a.json"),
         OSError(28, "No space left on device"),
         NonFiniteLoss("at step 3"),
@@ -453,6 +453,11 @@ def test_errors_of_the_users_making_are_one_message_and_others_keep_their_traceb
             script._guarded(fail(error), [])
         assert stop.value.code == 1
         assert capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+    with pytest.raises(SystemExit):
+        script._guarded(fail(SampleTooLong("endless", 9, 8)), [])
+    assert re.search(
+        r"'endless': has 9 tokens .*; raise .*seq_len.* overlong=skip\n$", capsys.readouterr().err
+    )
     with pytest.raises(SystemExit) as stop:
         script._guarded(fail(KeyboardInterrupt()), [])
     assert stop.value.code == 130

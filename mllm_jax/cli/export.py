@@ -124,16 +124,15 @@ def is_run(directory: pathlib.Path) -> bool:
 
 def _load_run(directory: pathlib.Path, stage: str | None):
     import dataclasses
-    import json
 
     import jax
-    from ml_collections import ConfigDict
 
     from mllm_jax.interop import native
     from mllm_jax.models import quantize
     from mllm_jax.training import adapters, build
+    from mllm_jax.training.workdir import saved_config
 
-    config = ConfigDict(json.loads((directory / "config.json").read_text()))
+    config = saved_config(directory)
     finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
     if not finished or (stage and stage not in finished):
         wanted = f"stage {stage!r} is not" if stage else "no stage is"

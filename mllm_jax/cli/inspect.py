@@ -215,11 +215,9 @@ def _run(directory: pathlib.Path) -> dict[str, Any]:
     from mllm_jax.models.mllm import abstract_params
     from mllm_jax.models.paths import flatten
     from mllm_jax.training import build
+    from mllm_jax.training.workdir import saved_config
 
-    fields = json.loads((directory / "config.json").read_text())
-    from ml_collections import ConfigDict
-
-    config = ConfigDict(fields)
+    config = saved_config(directory)
     model = build.model_config(config)
     finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
     if finished:

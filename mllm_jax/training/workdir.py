@@ -1,4 +1,4 @@
-"""The work directory: which configuration it belongs to."""
+"""The work directory: which configuration it belongs to, and that configuration."""
 
 import contextlib
 import json
@@ -7,7 +7,10 @@ import pathlib
 import re
 from typing import Any
 
-from mllm_jax.config import ConfigError, default_of
+from ml_collections import ConfigDict
+
+from mllm_jax.config import NAMED_CHILDREN, ConfigError, default_config, default_of, generic_key, join_key
+from mllm_jax.config_check import check
 
 # Keys that may change between runs of one work directory: they do not alter what is trained, or (overlong,
 # max_image_pixels, duplicate_ids) only at a sample that would have stopped the run.
@@ -27,6 +30,49 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); put back the configuration that the run was begun with"
+        ) from error
+
+
+def _completed(saved: Any, schema: Any, path: str = "") -> Any:
+    """Saved values, with the defaults of keys that are newer than the run, and tuples for lists."""
+    if child := NAMED_CHILDREN.get(generic_key(path)):
+        return {name: _completed(entry, child(), join_key(path, name)) for name, entry in saved.items()}
+    if isinstance(schema, ConfigDict) and isinstance(saved, dict):
+        known = {
+            key: _completed(saved[key], value, join_key(path, key)) if key in saved else value
+            for key, value in schema.items()
+        }
+        return {**saved, **known}
+    if isinstance(saved, list):
+        return tuple(_completed(item, None) for item in saved)
+    return saved
+
+
+def saved_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration that a work directory was trained with.
+
+    Raises:
+      ConfigError: not a work directory, a damaged file, or a key or value in it that this version does not know.
+    """
+    config = ConfigDict(_completed(_read(workdir), default_config()))
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / 'config.json'}: {error}") from error
+    return config
+
+
 def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -> None:
     """Makes `workdir` belong to this configuration, or checks that it already does.
 
@@ -38,7 +84,7 @@ def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -
     """
     path = workdir / "config.json"
     if path.exists():
-        have, want = _flat(json.loads(path.read_text())), _flat(resolved)
+        have, want = _flat(_read(workdir)), _flat(resolved)
         for key in want.keys() - have.keys():  # newer than the run, which is one with the default
             with contextlib.suppress(ConfigError):
                 have[key] = default_of(key)

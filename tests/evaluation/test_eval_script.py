@@ -60,7 +60,9 @@ def data(tmp_path_factory):
 def workdir(tmp_path_factory, tiny_checkpoints, tiny_params):
     """What train.py leaves of a run, as far as eval.py reads it."""
     root = tmp_path_factory.mktemp("run")
-    config = tiny.recipe(tiny_checkpoints, dict.fromkeys(("captions", "instructions"), ("", "")))
+    config = tiny.recipe(
+        tiny_checkpoints, dict.fromkeys(("captions", "instructions"), ("data.json", "images"))
+    )
     (root / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoint.save_params(root / "params" / "finetune", tiny_params)
     return root

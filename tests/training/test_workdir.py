@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mllm_jax.config import ConfigError, resolved
-from mllm_jax.training.workdir import claim
+from mllm_jax.training.workdir import claim, saved_config
 
 
 def test_the_same_configuration_may_come_back(tiny_config, tmp_path):
@@ -83,3 +83,24 @@ def test_only_checking_writes_nothing(tiny_config, tmp_path):
     tiny_config.seed = 8
     with pytest.raises(ConfigError, match="seed = 7"):
         claim(tmp_path / "run", resolved(tiny_config), write=False)
+
+
+def test_the_configuration_of_a_run_comes_back(tiny_config, tmp_path):
+    claim(tmp_path, resolved(tiny_config))
+    assert resolved(saved_config(tmp_path)) == resolved(tiny_config)
+    old = resolved(tiny_config)  # a run from before these keys existed
+    del old["stages"]["finetune"]["lora"], old["data"]["overlong"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert resolved(saved_config(tmp_path)) == resolved(tiny_config)
+
+
+def test_a_damaged_configuration_is_named(tiny_config, tmp_path):
+    claim(tmp_path, resolved(tiny_config))
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text[:-20])
+    for read in (saved_config, lambda path: claim(path, resolved(tiny_config))):
+        with pytest.raises(ConfigError, match=r"config.json is damaged \(.*line \d+"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text(text.replace('"overlong"', '"overlng"'))
+    with pytest.raises(ConfigError, match=r"config.json: unknown config key 'data.overlng'; did you mean"):
+        saved_config(tmp_path)
