@@ -136,9 +136,11 @@ def train(config, directory, evaluate=True):
     preflight.check_stages(config, model, tokenizer, mesh, evaluate)
     first = jax.process_index() == 0
     workdir.claim(directory, resolved(config), write=first)
+    side, patch = config.model.vision.image_size, model.vision.patch
+    unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
-        f"connector [bold]{config.model.connector.name}[/bold], {model.tokens_per_image} visual tokens per image, "
-        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"connector [bold]{config.model.connector.name}[/bold], {model.tokens_per_image} visual tokens per image"
+        f"{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
     with use_mesh(mesh):
@@ -150,7 +152,7 @@ def train(config, directory, evaluate=True):
             left = left[left.index(finished[-1]) + 1 :]
             params = build.load_stage(directory / "params" / finished[-1], config, model, mesh, merge=False)
             say(f"stage {finished[-1]}: done before")
-        sources = {name: build.prepare_sources(config, config.stages[name], directory) for name in left}
+        sources = {name: build.prepare_sources(config, name, model, tokenizer, directory) for name in left}
         for name in left:
             params = build.starting_params(config, model, name, params)
             stage, prepared = config.stages[name], sources[name]

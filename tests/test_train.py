@@ -95,7 +95,7 @@ def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stage = config.stages.finetune
     params = build.load_stage(directory / "params" / "pretrain", config, model, mesh)
-    prepared = build.prepare_sources(config, stage, directory)
+    prepared = build.prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
     with build.stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
         batch = to_device(next(batches), mesh)
     run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
@@ -175,6 +175,11 @@ def test_data_of_the_second_stage_is_checked_before_the_first_is_trained(train, 
     source.json, source.images = str(json_path), str(images)
     with pytest.raises(ValueError, match="'mute'"):
         train.train(tiny_config, tmp_path / "run", evaluate=False)
+    samples = {"endless": (1, [("what?", "on and on " * 20)])}
+    source.json, source.images = map(str, tiny.write_llava(tmp_path / "more", samples))
+    with pytest.raises(SampleTooLong, match="'endless'"):
+        train.train(tiny_config, tmp_path / "longer", evaluate=False)
+    assert not (tmp_path / "longer" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -418,6 +423,10 @@ def test_overrides_reach_the_configuration(parse):
             [QUICKSTART, "--config.learning_rate=1"],
             "there is 'stages.*.learning_rate'; valid here: data, eval",
         ),
+        (
+            [QUICKSTART, "--config.model.connector.dci.groups=3"],
+            "than the chosen 'mlp2x_gelu'; leave it out, or add --config.model.connector.name=dci",
+        ),
         (["--config=configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
         (["--config", "configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
         ([QUICKSTART, "--config.seed=x"], "flag --config.seed=x: invalid literal for int()"),
@@ -456,7 +465,7 @@ def test_errors_of_the_users_making_are_one_message_and_others_keep_their_traceb
     with pytest.raises(SystemExit):
         script._guarded(fail(SampleTooLong("endless", 9, 8)), [])
     assert re.search(
-        r"'endless': has 9 tokens .*; raise .*seq_len.* overlong=skip\n$", capsys.readouterr().err
+        r"'endless': has 9 tokens .*; raise .*seq_len.*overlong=skip\n$", capsys.readouterr().err
     )
     with pytest.raises(SystemExit) as stop:
         script._guarded(fail(KeyboardInterrupt()), [])

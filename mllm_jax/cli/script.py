@@ -114,6 +114,8 @@ def _parse(arguments: list[str]) -> list[str]:
         left = app.parse_flags_with_usage(arguments)
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")
+        for key in _overridden(arguments):
+            _check_connector_option(key, FLAGS["config"].value.model.connector.name)
         return left
     except ConfigError as error:
         _fail(error)
@@ -127,6 +129,16 @@ def _parse(arguments: list[str]) -> list[str]:
         except ConfigError as error:
             _fail(error)
         raise
+
+
+def _check_connector_option(key: str, chosen: str) -> None:
+    """Refuses an option of another connector than the chosen one: it would do nothing."""
+    match = re.fullmatch(r"(model\.connector)\.(\w+)\..+", key)
+    if match and match[2] != chosen:
+        raise ConfigError(
+            f"config key {key!r} is an option of another connector than the chosen {chosen!r}; leave it out, or add "
+            f"--config.{match[1]}.name={match[2]}"
+        )
 
 
 def _values(arguments: Sequence[str], flag: str) -> list[str]:

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ def prepare(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"data set name {name!r}: use lower-case letters, digits and underscores")
     records = llava_json.read_records(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat)
-    for record in records if check else ():
-        check(record)
+    if check is not None:
+        _checked("checking conversations", map(check, records), len(records), show_progress)
     pictured = next((record for record in records if record.images), None)
     if image_root is None and pictured is not None:
         message = f"{json_path}: sample {pictured.id!r} has an image but no image folder was given"
@@ -199,9 +199,14 @@ def _check_images(
         source = f"sample {users[image]!r}, {root / image}"
         decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
 
+    checks = map_in_order(check, users, min(16, os.cpu_count() or 1))
+    _checked("checking images", checks, len(users), show_progress)
+
+
+def _checked(what: str, checks: Iterable[Any], total: int, show_progress: bool) -> None:
     with progress_bar(show_progress) as progress:
-        task = progress.add_task("checking images", total=len(users))
-        for _ in map_in_order(check, users, min(16, os.cpu_count() or 1)):
+        task = progress.add_task(what, total=total)
+        for _ in checks:
             progress.advance(task)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,15 +16,17 @@ from ml_collections import ConfigDict
 from mllm_jax import interop
 from mllm_jax.config import ConfigError, blaming
 from mllm_jax.data import tfds_llava
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import ImageReader, render_sample
+from mllm_jax.data.rows import ImageReader, check_labels, render_sample
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import CHAT
+from mllm_jax.data.tokens import SampleTooLong, encode_sample
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import attention, mllm, paths, quantize
@@ -161,40 +164,69 @@ def _data_dir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(config.data.dir) if config.data.dir else workdir / "data"
 
 
-def prepare_sources(config: ConfigDict, stage: ConfigDict, workdir: pathlib.Path) -> dict[str, Source]:
-    """The data sets of a stage, written under `data.dir` (or the work directory) unless they are there already.
+def prepare_sources(
+    config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, workdir: pathlib.Path
+) -> dict[str, Source]:
+    """The data sets of stage `name`, written under `data.dir` (or the work directory) unless they are there already.
 
     The first process writes, then the others read, or write on a disk of their own.
 
     Raises:
-      DataError, ImageError, SampleError: naming file and sample; a sample that the template cannot take or whose
-        images do not fit a row is one, too long a sample is not.
+      DataError, ImageError, SampleError: naming file and sample. A sample that the template cannot take or whose
+        images do not fit a row is one; with `data.overlong=error` also one with too many tokens, which the first
+        process looks for before the stage has begun.
     """
-    data_dir = _data_dir(config, workdir)
+    data_dir, stage = _data_dir(config, workdir), config.stages[name]
+    begun = (workdir / "checkpoints" / name).exists()
+    tokenizer = tokenizer if jax.process_index() == 0 and not begun else None
+    check = _record_check(config, stage, model, tokenizer)
 
     def prepare() -> dict[str, Source]:
         return {
-            name: _prepare(config, stage, name, source, data_dir)
-            for name, source in sorted(stage.sources.items())
+            source: _prepare(config, source, values, data_dir, check)
+            for source, values in sorted(stage.sources.items())
         }
 
     return processes.first_then_others(prepare, "data prepared")
 
 
-def _prepare(
-    config: ConfigDict, stage: ConfigDict, name: str, source: ConfigDict, data_dir: pathlib.Path
-) -> Source:
+def _record_check(
+    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any
+) -> Callable[[Record], None]:
+    """Raises what makes a record unusable in a stage; lengths are looked at with a tokenizer only."""
+    lengths = tokenizer is not None and config.data.overlong == "error"
+    template = stage.template
+    if lengths:
+        template = resolve_template(template, tokenizer)
+    limit = stage.seq_len or config.data.seq_len
+
     def check(record: Record) -> None:
-        if stage.template != CHAT:  # which any conversation fits, and which only the tokenizer knows
-            count, compat = len(record.images), config.data.compat or None
-            render_sample(record.id, record.conversations, count, stage.template, compat)
-        if len(record.images) > config.data.image_slots:
+        images = len(record.images)
+        if images > config.data.image_slots:
             raise SampleError(
                 record.id,
-                f"has {len(record.images)} images, more than the row's {config.data.image_slots} image slots; raise "
+                f"has {images} images, more than the row's {config.data.image_slots} image slots; raise "
                 "data.image_slots",
             )
+        if template == CHAT:  # which any conversation fits, and which only the tokenizer knows
+            return
+        spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
+        if lengths:
+            encoded = encode_sample(spans, tokenizer, [model.tokens_per_image] * images, sample=record.id)
+            if len(encoded) > limit:
+                raise SampleTooLong(record.id, len(encoded), limit)
+            check_labels(encoded, config.data.label_tokens)
 
+    return check
+
+
+def _prepare(
+    config: ConfigDict,
+    name: str,
+    source: ConfigDict,
+    data_dir: pathlib.Path,
+    check: Callable[[Record], None],
+) -> Source:
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
         split, form, count, seed = source.split, source.form, source.count, config.seed

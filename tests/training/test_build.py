@@ -97,7 +97,7 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     stage.sources.captions.weight = 3.0
     check(tiny_config)
     model = build.model_config(tiny_config)
-    prepared = build.prepare_sources(tiny_config, stage, tmp_path)
+    prepared = build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
     with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches is None  # `steps` is given
@@ -111,16 +111,20 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
         assert batches.num_samples == 36
 
 
-def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tiny_data, tmp_path):
+def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tiny_tokenizer, tmp_path):
     stage = tiny_config.stages.finetune
+    model = build.model_config(tiny_config)
     tiny_config.data.image_slots = 1
     with pytest.raises(SampleError, match=r"'sample2': has 2 images, more than .* raise data\.image_slots"):
-        build.prepare_sources(tiny_config, stage, tmp_path)
+        build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     tiny_config.data.image_slots = 2
-    assert len(build.prepare_sources(tiny_config, stage, tmp_path)["instructions"]) == 10
+    assert (
+        len(build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)["instructions"])
+        == 10
+    )
     stage.template = "plain"
     with pytest.raises(SampleError, match="'sample0': a caption template needs an image"):
-        build.prepare_sources(tiny_config, stage, tmp_path)
+        build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
