@@ -31,6 +31,7 @@ from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.mini_world.dataset import DatasetMismatchError
 from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
+from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training.checkpoint import CheckpointError
 from mllm_jax.training.metrics import NonFiniteLoss
 
@@ -44,6 +45,7 @@ USER_ERRORS = (
     ImageError,
     NonFiniteLoss,
     OSError,
+    OtherProcessError,
     SampleError,
     StoreError,
 )

@@ -4,6 +4,7 @@ Every process must call these at the same point.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,11 +12,18 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from mllm_jax.config import ConfigError
 
 T = TypeVar("T")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+DAY = 24 * 60 * 60 * 1000  # milliseconds
+_meetings = itertools.count()  # a barrier's name may be used once
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run could not do its part; its own message says why."""
 
 
 def join() -> None:
@@ -54,13 +62,32 @@ def first_then_others(work: Callable[[], T], what: str) -> T:
 
     Args:
       what: names the work, the same for every process.
+
+    Raises:
+      OtherProcessError: `work` raised in another process; where it did, its own error is raised.
     """
     for first in (True, False):
+        error = None
         if (jax.process_index() == 0) == first:
-            done = work()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{what}: {first}")
+            try:
+                done = work()
+            except Exception as raised:  # the others are told, so that they do not wait for what never comes
+                error = raised
+        failed = _any_failed(error, f"{what}: {first}")
+        if error is not None:
+            raise error
+        if failed:
+            raise OtherProcessError(f"another process has failed ({what}); its message says why")
     return done
+
+
+def _any_failed(error: Exception | None, name: str) -> bool:
+    if jax.process_count() == 1:
+        return error is not None
+    if jax.distributed.is_initialized():
+        # Waiting on the devices would end after 30 s on CPUs, and the first process may read a data set for hours.
+        multihost.get_barrier_sync_fn()(key=f"{name} ({next(_meetings)})", timeout_ms=DAY)
+    return total(int(error is not None)) > 0
 
 
 def same(value: bytes) -> bool:

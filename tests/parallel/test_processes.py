@@ -83,3 +83,20 @@ def test_the_real_commands_end_in_one_message(run_script, tmp_path, command, var
     assert f"ConfigError: --distributed: {message}" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_failure_of_one_process_ends_the_others_too(as_processes, broken):
+    began = []
+
+    def work(index):
+        began.append(index)
+        if index == broken:
+            raise OSError("disk full")
+        return index
+
+    found = as_processes(lambda index: processes.first_then_others(lambda: work(index), "data prepared"))
+    assert began == [0, 1][: broken + 1]
+    assert str(found[broken]) == "disk full"
+    assert isinstance(found[1 - broken], processes.OtherProcessError)
+    assert "data prepared" in str(found[1 - broken])
