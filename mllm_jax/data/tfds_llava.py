@@ -130,7 +130,8 @@ def prepare(
         message = f"{json_path}: sample {pictured.id!r} has an image but no image folder was given"
         raise llava_json.DataError(message)
     root = Path(image_root or ".")
-    sizes, fingerprint = _fingerprint(Path(json_path), root, records, f"{duplicate_ids} {compat}")
+    # What is read without a repeated id is the same either way, and data with one is never prepared under "error".
+    sizes, fingerprint = _fingerprint(Path(json_path), root, records, f"error {compat}")
 
     existing = find_version(Path(data_dir) / name, fingerprint)
     if existing is None:

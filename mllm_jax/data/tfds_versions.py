@@ -117,7 +117,7 @@ def _shard_writer(path: str) -> Iterator[array_record_module.ArrayRecordWriter]:
         finally:
             writer.close()
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
+        said = " ".join(str(error).splitlines()[:1])
         raise OSError(
             f"prepared data could not be written ({said}); nothing half-written stays: make room and give the same "
             "command again"

@@ -112,6 +112,13 @@ def test_unchanged_sources_are_reused_and_changed_ones_rebuilt(data, tmp_path):
     assert prepare(path, images, out, show_progress=False).directory.name == "4.0.0"
 
 
+def test_numbering_ids_that_do_not_repeat_is_no_other_data(data, tmp_path):
+    path, images, _ = data
+    first = prepare(path, images, tmp_path / "out", show_progress=False)
+    again = prepare(path, images, tmp_path / "out", duplicate_ids="number", show_progress=False)
+    assert (again.directory, again.fingerprint) == (first.directory, first.fingerprint)
+
+
 def test_a_missing_or_empty_image_is_named_and_nothing_is_left(data, tmp_path):
     path, images, _ = data
     (images / "sub" / "b.jpg").unlink()
