@@ -124,6 +124,13 @@ def stop_requests() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def draw_losses(directory):
+    """Draws the loss curves of the updates so far, if there are any; the first process does."""
+    log = directory / "metrics.jsonl"
+    if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
+        plots.plot_losses(log, directory / "loss.png")
+
+
 def train(config, directory, evaluate=True):
     """All stages of a recipe, each from the one before, then the evaluation; returns the parameters."""
     begin = time.time()
@@ -134,8 +141,7 @@ def train(config, directory, evaluate=True):
     model = build.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
     preflight.check_stages(config, model, tokenizer, mesh, evaluate)
-    first = jax.process_index() == 0
-    workdir.claim(directory, resolved(config), write=first)
+    workdir.claim(directory, resolved(config), write=jax.process_index() == 0)
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
@@ -158,13 +164,16 @@ def train(config, directory, evaluate=True):
             stage, prepared = config.stages[name], sources[name]
             cache = build.feature_cache(config, stage, model, params, prepared, directory)
             batches = build.stage_iterator(config, stage, model, tokenizer, prepared, cache)
-            log = directory / "metrics.jsonl"
             try:
                 params = train_stage(config, name, model, batches, mesh, directory, params)
-            finally:  # of a run that stops, too
-                if first and log.is_file() and log.stat().st_size:
-                    plots.plot_losses(log, directory / "loss.png")
+            except BaseException:
+                with contextlib.suppress(
+                    Exception
+                ):  # a full disk stops this, too, and must not hide the reason
+                    draw_losses(directory)
+                raise
             checkpoint.save_params(directory / "params" / name, params)
+            draw_losses(directory)
 
         # -------------------------------------------------------------------------------------- evaluation
         if evaluate and config.eval.benchmarks:

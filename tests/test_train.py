@@ -24,7 +24,7 @@ from mllm_jax.evaluation.plots import read_metrics
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build
-from mllm_jax.training.checkpoint import StageCheckpoints, load_params
+from mllm_jax.training.checkpoint import CheckpointError, StageCheckpoints, load_params
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 from mllm_jax.training.step import loss_and_grads, to_device
 
@@ -149,6 +149,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(trai
             state = reader.restore(tmp_path / "run" / "checkpoints" / "pretrain" / str(step) / "state")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert not (tmp_path / "run" / "params").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
+    train, tiny_config, tmp_path, monkeypatch
+):
+    def stop(config, name, model, batches, mesh, directory, params):
+        (directory / "metrics.jsonl").write_text("{}\n")
+        raise CheckpointError("a checkpoint could not be written")
+
+    def full(log, out):
+        drawn.append(out)
+        raise OSError(28, "No space left on device")
+
+    drawn = []
+    monkeypatch.setattr(train, "train_stage", stop)
+    monkeypatch.setattr(train.plots, "plot_losses", full)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert drawn == [tmp_path / "run" / "loss.png"]
 
 
 def test_overlong_samples_stop_the_run_or_are_skipped_and_counted(train, tiny_config, tmp_path, capsys):
