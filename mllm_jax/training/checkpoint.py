@@ -34,9 +34,13 @@ def _reading(directory: pathlib.Path, way_out: str) -> Iterator[None]:
     """Turns whatever the storage layers raise at damaged files into one error."""
     try:
         yield
+    except (MemoryError, jax.errors.JaxRuntimeError):  # too little memory is no damage
+        raise
     except Exception as error:
-        cause = error.__cause__ or error  # the storage layer's own message is pages long
-        said = f"{type(cause).__name__}: {str(cause).splitlines()[0][:300]}"
+        cause = error.__cause__ or error
+        said = ": ".join([type(cause).__name__, *str(cause).splitlines()[:1]])[
+            :300
+        ]  # it may be pages long, or empty
         raise CheckpointError(f"checkpoint {directory} cannot be read ({said}); {way_out}") from error
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from mllm_jax.training import checkpoint
 from mllm_jax.training.checkpoint import CheckpointError, StageCheckpoints, load_params, save_params
 from mllm_jax.training.step import TrainState, init_state
 
@@ -99,6 +100,16 @@ def test_damaged_files_are_one_error_with_a_way_out(tmp_path):
     checkpoints.close()
     with pytest.raises(CheckpointError, match=r"checkpoint .*/params cannot be read"):
         load_params(tmp_path / "params", like(make_state(1).params))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(MemoryError(), MemoryError), (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), jax.errors.JaxRuntimeError),
+     (AssertionError(), CheckpointError)],
+)  # fmt: skip
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, error, kind):
+    with pytest.raises(kind), checkpoint._reading(tmp_path, "move it away"):
+        raise error
 
 
 def test_params_alone_are_written_and_read(tmp_path):
