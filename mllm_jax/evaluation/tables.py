@@ -74,7 +74,9 @@ def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[R
         if group in scores["groups"]:
             rows.append(Row("group", group, group, sum(sizes), values("groups", group)))
         for ability, size in zip(members, sizes, strict=True):
-            if (group, ability) == ("", "all"):  # questions without an ability: the first row again
+            if (
+                ability == "all" and len(scores["subtasks"]) == 1
+            ):  # no question has an ability: the first row again
                 continue
             rows.append(Row("ability", ability, group, size, values("subtasks", ability)))
     return rows

@@ -117,6 +117,17 @@ def test_percent_scores_become_fractions():
     assert [row.values["model"] for row in rows] == [0.8, 0.5]
 
 
+def test_questions_without_an_ability_have_a_row_beside_abilities_only():
+    value = {"score": 0.8, "subtasks": {"all": 0.8}, "groups": {}, "n": 5, "unit": "fraction"}
+    assert [row.level for row in score_rows(value, {"all": ""})] == ["all"]
+    value["subtasks"] = {"all": 0.5, "nouns": 1.0}
+    rows = score_rows(value, {"all": "", "nouns": ""})
+    assert [(row.level, row.name, row.values["model"]) for row in rows[1:]] == [
+        ("ability", "all", 0.5),
+        ("ability", "nouns", 1.0),
+    ]
+
+
 def test_radar(tmp_path):
     values = dict.fromkeys(GROUPS, 0.5)
     series = [radar.Series("m", values), radar.Series("b", {"scene": 0.1}, "blind")]
@@ -153,6 +164,7 @@ def test_cost(tmp_path):
 
 def test_a_run_has_the_same_colour_in_every_chart(tmp_path):
     runs = load_runs([make_run(tmp_path / "dear"), make_run(tmp_path / "cheap", "linear", 36)])
+    assert runs[0].costs["visual tokens per image"] > runs[1].costs["visual tokens per image"]
     for cost in set(runs[0].costs) & set(runs[1].costs):
         points = report._cost_points("mini", runs, cost)  # colours go by their order
         assert [point.series for point in points] == ["dear", "cheap"]
