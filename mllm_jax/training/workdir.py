@@ -33,7 +33,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "config.json"
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(
             f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
@@ -42,11 +42,15 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is damaged ({error}); put back the configuration that the run was begun with"
         ) from error
+    if not isinstance(values, dict) or "stage_order" not in values:
+        raise ConfigError(f"{path} is not that of a run; give the --workdir of a run of train.py")
+    return values
 
 
 def _completed(saved: Any, schema: Any, path: str = "") -> Any:
     """Saved values, with the defaults of keys that are newer than the run, and tuples for lists."""
-    if child := NAMED_CHILDREN.get(generic_key(path)):
+    child = NAMED_CHILDREN.get(generic_key(path))
+    if child and isinstance(saved, dict):
         return {name: _completed(entry, child(), join_key(path, name)) for name, entry in saved.items()}
     if isinstance(schema, ConfigDict) and isinstance(saved, dict):
         known = {

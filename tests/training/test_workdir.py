@@ -104,3 +104,10 @@ def test_a_damaged_configuration_is_named(tiny_config, tmp_path):
     (tmp_path / "config.json").write_text(text.replace('"overlong"', '"overlng"'))
     with pytest.raises(ConfigError, match=r"config.json: unknown config key 'data.overlng'; did you mean"):
         saved_config(tmp_path)
+    (tmp_path / "config.json").write_text(text.replace('"stages"', '"stages": [], "stage"'))
+    with pytest.raises(ConfigError, match=r"unknown config key 'stage'"):
+        saved_config(tmp_path)
+    for other in ("[]", '{"architectures": ["LlavaForConditionalGeneration"]}'):  # a published model's folder
+        (tmp_path / "config.json").write_text(other)
+        with pytest.raises(ConfigError, match=r"config.json is not that of a run; give the --workdir"):
+            saved_config(tmp_path)
