@@ -173,13 +173,13 @@ def prepare_sources(
 
     Raises:
       DataError, ImageError, SampleError: naming file and sample. A sample that the template cannot take or whose
-        images do not fit a row is one; with `data.overlong=error` also one with too many tokens, which the first
-        process looks for before the stage has begun.
+        images do not fit a row is one; with `data.overlong=error` also one with too many tokens, which only the
+        first process looks for. A stage that has begun is not checked again: it goes on with the same data only.
     """
     data_dir, stage = _data_dir(config, workdir), config.stages[name]
-    begun = (workdir / "checkpoints" / name).exists()
-    tokenizer = tokenizer if jax.process_index() == 0 and not begun else None
-    check = _record_check(config, stage, model, tokenizer)
+    check = None
+    if not (workdir / "checkpoints" / name).exists():
+        check = _record_check(config, stage, model, None if jax.process_index() else tokenizer)
 
     def prepare() -> dict[str, Source]:
         return {
@@ -225,7 +225,7 @@ def _prepare(
     name: str,
     source: ConfigDict,
     data_dir: pathlib.Path,
-    check: Callable[[Record], None],
+    check: Callable[[Record], None] | None,
 ) -> Source:
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":

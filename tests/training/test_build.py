@@ -125,6 +125,8 @@ def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tin
     stage.template = "plain"
     with pytest.raises(SampleError, match="'sample0': a caption template needs an image"):
         build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
+    (tmp_path / "checkpoints" / "finetune").mkdir(parents=True)  # begun: what it reads has been checked
+    assert len(build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
