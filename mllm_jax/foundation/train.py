@@ -6,7 +6,7 @@ import pathlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,23 +26,17 @@ from mllm_jax.models.vit import VisionConfig
 from mllm_jax.training.optimizer import muon_dimensions
 
 
-def schedule(peak: float, steps: int, warmup: int, decay: int) -> optax.Schedule:
-    """Linear warm-up, constant, linear decay to zero over the last `decay` steps."""
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, peak, warmup),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, decay),
-        ],
-        [warmup, steps - decay],
-    )
+def schedule(peak: float, points: Sequence[tuple[int, int | float]]) -> optax.Schedule:
+    """Rate by update: straight lines through `points` of (update, share of `peak`)."""
+    steps, shares = np.array(points, np.float32).T
+    return lambda count: peak * jnp.interp(jnp.asarray(count, jnp.float32), steps, shares)
 
 
 def _optimizer(config: ConfigDict, params: Any) -> optax.GradientTransformation:
     """AdamW, or Muon for the matrices inside the blocks and Adam for embeddings, heads, norms and biases."""
 
     def rate(peak: float) -> optax.Schedule:
-        return schedule(peak, config.steps, config.warmup, config.decay)
+        return schedule(peak, config.schedule)
 
     if config.optimizer == "adamw":
         decays = jax.tree.map(lambda x: x.ndim > 1, params)
@@ -90,6 +84,7 @@ def fit(
     Metrics go to `metrics.jsonl` and to the terminal.
     """
 
+    steps = config.schedule[-1][0]
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), _optimizer(config, params))
     state = {"params": params, "opt": optimizer.init(params)}
 
@@ -111,10 +106,10 @@ def fit(
         begin, since = time.time(), start
         window: list[dict[str, jax.Array]] = []
         batches = _ahead(batches_from(start))
-        for step in range(start + 1, config.steps + 1):
+        for step in range(start + 1, steps + 1):
             state, metrics = update(state, next(batches))
             window.append(metrics)
-            if step % config.log_every == 0 or step == config.steps:
+            if step % config.log_every == 0 or step == steps:
                 mean = {key: float(np.mean([m[key] for m in window])) for key in metrics}
                 window.clear()
                 if not np.isfinite(mean["loss"]):
@@ -123,8 +118,8 @@ def fit(
                 log.write(json.dumps({"step": step, **mean, "steps_per_second": speed}) + "\n")
                 log.flush()
                 shown = " ".join(f"{key}={value:.3f}" for key, value in mean.items() if "count_" not in key)
-                print(f"{name} {step}/{config.steps} {speed:.2f} steps/s {shown}", flush=True)
-            if step % config.save_every == 0 or step == config.steps:
+                print(f"{name} {step}/{steps} {speed:.2f} steps/s {shown}", flush=True)
+            if step % config.save_every == 0 or step == steps:
                 manager.save(step, args=ocp.args.StandardSave(state))
     return state["params"]
 

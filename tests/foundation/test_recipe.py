@@ -32,7 +32,7 @@ def get_config():
     )
     for fit, steps in ((c.tower.fit, 4), (c.llm.fit, 2 * len(c.llm.phases))):
         fit.optimizer = "adamw"  # Muon compiles for minutes where cores are shared
-        fit.steps, fit.warmup, fit.decay, fit.log_every, fit.save_every = steps, 1, 1, 2, 2
+        fit.schedule, fit.log_every, fit.save_every = ((0, 0), (1, 1), (steps, 0)), 2, 2
     return c
 """
 
