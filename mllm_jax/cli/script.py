@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import ConfigError
@@ -117,7 +117,7 @@ def _parse(arguments: list[str]) -> list[str]:
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")
         for key in _overridden(arguments):
-            _check_connector_option(key, FLAGS["config"].value.model.connector.name)
+            _check_connector_option(key, FLAGS["config"].value)
         return left
     except ConfigError as error:
         _fail(error)
@@ -133,10 +133,10 @@ def _parse(arguments: list[str]) -> list[str]:
         raise
 
 
-def _check_connector_option(key: str, chosen: str) -> None:
+def _check_connector_option(key: str, config: ConfigDict) -> None:
     """Refuses an option of another connector than the chosen one: it would do nothing."""
     match = re.fullmatch(r"(model\.connector)\.(\w+)\..+", key)
-    if match and match[2] != chosen:
+    if match and match[2] != (chosen := config.model.connector.name):
         raise ConfigError(
             f"config key {key!r} is an option of another connector than the chosen {chosen!r}; leave it out, or add "
             f"--config.{match[1]}.name={match[2]}"

@@ -185,7 +185,10 @@ def load_params(directory: pathlib.Path, like: Any) -> Any:
     if not directory.exists():
         raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
     with ocp.StandardCheckpointer() as checkpointer:
-        way_out = "move it away, and train.py's same command writes it again from the stage's last checkpoint"
+        way_out = (
+            "move it and those of later stages away, and train.py's same command writes them again from the stages' "
+            "last checkpoints"
+        )
         with _reading(directory, way_out):
             saved = checkpointer.metadata(directory.absolute()).item_metadata
         # metadata that cannot be read is None; then reading fails below
