@@ -167,9 +167,8 @@ def train(config, directory, evaluate=True):
             try:
                 params = train_stage(config, name, model, batches, mesh, directory, params)
             except BaseException:
-                with contextlib.suppress(
-                    Exception
-                ):  # a full disk stops this, too, and must not hide the reason
+                # What stopped it, a full disk say, may stop this, too, and must stay the error that is shown.
+                with contextlib.suppress(Exception):
                     draw_losses(directory)
                 raise
             checkpoint.save_params(directory / "params" / name, params)

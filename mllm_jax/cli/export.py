@@ -116,10 +116,8 @@ def load_any(source: str, stage: str | None = None):
 
 def is_run(directory: pathlib.Path) -> bool:
     """Whether a directory is a work directory of train.py."""
-    file = directory / "config.json"
-    return (
-        file.exists() and '"stage_order"' in file.read_text()
-    )  # unparsed: a damaged one is named when it is read
+    file = directory / "config.json"  # not parsed here: a damaged one is named when it is read
+    return file.exists() and '"stage_order"' in file.read_text()
 
 
 def _load_run(directory: pathlib.Path, stage: str | None):

@@ -172,6 +172,17 @@ class RowEncoder:
         return row
 
 
+def check_fits(sample: EncodedSample, seq_len: int, label_tokens: int | None) -> None:
+    """Refuses a sample that a row of its own could not hold; see `RowEncoder` for the limits.
+
+    Raises:
+      SampleTooLong, TooManyLabels: naming the sample.
+    """
+    if len(sample) > seq_len:
+        raise SampleTooLong(sample.sample, len(sample), seq_len)
+    check_labels(sample, label_tokens)
+
+
 def check_labels(sample: EncodedSample, limit: int | None) -> None:
     """Refuses a sample with more supervised tokens than `limit` (None: any number).
 

@@ -16,7 +16,7 @@ import numpy as np
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
 from mllm_jax.data.llava_json import DataError, DuplicateIds, Problem, Record, scan
-from mllm_jax.data.rows import TooManyLabels, check_labels, render_sample
+from mllm_jax.data.rows import TooManyLabels, check_fits, render_sample
 from mllm_jax.data.samples import read_image_file
 from mllm_jax.data.templates import Template
 from mllm_jax.data.threads import map_in_order
@@ -187,15 +187,12 @@ def _check_layout(record: Record, layout: Layout, compat: str | None) -> tuple[P
     except SampleError as error:
         return Problem("conversation", record.id, error.problem), 0, 0
     problem = None
-    if len(encoded) > layout.seq_len:
-        problem = Problem(
-            "overlong", record.id, SampleTooLong(record.id, len(encoded), layout.seq_len).problem
-        )
-    else:
-        try:
-            check_labels(encoded, layout.label_tokens)
-        except TooManyLabels as error:
-            problem = Problem("too-many-labels", record.id, error.problem)
+    try:
+        check_fits(encoded, layout.seq_len, layout.label_tokens)
+    except SampleTooLong as error:
+        problem = Problem("overlong", record.id, error.problem)
+    except TooManyLabels as error:
+        problem = Problem("too-many-labels", record.id, error.problem)
     return problem, len(encoded), int((encoded.loss_weights > 0).sum())
 
 

@@ -23,10 +23,10 @@ from mllm_jax.data.llava_json import Record
 from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import ImageReader, check_labels, render_sample
+from mllm_jax.data.rows import ImageReader, check_fits, render_sample
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import CHAT
-from mllm_jax.data.tokens import SampleTooLong, encode_sample
+from mllm_jax.data.tokens import encode_sample
 from mllm_jax.evaluation.bundle import Model
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.models import attention, mllm, paths, quantize
@@ -198,7 +198,6 @@ def _record_check(
     template = stage.template
     if lengths:
         template = resolve_template(template, tokenizer)
-    limit = stage.seq_len or config.data.seq_len
 
     def check(record: Record) -> None:
         images = len(record.images)
@@ -213,9 +212,7 @@ def _record_check(
         spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
         if lengths:
             encoded = encode_sample(spans, tokenizer, [model.tokens_per_image] * images, sample=record.id)
-            if len(encoded) > limit:
-                raise SampleTooLong(record.id, len(encoded), limit)
-            check_labels(encoded, config.data.label_tokens)
+            check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
 
     return check
 

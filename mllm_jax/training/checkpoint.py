@@ -38,10 +38,10 @@ def _reading(directory: pathlib.Path, way_out: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        said = ": ".join([type(cause).__name__, *str(cause).splitlines()[:1]])[
-            :300
-        ]  # it may be pages long, or empty
-        raise CheckpointError(f"checkpoint {directory} cannot be read ({said}); {way_out}") from error
+        said = ": ".join(
+            [type(cause).__name__, *str(cause).splitlines()[:1]]
+        )  # it may be pages long, or empty
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({said[:300]}); {way_out}") from error
 
 
 def first_difference(saved: Any, wanted: Any) -> str | None:
