@@ -22,8 +22,8 @@ from mllm_jax.cli import script
 from mllm_jax.config import ConfigError, benchmark_config, default_config
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
-from mllm_jax.evaluation.load import load_bundle
 from mllm_jax.evaluation.selection import select_benchmarks
+from mllm_jax.inference.load import load_bundle
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh

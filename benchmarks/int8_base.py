@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax import interop
-from mllm_jax.data.mini_world.captions import long_caption
-from mllm_jax.data.mini_world.scene import sample_scene
+from mllm_jax.mini.world.captions import long_caption
+from mllm_jax.mini.world.scene import sample_scene
 from mllm_jax.models.decoder import Decoder
 from mllm_jax.models.paths import flatten
 from mllm_jax.models.quantize import quantize

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mllm_jax.foundation import assets, train
+    from mllm_jax.mini.foundation import assets, train
 
     spec = importlib.util.spec_from_file_location("recipe", args.config)
     recipe = importlib.util.module_from_spec(spec)

@@ -28,9 +28,9 @@ from mllm_jax.config_check import check_key
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError
-from mllm_jax.data.mini_world.dataset import DatasetMismatchError
 from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
+from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training.checkpoint import CheckpointError
 from mllm_jax.training.metrics import NonFiniteLoss

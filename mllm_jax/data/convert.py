@@ -35,8 +35,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mllm_jax.data.llava_json import DataError, load_entries, read_records
-from mllm_jax.data.mini_world.questions import OPEN_SUFFIX
 from mllm_jax.data.samples import read_image_file
+from mllm_jax.mini.world.questions import OPEN_SUFFIX
 
 MAX_MEMBER_BYTES = 1 << 28  # of one picture in an archive, unpacked
 

@@ -32,12 +32,12 @@ from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
-from mllm_jax.evaluation.batching import DEFAULT_BUCKETS, Request
-from mllm_jax.evaluation.bundle import Model
-from mllm_jax.evaluation.generation import generate
-from mllm_jax.evaluation.likelihood import option_log_likelihoods
 from mllm_jax.evaluation.runners import MAIN, OPEN, Ask, Runner
 from mllm_jax.evaluation.store import AnswerFile, StoreError, claim, write_json
+from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
+from mllm_jax.inference.generate import generate
+from mllm_jax.inference.likelihood import option_log_likelihoods
+from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
 
 PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "likelihood"

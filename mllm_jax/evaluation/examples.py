@@ -10,9 +10,9 @@ from PIL import Image
 
 from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
-from mllm_jax.evaluation.bundle import Model
 from mllm_jax.evaluation.runners import MAIN, Runner, key_of
 from mllm_jax.evaluation.store import AnswerFile
+from mllm_jax.inference.model import Model
 
 SHOWN_SIDE = 224  # pixels of an example's longer side at most
 _SMALL = 160  # pictures up to this side stay PNG: drawings suffer from JPEG

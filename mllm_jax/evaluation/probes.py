@@ -22,8 +22,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mllm_jax.connectors.base import FeatureRequest
-from mllm_jax.data.mini_world import Scene, render_array, sample_scene
-from mllm_jax.data.mini_world.targets import patch_owners
+from mllm_jax.mini.world import Scene, render_array, sample_scene
+from mllm_jax.mini.world.targets import patch_owners
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 BATCH = 64

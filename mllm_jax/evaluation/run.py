@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
-from mllm_jax.evaluation.batching import DEFAULT_BUCKETS
-from mllm_jax.evaluation.bundle import Model
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report import write_report
 from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError, write_json
 from mllm_jax.evaluation.submissions import write_submission
 from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
+from mllm_jax.inference.batching import DEFAULT_BUCKETS
+from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
 
 

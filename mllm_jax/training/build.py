@@ -20,15 +20,15 @@ from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
-from mllm_jax.data.mini_world import dataset as mini_dataset
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import ImageReader, check_fits, render_sample
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import CHAT
 from mllm_jax.data.tokens import encode_sample
-from mllm_jax.evaluation.bundle import Model
+from mllm_jax.inference.model import Model
 from mllm_jax.interop.checkpoints import load_connector
+from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models import attention, mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError, blaming
 from mllm_jax.data.chat_template import check_template, resolve_template
-from mllm_jax.data.mini_world.dataset import BENCHMARK
-from mllm_jax.data.mini_world.scene import SPLITS
 from mllm_jax.evaluation.runners import Runner, read_benchmark
 from mllm_jax.interop.checkpoints import load_connector
+from mllm_jax.mini.world.dataset import BENCHMARK
+from mllm_jax.mini.world.scene import SPLITS
 from mllm_jax.models import lora, mllm
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import num_row_shards

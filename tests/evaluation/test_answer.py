@@ -14,11 +14,11 @@ from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
-from mllm_jax.evaluation.beam_sampling import Sampling
-from mllm_jax.evaluation.bundle import Model
-from mllm_jax.evaluation.generation import Generation
 from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.store import AnswerFile, StoreError, claim
+from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.generate import Generation
+from mllm_jax.inference.model import Model
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig

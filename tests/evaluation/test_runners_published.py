@@ -13,7 +13,6 @@ from PIL import Image
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
-from mllm_jax.evaluation.beam_sampling import Sampling
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.predictions import Problems
 from mllm_jax.evaluation.run import group_of
@@ -23,6 +22,7 @@ from mllm_jax.evaluation.store import AnswerFile
 from mllm_jax.evaluation.submissions import SUBMISSIONS, write_submission
 from mllm_jax.evaluation.table_files import read_table
 from mllm_jax.evaluation.tables import score_rows
+from mllm_jax.inference.beam_sampling import Sampling
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mllm_jax.config import benchmark_config, default_config
 from mllm_jax.config_check import check
 from mllm_jax.data.conversations import SampleError
-from mllm_jax.data.mini_world import dataset as mini_dataset
+from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build, checkpoint

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 
-from mllm_jax.evaluation import bundle
+from mllm_jax.inference.model import sampled
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
@@ -34,5 +34,5 @@ mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
 params = jax.device_put(params, param_shardings(params, mesh))
 shards = [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(params)]
 with use_mesh(mesh):
-    found = [bundle.sampled(leaf)[-5:].tolist() for leaf in jax.tree.leaves(params)]
+    found = [sampled(leaf)[-5:].tolist() for leaf in jax.tree.leaves(params)]
 print(json.dumps([shards, found]))

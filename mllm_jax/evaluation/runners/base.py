@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.data.samples import read_image_file
-from mllm_jax.evaluation.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import Sampling
 
 MAIN, OPEN = "main", "open"
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.data.mini_world.questions import CHOICE_SUFFIX, LETTERS, OPEN_SUFFIX, rotations
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.mini import judge_row
 from mllm_jax.evaluation.option_match import match_option
@@ -21,6 +20,7 @@ from mllm_jax.evaluation.runners.base import (
     read_list,
 )
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
+from mllm_jax.mini.world.questions import CHOICE_SUFFIX, LETTERS, OPEN_SUFFIX, rotations
 
 
 def choice_prompt(question: str, options: Sequence[str]) -> str:

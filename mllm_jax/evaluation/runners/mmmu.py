@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.beam_sampling import Sampling
 from mllm_jax.evaluation.benchmarks import mmmu_pro
 from mllm_jax.evaluation.benchmarks.mmmu_parse import find_choice
 from mllm_jax.evaluation.option_match import LETTERS
@@ -23,6 +22,7 @@ from mllm_jax.evaluation.runners.published import (
     lettered,
     value_of,
 )
+from mllm_jax.inference.beam_sampling import Sampling
 
 CHOICE = "multiple-choice"
 _MARK = re.compile(r"<image (\d)>")

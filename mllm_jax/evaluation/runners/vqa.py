@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.data.mini_world.questions import OPEN_SUFFIX
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.mini import same_answer
 from mllm_jax.evaluation.runners.base import (
@@ -18,6 +17,7 @@ from mllm_jax.evaluation.runners.base import (
     read_list,
 )
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
+from mllm_jax.mini.world.questions import OPEN_SUFFIX
 
 
 class VqaRunner(Runner):

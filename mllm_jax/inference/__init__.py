@@ -1,0 +1,1 @@
+"""Ask a model anything: loading, batches of requests, generation, likelihood."""

@@ -1,0 +1,124 @@
+"""Text-only pretraining of the mini LLM: descriptions in sentences or notes, questions about them, no pictures."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.data.conversations import render
+from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+from mllm_jax.mini.foundation.notes import WORDS_PER_CELL, NotedSample, fit_turns, note_sample, turns_of
+from mllm_jax.mini.world import ABILITIES, long_caption, make_questions, sample_scene, text_sample
+from mllm_jax.mini.world.captions import phrase
+from mllm_jax.mini.world.text import ask
+
+
+def few_things(seed: int, index: int, most: int, questions: int) -> list[tuple[str, str]] | None:
+    """Questions about a description of at most `most` things; None where a scene offers none.
+
+    Looking words up in the context is what all answers build on, and a small transformer learns it far sooner where
+    the context is short. Every other description leaves out the sentences about the whole picture.
+    """
+    scene = sample_scene(seed, index, "foundation")
+    rng = np.random.default_rng([0x5407, seed, index])
+    things = scene.of_kind("shape", "digit", "word")
+    if not things:  # a chart alone
+        return None
+    few = tuple(things[i] for i in sorted(rng.permutation(len(things))[: rng.integers(1, most + 1)]))
+    scene = dataclasses.replace(scene, things=few)
+    asked = make_questions(scene, rng)
+    context = long_caption(scene, rng)
+    if index % 2:
+        context = ", ".join(map(phrase, few)) + "."
+        asked = [q for q in asked if ABILITIES[q.ability].group != "coarse"]
+    if not asked:
+        return None
+    turns = [ask(asked[i], rng) for i in rng.permutation(len(asked))[:questions]]
+    turns[0] = (f"{context}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def conversation(seed: int, index: int, short: bool) -> list[tuple[str, str]]:
+    """A conversation about a scene described in sentences.
+
+    Args:
+      short: up to three things, up to two questions. Else four conversations in ten are `few_things` and the rest are
+        `mini_world.text_sample`.
+    """
+    if short:
+        return few_things(seed, index, 1 + index % 3, 2) or text_sample(seed, index)[:1]
+    return (few_things(seed, index, 3, 5) if index % 10 > 5 else None) or text_sample(seed, index)
+
+
+def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
+    """Conversation `index` of a phase: about sentences, or about notes (see `phased_batches`).
+
+    Its answers weigh 1 and its other text weighs `phase["context_weight"]` in the loss.
+    """
+    if np.random.default_rng([0x91C, seed, index]).random() < phase["notes"]:
+        sample = note_sample(tokenizer, seed, index, phase)
+    else:
+
+        def encode(pairs: list[tuple[str, str]]) -> EncodedSample:
+            return encode_sample(render("mini", turns_of(pairs)), tokenizer, [], sample=f"text {index}")
+
+        encoded = fit_turns(conversation(seed, index, phase["short"]), phase["length"], encode)
+        sample = NotedSample(encoded, np.zeros((0, WORDS_PER_CELL), np.int32))
+    weights = np.maximum(sample.encoded.loss_weights, phase["context_weight"]).astype(np.float32)
+    weights[:1] = 0
+    weights[sample.encoded.image_of >= 0] = 0
+    return NotedSample(dataclasses.replace(sample.encoded, loss_weights=weights), sample.bags)
+
+
+def layout_notes(samples: Sequence[NotedSample], length: int) -> dict[str, np.ndarray]:
+    """A packed row, as `data.tokens.layout_row` gives it, with `bags` int32 [T, WORDS_PER_CELL] at visual positions."""
+    row = layout_row(
+        [s.encoded for s in samples], length, len(samples), max(len(s.bags) for s in samples) or 1
+    )
+    bags = np.zeros((length, WORDS_PER_CELL), np.int32)
+    bags[row["visual_index"] >= 0] = np.concatenate([sample.bags for sample in samples])
+    return {key: value for key, value in row.items() if key != "slots"} | {"bags": bags}
+
+
+def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of packed conversations, endlessly, from sample `start` on; one longer than a row is an error."""
+    index, length = start, phase["length"]
+    waiting = pretraining_sample(tokenizer, seed, index, phase)
+    while True:
+        rows = []
+        for _ in range(phase["batch"]):
+            samples, used = [], 0
+            if len(waiting) > length:
+                raise SampleTooLong(waiting.encoded.sample, len(waiting), length)
+            while used + len(waiting) <= length:
+                samples.append(waiting)
+                used += len(waiting)
+                index += 1
+                waiting = pretraining_sample(tokenizer, seed, index, phase)
+            rows.append(layout_notes(samples, length))
+        yield {key: np.stack([row[key] for row in rows]) for key in rows[0]} | {"noise_seed": np.int32(index)}
+
+
+def phased_batches(
+    tokenizer: Any, seed: int, phases: Sequence[Any], first: int, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of all phases one after the other, from update `start` on.
+
+    Args:
+      phases: each with `steps`, `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer),
+        `notes` (share of conversations about notes; the others are about sentences), `short` (of sentences, see
+        `conversation`), and what `note_sample` reads.
+      first: number of the first conversation.
+    """
+    begin = 0
+    for phase in phases:
+        first_update = max(start, begin)
+        if first_update < begin + phase["steps"]:
+            # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
+            most = phase["batch"] * (phase["length"] // 24)
+            packed = packed_batches(tokenizer, seed, phase, start=first + first_update * most)
+            yield from itertools.islice(packed, begin + phase["steps"] - first_update)
+        begin += phase["steps"]
+        first += phase["steps"] * 1000

@@ -1,0 +1,269 @@
+"""Writes mini-world data sets: training data in LLaVA's format and the `mini` benchmark.
+
+A data set consists of `root/NAME.json`, pictures under `root/images/` and, written last,
+`root/NAME.manifest.json` with the parameters it was made from. Whoever asks for the same parameters again
+gets the finished files.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mllm_jax.mini.world.captions import long_caption
+from mllm_jax.mini.world.questions import ABILITIES, Question, make_questions
+from mllm_jax.mini.world.render import LOOK_VERSION, render
+from mllm_jax.mini.world.scene import SPLITS, sample_scene
+from mllm_jax.mini.world.text import ask, caption_sample, pick_questions, text_sample
+
+STAGES = ("caption", "instruct")
+BENCHMARK = "mini"
+QUESTIONS_PER_PICTURE = 6
+TEXT_ONLY = 0.1  # share of samples without a picture in the stage "instruct"
+_PROGRESS_EVERY = 500
+
+
+class DatasetMismatchError(ValueError):
+    """A data set made from other parameters lies where one is to be written."""
+
+
+def _fingerprint(split: str) -> str:
+    """A digest of a few scenes and their texts: it changes when the generator does."""
+    digest = hashlib.sha256()
+    for index in range(8):
+        scene = sample_scene(0, index, split)
+        texts = [long_caption(scene), *(q.text for q in make_questions(scene, np.random.default_rng(index)))]
+        digest.update(json.dumps([scene.to_json(), texts], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_atomically(path: Path, data: Any) -> None:
+    """Writes JSON so that the file is there completely or not at all, even if several processes write it at once."""
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # hosts may share process ids
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_complete(root: Path, name: str, parameters: dict[str, Any]) -> bool:
+    """Whether the data set lies there already.
+
+    Raises:
+        DatasetMismatchError: if it was made from other parameters, or is of unknown origin.
+    """
+    manifest, data = root / f"{name}.manifest.json", root / f"{name}.json"
+    if not manifest.exists():
+        if data.exists():
+            raise DatasetMismatchError(
+                f"{data} exists without {manifest.name}, so it is not known what made it; "
+                "move it away or choose another folder"
+            )
+        return False
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    different = [key for key in sorted({*found, *parameters}) if found.get(key) != parameters.get(key)]
+    if different:
+        listed = ", ".join(f"{k} is {found.get(k)!r}, asked for {parameters.get(k)!r}" for k in different)
+        raise DatasetMismatchError(
+            f"{data} was made from other parameters ({listed}); delete {root} or choose another folder"
+        )
+    if not data.exists():
+        raise DatasetMismatchError(
+            f"{manifest} exists but {data.name} is gone; delete {root} and start again"
+        )
+    return True
+
+
+def _write(
+    root: str | os.PathLike[str],
+    name: str,
+    parameters: dict[str, Any],
+    records: Callable[[], Iterator[tuple[dict[str, Any], Image.Image | None]]],
+    total: int,
+    progress: bool,
+) -> Path:
+    """Writes pictures, then the list of records, then the manifest; returns the list's path."""
+    root = Path(root)
+    path = root / f"{name}.json"
+    if _is_complete(root, name, parameters):
+        return path
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for record, image in records():
+        if image is not None:
+            image.save(root / "images" / record["image"], compress_level=1)
+        rows.append(record)
+        if progress and len(rows) % _PROGRESS_EVERY == 0:
+            print(f"mini world: {name} {len(rows)}/{total}", flush=True)
+    _write_atomically(path, rows)
+    _write_atomically(root / f"{name}.manifest.json", parameters)
+    return path
+
+
+def _turns(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [
+        turn
+        for human, gpt in pairs
+        for turn in ({"from": "human", "value": human}, {"from": "gpt", "value": gpt})
+    ]
+
+
+def _training_record(
+    split: str, stage: str, seed: int, index: int
+) -> tuple[dict[str, Any], Image.Image | None]:
+    """One training sample in LLaVA's format and its picture, or None for a text-only one."""
+    name = f"{split}_{stage}_{index:06d}"
+    rng = np.random.default_rng(np.random.SeedSequence([0xDA7A, SPLITS.index(split), seed, index]))
+    if stage == "instruct" and rng.random() < TEXT_ONLY:
+        return {"id": name, "conversations": _turns(text_sample(seed, index, split))}, None
+    scene = sample_scene(seed, index, split)
+    if stage == "caption":
+        pairs = [caption_sample(scene, rng)]
+    else:
+        pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_PICTURE)]
+    pairs[0] = ("<image>\n" + pairs[0][0], pairs[0][1])
+    return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, render(scene)
+
+
+def write_split(
+    root: str | os.PathLike[str], split: str, n: int, stage: str, seed: int, progress: bool = True
+) -> Path:
+    """Writes a training data set in LLaVA's format, unless it is there already.
+
+    Args:
+        root: folder; gets `SPLIT.json` and `images/*.png` (112 pixels a side).
+        split: one of `SPLITS` but the benchmark's own "mini".
+        n: number of samples.
+        stage: "caption" (one caption turn per picture) or "instruct" (about six questions per picture, open
+            and multiple choice, and one text-only sample in ten).
+        seed: which world.
+        progress: print a line now and then.
+
+    Returns:
+        Path of the JSON list; its image names are relative to `root/images`.
+
+    Raises:
+        ValueError: for an unknown or reserved split, an unknown stage or n < 1.
+        DatasetMismatchError: if `root` holds this split made from other parameters.
+    """
+    if split not in SPLITS or split == BENCHMARK:
+        usable = ", ".join(s for s in SPLITS if s != BENCHMARK)
+        raise ValueError(f"cannot write training data of split {split!r}; one of {usable}")
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; one of {', '.join(STAGES)}")
+    if n < 1:
+        raise ValueError(f"n is {n}; a data set needs at least one sample")
+    parameters = {
+        "split": split, "n": n, "stage": stage, "seed": seed,
+        "generator": _fingerprint(split), "look": LOOK_VERSION,
+    }  # fmt: skip
+    return _write(
+        root, split, parameters,
+        lambda: (_training_record(split, stage, seed, index) for index in range(n)), n, progress,
+    )  # fmt: skip
+
+
+def benchmark_questions(n_per_ability: int, seed: int) -> list[tuple[int, Question]]:
+    """The benchmark's (scene index, question) pairs, `n_per_ability` for each ability.
+
+    Candidates come from as many scenes as it takes. The forms of an ability get shares that grow with the
+    square root of their number of answers, and each form gives its rarest answer next, so that answers are as
+    even as they can be. An ability asks at most one question about a scene.
+
+    Raises:
+        ValueError: if n_per_ability < 1.
+    """
+    if n_per_ability < 1:
+        raise ValueError(f"n_per_ability is {n_per_ability}; a benchmark needs at least one question")
+    pools: dict[str, list[tuple[int, Question]]] = {ability: [] for ability in ABILITIES}
+    index = 0
+    while any(len(pool) < 10 * n_per_ability for pool in pools.values()):
+        rng = np.random.default_rng(np.random.SeedSequence([0xBE2C, seed, index]))
+        for question in make_questions(sample_scene(seed, index, BENCHMARK), rng):
+            if len(pools[question.ability]) < 40 * n_per_ability:
+                pools[question.ability].append((index, question))
+        index += 1
+    return [pair for pool in pools.values() for pair in _balanced(pool, n_per_ability)]
+
+
+def _balanced(pool: list[tuple[int, Question]], n: int) -> list[tuple[int, Question]]:
+    """`n` of the candidates, as `benchmark_questions` describes."""
+    left: dict[str, dict[str, list[tuple[int, Question]]]] = {}
+    for pair in pool:
+        left.setdefault(pair[1].form, {}).setdefault(pair[1].answer, []).append(pair)
+    share = {form: len(answers) ** 0.5 for form, answers in left.items()}
+    of_form: Counter[str] = Counter()
+    of_answer: Counter[str] = Counter()
+    of_both: Counter[tuple[str, str]] = Counter()
+    seen: set[int] = set()
+    chosen: list[tuple[int, Question]] = []
+    while len(chosen) < n:
+        forms = sorted(form for form, answers in left.items() if any(answers.values()))
+        if not forms:
+            raise ValueError(f"only {len(chosen)} of {n} questions could be found in {len(pool)} candidates")
+        _, form = min((of_form[f] / share[f], f) for f in forms)
+        answers = [a for a, queue in left[form].items() if queue]
+        _, _, answer = min((of_both[form, a], of_answer[a], a) for a in answers)
+        index, question = left[form][answer].pop(0)
+        if index in seen:
+            continue
+        seen.add(index)
+        of_form[form] += 1
+        of_answer[answer] += 1
+        of_both[form, answer] += 1
+        chosen.append((index, question))
+    return chosen
+
+
+def write_benchmark(
+    root: str | os.PathLike[str], n_per_ability: int, seed: int, progress: bool = True
+) -> Path:
+    """Writes the held-apart `mini` benchmark, unless it is there already.
+
+    Args:
+        root: folder; gets `mini.json` and `images/*.png`.
+        n_per_ability: questions for each of the twelve abilities.
+        seed: which world.
+        progress: print a line now and then.
+
+    Returns:
+        Path of `mini.json`: a list of {question_id, image, ability, group, question, options, answer}, one
+        row per question; the rotations of circular evaluation are made when evaluating.
+
+    Raises:
+        DatasetMismatchError: if `root` holds a benchmark made from other parameters.
+    """
+
+    def records() -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+        drawn: set[int] = set()
+        for number, (index, question) in enumerate(benchmark_questions(n_per_ability, seed)):
+            yield (
+                {
+                    "question_id": f"{question.ability}_{number:05d}",
+                    "image": f"{BENCHMARK}_{index:06d}.png",
+                    "ability": question.ability,
+                    "group": ABILITIES[question.ability].group,
+                    "question": question.text,
+                    "options": list(question.options),
+                    "answer": question.answer,
+                },
+                None if index in drawn else render(sample_scene(seed, index, BENCHMARK)),
+            )
+            drawn.add(index)
+
+    parameters = {
+        "n_per_ability": n_per_ability, "seed": seed,
+        "generator": _fingerprint(BENCHMARK), "look": LOOK_VERSION,
+    }  # fmt: skip
+    return _write(root, BENCHMARK, parameters, records, n_per_ability * len(ABILITIES), progress)

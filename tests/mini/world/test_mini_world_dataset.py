@@ -1,0 +1,161 @@
+"""Writing mini-world data sets: LLaVA's format, reuse, refusal of a mismatch, the balanced benchmark."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm_jax.data.llava_json import iter_problems, read_records
+from mllm_jax.mini.world import (
+    ABILITIES,
+    DatasetMismatchError,
+    dataset,
+    render_array,
+    sample_scene,
+    write_benchmark,
+    write_split,
+)
+
+
+def listing(root):
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["caption", "instruct"])
+def test_split_is_sound_llava_data(tmp_path, stage):
+    path = write_split(tmp_path, "finetune", 60, stage, seed=1, progress=False)
+    assert not list(iter_problems(path, tmp_path / "images"))
+    records = list(read_records(path, tmp_path / "images"))
+    assert len(records) == 60
+    rows = json.loads(path.read_text())
+    pictured = [r for r in rows if "image" in r]
+    turns = Counter(len(r["conversations"]) for r in rows)
+    if stage == "caption":
+        assert len(pictured) == 60
+        assert turns == {2: 60}
+    else:
+        assert 45 <= len(pictured) < 60
+        assert turns[12] > 20
+        text = [t["value"] for r in rows for t in r["conversations"][::2]]
+        assert 0.3 < np.mean(["\nA. " in t for t in text]) < 0.7
+    for row in pictured[:5]:
+        index = int(row["id"].rsplit("_", 1)[1])
+        picture = np.asarray(Image.open(tmp_path / "images" / row["image"]))
+        assert np.array_equal(picture, render_array(sample_scene(1, index, "finetune")))
+        assert row["conversations"][0]["value"].startswith("<image>\n")
+
+
+def test_a_finished_data_set_is_reused(tmp_path):
+    write_split(tmp_path, "pretrain", 5, "caption", seed=0, progress=False)
+    before = listing(tmp_path)
+    write_split(tmp_path, "pretrain", 5, "caption", seed=0, progress=False)
+    assert listing(tmp_path) == before
+
+
+def test_two_who_write_one_file_at_once_do_not_mix(tmp_path, monkeypatch):
+    path, dump = tmp_path / "mini.json", json.dump
+
+    def interrupted(data, file, **options):
+        monkeypatch.setattr(json, "dump", dump)
+        file.write("[")
+        dataset._write_atomically(path, ["second"])  # begins and ends while the first is writing
+        assert json.loads(path.read_text()) == ["second"]
+        file.seek(0)
+        dump(data, file, **options)
+
+    monkeypatch.setattr(json, "dump", interrupted)
+    dataset._write_atomically(path, ["first"])
+    assert json.loads(path.read_text()) == ["first"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_request_names_the_difference(tmp_path):
+    write_split(tmp_path, "pretrain", 5, "caption", seed=0, progress=False)
+    before = listing(tmp_path)
+    with pytest.raises(DatasetMismatchError, match=r"n is 5, asked for 6, seed is 0, asked for 2"):
+        write_split(tmp_path, "pretrain", 6, "caption", seed=2, progress=False)
+    assert listing(tmp_path) == before
+
+
+def test_a_changed_generator_is_noticed(tmp_path, monkeypatch):
+    write_split(tmp_path, "pretrain", 2, "caption", seed=0, progress=False)
+    monkeypatch.setattr(dataset, "LOOK_VERSION", -1)
+    with pytest.raises(DatasetMismatchError, match="look is"):
+        write_split(tmp_path, "pretrain", 2, "caption", seed=0, progress=False)
+
+
+def test_an_unfinished_data_set_is_finished(tmp_path, monkeypatch):
+    whole = write_split(tmp_path / "whole", "pretrain", 4, "caption", seed=0, progress=False)
+    real, calls = dataset.render, []
+
+    def killed(scene):
+        calls.append(scene)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(scene)
+
+    monkeypatch.setattr(dataset, "render", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_split(tmp_path / "cut", "pretrain", 4, "caption", seed=0, progress=False)
+    assert not list((tmp_path / "cut").glob("*.json"))
+    monkeypatch.setattr(dataset, "render", real)
+    again = write_split(tmp_path / "cut", "pretrain", 4, "caption", seed=0, progress=False)
+    assert again.read_bytes() == whole.read_bytes()
+    names = {p.name for p in (tmp_path / "cut" / "images").iterdir()}
+    assert names == {p.name for p in (tmp_path / "whole" / "images").iterdir()}
+
+
+def test_foreign_or_damaged_data_is_not_overwritten(tmp_path):
+    (tmp_path / "pretrain.json").write_text("[]")
+    with pytest.raises(DatasetMismatchError, match=r"exists without pretrain\.manifest\.json"):
+        write_split(tmp_path, "pretrain", 2, "caption", seed=0, progress=False)
+    assert (tmp_path / "pretrain.json").read_text() == "[]"
+    path = write_split(tmp_path / "b", "pretrain", 2, "caption", seed=0, progress=False)
+    path.unlink()
+    with pytest.raises(DatasetMismatchError, match=r"pretrain\.json is gone"):
+        write_split(tmp_path / "b", "pretrain", 2, "caption", seed=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"split": "mini"}, "cannot write training data of split 'mini'"),
+        ({"split": "train"}, "one of foundation, pretrain, finetune"),
+        ({"stage": "captions"}, "unknown stage 'captions'; one of caption, instruct"),
+        ({"n": 0}, "at least one sample"),
+    ],
+)
+def test_bad_requests(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        write_split(tmp_path, **{"split": "pretrain", "n": 3, "stage": "caption", "seed": 0, **kwargs})
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmark_rows(tmp_path):
+    path = write_benchmark(tmp_path, 6, seed=0, progress=False)
+    rows = json.loads(path.read_text())
+    assert Counter(r["ability"] for r in rows) == dict.fromkeys(ABILITIES, 6)
+    assert len({r["question_id"] for r in rows}) == len(rows)
+    for row in rows:
+        assert list(row) == ["question_id", "image", "ability", "group", "question", "options", "answer"]
+        assert row["group"] == ABILITIES[row["ability"]].group
+        assert row["answer"] in row["options"]
+        assert (tmp_path / "images" / row["image"]).exists()
+    before = listing(tmp_path)
+    write_benchmark(tmp_path, 6, seed=0, progress=False)
+    assert listing(tmp_path) == before
+    with pytest.raises(DatasetMismatchError, match="n_per_ability is 6, asked for 7"):
+        write_benchmark(tmp_path, 7, seed=0, progress=False)
+
+
+def test_benchmark_answers_are_balanced_and_each_scene_asked_once_per_ability():
+    pairs = dataset.benchmark_questions(40, seed=0)
+    for ability in ABILITIES:
+        mine = [(index, q) for index, q in pairs if q.ability == ability]
+        assert len({index for index, _ in mine}) == 40
+        counts = Counter(q.answer for _, q in mine)
+        assert max(counts.values()) <= 40 * 0.3, (ability, counts)
+    with pytest.raises(ValueError, match="at least one question"):
+        dataset.benchmark_questions(0, seed=0)
