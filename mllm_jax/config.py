@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 @contextlib.contextmanager
-def blaming(key: str) -> Iterator[None]:
+def config_key_error(key: str) -> Iterator[None]:
     """Turns a ValueError raised inside into a ConfigError that names the key it comes from."""
     try:
         yield

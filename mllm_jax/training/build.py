@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax import interop
-from mllm_jax.config import ConfigError, blaming
+from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data import tfds_llava
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError
@@ -44,11 +44,11 @@ def model_config(config: ConfigDict) -> ModelConfig:
     """
     chosen = config.model.connector.name
     options = config.model.connector.get(chosen, ConfigDict()).to_dict()
-    with blaming("model.vision.path"):
+    with config_key_error("model.vision.path"):
         vision = interop.vision_config(config.model.vision.path)
-    with blaming("model.llm.path"):
+    with config_key_error("model.llm.path"):
         llm = interop.llm_config(config.model.llm.path)
-    with blaming("model.vision.select_layer"):
+    with config_key_error("model.vision.select_layer"):
         vision.resolve_layer(config.model.vision.select_layer)
     if config.model.attention not in attention.IMPLEMENTATIONS:
         raise ConfigError(
@@ -71,7 +71,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
         raise ConfigError(
             f"config key 'model.vision.image_size' is {model.image_size}, less than one patch of {model.vision.patch}"
         )
-    with blaming("model.connector"):
+    with config_key_error("model.connector"):
         visual = model.tokens_per_image
     lengths = {
         f"stages.{name}.seq_len": stage.seq_len for name, stage in config.stages.items() if stage.seq_len

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mllm_jax.config import ConfigError, blaming
+from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.evaluation.runners import Runner, read_benchmark
 from mllm_jax.interop.checkpoints import load_connector
@@ -38,7 +38,7 @@ def check_stages(
             f"of {model.llm.vocab}"
         )
     if config.model.connector.path:
-        with blaming("model.connector.path"):
+        with config_key_error("model.connector.path"):
             load_connector(config.model.connector.path, model)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
@@ -48,19 +48,19 @@ def check_stages(
                 f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of devices "
                 f"({num_row_shards(mesh)}) x accumulation ({stage.accumulation})"
             )
-        with blaming(f"{here}.template"):
+        with config_key_error(f"{here}.template"):
             _check_template(stage.template, tokenizer)
         if stage.lora.rank:
-            with blaming(f"{here}.lora.targets"):
+            with config_key_error(f"{here}.lora.targets"):
                 lora.target_paths(params, adapters.settings(stage))
-        with blaming(f"{here}.trainable"):
+        with config_key_error(f"{here}.trainable"):
             trained, _ = adapters.abstract_split(params, stage)
         if stage.cache_features and "vision" in trained:
             raise ConfigError(
                 f"config key '{here}.cache_features': this stage trains the vision tower, so its features change; set "
                 "it to False or freeze the tower"
             )
-        with blaming(f"{here}.learning_rates"):
+        with config_key_error(f"{here}.learning_rates"):
             peak_rates(trained, stage.learning_rate, tuple(tuple(group) for group in stage.learning_rates))
         for source, values in stage.sources.items():
             _check_source(values, f"{here}.sources.{source}")
@@ -72,7 +72,7 @@ def check_stages(
             f"and {order[index + 1]!r} goes on from it; set it to 'none'"
         )
     if config.eval.benchmarks and evaluate:
-        with blaming("eval.template"):
+        with config_key_error("eval.template"):
             _check_template(config.eval.template, tokenizer)
     for name, values in config.eval.benchmarks.items() if evaluate else ():
         _check_benchmark(values, f"eval.benchmarks.{name}")
@@ -99,7 +99,7 @@ def _check_benchmark(values: ConfigDict, key: str) -> None:
             raise ConfigError(f"config key '{key}.count' is 0; give the number of questions per ability")
         return
     _check_paths(values, key, ("path", "images"))
-    with blaming(key):
+    with config_key_error(key):
         runner = read_benchmark(values.kind, values.path, values.images or None, **values.options.to_dict())
     if type(runner).read_image is not Runner.read_image:  # pictures that are not files
         return
