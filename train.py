@@ -21,7 +21,8 @@ from rich.console import Console
 from mllm_jax.cli import script
 from mllm_jax.config import resolved
 from mllm_jax.config_check import check
-from mllm_jax.evaluation import plots, run
+from mllm_jax.evaluation import run
+from mllm_jax.evaluation.report import plots
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import paths
 from mllm_jax.parallel import processes

@@ -20,7 +20,7 @@ from absl import flags
 from mllm_jax.cli import script
 from mllm_jax.config import ConfigError
 from mllm_jax.data.tokens import SampleTooLong
-from mllm_jax.evaluation.plots import read_metrics
+from mllm_jax.evaluation.report.plots import read_metrics
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks import get_benchmark
-from mllm_jax.evaluation.judge import (
+from mllm_jax.evaluation.judge.client import Client, JudgeError, send
+from mllm_jax.evaluation.judge.requests import (
     ANSWERS,
     REQUESTS,
     SUMMARY,
@@ -33,8 +34,7 @@ from mllm_jax.evaluation.judge import (
     write_judged,
     write_requests,
 )
-from mllm_jax.evaluation.judge_send import Client, JudgeError, send
-from mllm_jax.evaluation.judge_tasks import TASKS
+from mllm_jax.evaluation.judge.tasks import TASKS
 from mllm_jax.evaluation.predictions import Problems
 
 

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mllm_jax.evaluation.report import write_report
-from mllm_jax.evaluation.runs import ReportError
+from mllm_jax.evaluation.report.runs import ReportError
+from mllm_jax.evaluation.report.write import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

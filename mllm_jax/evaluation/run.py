@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.examples import make_examples
-from mllm_jax.evaluation.report import write_report
+from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError, write_json
 from mllm_jax.evaluation.submissions import write_submission

@@ -6,9 +6,15 @@ import pytest
 from scoring_helpers import lines, one
 
 from mllm_jax.cli.main import main
-from mllm_jax.evaluation.judge import build_requests, estimate, read_answers, write_judged, write_requests
-from mllm_jax.evaluation.judge_send import Client, JudgeError, send
-from mllm_jax.evaluation.judge_tasks import TASKS
+from mllm_jax.evaluation.judge.client import Client, JudgeError, send
+from mllm_jax.evaluation.judge.requests import (
+    build_requests,
+    estimate,
+    read_answers,
+    write_judged,
+    write_requests,
+)
+from mllm_jax.evaluation.judge.tasks import TASKS
 from mllm_jax.evaluation.predictions import Problems
 
 KEY = "JUDGE_TEST_KEY"

@@ -12,12 +12,13 @@ from rich.console import Console
 from test_answer import make_model, mini  # noqa: F401  (a fixture)
 
 from mllm_jax.cli import report as report_verb
-from mllm_jax.evaluation import cost_plot, plots, radar, report
 from mllm_jax.evaluation.grouping import Entry, load_groups, paper_axes
 from mllm_jax.evaluation.regroup import regroup
-from mllm_jax.evaluation.report import write_report
+from mllm_jax.evaluation.report import cost_plot, plots, radar
+from mllm_jax.evaluation.report import write as report
+from mllm_jax.evaluation.report.runs import ReportError, load_runs
+from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.run import evaluate
-from mllm_jax.evaluation.runs import ReportError, load_runs
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.tables import (
     combined_groups,

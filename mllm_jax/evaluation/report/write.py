@@ -1,6 +1,6 @@
 """One report of one or several runs: a self-contained HTML page, the same as Markdown, and JSON.
 
-The content is a list of sections (`sections.py`) made once; `html_page.py` and the Markdown writer below only dress it.
+The content is a list of sections (`sections.py`) made once; `page.py` and the Markdown writer below only dress it.
 """
 
 import difflib
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation import cost_plot, plots, radar
 from mllm_jax.evaluation.grouping import Table as Groups
 from mllm_jax.evaluation.grouping import load_groups, paper_axes
-from mllm_jax.evaluation.html_page import render_page
 from mllm_jax.evaluation.regroup import base_kind
-from mllm_jax.evaluation.runs import ReportError, Run, differing_keys, load_runs
-from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Strip, Table
+from mllm_jax.evaluation.report import cost_plot, plots, radar
+from mllm_jax.evaluation.report.page import render_page
+from mllm_jax.evaluation.report.runs import ReportError, Run, differing_keys, load_runs
+from mllm_jax.evaluation.report.sections import Examples, Part, Picture, Section, Strip, Table
 from mllm_jax.evaluation.store import write_json
 from mllm_jax.evaluation.tables import columns_of, combined_groups, label, percent
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.grouping import Table
-from mllm_jax.evaluation.plots import read_metrics
 from mllm_jax.evaluation.regroup import regroup
+from mllm_jax.evaluation.report.plots import read_metrics
 from mllm_jax.evaluation.tables import Row, rows_from_dicts
 
 

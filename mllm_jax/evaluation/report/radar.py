@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mllm_jax.evaluation.plots import GREY, LINES, MARKERS, PALETTE, new_figure, save_figure, showable
+from mllm_jax.evaluation.report.plots import GREY, LINES, MARKERS, PALETTE, new_figure, save_figure, showable
 from mllm_jax.evaluation.tables import label
 
 GROUP_COLORS = {"coarse": "#009E73", "fine": "#B8860B", "reasoning": "#7B4EA3"}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks.mathvista import rows_of
-from mllm_jax.evaluation.judge_tasks import TASKS, JudgeTask
+from mllm_jax.evaluation.judge.tasks import TASKS, JudgeTask
 from mllm_jax.evaluation.predictions import Problems, read_json
 
 REQUESTS, ANSWERS, SUMMARY = "requests.jsonl", "answers.jsonl", "judge.json"
@@ -60,7 +60,7 @@ def build_requests(
     """Every request of a benchmark.
 
     Args:
-        benchmark: a key of `judge_tasks.TASKS`.
+        benchmark: a key of `tasks.TASKS`.
         predictions: the model's answers.
         annotations: the benchmark's annotations.
         problems: what the reader meets.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.lines import Line2D
 
-from mllm_jax.evaluation.plots import (
+from mllm_jax.evaluation.report.plots import (
     GREY,
     LINES,
     MARKERS,

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.sections import Examples, Part, Picture, Section, Table
+from mllm_jax.evaluation.report.sections import Examples, Part, Picture, Section, Table
 
 _LONG = 120  # characters
 _STYLE = """
