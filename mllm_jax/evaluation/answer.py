@@ -32,8 +32,8 @@ from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
-from mllm_jax.evaluation.runners import MAIN, OPEN, Ask, Runner
-from mllm_jax.evaluation.store import AnswerFile, StoreError, claim, write_json
+from mllm_jax.evaluation.runners import MAIN, OPEN, Question, Runner
+from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest, write_json
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import option_log_likelihoods
@@ -70,7 +70,7 @@ def answers_file(directory: Path, condition: str, part: str) -> Path:
 
 def answer_benchmark(
     model: Model,
-    runner: Runner,
+    benchmark: Runner,
     directory: Path,
     settings: Settings,
     *,
@@ -96,8 +96,8 @@ def answer_benchmark(
       SampleTooLong: a prompt that does not fit the LLM's context.
     """
     identity = {
-        "kind": runner.kind,
-        "benchmark": runner.fingerprint,
+        "kind": benchmark.kind,
+        "benchmark": benchmark.fingerprint,
         "model": model.fingerprint,
         "template": model.template,
         "max_new_tokens": settings.max_new_tokens,
@@ -106,29 +106,29 @@ def answer_benchmark(
         raise ValueError(f"overlong={settings.overlong!r} must be 'error' or 'empty'")
     if settings.overlong != "error":
         identity["overlong"] = settings.overlong
-    if runner.sampling is not None:
-        identity["sampling"] = dataclasses.asdict(runner.sampling)
-    if _first():
-        claim(directory, identity)
-    _meet("claimed")
-    ask_model(model, runner, directory, settings, name=name, console=console)
-    if blind and runner.baselines:
-        ask_model(model, runner, directory, settings, name=name, blind=True, console=console)
-    if likelihood and any(ask.options for ask in runner.asks):
-        ask_likelihood(model, runner, directory, settings, name=name, console=console)
+    if benchmark.sampling is not None:
+        identity["sampling"] = dataclasses.asdict(benchmark.sampling)
+    if _is_first_process():
+        check_manifest(directory, identity)
+    _barrier("claimed")
+    ask_model(model, benchmark, directory, settings, name=name, console=console)
+    if blind and benchmark.baselines:
+        ask_model(model, benchmark, directory, settings, name=name, blind=True, console=console)
+    if likelihood and any(question.options for question in benchmark.questions):
+        ask_likelihood(model, benchmark, directory, settings, name=name, console=console)
     scores: dict[str, Any] = {}
-    if _first():
-        if blind and runner.baselines:
-            answer_by_majority(runner, directory)
-        scores = score_files(runner, directory)
+    if _is_first_process():
+        if blind and benchmark.baselines:
+            answer_by_majority(benchmark, directory)
+        scores = score_files(benchmark, directory)
         write_json(directory / "scores.json", scores)
-    _meet("scored")
+    _barrier("scored")
     return scores
 
 
 def ask_model(
     model: Model,
-    runner: Runner,
+    benchmark: Runner,
     directory: Path,
     settings: Settings,
     *,
@@ -140,27 +140,27 @@ def ask_model(
     condition = BLIND if blind else PREDICTIONS
     template = resolve_template(model.template, model.tokenizer)
 
-    def request(ask: Ask) -> Request:
-        counts = [model.config.tokens_per_image] * len(ask.images)
-        which = str(ask.row["question_id"])
-        prompt = encode_prompt(template, [question_turn(ask)], model.tokenizer, counts, sample=which)
+    def request(question: Question) -> Request:
+        counts = [model.config.tokens_per_image] * len(question.images)
+        which = str(question.row["question_id"])
+        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, counts, sample=which)
         # Blind, all pictures are the same one.
-        return Request(which, prompt, ("",) * len(ask.images) if blind else ask.images)
+        return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
 
-    def fits(ask: Ask) -> bool:
+    def fits(question: Question) -> bool:
         if settings.overlong == "error":  # found out by `generate`, without encoding twice
             return True
-        return len(request(ask).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
+        return len(request(question).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
 
-    def answers(asks: Sequence[Ask], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-        fitting = [fits(ask) for ask in asks]
+    def answers(questions: Sequence[Question], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+        fitting = [fits(question) for question in questions]
         ids, stop_text = _stops(model)
         found = generate(
             model.config,
             model.params,
-            (request(ask) for ask, fit in zip(asks, fitting, strict=True) if fit),
+            (request(question) for question, fit in zip(questions, fitting, strict=True) if fit),
             model.tokenizer,
-            load_image=_loader(model, runner, blind),
+            load_image=_image_loader(model, benchmark, blind),
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             stop_ids=ids,
@@ -168,26 +168,33 @@ def ask_model(
             buckets=settings.buckets,
             threads=settings.threads,
             on_batch=on_batch,
-            sampling=runner.sampling,
+            sampling=benchmark.sampling,
         )
-        for ask, fit in zip(asks, fitting, strict=True):
+        for question, fit in zip(questions, fitting, strict=True):
             if not fit:
                 on_batch(1)
-                row = ask.row | {"prompt": ask.prompt, "text": "", "parsed": None, "how": "too_long"}
-                yield row | runner.final(ask, "", None) | {"stopped": False, "new_tokens": 0}
+                row = question.row | {
+                    "prompt": question.prompt,
+                    "text": "",
+                    "parsed": None,
+                    "how": "too_long",
+                }
+                yield row | benchmark.final(question, "", None) | {"stopped": False, "new_tokens": 0}
                 continue
             one = next(found)
-            parsed, how = runner.parse(ask, one.text)
-            row = ask.row | {"prompt": ask.prompt, "text": one.text, "parsed": parsed, "how": how}
-            row |= runner.final(ask, one.text, parsed)
+            parsed, how = benchmark.parse(question, one.text)
+            row = question.row | {"prompt": question.prompt, "text": one.text, "parsed": parsed, "how": how}
+            row |= benchmark.final(question, one.text, parsed)
             yield row | {"stopped": one.stopped, "new_tokens": len(one.tokens)}
 
-    _fill(runner.asks, directory, condition, f"{name}{', blind' if blind else ''}", answers, console)
+    _append_missing(
+        benchmark.questions, directory, condition, f"{name}{', blind' if blind else ''}", answers, console
+    )
 
 
 def ask_likelihood(
     model: Model,
-    runner: Runner,
+    benchmark: Runner,
     directory: Path,
     settings: Settings,
     *,
@@ -197,64 +204,64 @@ def ask_likelihood(
     """Answers multiple choice by the likeliest option, in `likelihood.jsonl`."""
     template = resolve_template(model.template, model.tokenizer)
 
-    def requests(asks: Sequence[Ask]) -> Iterator[list[Request]]:
-        for ask in asks:
-            counts = [model.config.tokens_per_image] * len(ask.images)
-            which = str(ask.row["question_id"])
+    def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
+        for question in questions:
+            counts = [model.config.tokens_per_image] * len(question.images)
+            which = str(question.row["question_id"])
             options = []
-            for option in ask.options:
-                spans = render(template, [question_turn(ask), Turn("gpt", (option,))], sample=which)
+            for option in question.options:
+                spans = render(template, [question_turn(question), Turn("gpt", (option,))], sample=which)
                 sample = encode_sample(spans, model.tokenizer, counts, sample=which)
-                options.append(Request(which, sample, ask.images))
+                options.append(Request(which, sample, question.images))
             yield options
 
-    def answers(asks: Sequence[Ask], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    def answers(questions: Sequence[Question], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
         found = option_log_likelihoods(
             model.config,
             model.params,
-            requests(asks),
-            load_image=_loader(model, runner, blind=False),
+            requests(questions),
+            load_image=_image_loader(model, benchmark, blind=False),
             batch_size=settings.batch_size,
             buckets=settings.buckets,
             threads=settings.threads,
         )
-        for ask, scores in zip(asks, found, strict=True):
-            best = ask.options[int(np.argmax(scores))]
-            row = ask.row | {"prompt": ask.prompt, "text": best, "parsed": best, "how": LIKELIHOOD}
-            row |= runner.final(ask, best, best)
+        for question, scores in zip(questions, found, strict=True):
+            best = question.options[int(np.argmax(scores))]
+            row = question.row | {"prompt": question.prompt, "text": best, "parsed": best, "how": LIKELIHOOD}
+            row |= benchmark.final(question, best, best)
             on_batch(1)
             yield row | {"log_likelihoods": scores}
 
-    asks = [ask for ask in runner.asks if ask.options]
-    _fill(asks, directory, LIKELIHOOD, f"{name}, likelihood", answers, console)
+    questions = [question for question in benchmark.questions if question.options]
+    _append_missing(questions, directory, LIKELIHOOD, f"{name}, likelihood", answers, console)
 
 
-def answer_by_majority(runner: Runner, directory: Path) -> None:
+def answer_by_majority(benchmark: Runner, directory: Path) -> None:
     """Writes the majority baseline's answers."""
-    for part in _parts(runner):
-        asks = [ask for ask in runner.asks if ask.part == part]
+    for part in _parts(benchmark):
+        questions = [question for question in benchmark.questions if question.part == part]
         path = answers_file(directory, MAJORITY, part)
         path.unlink(missing_ok=True)  # a pure function of the benchmark
         with AnswerFile(path) as file:
-            for ask, text in zip(asks, runner.majority(asks), strict=True):
-                parsed, how = runner.parse(ask, text)
-                row = ask.row | {"prompt": ask.prompt, "text": text, "parsed": parsed, "how": how}
-                file.append(row | runner.final(ask, text, parsed))
+            for question, text in zip(questions, benchmark.majority(questions), strict=True):
+                parsed, how = benchmark.parse(question, text)
+                row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
+                file.append(row | benchmark.final(question, text, parsed))
 
 
-def score_files(runner: Runner, directory: Path) -> dict[str, Any]:
+def score_files(benchmark: Runner, directory: Path) -> dict[str, Any]:
     """Scores every file of answers in a folder; see `answer_benchmark`."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for condition in (PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD):
-        for part in _parts(runner):
+        for part in _parts(benchmark):
             path = answers_file(directory, condition, part)
-            if path.exists() and (result := runner.score(part, path)) is not None:
+            if path.exists() and (result := benchmark.score(part, path)) is not None:
                 found[condition, part] = result
     if (PREDICTIONS, MAIN) not in found:  # a benchmark to look at
         rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows.values()
         unparsed = sum(row["parsed"] is None for row in rows)
         empty: dict[str, Any] = {"score": None, "subtasks": {}, "groups": {}}
-        return {"benchmark": runner.kind, "n": len(rows), "unparsed": unparsed} | empty
+        return {"benchmark": benchmark.kind, "n": len(rows), "unparsed": unparsed} | empty
     scores = dict(found[PREDICTIONS, MAIN])
     scores |= {c: found[c, MAIN] for c in (BLIND, MAJORITY, LIKELIHOOD) if (c, MAIN) in found}
     if (PREDICTIONS, OPEN) in found:
@@ -262,12 +269,12 @@ def score_files(runner: Runner, directory: Path) -> dict[str, Any]:
     return scores
 
 
-def _fill(
-    asks: Sequence[Ask],
+def _append_missing(
+    questions: Sequence[Question],
     directory: Path,
     condition: str,
     title: str,
-    answers: Callable[[Sequence[Ask], Callable[[int], None]], Iterator[dict[str, Any]]],
+    answers: Callable[[Sequence[Question], Callable[[int], None]], Iterator[dict[str, Any]]],
     console: Console | None,
 ) -> None:
     """Appends the missing answers to a condition's files, with a progress bar.
@@ -275,16 +282,19 @@ def _fill(
     Raises:
       StoreError: the processes do not find the same answers missing, so they would not compute the same batches.
     """
-    parts = dict.fromkeys(ask.part for ask in asks)
-    files = {part: AnswerFile(answers_file(directory, condition, part), writable=_first()) for part in parts}
-    _meet(f"read {condition}")
-    left = [ask for ask in asks if ask.key not in files[ask.part].rows]
-    if not processes.same(repr([(ask.part, ask.key) for ask in left]).encode()):
+    parts = dict.fromkeys(question.part for question in questions)
+    files = {
+        part: AnswerFile(answers_file(directory, condition, part), writable=_is_first_process())
+        for part in parts
+    }
+    _barrier(f"read {condition}")
+    left = [question for question in questions if question.key not in files[question.part].rows]
+    if not processes.same(repr([(question.part, question.key) for question in left]).encode()):
         raise StoreError(
             f"{directory}: the processes of this run do not find the same {condition} answers there (process "
-            f"{jax.process_index()} has {len(left)} of {len(asks)} left); all hosts must see one folder, and the same "
-            "files of the benchmark: move the first host's folder, which holds the answers, to a shared disk and give "
-            "that as --out (train.py: --workdir), or start anew in a folder there"
+            f"{jax.process_index()} has {len(left)} of {len(questions)} left); all hosts must see one folder, and "
+            "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
+            "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
         )
     progress = Progress(
         TextColumn("[bold]{task.description}"),
@@ -294,43 +304,45 @@ def _fill(
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not _first(),
+        disable=not _is_first_process(),
         refresh_per_second=2,
     )
     try:
         with progress:
-            task = progress.add_task(title, total=len(asks), completed=len(asks) - len(left))
+            task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
             rows = answers(left, lambda count: progress.advance(task, count))
-            for ask, row in zip(left, rows, strict=True):
-                files[ask.part].append(row)
+            for question, row in zip(left, rows, strict=True):
+                files[question.part].append(row)
     finally:
         for file in files.values():
             file.close()
 
 
-def question_turn(ask: Ask) -> Turn:
+def question_turn(question: Question) -> Turn:
     """The human turn: pictures first, then the words on a new line; or pictures where the words mention them.
 
     Raises:
       SampleError: an interleaved prompt with more or fewer places than pictures.
     """
-    if not ask.images:
-        return Turn("human", (ask.prompt,))
-    if ask.interleaved:
-        parts = tuple(ask.prompt.split(IMAGE))
-        if len(parts) != len(ask.images) + 1:
-            which = str(ask.row["question_id"])
-            raise SampleError(which, f"{len(parts) - 1} places for {len(ask.images)} pictures")
+    if not question.images:
+        return Turn("human", (question.prompt,))
+    if question.interleaved:
+        parts = tuple(question.prompt.split(IMAGE))
+        if len(parts) != len(question.images) + 1:
+            which = str(question.row["question_id"])
+            raise SampleError(which, f"{len(parts) - 1} places for {len(question.images)} pictures")
         return Turn("human", parts)
-    return Turn("human", (*[""] * len(ask.images), f"\n{ask.prompt}"))
+    return Turn("human", (*[""] * len(question.images), f"\n{question.prompt}"))
 
 
-def _loader(model: Model, runner: Runner, blind: bool) -> Callable[[Any], np.ndarray]:
+def _image_loader(model: Model, benchmark: Runner, blind: bool) -> Callable[[Any], np.ndarray]:
     if blind:
         return lambda _: model.blind_picture()
 
     def load(name: str) -> np.ndarray:
-        return model.picture(runner.read_image(name), f"question {runner.question_about(name)!r}, {name}")
+        return model.picture(
+            benchmark.read_image(name), f"question {benchmark.question_about(name)!r}, {name}"
+        )
 
     return load
 
@@ -346,16 +358,16 @@ def _stops(model: Model) -> tuple[list[int], str]:
     return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
 
 
-def _parts(runner: Runner) -> list[str]:
-    return list(dict.fromkeys(ask.part for ask in runner.asks))
+def _parts(benchmark: Runner) -> list[str]:
+    return list(dict.fromkeys(question.part for question in benchmark.questions))
 
 
-def _first() -> bool:
+def _is_first_process() -> bool:
     """Whether this process writes (all processes compute together)."""
     return jax.process_index() == 0
 
 
-def _meet(point: str) -> None:
+def _barrier(point: str) -> None:
     """Waits for all processes, so that none reads what the first is about to change."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(point)

@@ -18,7 +18,7 @@ SHOWN_SIDE = 224  # pixels of an example's longer side at most
 _SMALL = 160  # pictures up to this side stay PNG: drawings suffer from JPEG
 
 
-def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
+def pick_examples(benchmark: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
     """Answered rows to show: abilities in turn, wrong and right ones alternating where there are both.
 
     A question that is asked in several rotations is right if all of them are; a wrong one is shown in the first
@@ -30,12 +30,12 @@ def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str,
         questions[row["question_id"]].append(row)
     pools: dict[str, dict[bool | None, list[dict[str, Any]]]] = {}
     for group in questions.values():
-        verdicts = [runner.is_right(row) for row in group]
+        verdicts = [benchmark.is_right(row) for row in group]
         verdict = None if None in verdicts else all(verdicts)
         shown = group[verdicts.index(False)] if verdict is False else group[0]
         pool = pools.setdefault(str(shown.get("ability", "")), {})
         pool.setdefault(verdict, []).append(shown | {"right": verdict})
-    pictures = {ask.key: ask.images for ask in runner.asks if ask.part == MAIN}
+    pictures = {question.key: question.images for question in benchmark.questions if question.part == MAIN}
     seen: set[tuple[str, ...]] = set()
     chosen: list[dict[str, Any]] = []
     for turn in range(count):
@@ -51,18 +51,18 @@ def pick_examples(runner: Runner, directory: Path, count: int) -> list[dict[str,
     return sorted(chosen, key=lambda row: order[str(row.get("ability", ""))])
 
 
-def make_examples(model: Model, runner: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
+def make_examples(model: Model, benchmark: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
     """Examples with small copies of their pictures, as JSON-able dicts.
 
     Returns:
       Dicts of `pictures` (data URIs), `question`, `answers` (accepted ones), `text` (the model's), `right` (True,
       False, or None where there is no right answer) and `ability`.
     """
-    asks = {ask.key: ask for ask in runner.asks if ask.part == MAIN}
+    questions = {question.key: question for question in benchmark.questions if question.part == MAIN}
     found = []
-    for row in pick_examples(runner, directory, count):
-        ask = asks[key_of(row)]
-        pictures = [_thumbnail(model, runner.read_image(name), name) for name in ask.images]
+    for row in pick_examples(benchmark, directory, count):
+        question = questions[key_of(row)]
+        pictures = [_thumbnail(model, benchmark.read_image(name), name) for name in question.images]
         answers = row["captions"] if "captions" in row else row.get("gold", row.get("answer"))
         answers = answers if isinstance(answers, list) else [answers] if answers is not None else []
         found.append(

@@ -54,15 +54,15 @@ def evaluate(
     runners = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
     limits = {
         name: config.benchmarks[name].get("max_new_tokens", 0)
-        or runner.max_new_tokens
+        or benchmark.max_new_tokens
         or config.max_new_tokens
-        for name, runner in runners.items()
+        for name, benchmark in runners.items()
     }
     for name, limit in limits.items():
         check_limit(model, name, limit)
     summary = _earlier(out, describe(model))
     tables = []
-    for name, runner in runners.items():
+    for name, benchmark in runners.items():
         settings = Settings(
             max_new_tokens=limits[name],
             overlong=config.get("overlong", "error"),
@@ -72,7 +72,7 @@ def evaluate(
         )
         scores = answer_benchmark(
             model,
-            runner,
+            benchmark,
             out / name,
             settings,
             name=name,
@@ -82,15 +82,15 @@ def evaluate(
         )
         if jax.process_index():
             continue
-        groups = group_of(runner)
+        groups = ability_groups(benchmark)
         groups |= {name: "" for name in scores["subtasks"] if name not in groups}  # as the scorer calls them
         rows = score_rows(scores, groups)
         if config.examples:
             write_json(
-                out / name / "examples.json", make_examples(model, runner, out / name, config.examples)
+                out / name / "examples.json", make_examples(model, benchmark, out / name, config.examples)
             )
         summary["benchmarks"][name] = {
-            "kind": runner.kind,
+            "kind": benchmark.kind,
             "groups": groups,
             "rows": row_dicts(rows),
             "scores": scores,
@@ -99,7 +99,7 @@ def evaluate(
             console.print(rich_table(f"{name}: {scores['n']} questions", rows))
             tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
         console.print(_summary_line(name, scores), highlight=False, soft_wrap=True)
-        for line in write_submission(runner, out / name):
+        for line in write_submission(benchmark, out / name):
             console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     if jax.process_index():
         return summary
@@ -177,12 +177,12 @@ def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def group_of(runner: Runner) -> dict[str, str]:
+def ability_groups(benchmark: Runner) -> dict[str, str]:
     """Ability -> group ("" if none) of a benchmark's questions, groups together, in the order of the file."""
     abilities: dict[str, str] = {}
-    for ask in runner.asks:
-        if ability := str(ask.row.get("question_type") or ask.row.get("ability") or ""):
-            abilities.setdefault(ability, str(ask.row.get("group") or ""))
+    for question in benchmark.questions:
+        if ability := str(question.row.get("question_type") or question.row.get("ability") or ""):
+            abilities.setdefault(ability, str(question.row.get("group") or ""))
     known = ("coarse", "fine", "reasoning")
     groups = [g for g in known if g in abilities.values()]
     groups += [g for g in dict.fromkeys(abilities.values()) if g not in known]

@@ -14,7 +14,7 @@ class StoreError(ValueError):
     """Answers on disk that do not belong here or are damaged; the message says what to do."""
 
 
-def claim(directory: Path, identity: dict[str, Any]) -> None:
+def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
     """Makes a folder of answers belong to a model, benchmark and settings, or checks that it does.
 
     Raises:

@@ -30,7 +30,7 @@ class Submission:
 
     Attributes:
       name: of the file (or folder); `{kind}` is the benchmark's.
-      write: (runner, stored rows, path) -> writes it.
+      write: (benchmark, stored rows, path) -> writes it.
       to: who takes it.
     """
 
@@ -39,24 +39,24 @@ class Submission:
     to: str
 
 
-def write_submission(runner: Runner, directory: Path) -> list[str]:
+def write_submission(benchmark: Runner, directory: Path) -> list[str]:
     """Writes a benchmark's upload into `DIRECTORY/submission/`, over an earlier one.
 
     Returns:
       What was written, or why not, in lines for people; nothing for a benchmark without a format.
     """
-    submission = SUBMISSIONS.get(runner.kind)
-    if submission is None or not isinstance(runner, Published):
+    submission = SUBMISSIONS.get(benchmark.kind)
+    if submission is None or not isinstance(benchmark, Published):
         return []
     found = AnswerFile(directory / "predictions.jsonl", writable=False).rows
-    missing = [ask.key for ask in runner.asks if ask.key not in found]
+    missing = [question.key for question in benchmark.questions if question.key not in found]
     if missing:
         return [f"no submission: {len(missing)} questions are not answered, the first is {missing[0][0]}"]
-    rows = [found[ask.key] for ask in runner.asks]
-    target = directory / "submission" / submission.name.format(kind=runner.kind)
+    rows = [found[question.key] for question in benchmark.questions]
+    target = directory / "submission" / submission.name.format(kind=benchmark.kind)
     target.parent.mkdir(exist_ok=True)
     try:
-        submission.write(runner, rows, target)
+        submission.write(benchmark, rows, target)
     except BenchmarkError as error:
         return [f"no submission: {error}"]
     return [f"submission for {submission.to}: {target}"]
@@ -71,7 +71,7 @@ def _dump_lines(values: Iterable[Any], path: Path) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _mmbench(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mmbench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """The TSV's columns without picture, hint and categories, and `prediction` as the seventh column."""
     try:
         from openpyxl import Workbook
@@ -109,69 +109,69 @@ def _mmbench(runner: Published, rows: Sequence[Row], path: Path) -> None:
     book.save(path)
 
 
-def _vqav2(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _vqav2(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """Every question of test2015 (of the asked split where it is val), the empty answer where none was made."""
     said = {str(row["question_id"]): m4c_normalize(row["text"]) for row in rows}
     ids: list[Any] = [row["question_id"] for row in rows]
-    if runner.values["split"] != "val2014":
-        everything = runner.paths("upload_ids")
+    if benchmark.values["split"] != "val2014":
+        everything = benchmark.paths("upload_ids")
         if not everything:
             raise BenchmarkError(
-                f"{runner.folder / runner.files['upload_ids'].names[0]} is missing: an upload needs every id of "
-                f"test2015; download it from {runner.files['upload_ids'].where}, then run the same command"
+                f"{benchmark.folder / benchmark.files['upload_ids'].names[0]} is missing: an upload needs every id of "
+                f"test2015; download it from {benchmark.files['upload_ids'].where}, then run the same command"
             )
-        ids = [row["question_id"] for row in read_rows(everything[0], runner.pictures, "questions")]
+        ids = [row["question_id"] for row in read_rows(everything[0], benchmark.pictures, "questions")]
         if unknown := said.keys() - {str(i) for i in ids}:
             raise BenchmarkError(f"{everything[0]} does not hold question {sorted(unknown)[0]}")
     _dump([{"question_id": number, "answer": said.get(str(number), "")} for number in ids], path)
 
 
-def _ok_vqa(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _ok_vqa(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump([{"question_id": row["question_id"], "answer": m4c_normalize(row["text"])} for row in rows], path)
 
 
-def _vizwiz(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _vizwiz(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump([{"image": row["image"], "answer": m4c_normalize(row["text"])} for row in rows], path)
 
 
-def _gqa(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _gqa(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump(
         [{"questionId": row["question_id"], "prediction": gqa.normalize(row["text"])} for row in rows], path
     )
 
 
-def _seed_bench(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _seed_bench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump_lines(({"question_id": row["question_id"], "prediction": row["text"]} for row in rows), path)
 
 
-def _mm_vet(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mm_vet(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump({f"v1_{row['question_id']}": row["text"] for row in rows}, path)
 
 
-def _mathvista(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mathvista(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """The official output file: problem id -> the problem with `query` and `response`."""
     _dump(
         {row["pid"]: {**row["truth"], "query": row["query"], "response": row["text"]} for row in rows}, path
     )
 
 
-def _mme(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mme(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     write_task_files(path, [(dict(row), row["text"]) for row in rows])
 
 
-def _captions(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _captions(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump([{"image_id": row["image_id"], "caption": row["text"]} for row in rows], path)
 
 
-def _q_bench(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _q_bench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump_lines(({**row["truth"], "response": row["text"]} for row in rows), path)
 
 
-def _blink(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _blink(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump({row["id"]: row["prediction"] for row in rows}, path)
 
 
-def _mmmu(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mmmu(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """What `main_parse_and_eval.py` reads."""
     out = []
     for row in rows:
@@ -182,11 +182,11 @@ def _mmmu(runner: Published, rows: Sequence[Row], path: Path) -> None:
     _dump(out, path)
 
 
-def _mmmu_pro(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _mmmu_pro(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     _dump_lines(({**row["truth"], "response": row["text"]} for row in rows), path)
 
 
-def _llava(runner: Published, rows: Sequence[Row], path: Path) -> None:
+def _llava(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """LLaVA's answer file."""
     keys = ("question_id", "prompt", "text")
     _dump_lines(({**{k: row[k] for k in keys}, "metadata": {}} for row in rows), path)

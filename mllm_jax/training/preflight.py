@@ -100,15 +100,17 @@ def _check_benchmark(values: ConfigDict, key: str) -> None:
         return
     _check_paths(values, key, ("path", "images"))
     with config_key_error(key):
-        runner = read_benchmark(values.kind, values.path, values.images or None, **values.options.to_dict())
-    if type(runner).read_image is not Runner.read_image:  # pictures that are not files
+        benchmark = read_benchmark(
+            values.kind, values.path, values.images or None, **values.options.to_dict()
+        )
+    if type(benchmark).read_image is not Runner.read_image:  # pictures that are not files
         return
-    for ask in runner.asks:
-        for image in ask.images:
-            if not (runner.images / image).is_file():
+    for question in benchmark.questions:
+        for image in question.images:
+            if not (benchmark.images / image).is_file():
                 raise FileNotFoundError(
-                    f"config key '{key}': question {ask.row['question_id']!r} of {values.path} needs the picture "
-                    f"{runner.images / image}, which is not there"
+                    f"config key '{key}': question {question.row['question_id']!r} of {values.path} needs the picture "
+                    f"{benchmark.images / image}, which is not there"
                 )
 
 

@@ -15,7 +15,7 @@ from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
-from mllm_jax.evaluation.store import AnswerFile, StoreError, claim
+from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.beam_sampling import Sampling
 from mllm_jax.inference.generate import Generation
 from mllm_jax.inference.model import Model
@@ -135,8 +135,8 @@ def test_blind_answers_do_not_depend_on_the_picture(model, mini, tmp_path):
 
 
 def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
-    runner = read_benchmark("mini", mini)
-    monkeypatch.setattr(type(runner), "sampling", Sampling(seed=7))
+    benchmark = read_benchmark("mini", mini)
+    monkeypatch.setattr(type(benchmark), "sampling", Sampling(seed=7))
     settings = []
 
     def drawing(config, params, requests, tokenizer, **given):
@@ -145,13 +145,13 @@ def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
 
     monkeypatch.setattr(answer_module, "generate", drawing)
     out = tmp_path / "out"
-    answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
+    answer_benchmark(model, benchmark, out, SETTINGS, name="mini", blind=False)
     assert settings == [Sampling(7)]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["sampling"] == {"seed": 7, "beams": 5, "temperature": 1.0, "top_k": 50}
-    monkeypatch.setattr(type(runner), "sampling", Sampling(seed=8))
+    monkeypatch.setattr(type(benchmark), "sampling", Sampling(seed=8))
     with pytest.raises(StoreError, match="sampling"):  # answers of two seeds are not mixed
-        answer_benchmark(model, runner, out, SETTINGS, name="mini", blind=False)
+        answer_benchmark(model, benchmark, out, SETTINGS, name="mini", blind=False)
 
 
 def test_stopped_run_goes_on_where_it_was(model, mini, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_answers_of_others_are_refused(model, mini, tmp_path):
     assert (out / "predictions.jsonl").read_bytes() == before
     (out / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"no manifest.json says whose"):
-        claim(out, {})
+        check_manifest(out, {})
 
 
 def test_damaged_and_repeated_lines_name_the_line(tmp_path):

@@ -27,8 +27,10 @@ def test_prepared_is_the_same_benchmark(tmp_path, kind, write, options, texts, m
     ours = prepare(kind, folder, tmp_path / "data", show_progress=False, **options)
     assert ours.fingerprint == raw.fingerprint  # stored answers go on where they were, whichever is read
     assert ours.values == raw.values
-    for ask in raw.asks:
-        assert [ours.read_image(name) for name in ask.images] == [raw.read_image(name) for name in ask.images]
+    for question in raw.questions:
+        assert [ours.read_image(name) for name in question.images] == [
+            raw.read_image(name) for name in question.images
+        ]
     scores = answer(raw, tmp_path / "raw", texts)
     assert scores["n"]
     assert answer(ours, tmp_path / "ours", texts) == scores
@@ -54,8 +56,8 @@ def test_how_answers_are_generated_needs_no_copy(tmp_path):
         prepare("mmmu", folder, tmp_path / "data", show_progress=False, **options)
         for options in ({}, {"decoding": "sampled"}, {"decoding": "sampled", "seed": "7"})
     ]
-    assert {runner.source.directory for runner in made} == {tmp_path / "data" / "mmmu" / "1.0.0"}
-    assert [runner.sampling and runner.sampling.seed for runner in made] == [None, 42, 7]
+    assert {benchmark.source.directory for benchmark in made} == {tmp_path / "data" / "mmmu" / "1.0.0"}
+    assert [benchmark.sampling and benchmark.sampling.seed for benchmark in made] == [None, 42, 7]
     directory = made[0].source.directory
     assert "decoding" not in made[0].source.metadata["options"]
     assert read_benchmark("mmmu", directory).sampling is None
@@ -92,8 +94,8 @@ def test_the_command_line_prepares_and_reads(tmp_path):
     folder.mkdir(parents=True)
     textvqa(folder)
     chosen = select_benchmarks(["textvqa:ocr=false"], tmp_path / "files", tmp_path / "data")
-    runner = open_benchmark(chosen["textvqa-ocr=false"])
-    assert runner.source.directory == tmp_path / "data" / "textvqa" / "1.0.0"
+    benchmark = open_benchmark(chosen["textvqa-ocr=false"])
+    assert benchmark.source.directory == tmp_path / "data" / "textvqa" / "1.0.0"
     plain = open_benchmark(select_benchmarks(["textvqa:ocr=false"], tmp_path / "files")["textvqa-ocr=false"])
     assert plain.source is None
-    assert plain.fingerprint == runner.fingerprint
+    assert plain.fingerprint == benchmark.fingerprint

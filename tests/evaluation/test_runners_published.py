@@ -15,8 +15,8 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.predictions import Problems
-from mllm_jax.evaluation.run import group_of
-from mllm_jax.evaluation.runners import PUBLISHED, Ask, BenchmarkError, read_benchmark
+from mllm_jax.evaluation.run import ability_groups
+from mllm_jax.evaluation.runners import PUBLISHED, BenchmarkError, Question, read_benchmark
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.evaluation.store import AnswerFile
 from mllm_jax.evaluation.submissions import SUBMISSIONS, write_submission
@@ -60,32 +60,32 @@ def parquet(path, rows, pictures, group=2):
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=group)
 
 
-def answer(runner, directory, texts):
+def answer(benchmark, directory, texts):
     """Stores answers as `answer.py` does; `texts` is one text per prompt."""
     directory.mkdir(exist_ok=True)
     with AnswerFile(directory / "predictions.jsonl") as file:
-        for ask, text in zip(runner.asks, texts, strict=True):
-            parsed, how = runner.parse(ask, text)
-            row = ask.row | {"prompt": ask.prompt, "text": text, "parsed": parsed, "how": how}
-            file.append(row | runner.final(ask, text, parsed))
-    return runner.score("main", directory / "predictions.jsonl")
+        for question, text in zip(benchmark.questions, texts, strict=True):
+            parsed, how = benchmark.parse(question, text)
+            row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
+            file.append(row | benchmark.final(question, text, parsed))
+    return benchmark.score("main", directory / "predictions.jsonl")
 
 
-def submission(runner, directory):
-    (line,) = write_submission(runner, directory)
+def submission(benchmark, directory):
+    (line,) = write_submission(benchmark, directory)
     assert line.startswith("submission for"), line
-    return directory / "submission" / SUBMISSIONS[runner.kind].name.format(kind=runner.kind)
+    return directory / "submission" / SUBMISSIONS[benchmark.kind].name.format(kind=benchmark.kind)
 
 
-def prompts(runner):
-    return [ask.prompt for ask in runner.asks]
+def prompts(benchmark):
+    return [question.prompt for question in benchmark.questions]
 
 
-def check_pictures(runner):
+def check_pictures(benchmark):
     """Every picture can be read."""
-    for ask in runner.asks:
-        for name in ask.images:
-            Image.open(io.BytesIO(runner.read_image(name))).load()
+    for question in benchmark.questions:
+        for name in question.images:
+            Image.open(io.BytesIO(benchmark.read_image(name))).load()
 
 
 def lines(path):
@@ -128,24 +128,32 @@ def mmbench(folder, name="mmbench_dev_20230712.tsv", rows=None):
 
 def test_mmbench(tmp_path):
     mmbench(tmp_path)
-    runner = read_benchmark("mmbench", tmp_path)
-    assert [ask.row["question_id"] for ask in runner.asks] == [7, 1000007, 9, 1000009, 2000009]
-    assert prompts(runner)[:3] == [
+    benchmark = read_benchmark("mmbench", tmp_path)
+    assert [question.row["question_id"] for question in benchmark.questions] == [
+        7,
+        1000007,
+        9,
+        1000009,
+        2000009,
+    ]
+    assert prompts(benchmark)[:3] == [
         f"A hint\nin two lines.\nWhat is it?\nA. cat\nB. dog\n{LETTER}",
         f"A hint\nin two lines.\nWhat is it?\nA. dog\nB. cat\n{LETTER}",
         f"Color?\nA. red\nB. blue\nC. green\n{LETTER}",
     ]
-    assert runner.asks[0].images == runner.asks[1].images  # one picture: its prefix is computed once
-    assert runner.asks[3].images == runner.asks[2].images  # a cell that names another row
-    assert runner.read_image(runner.asks[0].images[0]) == png(1)
-    assert [len(ask.options) for ask in runner.asks] == [2, 2, 3, 3, 3]
-    assert runner.max_new_tokens == 1024
-    scores = answer(runner, tmp_path / "out", ["B", "A. dog", "A", "C", "A"])
+    assert (
+        benchmark.questions[0].images == benchmark.questions[1].images
+    )  # one picture: its prefix is computed once
+    assert benchmark.questions[3].images == benchmark.questions[2].images  # a cell that names another row
+    assert benchmark.read_image(benchmark.questions[0].images[0]) == png(1)
+    assert [len(question.options) for question in benchmark.questions] == [2, 2, 3, 3, 3]
+    assert benchmark.max_new_tokens == 1024
+    scores = answer(benchmark, tmp_path / "out", ["B", "A. dog", "A", "C", "A"])
     assert (scores["n"], scores["score"], scores["vanilla_accuracy"]) == (2, 0.5, 1.0)
     assert scores["complete"]
     assert scores["subtasks"] == {"image_scene": 1.0, "image_style": 0.0}
     assert scores["groups"] == {"coarse": 0.5}
-    rows = read_table(submission(runner, tmp_path / "out"), Problems())
+    rows = read_table(submission(benchmark, tmp_path / "out"), Problems())
     assert list(rows[0]) == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
     assert [(row["index"], row["prediction"]) for row in rows] == [
         ("7", "B"),
@@ -161,9 +169,9 @@ def test_mmbench_upload_keeps_strange_answers_as_text(tmp_path):
     import openpyxl
 
     mmbench(tmp_path)
-    runner = read_benchmark("mmbench", tmp_path)
-    answer(runner, tmp_path / "out", ["=1+1", "\x00B\x1b", "", "  A  ", "ü\u2028"])
-    sheet = openpyxl.load_workbook(submission(runner, tmp_path / "out")).active
+    benchmark = read_benchmark("mmbench", tmp_path)
+    answer(benchmark, tmp_path / "out", ["=1+1", "\x00B\x1b", "", "  A  ", "ü\u2028"])
+    sheet = openpyxl.load_workbook(submission(benchmark, tmp_path / "out")).active
     cells = {row[0].value: row[6] for row in sheet.iter_rows(min_row=2)}
     assert (cells[7].value, cells[7].data_type) == ("=1+1", "s")
     assert cells[1000007].value == " B "
@@ -174,37 +182,40 @@ def test_mmbench_upload_keeps_strange_answers_as_text(tmp_path):
 def test_mmbench_vanilla_and_chinese(tmp_path):
     mmbench(tmp_path)
     vanilla = read_benchmark("mmbench", tmp_path, rounds="vanilla")
-    assert [ask.row["question_id"] for ask in vanilla.asks] == [7, 9]
+    assert [question.row["question_id"] for question in vanilla.questions] == [7, 9]
     scores = answer(vanilla, tmp_path / "out", ["B", "B"])
     assert (scores["n"], scores["score"], scores["evaluation"][:7]) == (2, 0.5, "vanilla")
     mmbench(tmp_path, "mmbench_dev_cn_20231003.tsv")
     chinese = read_benchmark("mmbench_cn", tmp_path)
     assert prompts(chinese)[2] == "Color?\nA. red\nB. blue\nC. green\n请直接回答选项字母。"
-    assert chinese.asks[0].row["group"] == "coarse"
+    assert chinese.questions[0].row["group"] == "coarse"
 
 
 def test_mmbench_without_answers_is_only_uploaded(tmp_path):
     rows = [[*row[:7], "", *row[8:]] for row in mmbench_rows()]
     path = mmbench(tmp_path, "mmbench_test_en_20231003.tsv", rows)
-    runner = read_benchmark("mmbench", path)
-    assert answer(runner, tmp_path / "out", ["A"] * 5) is None
-    assert not runner.baselines
-    assert submission(runner, tmp_path / "out").exists()
+    benchmark = read_benchmark("mmbench", path)
+    assert answer(benchmark, tmp_path / "out", ["A"] * 5) is None
+    assert not benchmark.baselines
+    assert submission(benchmark, tmp_path / "out").exists()
 
 
 def test_mmbench_likelihood_and_majority(tmp_path):
     mmbench(tmp_path)
-    runner = read_benchmark("mmbench", tmp_path)
+    benchmark = read_benchmark("mmbench", tmp_path)
     out = tmp_path / "out"
-    answer(runner, out, ["A"] * 5)
+    answer(benchmark, out, ["A"] * 5)
     with AnswerFile(out / "likelihood.jsonl") as file:
-        for ask in runner.asks:
-            file.append(ask.row | {"text": ask.row["gold"], "parsed": ask.row["gold"], "how": "likelihood"})
-    assert runner.score("main", out / "likelihood.jsonl")["score"] == 1.0
-    answer_by_majority(runner, out)
+        for question in benchmark.questions:
+            file.append(
+                question.row
+                | {"text": question.row["gold"], "parsed": question.row["gold"], "how": "likelihood"}
+            )
+    assert benchmark.score("main", out / "likelihood.jsonl")["score"] == 1.0
+    answer_by_majority(benchmark, out)
     texts = [row["text"] for row in lines(out / "majority.jsonl")]
     assert texts == ["A", "A", "A", "A", "A"]  # every letter is right once; the first in the alphabet
-    assert runner.score("main", out / "majority.jsonl")["score"] == 0.0
+    assert benchmark.score("main", out / "majority.jsonl")["score"] == 0.0
 
 
 # --- yes or no ------------------------------------------------------------------------------------------------------
@@ -225,14 +236,19 @@ def test_pope(tmp_path):
             rows.append(json.dumps(row))
             put(tmp_path / "val2014" / f"{number}.jpg", png(number))
         put(tmp_path / "coco" / f"coco_pope_{split}.json", "\n".join(rows) + "\n")
-    runner = read_benchmark("pope", tmp_path)
-    assert prompts(runner) == [
+    benchmark = read_benchmark("pope", tmp_path)
+    assert prompts(benchmark) == [
         f"Is there a {name}?\n{SHORT}" for name in ("adversarial 4", "random 1", "popular 2", "popular 3")
     ]
-    assert [ask.row["question_id"] for ask in runner.asks] == [1, 10_000_001, 20_000_001, 20_000_002]
-    check_pictures(runner)
-    assert runner.max_new_tokens == 128
-    scores = answer(runner, tmp_path / "out", ["No", "Yes", "Yes", "Yes"])
+    assert [question.row["question_id"] for question in benchmark.questions] == [
+        1,
+        10_000_001,
+        20_000_001,
+        20_000_002,
+    ]
+    check_pictures(benchmark)
+    assert benchmark.max_new_tokens == 128
+    scores = answer(benchmark, tmp_path / "out", ["No", "Yes", "Yes", "Yes"])
     assert scores["subtasks"] == {"adversarial": 0.0, "popular": 2 / 3, "random": 1.0}
     assert scores["mean_f1"] == (1.0 + 2 / 3 + 0.0) / 3
     assert scores["details"]["adversarial"]["accuracy"] == 1.0
@@ -254,20 +270,23 @@ def mme(folder):
 
 def test_mme(tmp_path):
     mme(tmp_path)
-    runner = read_benchmark("mme", tmp_path)
-    assert len(runner.asks) == 28
-    assert prompts(runner)[:2] == [f"Is it existence?\n{SHORT}", f"Is it a cat?\n{SHORT}"]
-    assert [runner.asks[i].key for i in (0, 1)] == [("existence/0001.jpg", 0), ("existence/0001.jpg", 1)]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["Yes", "No"] * 14)
+    benchmark = read_benchmark("mme", tmp_path)
+    assert len(benchmark.questions) == 28
+    assert prompts(benchmark)[:2] == [f"Is it existence?\n{SHORT}", f"Is it a cat?\n{SHORT}"]
+    assert [benchmark.questions[i].key for i in (0, 1)] == [
+        ("existence/0001.jpg", 0),
+        ("existence/0001.jpg", 1),
+    ]
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["Yes", "No"] * 14)
     assert (scores["perception"], scores["cognition"], scores["complete"]) == (2000.0, 800.0, True)
-    scores = answer(runner, tmp_path / "always_yes", ["yes"] * 28)
+    scores = answer(benchmark, tmp_path / "always_yes", ["yes"] * 28)
     assert scores["perception"] == 500.0
-    rows = {row.name: row.values["model"] for row in score_rows(scores, group_of(runner))}
+    rows = {row.name: row.values["model"] for row in score_rows(scores, ability_groups(benchmark))}
     assert (rows["all"], rows["OCR"], rows["coarse"], rows["reasoning"]) == (
         0.25,
     ) * 4  # of what can be reached
-    folder = submission(runner, tmp_path / "out")
+    folder = submission(benchmark, tmp_path / "out")
     assert (folder / "OCR.txt").read_text() == (
         "0001.png\tIs it OCR?  Please answer yes or no.\tYes\tYes\n"
         "0001.png\tIs it a cat?  Please answer yes or no.\tNo\tNo\n"
@@ -281,7 +300,7 @@ def test_mme_names_what_is_missing(tmp_path):
         read_benchmark("mme", tmp_path)
     mme(tmp_path)
     (tmp_path / "MME_Benchmark_release_version" / "OCR" / "0001.png").unlink()
-    with pytest.raises(BenchmarkError, match=r"OCR/0001.txt asks about a picture"):
+    with pytest.raises(BenchmarkError, match=r"OCR/0001.txt questions about a picture"):
         read_benchmark("mme", tmp_path)
 
 
@@ -320,13 +339,13 @@ def test_vqav2(tmp_path):
         "v2_mscoco_val2014_annotations.json",
         "val2014",
     )
-    runner = read_benchmark("vqav2", tmp_path)
-    assert prompts(runner) == [f"What animal?\n{SHORT}", f"How many?\n{SHORT}"]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["cat", "Two."])
+    benchmark = read_benchmark("vqav2", tmp_path)
+    assert prompts(benchmark) == [f"What animal?\n{SHORT}", f"How many?\n{SHORT}"]
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["cat", "Two."])
     assert scores["score"] == 100.0
     assert scores["subtasks"] == {"other": 100.0, "number": 100.0}
-    assert json.loads(submission(runner, tmp_path / "out").read_text()) == [
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text()) == [
         {"question_id": 42000, "answer": "cat"},
         {"question_id": 43001, "answer": "2"},
     ]
@@ -334,13 +353,13 @@ def test_vqav2(tmp_path):
 
 def test_vqav2_upload_covers_test2015(tmp_path):
     vqa_files(tmp_path, "v2_OpenEnded_mscoco_test-dev2015_questions.json", None, "test2015")
-    runner = read_benchmark("vqav2", tmp_path, split="test-dev2015")
-    check_pictures(runner)
-    assert answer(runner, tmp_path / "out", ["A cat", "2"]) is None
-    assert write_submission(runner, tmp_path / "out")[0].startswith("no submission: ")
+    benchmark = read_benchmark("vqav2", tmp_path, split="test-dev2015")
+    check_pictures(benchmark)
+    assert answer(benchmark, tmp_path / "out", ["A cat", "2"]) is None
+    assert write_submission(benchmark, tmp_path / "out")[0].startswith("no submission: ")
     everything = [{"image_id": 1, "question": "?", "question_id": n} for n in (1000, 43001, 42000)]
     put(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": everything})
-    assert json.loads(submission(runner, tmp_path / "out").read_text()) == [
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text()) == [
         {"question_id": 1000, "answer": ""},
         {"question_id": 43001, "answer": "2"},
         {"question_id": 42000, "answer": "cat"},
@@ -356,9 +375,9 @@ def test_vqav2_reads_llavas_question_file(tmp_path):
     }
     path = put(tmp_path / "llava_vqav2_mscoco_test-dev2015.jsonl", json.dumps(row))
     put(tmp_path / "test2015" / row["image"], png())
-    runner = read_benchmark("vqav2", path, split="test-dev2015")
-    assert prompts(runner) == [row["text"]]
-    check_pictures(runner)
+    benchmark = read_benchmark("vqav2", path, split="test-dev2015")
+    assert prompts(benchmark) == [row["text"]]
+    check_pictures(benchmark)
 
 
 def test_ok_vqa(tmp_path):
@@ -367,9 +386,9 @@ def test_ok_vqa(tmp_path):
     )
     sentence = "When the provided information is insufficient, respond with 'Unanswerable'."
     assert prompts(read_benchmark("ok_vqa", tmp_path))[0] == f"What animal?\n{sentence}\n{SHORT}"
-    runner = read_benchmark("ok_vqa", tmp_path, prompt="short")
-    assert prompts(runner)[0] == f"What animal?\n{SHORT}"
-    assert answer(runner, tmp_path / "out", ["cat", "cat"])["score"] == 50.0
+    benchmark = read_benchmark("ok_vqa", tmp_path, prompt="short")
+    assert prompts(benchmark)[0] == f"What animal?\n{SHORT}"
+    assert answer(benchmark, tmp_path / "out", ["cat", "cat"])["score"] == 50.0
 
 
 def test_vizwiz(tmp_path):
@@ -385,14 +404,14 @@ def test_vizwiz(tmp_path):
     put(tmp_path / "val.json", rows)
     for row in rows:
         put(tmp_path / "val" / row["image"], png())
-    runner = read_benchmark("vizwiz", tmp_path)
+    benchmark = read_benchmark("vizwiz", tmp_path)
     suffix = f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT}"
-    assert prompts(runner) == [f"what IS this{suffix}", f"Is it?{suffix}"]
+    assert prompts(benchmark) == [f"what IS this{suffix}", f"Is it?{suffix}"]
     assert prompts(read_benchmark("vizwiz", tmp_path, capitalize="true"))[0] == f"What is this{suffix}"
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["Soup.", "unanswerable"])
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["Soup.", "unanswerable"])
     assert scores["subtasks"] == {"other": 100.0, "yes/no": 0.0}
-    assert json.loads(submission(runner, tmp_path / "out").read_text())[0] == {
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text())[0] == {
         "image": "VizWiz_val_0.jpg",
         "answer": "soup",
     }
@@ -422,10 +441,10 @@ def textvqa(folder):
 
 def test_textvqa(tmp_path):
     textvqa(tmp_path)
-    runner = read_benchmark("textvqa", tmp_path)
-    assert prompts(runner)[0] == f"What is the brand?\nReference OCR token: DAKOTA, 7\n{SHORT}"
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["Dakota", "green"])
+    benchmark = read_benchmark("textvqa", tmp_path)
+    assert prompts(benchmark)[0] == f"What is the brand?\nReference OCR token: DAKOTA, 7\n{SHORT}"
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["Dakota", "green"])
     assert (scores["n"], scores["score"], scores["complete"]) == (2, 50.0, True)
     without = read_benchmark("textvqa", tmp_path, ocr="false")
     assert prompts(without) == [f"What is the brand?\n{SHORT}", f"What color?\n{SHORT}"]
@@ -467,12 +486,12 @@ def test_gqa(tmp_path):
     put(tmp_path / "testdev_balanced_questions.json", rows)
     put(tmp_path / "images" / "n1.jpg", png())
     put(tmp_path / "images" / "n2.jpg", png())
-    runner = read_benchmark("gqa", tmp_path)
-    assert prompts(runner) == [f"Which color?\n{SHORT}", f"Is it?\n{SHORT}"]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["Red.", "No"])
+    benchmark = read_benchmark("gqa", tmp_path)
+    assert prompts(benchmark) == [f"Which color?\n{SHORT}", f"Is it?\n{SHORT}"]
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["Red.", "No"])
     assert (scores["n"], scores["score"], scores["answer_kinds"]) == (2, 50.0, {"open": 100.0, "binary": 0.0})
-    assert json.loads(submission(runner, tmp_path / "out").read_text()) == [
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text()) == [
         {"questionId": "201", "prediction": "red"},
         {"questionId": "203", "prediction": "no"},
     ]
@@ -483,11 +502,11 @@ def test_chartqa(tmp_path):
         row = {"imgname": f"{split}.png", "query": f"How {split}?", "label": label}
         put(tmp_path / "test" / f"test_{split}.json", [row])
         put(tmp_path / "test" / "png" / f"{split}.png", png())
-    runner = read_benchmark("chartqa", tmp_path)
-    assert prompts(runner) == [f"How augmented?\n{SHORT}", f"How human?\n{SHORT}"]
-    assert runner.max_new_tokens == 16
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["japan", "14.5"])
+    benchmark = read_benchmark("chartqa", tmp_path)
+    assert prompts(benchmark) == [f"How augmented?\n{SHORT}", f"How human?\n{SHORT}"]
+    assert benchmark.max_new_tokens == 16
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["japan", "14.5"])
     assert scores["subtasks"] == {"augmented": 1.0, "human": 1.0}
 
 
@@ -497,9 +516,15 @@ def test_chartqa_from_parquet(tmp_path):
         for seed, split in enumerate(("human", "augmented", "human"))
     ]
     parquet(tmp_path / "data" / "test-00000-of-00001.parquet", rows, ["image"])
-    runner = read_benchmark("chartqa", tmp_path)
-    assert [ask.row["question_id"] for ask in runner.asks] == ["human_1", "augmented_1", "human_2"]
-    assert [runner.read_image(ask.images[0]) for ask in runner.asks] == [png(i) for i in range(3)]
+    benchmark = read_benchmark("chartqa", tmp_path)
+    assert [question.row["question_id"] for question in benchmark.questions] == [
+        "human_1",
+        "augmented_1",
+        "human_2",
+    ]
+    assert [benchmark.read_image(question.images[0]) for question in benchmark.questions] == [
+        png(i) for i in range(3)
+    ]
 
 
 # --- letters --------------------------------------------------------------------------------------------------------
@@ -520,14 +545,14 @@ def test_seed_bench(tmp_path):
     put(tmp_path / "SEED-Bench.json", {"questions": rows, "question_type": {}})
     for name in ("pic1", "pic2"):
         put(tmp_path / "SEED-Bench-image" / name, png())
-    runner = read_benchmark("seed_bench", tmp_path)
-    assert prompts(runner) == [f"What?\nA. a{n}\nB. b{n}\nC. c{n}\nD. d{n}\n{LETTER}" for n in (1, 2)]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["B", "D."])
+    benchmark = read_benchmark("seed_bench", tmp_path)
+    assert prompts(benchmark) == [f"What?\nA. a{n}\nB. b{n}\nC. c{n}\nD. d{n}\n{LETTER}" for n in (1, 2)]
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["B", "D."])
     assert (scores["n"], scores["score"], scores["lmms_image_accuracy"]) == (2, 0.5, 1.0)
     assert scores["subtasks"] == {"Scene Understanding": 1.0, "Instances Counting": 0.0}
-    assert runner.asks[0].row["group"] == "coarse"
-    assert lines(submission(runner, tmp_path / "out")) == [
+    assert benchmark.questions[0].row["group"] == "coarse"
+    assert lines(submission(benchmark, tmp_path / "out")) == [
         {"question_id": "1", "prediction": "B"},
         {"question_id": "2", "prediction": "D."},
     ]
@@ -543,16 +568,16 @@ def test_scienceqa(tmp_path):
     put(tmp_path / "problems.json", problems)
     put(tmp_path / "pid_splits.json", {"train": ["6"], "test": ["5", "4"]})
     put(tmp_path / "images" / "test" / "5" / "image.png", png())
-    runner = read_benchmark("scienceqa", tmp_path)
-    assert prompts(runner) == [
+    benchmark = read_benchmark("scienceqa", tmp_path)
+    assert prompts(benchmark) == [
         f"Context: Look at\nit.\nWhere?\nA. x\nB. y\nC. z\n{LETTER}",
         f"Which?\nA. x\nB. y\nC. z\n{LETTER}",
     ]
-    assert [ask.images for ask in runner.asks] == [("5/image.png",), ()]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["B", "C. z"])
+    assert [question.images for question in benchmark.questions] == [("5/image.png",), ()]
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["B", "C. z"])
     assert (scores["n"], scores["score"], scores["img_accuracy"]) == (2, 50.0, 100.0)
-    assert len(read_benchmark("scienceqa", tmp_path, part="img").asks) == 1
+    assert len(read_benchmark("scienceqa", tmp_path, part="img").questions) == 1
 
 
 def test_q_bench(tmp_path):
@@ -575,14 +600,15 @@ def test_q_bench(tmp_path):
     ]
     put(tmp_path / "llvisionqa_dev.json", rows)
     put(tmp_path / "images_llvisionqa" / "a.jpg", png())
-    runner = read_benchmark("q_bench", tmp_path)
+    benchmark = read_benchmark("q_bench", tmp_path)
     assert (
-        prompts(runner)[0] == "Is it sharp?\nChoose between one of the options as follows:\nA. Yes\nB. No\n"
+        prompts(benchmark)[0]
+        == "Is it sharp?\nChoose between one of the options as follows:\nA. Yes\nB. No\n"
     )
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["B. No", "Low"])
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["B. No", "Low"])
     assert (scores["n"], scores["score"]) == (2, 0.5)
-    assert lines(submission(runner, tmp_path / "out"))[0] == rows[0] | {"response": "B. No"}
+    assert lines(submission(benchmark, tmp_path / "out"))[0] == rows[0] | {"response": "B. No"}
     put(tmp_path / "质衡-问答-验证集.json", rows)
     chinese = read_benchmark("q_bench_zh", tmp_path)
     assert prompts(chinese)[0] == "Is it sharp?\\在下列选项中选择一个:\nA. Yes\nB. No\n"
@@ -614,18 +640,18 @@ def test_blink(tmp_path):
         [row(1, "Multi-view_Reasoning", None, "(A)")],
         pictures,
     )
-    runner = read_benchmark("blink", tmp_path)
-    assert prompts(runner)[0] == f"Which one?\n(A) left\n(B) right\n{LETTER}"
+    benchmark = read_benchmark("blink", tmp_path)
+    assert prompts(benchmark)[0] == f"Which one?\n(A) left\n(B) right\n{LETTER}"
     assert (
         prompts(read_benchmark("blink", tmp_path, instruction="false"))[0]
         == "Which one?\n(A) left\n(B) right"
     )
-    assert [len(ask.images) for ask in runner.asks] == [2, 1, 1, 1]
-    assert [runner.read_image(name) for name in runner.asks[0].images] == [png(1), png(9)]
-    scores = answer(runner, tmp_path / "out", ["A", "(B) right", "I do not know", "Left, so (B)"])
+    assert [len(question.images) for question in benchmark.questions] == [2, 1, 1, 1]
+    assert [benchmark.read_image(name) for name in benchmark.questions[0].images] == [png(1), png(9)]
+    scores = answer(benchmark, tmp_path / "out", ["A", "(B) right", "I do not know", "Left, so (B)"])
     assert scores["subtasks"] == {"Art_Style": 2 / 3, "Multi-view_Reasoning": 0.0}
     assert scores["unparsed"] == 1
-    assert json.loads(submission(runner, tmp_path / "out").read_text())["val_Art_Style_2"] == "(B)"
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text())["val_Art_Style_2"] == "(B)"
 
 
 def mmmu(folder):
@@ -654,16 +680,16 @@ def mmmu(folder):
 
 def test_mmmu(tmp_path):
     mmmu(tmp_path)
-    runner = read_benchmark("mmmu", tmp_path)
-    assert prompts(runner) == [
+    benchmark = read_benchmark("mmmu", tmp_path)
+    assert prompts(benchmark) == [
         f"Who painted <image 1>?\n(A) Monet\n(B) O'Keeffe\n\n{LETTER}",
         f"How many?\n{SHORT}",
     ]
-    assert [len(ask.images) for ask in runner.asks] == [1, 1]
-    assert runner.read_image(runner.asks[1].images[0]) == png(3)
-    scores = answer(runner, tmp_path / "out", ["It is (B)", "The result is three."])
+    assert [len(question.images) for question in benchmark.questions] == [1, 1]
+    assert benchmark.read_image(benchmark.questions[1].images[0]) == png(3)
+    scores = answer(benchmark, tmp_path / "out", ["It is (B)", "The result is three."])
     assert (scores["n"], scores["score"], scores["random_fallbacks"]) == (2, 1.0, 0)
-    assert runner.sampling is None
+    assert benchmark.sampling is None
     sampled = read_benchmark("mmmu", tmp_path, decoding="sampled", seed="7")
     assert sampled.sampling == Sampling(seed=7, beams=5, temperature=1.0, top_k=50)
     for options, message in (
@@ -672,11 +698,11 @@ def test_mmmu(tmp_path):
     ):
         with pytest.raises(BenchmarkError, match=message):
             read_benchmark("mmmu", tmp_path, **options)
-    item = json.loads(submission(runner, tmp_path / "out").read_text())[0]
+    item = json.loads(submission(benchmark, tmp_path / "out").read_text())[0]
     assert item["index2ans"] == {"A": "Monet", "B": "O'Keeffe"}
     with AnswerFile(tmp_path / "out" / "likelihood.jsonl") as file:  # the open question has no options
-        file.append(runner.asks[0].row | {"text": "A", "parsed": "A", "how": "likelihood"})
-    scores = runner.score("main", tmp_path / "out" / "likelihood.jsonl")
+        file.append(benchmark.questions[0].row | {"text": "A", "parsed": "A", "how": "likelihood"})
+    scores = benchmark.score("main", tmp_path / "out" / "likelihood.jsonl")
     assert (scores["n"], scores["score"], scores["complete"]) == (1, 0.0, True)
 
 
@@ -686,16 +712,16 @@ def test_mmmu_pro(tmp_path):
     row |= {"subject": "Art", "image_1": png(1), "image_2": png(2), "image_3": png(3)}
     names = ["image_1", "image_2", "image_3"]
     parquet(tmp_path / "standard (10 options)" / "test-00000-of-00001.parquet", [row], names)
-    runner = read_benchmark("mmmu_pro", tmp_path)
+    benchmark = read_benchmark("mmmu_pro", tmp_path)
     listed = "\n".join(f"{letter}. o{i}" for i, letter in enumerate("ABCDEFGHIJ"))
-    assert prompts(runner) == [
+    assert prompts(benchmark) == [
         f"<image>\nIs <image> like <image>?\n{listed}\nAnswer with the option letter from the given choices directly."
     ]
-    assert [runner.read_image(name) for name in runner.asks[0].images] == [png(3), png(2), png(1)]
-    assert runner.asks[0].interleaved
-    scores = answer(runner, tmp_path / "out", ["J"])
+    assert [benchmark.read_image(name) for name in benchmark.questions[0].images] == [png(3), png(2), png(1)]
+    assert benchmark.questions[0].interleaved
+    scores = answer(benchmark, tmp_path / "out", ["J"])
     assert (scores["n"], scores["score"]) == (1, 100.0)
-    assert lines(submission(runner, tmp_path / "out"))[0]["response"] == "J"
+    assert lines(submission(benchmark, tmp_path / "out"))[0]["response"] == "J"
     steps = read_benchmark("mmmu_pro", tmp_path, mode="cot")
     assert prompts(steps)[0].endswith("LETTER is one of options. Think step by step before answering.")
 
@@ -703,12 +729,12 @@ def test_mmmu_pro(tmp_path):
 def test_mmmu_pro_vision(tmp_path):
     row = {"id": "test_Art_1", "options": str(["x", "y"]), "answer": "A", "subject": "Art", "image": png(4)}
     parquet(tmp_path / "vision" / "test-00000-of-00001.parquet", [row], ["image"])
-    runner = read_benchmark("mmmu_pro_vision", tmp_path)
-    assert prompts(runner) == [
+    benchmark = read_benchmark("mmmu_pro_vision", tmp_path)
+    assert prompts(benchmark) == [
         "Answer with the option letter from the given choices directly. The last line of your response should be of "
         "the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of options."
     ]
-    scores = answer(runner, tmp_path / "out", ["So.\nAnswer: A"])
+    scores = answer(benchmark, tmp_path / "out", ["So.\nAnswer: A"])
     assert (scores["benchmark"], scores["score"]) == ("mmmu_pro", 100.0)
 
 
@@ -722,21 +748,21 @@ def test_mm_vet(tmp_path):
     }
     put(tmp_path / "mm-vet.json", rows)
     put(tmp_path / "images" / "a.png", png())
-    runner = read_benchmark("mm_vet", tmp_path)
-    assert prompts(runner) == ["Q0?", "Q1?"]
-    check_pictures(runner)
-    assert answer(runner, tmp_path / "out", ["one", "two"]) is None
-    assert json.loads(submission(runner, tmp_path / "out").read_text()) == {"v1_0": "one", "v1_1": "two"}
+    benchmark = read_benchmark("mm_vet", tmp_path)
+    assert prompts(benchmark) == ["Q0?", "Q1?"]
+    check_pictures(benchmark)
+    assert answer(benchmark, tmp_path / "out", ["one", "two"]) is None
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text()) == {"v1_0": "one", "v1_1": "two"}
 
 
 def test_llava_bench(tmp_path):
     row = {"question_id": 3, "image": "001.jpg", "text": "Describe it.", "category": "detail"}
     put(tmp_path / "questions.jsonl", json.dumps(row))
     put(tmp_path / "images" / "001.jpg", png())
-    runner = read_benchmark("llava_bench", tmp_path)
-    assert prompts(runner) == ["Describe it."]
-    assert answer(runner, tmp_path / "out", ["A volcano."]) is None
-    assert lines(submission(runner, tmp_path / "out"))[0]["text"] == "A volcano."
+    benchmark = read_benchmark("llava_bench", tmp_path)
+    assert prompts(benchmark) == ["Describe it."]
+    assert answer(benchmark, tmp_path / "out", ["A volcano."]) is None
+    assert lines(submission(benchmark, tmp_path / "out"))[0]["text"] == "A volcano."
 
 
 def test_mathvista(tmp_path):
@@ -762,9 +788,9 @@ def test_mathvista(tmp_path):
     }
     put(tmp_path / "testmini.json", {i: {"pid": i, "question": f"Q{i}?"} | row for i, row in rows.items()})
     put(tmp_path / "images" / "1.jpg", png())
-    runner = read_benchmark("mathvista", tmp_path)
+    benchmark = read_benchmark("mathvista", tmp_path)
     hint = "Hint: Please answer the question"
-    assert prompts(runner) == [
+    assert prompts(benchmark) == [
         f"{hint} and provide the correct option letter, e.g., A, B, C, D, at the end.\n"
         "Question: Q1?\nChoices:\n(A) cat\n(B) dog",
         f"{hint} requiring an integer answer and provide the final value, e.g., 1, 2, 3, at the end.\n"
@@ -774,11 +800,11 @@ def test_mathvista(tmp_path):
         f"{hint} requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at "
         "the end.\nQuestion: Q4?",
     ]
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["dog", "7", "1.3", "The list is [1, 2]"])
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["dog", "7", "1.3", "The list is [1, 2]"])
     assert (scores["n"], scores["correct"], scores["without_extraction"]) == (4, 2, 1)
-    found = json.loads(submission(runner, tmp_path / "out").read_text())["2"]
-    assert (found["response"], found["query"], found["answer"]) == ("7", runner.asks[1].prompt, "7")
+    found = json.loads(submission(benchmark, tmp_path / "out").read_text())["2"]
+    assert (found["response"], found["query"], found["answer"]) == ("7", benchmark.questions[1].prompt, "7")
 
 
 # --- boxes and captions ---------------------------------------------------------------------------------------------
@@ -806,31 +832,31 @@ def refcoco(folder):
 @pytest.mark.parametrize("kind", ["refcoco", "refcoco+", "refcocog"])
 def test_refcoco(tmp_path, kind):
     refcoco(tmp_path)
-    runner = read_benchmark(kind, tmp_path)
-    assert [prompt.split("describes: ")[1] for prompt in prompts(runner)] == ["left cup", "the red one"]
-    assert prompts(runner)[0].startswith(
+    benchmark = read_benchmark(kind, tmp_path)
+    assert [prompt.split("describes: ")[1] for prompt in prompts(benchmark)] == ["left cup", "the red one"]
+    assert prompts(benchmark)[0].startswith(
         "Bounding box coordinates are specified in the format (top-left x, top-left y"
     )
-    scores = answer(runner, tmp_path / "out", ["[0.0, 0.0, 0.5, 0.5]", "nowhere"])
+    scores = answer(benchmark, tmp_path / "out", ["[0.0, 0.0, 0.5, 0.5]", "nowhere"])
     assert (scores["benchmark"], scores["score"], scores["unparsed"]) == (kind, 0.5, 1)
-    assert not runner.baselines
+    assert not benchmark.baselines
 
 
 @pytest.mark.parametrize("kind", ["refcoco_caption", "refcoco+_caption", "refcocog_caption"])
 def test_region_captions(tmp_path, kind, without_java):
     refcoco(tmp_path)
-    runner = read_benchmark(kind, tmp_path)
-    assert prompts(runner) == ["Provide a short description for this region."]
-    pixels = np.asarray(Image.open(io.BytesIO(runner.read_image(runner.asks[0].images[0]))))
+    benchmark = read_benchmark(kind, tmp_path)
+    assert prompts(benchmark) == ["Provide a short description for this region."]
+    pixels = np.asarray(Image.open(io.BytesIO(benchmark.read_image(benchmark.questions[0].images[0]))))
     plain = np.asarray(Image.open(io.BytesIO(png(0, (20, 10)))))
     assert pixels.shape == (10, 20, 3)
     assert (pixels[0, :11] == (255, 0, 0)).all()
     assert (pixels[5, :11] == (255, 0, 0)).all()
     assert (pixels[1:5, 1:10] == plain[1:5, 1:10]).all()
     polygon = read_benchmark(kind, tmp_path, outline="polygon")
-    drawn = np.asarray(Image.open(io.BytesIO(polygon.read_image(polygon.asks[0].images[0]))))
+    drawn = np.asarray(Image.open(io.BytesIO(polygon.read_image(polygon.questions[0].images[0]))))
     assert (drawn[1, 1:9] == 255).all()
-    scores = answer(runner, tmp_path / "out", ["left cup"])
+    scores = answer(benchmark, tmp_path / "out", ["left cup"])
     assert (scores["n"], scores["Bleu_1"]) == (1, pytest.approx(1.0))
 
 
@@ -843,13 +869,13 @@ def test_captions(tmp_path, without_java):
     put(tmp_path / "annotations" / "captions_val2017.json", {"images": images, "annotations": said})
     for image in images:
         put(tmp_path / "val2017" / image["file_name"], png())
-    runner = read_benchmark("captions", tmp_path)
-    assert prompts(runner) == ["Provide a one-sentence caption for the provided image."] * 2
-    assert runner.max_new_tokens == 64
-    check_pictures(runner)
-    scores = answer(runner, tmp_path / "out", ["A cat sits.", "two dogs"])
+    benchmark = read_benchmark("captions", tmp_path)
+    assert prompts(benchmark) == ["Provide a one-sentence caption for the provided image."] * 2
+    assert benchmark.max_new_tokens == 64
+    check_pictures(benchmark)
+    scores = answer(benchmark, tmp_path / "out", ["A cat sits.", "two dogs"])
     assert (scores["n"], scores["n_references"], scores["complete"]) == (2, 3, True)
-    assert json.loads(submission(runner, tmp_path / "out").read_text())[0] == {
+    assert json.loads(submission(benchmark, tmp_path / "out").read_text())[0] == {
         "image_id": 5,
         "caption": "A cat sits.",
     }
@@ -857,7 +883,7 @@ def test_captions(tmp_path, without_java):
 
 def test_interleaved_pictures_stand_where_the_words_mention_them():
     def turn(prompt, images, interleaved):
-        return question_turn(Ask({"question_id": "q7"}, prompt, images, interleaved=interleaved)).parts
+        return question_turn(Question({"question_id": "q7"}, prompt, images, interleaved=interleaved)).parts
 
     assert turn("Is <image> it?", ("a",), True) == ("Is ", " it?")
     assert turn("Is <image> it?", ("a",), False) == ("", "\nIs <image> it?")
@@ -899,11 +925,11 @@ def test_selection(tmp_path):
 
 def test_incomplete_answers_are_not_submitted(tmp_path):
     mmbench(tmp_path)
-    runner = read_benchmark("mmbench", tmp_path)
-    answer(runner, tmp_path / "out", ["A"] * 5)
+    benchmark = read_benchmark("mmbench", tmp_path)
+    answer(benchmark, tmp_path / "out", ["A"] * 5)
     path = tmp_path / "out" / "predictions.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
-    assert write_submission(runner, tmp_path / "out") == [
+    assert write_submission(benchmark, tmp_path / "out") == [
         "no submission: 2 questions are not answered, the first is 1000009"
     ]
 
@@ -912,9 +938,9 @@ def test_damaged_pictures_are_named(tmp_path):
     rows = mmbench_rows()
     rows[0][9] = "no base64! " * 9
     mmbench(tmp_path, rows=rows)
-    runner = read_benchmark("mmbench", tmp_path)
+    benchmark = read_benchmark("mmbench", tmp_path)
     with pytest.raises(BenchmarkError, match="not base64"):
-        runner.read_image(runner.asks[0].images[0])
+        benchmark.read_image(benchmark.questions[0].images[0])
     put(tmp_path / "x.parquet", b"no parquet")
     with pytest.raises(BenchmarkError, match=r"x.parquet: no readable Parquet file"):
         read_benchmark("refcoco", tmp_path / "x.parquet")
@@ -922,10 +948,12 @@ def test_damaged_pictures_are_named(tmp_path):
 
 def test_the_guide_lists_every_benchmark_its_files_and_options():
     guide = (pathlib.Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for kind, runner in PUBLISHED.items():
+    for kind, benchmark in PUBLISHED.items():
         (row,) = [line for line in guide.splitlines() if line.startswith(f"| `{kind}` | ") and "://" in line]
-        names = [name for file in runner.files.values() for name in file.names]
+        names = [name for file in benchmark.files.values() for name in file.names]
         missing = [
-            name for name in (*names, *runner.options, f"| {runner.max_new_tokens} |") if name not in row
+            name
+            for name in (*names, *benchmark.options, f"| {benchmark.max_new_tokens} |")
+            if name not in row
         ]
         assert not missing, kind

@@ -1,4 +1,4 @@
-"""The table of benchmarks that a model can be asked: exact kind -> runner.
+"""The table of benchmarks that a model can be asked: exact kind -> benchmark.
 
 A new one is one file (or a class in the file of its family) and one row here.
 """
@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 
 from mllm_jax.evaluation.runners import choices, grounding, mmbench, mmmu, open_answers, short_answer, yes_no
-from mllm_jax.evaluation.runners.base import MAIN, OPEN, Ask, BenchmarkError, Runner, key_of
+from mllm_jax.evaluation.runners.base import MAIN, OPEN, BenchmarkError, Question, Runner, key_of
 from mllm_jax.evaluation.runners.caption import CaptionRunner
 from mllm_jax.evaluation.runners.mini import MiniRunner
 from mllm_jax.evaluation.runners.published import Published
@@ -101,9 +101,9 @@ __all__ = [
     "PUBLISHED",
     "RUNNERS",
     "VIDEO",
-    "Ask",
     "BenchmarkError",
     "Published",
+    "Question",
     "Runner",
     "check_kind",
     "key_of",

@@ -24,7 +24,7 @@ class BenchmarkError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ask:
+class Question:
     """One prompt.
 
     Attributes:
@@ -59,7 +59,7 @@ class Runner(abc.ABC):
     """A benchmark read from its files.
 
     Attributes:
-      asks: all prompts; those about one picture stand together.
+      questions: all prompts; those about one picture stand together.
       kind: the row of the table it belongs to.
       baselines: whether blind answers and the majority answer say something about it.
       max_new_tokens: the official limit of an answer; 0 = the evaluation's.
@@ -80,19 +80,19 @@ class Runner(abc.ABC):
         self.images = Path(images) if images else self.path.parent / "images"
         self._take(self.read())
 
-    def _take(self, asks: Sequence[Ask]) -> None:
+    def _take(self, questions: Sequence[Question]) -> None:
         """Keeps the prompts, after a look at their ids."""
-        self.asks = asks
-        if not self.asks:
+        self.questions = questions
+        if not self.questions:
             raise BenchmarkError(f"{self.path}: holds no question")
         seen: set[tuple[str, str, int]] = set()
-        for ask in self.asks:
-            if (key := (ask.part, *ask.key)) in seen:
-                raise BenchmarkError(f"{self.path}: question id {ask.row['question_id']!r} occurs twice")
+        for question in self.questions:
+            if (key := (question.part, *question.key)) in seen:
+                raise BenchmarkError(f"{self.path}: question id {question.row['question_id']!r} occurs twice")
             seen.add(key)
 
     @abc.abstractmethod
-    def read(self) -> list[Ask]:
+    def read(self) -> list[Question]:
         """The prompts.
 
         Raises:
@@ -100,10 +100,10 @@ class Runner(abc.ABC):
         """
 
     @abc.abstractmethod
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         """The answer that a text gives (None if it gives none) and how it was read."""
 
-    def final(self, ask: Ask, text: str, parsed: str | None) -> dict[str, Any]:
+    def final(self, question: Question, text: str, parsed: str | None) -> dict[str, Any]:
         """Further fields of the stored answer, where a scorer wants them."""
         return {}
 
@@ -115,7 +115,7 @@ class Runner(abc.ABC):
     def score(self, part: str, predictions: Path) -> dict[str, Any] | None:
         """The score contract's object for a file of answers; None if the benchmark has no score."""
 
-    def majority(self, asks: Sequence[Ask]) -> list[str]:
+    def majority(self, questions: Sequence[Question]) -> list[str]:
         """What the majority baseline answers to each prompt."""
         raise BenchmarkError(f"the benchmark {self.kind!r} has no majority answer")
 
@@ -134,18 +134,21 @@ class Runner(abc.ABC):
     @functools.cached_property
     def _questions(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        for ask in self.asks:
-            for image in ask.images:
-                found.setdefault(image, str(ask.row["question_id"]))
+        for question in self.questions:
+            for image in question.images:
+                found.setdefault(image, str(question.row["question_id"]))
         return found
 
     @property
     def fingerprint(self) -> str:
         """A digest of all prompts, images' names and expected answers."""
         digest = hashlib.sha256()
-        for ask in self.asks:
+        for question in self.questions:
             digest.update(
-                json.dumps([ask.part, ask.row, ask.prompt, ask.images, ask.options], sort_keys=True).encode()
+                json.dumps(
+                    [question.part, question.row, question.prompt, question.images, question.options],
+                    sort_keys=True,
+                ).encode()
             )
         return digest.hexdigest()[:16]
 

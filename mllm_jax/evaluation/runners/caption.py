@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.images import FORMATS
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError, Runner, field, image_names, read_list
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question, Runner, field, image_names, read_list
 
 PROMPT = "Describe the image briefly."
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
@@ -16,16 +16,17 @@ class CaptionRunner(Runner):
     kind = "caption"
     baselines = False
 
-    def read(self) -> list[Ask]:
+    def read(self) -> list[Question]:
         if self.path.is_dir():
             self.images = self.path
             names = sorted(p.name for p in self.path.iterdir() if p.suffix.lower() in _SUFFIXES)
             if not names:
                 raise BenchmarkError(f"{self.path}: no picture in this folder ({', '.join(FORMATS)})")
             return [
-                Ask({"question_id": name, "image": name, "captions": []}, PROMPT, (name,)) for name in names
+                Question({"question_id": name, "image": name, "captions": []}, PROMPT, (name,))
+                for name in names
             ]
-        asks = []
+        questions = []
         for index, row in enumerate(read_list(self.path)):
             images = image_names(row, self.path, index)
             if not images:
@@ -36,10 +37,10 @@ class CaptionRunner(Runner):
                 "question_id": str(row.get("question_id", row.get("id", images[0]))),
                 "image": row["image"],
             }
-            asks.append(Ask(kept | {"captions": captions}, prompt, images))
-        return asks
+            questions.append(Question(kept | {"captions": captions}, prompt, images))
+        return questions
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")
 
     def is_right(self, row: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from mllm_jax.evaluation.benchmarks.scienceqa import parse_letter
 from mllm_jax.evaluation.benchmarks.seed_bench import DIMENSIONS
 from mllm_jax.evaluation.option_match import LETTERS, match_option
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import (
     LETTER,
     LONG_TOKENS,
@@ -61,8 +61,8 @@ class SeedBench(Published):
                 truth=kept | {"answer": answer},
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        return (text, "letter") if text in ask.options else (None, "unparsed")
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        return (text, "letter") if text in question.options else (None, "unparsed")
 
 
 class ScienceQa(Published):
@@ -110,7 +110,7 @@ class ScienceQa(Published):
             raise BenchmarkError(f"{path}: holds no list of the ids of {name!r}")
         return list(map(str, splits[name]))
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         letter = parse_letter(text)
         return letter, "unparsed" if letter is None else "letter"
 
@@ -143,8 +143,8 @@ class QBench(Published):
                 truth=kept | ({} if gold is None else {"correct_ans": gold}),
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        choice, how = match_option(text, [str(c).strip() for c in ask.row["candidates"]])
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        choice, how = match_option(text, [str(c).strip() for c in question.row["candidates"]])
         return None if choice is None else LETTERS[choice], how
 
 
@@ -205,14 +205,14 @@ class Blink(Published):
                 truth={"id": number, "answer": gold},
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         """The one letter that the answer is, starts with, or has in parentheses."""
         first = re.match(r"\(?([A-D])\)?(?![A-Za-z'’])", text.strip())
         named = {first[1]} if first else set(re.findall(r"\(([A-D])\)", text))
-        found = [letter for letter in ask.options if letter[1] in named]
+        found = [letter for letter in question.options if letter[1] in named]
         return (found[0], "letter") if len(found) == 1 else (None, "unparsed")
 
-    def final(self, ask: Ask, text: str, parsed: str | None) -> dict[str, Any]:
+    def final(self, question: Question, text: str, parsed: str | None) -> dict[str, Any]:
         return {"prediction": parsed or text}
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from PIL import Image, ImageDraw
 
 from mllm_jax.evaluation.benchmarks.refcoco import parse_box
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import File, Item, Option, Published, value_of
 from mllm_jax.evaluation.runners.tables import read_json
 
@@ -53,18 +53,18 @@ class RefCoco(Published):
                     truth={"bbox": box, "split": split},
                 )
 
-    def annotations(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
+    def annotations(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         """Boxes with the size of their pictures, which the rule needs."""
-        rows = super().annotations(asks)
+        rows = super().annotations(questions)
         sizes: dict[str, tuple[int, int]] = {}
-        for row, ask in zip(rows, asks, strict=True):
-            (image,) = ask.images
+        for row, question in zip(rows, questions, strict=True):
+            (image,) = question.images
             if image not in sizes:
                 sizes[image] = Image.open(io.BytesIO(self.read_image(image))).size
             row["width"], row["height"] = sizes[image]
         return rows
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         box = parse_box(text)
         return (
             (None, "unparsed") if box is None else (json.dumps(list(box)), "first four numbers in brackets")
@@ -125,10 +125,10 @@ class RegionCaption(RefCoco):
     def picture_file(self, name: str) -> Path | None:
         return super().picture_file(name.partition(_DRAWN)[0])
 
-    def annotations(self, asks: Sequence[Ask]) -> list[dict[str, Any]]:
-        return Published.annotations(self, asks)
+    def annotations(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
+        return Published.annotations(self, questions)
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")
 
 
@@ -187,7 +187,7 @@ class Captions(Published):
                 truth={"image_id": image["id"], "references": captions},
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")
 
     def is_right(self, row: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.runners.base import (
     MAIN,
     OPEN,
-    Ask,
     BenchmarkError,
+    Question,
     Runner,
     field,
     image_names,
@@ -34,8 +34,8 @@ class MiniRunner(Runner):
 
     kind = "mini"
 
-    def read(self) -> list[Ask]:
-        asks = []
+    def read(self) -> list[Question]:
+        questions = []
         for index, row in enumerate(read_list(self.path)):
             for name in ("question_id", "ability", "group", "question", "answer"):
                 field(row, name, str, self.path, index)
@@ -48,16 +48,20 @@ class MiniRunner(Runner):
             images = image_names(row, self.path, index)
             for turn, rotated in enumerate(rotations(options)):
                 kept = row | {"rotation": turn, "options": list(rotated)}
-                asks.append(Ask(kept, choice_prompt(row["question"], rotated), images, tuple(rotated)))
+                questions.append(
+                    Question(kept, choice_prompt(row["question"], rotated), images, tuple(rotated))
+                )
             kept = row | {"rotation": 0, "options": []}
-            asks.append(Ask(kept, f"{row['question']}\n{OPEN_SUFFIX}", images, part=OPEN))
-        return sorted(asks, key=lambda ask: ask.images)  # the same picture's prompts together; stable
+            questions.append(Question(kept, f"{row['question']}\n{OPEN_SUFFIX}", images, part=OPEN))
+        return sorted(
+            questions, key=lambda question: question.images
+        )  # the same picture's prompts together; stable
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        if ask.part == OPEN:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        if question.part == OPEN:
             return (m4c_normalize(text), "open") if text.strip() else (None, "unparsed")
-        index, how = match_option(text, ask.options)
-        return None if index is None else ask.options[index], how
+        index, how = match_option(text, question.options)
+        return None if index is None else question.options[index], how
 
     def is_right(self, row: dict[str, Any]) -> bool:
         return judge_row(row)[0]
@@ -65,16 +69,18 @@ class MiniRunner(Runner):
     def score(self, part: str, predictions: Path) -> dict[str, Any]:
         return get_benchmark("mini").score(predictions)
 
-    def majority(self, asks: Sequence[Ask]) -> list[str]:
+    def majority(self, questions: Sequence[Question]) -> list[str]:
         """Per ability the most frequent right answer; among options, the one that is most often right."""
         answers: dict[str, list[str]] = defaultdict(list)
-        for ask in self.asks:
-            if ask.part == MAIN and ask.row["rotation"] == 0:
-                answers[ask.row["ability"]].append(ask.row["answer"])
+        for question in self.questions:
+            if question.part == MAIN and question.row["rotation"] == 0:
+                answers[question.row["ability"]].append(question.row["answer"])
         ranked = {ability: most_frequent(texts) for ability, texts in answers.items()}
         found = []
-        for ask in asks:
-            order = ranked[ask.row["ability"]]
-            offered = [answer for answer in order if answer in ask.options] if ask.options else order
+        for question in questions:
+            order = ranked[question.row["ability"]]
+            offered = (
+                [answer for answer in order if answer in question.options] if question.options else order
+            )
             found.append(offered[0])
         return found

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from mllm_jax.evaluation.benchmarks.mmbench import ROTATION, options_of
 from mllm_jax.evaluation.option_match import infer_option
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import LETTER, File, Item, Option, Published, lettered, value_of
 from mllm_jax.evaluation.table_files import is_absent
 
@@ -68,10 +68,10 @@ class MmBench(Published):
             truth={**choices, **known, "answer": answer},
         )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        truth = ask.row["truth"]
-        letter = infer_option(text, {letter: truth[letter] for letter in ask.options})
-        return (letter, "letter or option text") if letter in ask.options else (None, "unparsed")
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        truth = question.row["truth"]
+        letter = infer_option(text, {letter: truth[letter] for letter in question.options})
+        return (letter, "letter or option text") if letter in question.options else (None, "unparsed")
 
 
 class MmBenchCn(MmBench):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mllm_jax.evaluation.benchmarks import mmmu_pro
 from mllm_jax.evaluation.benchmarks.mmmu_parse import find_choice
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import (
     LETTER,
     LONG_TOKENS,
@@ -29,7 +29,7 @@ _MARK = re.compile(r"<image (\d)>")
 
 
 class Mmmu(Published):
-    """MMMU validation as Dense Connector asks it; only the first picture of a question is shown.
+    """MMMU validation as Dense Connector questions it; only the first picture of a question is shown.
 
     Upstream samples (temperature 1, five beams, seed 42), so that its numbers vary. The default here is greedy, as for
     every other benchmark; `decoding=sampled` decodes like upstream, with draws of our own (`beam_sampling.py`).
@@ -85,10 +85,10 @@ class Mmmu(Published):
             truth={"id": number, "question_type": kind, "ground_truth": answer, "options": choices},
         )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        if not ask.options:
-            return super().parse(ask, text)
-        choices = dict(zip(ask.options, ask.row["options"], strict=True))
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        if not question.options:
+            return super().parse(question, text)
+        choices = dict(zip(question.options, question.row["options"], strict=True))
         letter = find_choice(text, list(choices), choices)
         return letter, "unparsed" if letter is None else "letter or option text"
 
@@ -149,8 +149,8 @@ class MmmuPro(Published):
             text = f"{'<image>' * len(rest)}\n{text}"
         return text, (*rest, *images)
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        letter = mmmu_pro.find_choice(text, dict(zip(ask.options, ask.row["options"], strict=True)))
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        letter = mmmu_pro.find_choice(text, dict(zip(question.options, question.row["options"], strict=True)))
         return letter, "unparsed" if letter is None else "letter or option text"
 
 

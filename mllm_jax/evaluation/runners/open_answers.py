@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.mathvista import normalize, quick_extraction
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import File, Item, Published, lettered, value_of
 
 _HINT = "Hint: Please answer the question"
@@ -83,8 +83,8 @@ class MathVista(Published):
                 truth=truth,
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
-        found = quick_extraction(text, ask.row["truth"])
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        found = quick_extraction(text, question.row["truth"])
         return (found, "rule") if found else (None, "unparsed")
 
     def is_right(self, row: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.runners import PUBLISHED, check_kind
-from mllm_jax.evaluation.runners.base import Ask
+from mllm_jax.evaluation.runners.base import Question
 from mllm_jax.evaluation.runners.published import Published
 
 _FIELDS = ("row", "prompt", "options", "interleaved")
@@ -39,56 +39,61 @@ def prepare(
     from mllm_jax.data import tfds_benchmarks
 
     check_kind(kind)
-    runner = PUBLISHED[kind](path, images, **options)
+    benchmark = PUBLISHED[kind](path, images, **options)
     sets = []
-    groups = itertools.groupby(enumerate(runner.asks), lambda pair: pair[1].images or pair[0])
+    groups = itertools.groupby(enumerate(benchmark.questions), lambda pair: pair[1].images or pair[0])
     for _, group in groups:
-        asks = [ask for _, ask in group]
-        sets.append(tfds_benchmarks.PictureSet(asks[0].images, tuple(map(_as_json, asks))))
+        questions = [question for _, question in group]
+        sets.append(tfds_benchmarks.PictureSet(questions[0].images, tuple(map(_as_json, questions))))
     given = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
-    chosen = {name: v for name, v in runner.values.items() if name not in runner.decoding_options()}
+    chosen = {name: v for name, v in benchmark.values.items() if name not in benchmark.decoding_options()}
     source = tfds_benchmarks.prepare_benchmark(
         kind,
         sets,
-        runner.read_image,
+        benchmark.read_image,
         data_dir,
-        files=runner.files_read,
-        manual_dir=runner.folder,
-        fingerprint=_fingerprint(runner, chosen),
+        files=benchmark.files_read,
+        manual_dir=benchmark.folder,
+        fingerprint=_fingerprint(benchmark, chosen),
         options=chosen,
-        instructions=instructions(runner),
+        instructions=instructions(benchmark),
         show_progress=show_progress,
         **given,
     )
     return PUBLISHED[kind].from_source(
-        source, **{name: value for name, value in runner.values.items() if name not in chosen}
+        source, **{name: value for name, value in benchmark.values.items() if name not in chosen}
     )
 
 
-def instructions(runner: Published | type[Published]) -> str:
+def instructions(benchmark: Published | type[Published]) -> str:
     """What to download, one file per line."""
-    lines = [f"{' or '.join(file.names)}: from {file.where}" for file in runner.files.values()]
-    return f"Put these files into one folder for {runner.kind}:\n" + "\n".join(lines)
+    lines = [f"{' or '.join(file.names)}: from {file.where}" for file in benchmark.files.values()]
+    return f"Put these files into one folder for {benchmark.kind}:\n" + "\n".join(lines)
 
 
-def read_asks(source: Any) -> list[Ask]:
+def read_questions(source: Any) -> list[Question]:
     """The prompts of a `BenchmarkSource`."""
     return [
-        Ask(p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"])
+        Question(p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"])
         for one in source.sets
         for p in one.prompts
     ]
 
 
-def _as_json(ask: Ask) -> dict[str, Any]:
-    return {name: getattr(ask, name) for name in _FIELDS}
+def _as_json(question: Question) -> dict[str, Any]:
+    return {name: getattr(question, name) for name in _FIELDS}
 
 
-def _fingerprint(runner: Published, options: dict[str, bool | str]) -> str:
+def _fingerprint(benchmark: Published, options: dict[str, bool | str]) -> str:
     """Prompts, answers, options (but for those of decoding), and sizes and times of all files."""
-    digest = hashlib.sha256(f"{runner.fingerprint} {json.dumps(options, sort_keys=True)}".encode())
-    beside = [p for ask in runner.asks for name in ask.images if (p := runner.picture_file(name)) is not None]
-    for path in dict.fromkeys([*runner.files_read, *beside]):
+    digest = hashlib.sha256(f"{benchmark.fingerprint} {json.dumps(options, sort_keys=True)}".encode())
+    beside = [
+        p
+        for question in benchmark.questions
+        for name in question.images
+        if (p := benchmark.picture_file(name)) is not None
+    ]
+    for path in dict.fromkeys([*benchmark.files_read, *beside]):
         status = path.stat()
         digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

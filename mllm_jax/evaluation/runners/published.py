@@ -18,7 +18,7 @@ from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.grouping import load_groups
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError, Runner, most_frequent
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question, Runner, most_frequent
 from mllm_jax.evaluation.runners.tables import Pictures, read_rows
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 
@@ -164,7 +164,7 @@ class Published(Runner):
         Raises:
           BenchmarkError: another benchmark's, or an option that was chosen already.
         """
-        from mllm_jax.evaluation.runners.prepared import read_asks
+        from mllm_jax.evaluation.runners.prepared import read_questions
 
         if source.metadata["kind"] != cls.kind:
             raise BenchmarkError(f"{source.directory} holds {source.metadata['kind']!r}, not {cls.kind!r}")
@@ -172,28 +172,28 @@ class Published(Runner):
             raise BenchmarkError(
                 f"{source.directory} is prepared: its options are chosen already, {fixed} cannot be"
             )
-        runner = cls.__new__(cls)
+        benchmark = cls.__new__(cls)
         written = source.metadata["options"].items()
         chosen = {name: value for name, value in written if name not in cls.decoding_options()}
-        runner.values = cls.read_options(options) | chosen
-        runner.files_read = []
-        runner.source = source
-        runner.path = runner.folder = runner.images = source.directory
-        runner.pictures, runner._images = Pictures(), None
-        runner._take(read_asks(source))
-        runner._look_at_answers()
-        return runner
+        benchmark.values = cls.read_options(options) | chosen
+        benchmark.files_read = []
+        benchmark.source = source
+        benchmark.path = benchmark.folder = benchmark.images = source.directory
+        benchmark.pictures, benchmark._images = Pictures(), None
+        benchmark._take(read_questions(source))
+        benchmark._look_at_answers()
+        return benchmark
 
     def _look_at_answers(self) -> None:
-        self.scored = not self.judged and all(ask.row["gold"] is not None for ask in self.asks)
+        self.scored = not self.judged and all(question.row["gold"] is not None for question in self.questions)
         self.baselines = self.scored and self.comparable
 
     @abc.abstractmethod
     def items(self) -> Iterable[Item]:
         """The questions, in the file's order."""
 
-    def read(self) -> list[Ask]:
-        return self._asks(list(self.items()))
+    def read(self) -> list[Question]:
+        return self._questions_of(list(self.items()))
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -241,10 +241,10 @@ class Published(Runner):
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
-    def _asks(self, items: Sequence[Item]) -> list[Ask]:
+    def _questions_of(self, items: Sequence[Item]) -> list[Question]:
         """Prompts of items, those about the same picture together; else in the file's order."""
         groups = load_groups().get(self.grouping or self.kind, {})
-        together: dict[tuple[str, ...] | int, list[Ask]] = {}
+        together: dict[tuple[str, ...] | int, list[Question]] = {}
         for number, item in enumerate(items):
             row: dict[str, Any] = {
                 "question_id": item.id,
@@ -257,13 +257,13 @@ class Published(Runner):
             if item.ability:
                 row["ability"] = item.ability
                 row["group"] = groups[item.ability].group if item.ability in groups else ""
-            ask = Ask(row, item.prompt, item.images, item.options, interleaved=item.interleaved)
-            together.setdefault(item.images or number, []).append(ask)
+            question = Question(row, item.prompt, item.images, item.options, interleaved=item.interleaved)
+            together.setdefault(item.images or number, []).append(question)
         if items and "images" in self.files and not any(i in self.pictures for x in items for i in x.images):
             self.images = self.paths("images")[0]
-        return [ask for asks in together.values() for ask in asks]
+        return [question for questions in together.values() for question in questions]
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         """Short answers: the normalised text."""
         return (m4c_normalize(text), "normalised") if text.strip() else (None, "unparsed")
 
@@ -274,31 +274,35 @@ class Published(Runner):
         wanted = gold if isinstance(gold, list) else [gold]
         return row["parsed"] is not None and row["parsed"] in [*wanted, *map(m4c_normalize, wanted)]
 
-    def majority(self, asks: Sequence[Ask]) -> list[str]:
+    def majority(self, questions: Sequence[Question]) -> list[str]:
         """Per sub-task the most frequent right answer, among a question's options the first that it offers."""
         answers: dict[str, list[str]] = defaultdict(list)
-        for ask in self.asks:
-            gold = ask.row["gold"]
-            answers[ask.row.get("ability", "")].append(
+        for question in self.questions:
+            gold = question.row["gold"]
+            answers[question.row.get("ability", "")].append(
                 most_frequent(gold)[0] if isinstance(gold, list) else gold
             )
         ranked = {ability: most_frequent(texts) for ability, texts in answers.items()}
         found = []
-        for ask in asks:
-            order = ranked[ask.row.get("ability", "")]
-            offered = [answer for answer in order if answer in ask.options] if ask.options else order
-            found.append((offered or list(ask.options))[0])
+        for question in questions:
+            order = ranked[question.row.get("ability", "")]
+            offered = (
+                [answer for answer in order if answer in question.options] if question.options else order
+            )
+            found.append((offered or list(question.options))[0])
         return found
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
-    def annotations(self, asks: Sequence[Ask]) -> Any:
+    def annotations(self, questions: Sequence[Question]) -> Any:
         """What the scorer reads beside the answers; by default one row per question."""
-        return [{"question_id": ask.row["question_id"], **ask.row["truth"]} for ask in asks]
+        return [
+            {"question_id": question.row["question_id"], **question.row["truth"]} for question in questions
+        ]
 
-    def write_annotations(self, asks: Sequence[Ask], path: Path) -> None:
+    def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
         """Writes `annotations` to a file."""
-        path.write_text(json.dumps(self.annotations(asks), ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(self.annotations(questions), ensure_ascii=False), encoding="utf-8")
 
     def score(self, part: str, predictions: Path) -> dict[str, Any] | None:
         """The official score, None where the right answers are not public or a judge has to decide.
@@ -307,10 +311,13 @@ class Published(Runner):
         """
         if not self.scored:
             return None
-        asks, path = self.asks, predictions.parent / self.annotations_name
+        questions, path = self.questions, predictions.parent / self.annotations_name
         if predictions.stem == "likelihood":  # open questions have no options
-            asks, path = [ask for ask in asks if ask.options], path.with_stem(f"{path.stem}_likelihood")
-        self.write_annotations(asks, path)
+            questions, path = (
+                [question for question in questions if question.options],
+                path.with_stem(f"{path.stem}_likelihood"),
+            )
+        self.write_annotations(questions, path)
         try:
             return get_benchmark(self.scorer or self.kind).score(predictions, path)
         except PredictionError as error:

@@ -87,7 +87,7 @@ class OkVqa(VqaV2):
     max_new_tokens = LONG_TOKENS  # lmms-eval's default
     options: ClassVar = {
         "split": Option("val2014", "which questions", ("val2014",)),
-        # LLaVA has no OK-VQA script; lmms-eval's prompt is the default, other work asks like VQAv2.
+        # LLaVA has no OK-VQA script; lmms-eval's prompt is the default, other work questions like VQAv2.
         "prompt": Option("lmms", "with lmms-eval's sentence on unanswerable questions", ("lmms", "short")),
     }
     files: ClassVar = {
@@ -135,7 +135,7 @@ class VizWiz(ShortAnswer):
 
 
 class TextVqa(ShortAnswer):
-    """TextVQA validation as LLaVA asks it: with the OCR tokens of its question file, or without them."""
+    """TextVQA validation as LLaVA questions it: with the OCR tokens of its question file, or without them."""
 
     kind = "textvqa"
     options: ClassVar = {

@@ -8,8 +8,8 @@ from typing import Any
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.mini import same_answer
 from mllm_jax.evaluation.runners.base import (
-    Ask,
     BenchmarkError,
+    Question,
     Runner,
     field,
     image_names,
@@ -25,18 +25,18 @@ class VqaRunner(Runner):
 
     kind = "vqa"
 
-    def read(self) -> list[Ask]:
-        asks = []
+    def read(self) -> list[Question]:
+        questions = []
         for index, row in enumerate(read_list(self.path)):
             for name in ("question_id", "question", "answer"):
                 if not str(field(row, name, str, self.path, index)).strip():
                     which = row["question_id"] or f"#{index}"
                     raise BenchmarkError(f"{self.path}: entry {which!r}: {name!r} is empty")
             images = image_names(row, self.path, index)
-            asks.append(Ask(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", images))
-        return sorted(asks, key=lambda ask: ask.images)
+            questions.append(Question(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", images))
+        return sorted(questions, key=lambda question: question.images)
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return (m4c_normalize(text), "exact") if text.strip() else (None, "unparsed")
 
     def is_right(self, row: dict[str, Any]) -> bool:
@@ -45,10 +45,10 @@ class VqaRunner(Runner):
     def score(self, part: str, predictions: Path) -> dict[str, Any]:
         return get_benchmark("vqa").score(predictions, self.path)
 
-    def majority(self, asks: Sequence[Ask]) -> list[str]:
+    def majority(self, questions: Sequence[Question]) -> list[str]:
         """The most frequent answer of the question's ability (of all questions where none is given)."""
         answers: dict[str, list[str]] = defaultdict(list)
-        for ask in self.asks:
-            answers[ask.row.get("ability", "")].append(ask.row["answer"])
+        for question in self.questions:
+            answers[question.row.get("ability", "")].append(question.row["answer"])
         first = {ability: most_frequent(texts)[0] for ability, texts in answers.items()}
-        return [first[ask.row.get("ability", "")] for ask in asks]
+        return [first[question.row.get("ability", "")] for question in questions]

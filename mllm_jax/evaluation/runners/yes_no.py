@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mllm_jax.evaluation.benchmarks.mme import TASKS, YES_NO_SUFFIX, parse_yes_no
 from mllm_jax.evaluation.benchmarks.pope import parse_llava, says_neither
-from mllm_jax.evaluation.runners.base import Ask, BenchmarkError
+from mllm_jax.evaluation.runners.base import BenchmarkError, Question
 from mllm_jax.evaluation.runners.published import SHORT, SHORT_TOKENS, File, Item, Published, value_of
 
 ANSWERS = ("Yes", "No")
@@ -41,7 +41,7 @@ class Pope(Published):
                     truth={"label": label, "category": split},
                 )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return parse_llava(text), "neither counts as yes" if says_neither(text) else "yes or no"
 
 
@@ -82,7 +82,7 @@ class Mme(Published):
         ]
         if not found:
             raise BenchmarkError(
-                f"mme: {path} asks about a picture that is not in {places[0]} or {places[1]}"
+                f"mme: {path} questions about a picture that is not in {places[0]} or {places[1]}"
             )
         self.files_read.append(path)
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
@@ -101,13 +101,13 @@ class Mme(Published):
                 rotation=turn,
             )
 
-    def parse(self, ask: Ask, text: str) -> tuple[str | None, str]:
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         said = parse_yes_no(text)
         return (None, said) if said == "other" else (said, "first four characters")
 
-    def write_annotations(self, asks: Sequence[Ask], path: Path) -> None:
+    def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
         """A folder of the official eval tool's text files, without its fourth column."""
-        write_task_files(path, [(ask.row, None) for ask in asks])
+        write_task_files(path, [(question.row, None) for question in questions])
 
 
 def write_task_files(folder: Path, rows: Sequence[tuple[dict, str | None]]) -> None:
