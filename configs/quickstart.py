@@ -3,24 +3,25 @@
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python train.py --config=configs/quickstart.py:average_pool --workdir=runs/average_pool
 
-The argument is the connector's name; a compressing one gets 1/4 of the 144 patch tokens, 1/9 with
-`--config.model.connector.average_pool.tokens=16`. 84 px stand for 336, 56 for 224
-(`--config.model.vision.image_size=56`) and 112 for 448 (with `--config.data.seq_len=512
+The argument is the connector's name, at the mini tower's scale (`mllm_jax/mini/connectors.py`); a compressing one gets
+1/4 of the 144 patch tokens, 1/9 with `--config.model.connector.average_pool.tokens=16`. 84 px stand for 336, 56 for
+224 (`--config.model.vision.image_size=56`) and 112 for 448 (with `--config.data.seq_len=512
 --config.stages.pretrain.seq_len=384` for its 256 patch tokens).
 """
 
 from ml_collections import ConfigDict
 
 from mllm_jax.config import benchmark_config, default_config, source_config, stage_config
+from mllm_jax.mini.connectors import mini_options
 
 
 def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     config = default_config()
     config.seed = 0
     config.model.connector.name = connector
-    for options in config.model.connector.values():
-        if isinstance(options, ConfigDict) and "tokens" in options:
-            options.tokens = 36
+    for name, options in config.model.connector.items():
+        if isinstance(options, ConfigDict):
+            options.update(mini_options(name, tokens=36))
     config.model.vision.image_size = 84  # the quarter-scale counterpart of 336
     config.model.vision.remat = config.model.llm.remat = "none"  # memory is not short here
     config.data.seq_len = 400
