@@ -23,12 +23,11 @@ from mllm_jax.config import ConfigError, benchmark_config, default_config
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.selection import select_benchmarks
-from mllm_jax.inference.load import load_bundle
-from mllm_jax.interop import load_tokenizer
+from mllm_jax.inference.load import load
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training import build
-from mllm_jax.training.workdir import saved_config
+from mllm_jax.workdir import saved_config
 
 flags.adopt_module_key_flags(script)  # --help shows --traceback
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.")
@@ -122,25 +121,15 @@ def main(_):
     mesh = make_mesh(config.mesh.to_dict())
     with use_mesh(mesh):
         if MODEL.value:
-            bundle = load_bundle(
-                MODEL.value,
-                mesh,
-                template=TEMPLATE.value,
-                aspect=ASPECT.value,
-                dtype=DTYPE.value,
-                tower=TOWER.value,
-                tokenizer=TOKENIZER.value,
+            options = {"aspect": ASPECT.value, "dtype": DTYPE.value, "tower": TOWER.value}
+            model = load(
+                MODEL.value, template=TEMPLATE.value, tokenizer=TOKENIZER.value, mesh=mesh, **options
             )
         else:
-            stage = STAGE.value or config.stage_order[-1]
-            if stage not in config.stage_order:
-                raise ConfigError(f"--stage={stage}: this run has {', '.join(config.stage_order)}")
-            model = build.model_config(config)
-            params = build.load_stage(workdir / "params" / stage, config, model, mesh)
-            bundle = build.bundle(config, model, params, load_tokenizer(config.model.llm.path))
+            model = load(workdir, stage=STAGE.value, mesh=mesh)
 
         # ------------------------------------------------------------------------- answers, scores and report
-        run.evaluate(bundle, build.eval_config(config, workdir), pathlib.Path(OUT.value or workdir))
+        run.evaluate(model, build.eval_config(config, workdir), pathlib.Path(OUT.value or workdir))
 
 
 if __name__ == "__main__":

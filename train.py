@@ -18,17 +18,21 @@ import jax
 from absl import flags, logging
 from rich.console import Console
 
+from mllm_jax import workdir
 from mllm_jax.cli import script
 from mllm_jax.config import resolved
 from mllm_jax.config_check import check
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.report import plots
+from mllm_jax.inference import runs
+from mllm_jax.inference.load import trained_model
 from mllm_jax.interop import load_tokenizer
+from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import adapters, build, checkpoint, preflight, workdir
+from mllm_jax.training import adapters, build, checkpoint, preflight
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.step import init_state, make_train_step, state_shardings, to_device
@@ -46,7 +50,7 @@ say = functools.partial(Console().print, highlight=False, soft_wrap=True)
 def train_stage(config, name, model, batches, mesh, directory, params):
     """Trains one stage from host parameters and returns the whole model's parameters on the mesh."""
     stage = config.stages[name]
-    model = dataclasses.replace(model, lora=adapters.settings(stage))
+    model = dataclasses.replace(model, lora=runs.lora_settings(stage))
     steps = stage.steps or batches.num_batches
     label_tokens = config.data.label_tokens or stage.seq_len or config.data.seq_len
 
@@ -139,7 +143,7 @@ def train(config, directory, evaluate=True):
     # ------------------------------------------------------------------- check everything before any compute
     check(config)
     mesh = make_mesh(config.mesh.to_dict())
-    model = build.model_config(config)
+    model = runs.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
     preflight.check_stages(config, model, tokenizer, mesh, evaluate)
     workdir.claim(directory, resolved(config), write=jax.process_index() == 0)
@@ -157,7 +161,7 @@ def train(config, directory, evaluate=True):
         params = None
         if finished:
             left = left[left.index(finished[-1]) + 1 :]
-            params = build.load_stage(directory / "params" / finished[-1], config, model, mesh, merge=False)
+            params = build.load_stage(directory / "params" / finished[-1], config, model, mesh)
             say(f"stage {finished[-1]}: done before")
         sources = {name: build.prepare_sources(config, name, model, tokenizer, directory) for name in left}
         for name in left:
@@ -172,14 +176,14 @@ def train(config, directory, evaluate=True):
                 with contextlib.suppress(Exception):
                     draw_losses(directory)
                 raise
-            checkpoint.save_params(directory / "params" / name, params)
+            save_params(directory / "params" / name, params)
             draw_losses(directory)
 
         # -------------------------------------------------------------------------------------- evaluation
         if evaluate and config.eval.benchmarks:
-            merged = adapters.merged(params, config.stages[config.stage_order[-1]], config.model.frozen_dtype)
-            bundle = build.bundle(config, model, merged, tokenizer)
-            run.evaluate(bundle, build.eval_config(config, directory), directory)
+            merged = runs.merged(params, config.stages[config.stage_order[-1]], config.model.frozen_dtype)
+            answering = trained_model(config, model, merged, tokenizer)
+            run.evaluate(answering, build.eval_config(config, directory), directory)
     say(f"finished in {time.time() - begin:.0f} s; everything is in {directory}")
     return params
 

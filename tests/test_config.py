@@ -258,24 +258,24 @@ def test_names_that_cannot_be_directories_are_refused(tiny_config):
     ],
 )
 def test_impossible_models_are_named(tiny_config, path, value, message):
-    from mllm_jax.training import build
+    from mllm_jax.inference import runs
 
     set_key(tiny_config, path, value)
     check(tiny_config)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        build.model_config(tiny_config)
+        runs.model_config(tiny_config)
 
 
 def test_missing_checkpoint_is_named(tiny_config, tmp_path):
-    from mllm_jax.training import build
+    from mllm_jax.inference import runs
 
     (tmp_path / "empty").mkdir()
     tiny_config.model.llm.path = str(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match=r"empty/config\.json is missing"):
-        build.model_config(tiny_config)
+        runs.model_config(tiny_config)
     (tmp_path / "empty" / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(ConfigError, match=r"'model\.llm\.path': .*resnet"):
-        build.model_config(tiny_config)
+        runs.model_config(tiny_config)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +304,9 @@ def test_missing_checkpoint_is_named(tiny_config, tmp_path):
 def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config, path, value, error, message):
     import jax
 
+    from mllm_jax.inference import runs
     from mllm_jax.interop import load_tokenizer
-    from mllm_jax.training import build, preflight
+    from mllm_jax.training import preflight
 
     source = tiny_config.stages.finetune.sources.instructions
     source.count, source.form = 3, "caption"
@@ -316,7 +317,7 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
     check(tiny_config)
     tokenizer = load_tokenizer(tiny_config.model.llm.path)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    arguments = (tiny_config, build.model_config(tiny_config), tokenizer, mesh)
+    arguments = (tiny_config, runs.model_config(tiny_config), tokenizer, mesh)
     if error is None:
         preflight.check_stages(*arguments)
         return
@@ -327,8 +328,9 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
 def test_benchmarks_are_read_before_training(tiny_config, tmp_path):
     import jax
 
+    from mllm_jax.inference import runs
     from mllm_jax.interop import load_tokenizer
-    from mllm_jax.training import build, preflight
+    from mllm_jax.training import preflight
 
     questions = [{"question_id": "q7", "image": "dog.png", "question": "what?", "answer": "a dog"}]
     (tmp_path / "test.json").write_text(json.dumps(questions))
@@ -337,7 +339,7 @@ def test_benchmarks_are_read_before_training(tiny_config, tmp_path):
     values = tiny_config.eval.benchmarks.mine
     tokenizer = load_tokenizer(tiny_config.model.llm.path)
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
 
     def expect(error, message, **changes):
         for key, value in changes.items():

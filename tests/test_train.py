@@ -21,10 +21,12 @@ from mllm_jax.cli import script
 from mllm_jax.config import ConfigError
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.inference import runs
+from mllm_jax.interop.saved_params import CheckpointError, load_params
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training import build
-from mllm_jax.training.checkpoint import CheckpointError, StageCheckpoints, load_params
+from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 from mllm_jax.training.step import loss_and_grads, to_device
 
@@ -75,7 +77,7 @@ def test_a_run_leaves_its_configuration_curves_checkpoints_and_parameters(finish
 def test_each_stage_trains_what_it_names_and_nothing_else(finished, tiny_params):
     config, directory, params = finished
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    pretrained = build.load_stage(directory / "params" / "pretrain", config, build.model_config(config), mesh)
+    pretrained = build.load_stage(directory / "params" / "pretrain", config, runs.model_config(config), mesh)
     assert_same_bits(params["vision"], tiny_params["vision"])
     assert_same_bits(pretrained["llm"], tiny_params["llm"])
     unused = np.setdiff1d(
@@ -91,7 +93,7 @@ def test_each_stage_trains_what_it_names_and_nothing_else(finished, tiny_params)
 def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     """The loss that stage 2 reports first is that of stage 1's parameters on stage 2's first batch."""
     config, directory, _ = finished
-    model = build.model_config(config)
+    model = runs.model_config(config)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stage = config.stages.finetune
     params = build.load_stage(directory / "params" / "pretrain", config, model, mesh)

@@ -49,6 +49,7 @@ def _export(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
     from mllm_jax import interop
+    from mllm_jax.inference import runs
     from mllm_jax.interop import checkpoints, native, peft
     from mllm_jax.models import lora
 
@@ -65,7 +66,7 @@ def _export(args: argparse.Namespace) -> int:
                 f"{args.source} also adapts the vision tower, which an adapter of the LLM cannot hold; export another "
                 "format, with the adapters merged"
             )
-        base = args.base or (tokenizer if is_run(pathlib.Path(args.source)) else "")
+        base = args.base or (tokenizer if runs.is_run(pathlib.Path(args.source)) else "")
         peft.save_adapter(target, adapters, model.llm, params["llm"], base)
         print(f"adapter written to {target}")
         return 0
@@ -100,11 +101,12 @@ def load_any(source: str, stage: str | None = None):
     Raises:
       FileNotFoundError, ValueError: nothing there, or a stage that is not finished.
     """
+    from mllm_jax.inference import runs
     from mllm_jax.interop import checkpoints
     from mllm_jax.interop.hub import resolve_path
     from mllm_jax.interop.native import TOKENIZER_FILES
 
-    if is_run(pathlib.Path(source)):
+    if runs.is_run(pathlib.Path(source)):
         return _load_run(pathlib.Path(source), stage)
     model, params, _ = checkpoints.load_model(source)
     directory = resolve_path(source)
@@ -114,30 +116,24 @@ def load_any(source: str, stage: str | None = None):
     return model, params, str(directory) if has_tokenizer else None
 
 
-def is_run(directory: pathlib.Path) -> bool:
-    """Whether a directory is a work directory of train.py."""
-    file = directory / "config.json"  # not parsed here: a damaged one is named when it is read
-    return file.exists() and '"stage_order"' in file.read_text()
-
-
 def _load_run(directory: pathlib.Path, stage: str | None):
     import dataclasses
 
     import jax
 
-    from mllm_jax.interop import native
+    from mllm_jax.inference import runs
     from mllm_jax.models import quantize
-    from mllm_jax.training import adapters, build
-    from mllm_jax.training.workdir import saved_config
+    from mllm_jax.workdir import saved_config
 
     config = saved_config(directory)
-    finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
+    finished = runs.finished_stages(directory, config)
     if not finished or (stage and stage not in finished):
         wanted = f"stage {stage!r} is not" if stage else "no stage is"
         raise FileNotFoundError(f"{directory}: {wanted} finished; finished: {', '.join(finished) or 'none'}")
     name = stage or finished[-1]
-    params = native.load_tree(directory / "params" / name)
-    if adapters.is_quantized(config.stages[name]):
+    model = runs.model_config(config)
+    params = runs.stage_params(directory / "params" / name, model)
+    if runs.is_quantized(config.stages[name]):
         params = jax.device_get(quantize.dequantize(params, config.model.frozen_dtype))
-    model = dataclasses.replace(build.model_config(config), lora=adapters.settings(config.stages[name]))
+    model = dataclasses.replace(model, lora=runs.lora_settings(config.stages[name]))
     return model, params, config.model.llm.path

@@ -61,7 +61,7 @@ def describe(source: str) -> dict[str, Any]:
     Raises:
       FileNotFoundError, ValueError: nothing there, or a family that is not supported.
     """
-    from mllm_jax.cli.export import is_run
+    from mllm_jax.inference.runs import is_run
     from mllm_jax.interop import native, peft
     from mllm_jax.interop.hub import read_json, resolve_path
     from mllm_jax.interop.towers import fused_paths
@@ -211,15 +211,15 @@ def _adapter(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _run(directory: pathlib.Path) -> dict[str, Any]:
+    from mllm_jax.inference import runs
     from mllm_jax.interop import native
     from mllm_jax.models.mllm import abstract_params
     from mllm_jax.models.paths import flatten
-    from mllm_jax.training import build
-    from mllm_jax.training.workdir import saved_config
+    from mllm_jax.workdir import saved_config
 
     config = saved_config(directory)
-    model = build.model_config(config)
-    finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
+    model = runs.model_config(config)
+    finished = runs.finished_stages(directory, config)
     if finished:
         leaves = native.stored_tree(directory / "params" / finished[-1])
     else:

@@ -30,9 +30,9 @@ from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
+from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.parallel.processes import OtherProcessError
-from mllm_jax.training.checkpoint import CheckpointError
 from mllm_jax.training.metrics import NonFiniteLoss
 
 # What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.

@@ -92,6 +92,11 @@ class ImageProcessor:
         """
         return _from_hf_config(config, aspect)
 
+    def at_size(self, size: int) -> "ImageProcessor":
+        """The same processor with an output of `size` pixels a side; the share that "crop" cuts away stays."""
+        shortest = round(self.shortest_side * size / self.size) if self.shortest_side else 0
+        return dataclasses.replace(self, size=size, shortest_side=shortest)
+
     @property
     def fill(self) -> tuple[int, int, int]:
         """Colour of the padding, rounded down as in LLaVA: (122, 116, 104) for CLIP, 127 for SigLIP."""

@@ -1,77 +1,149 @@
-"""A model from a checkpoint that was not trained here, ready to be asked."""
+"""A model that is ready to be asked, from whatever holds one: a run, an imported model, a published checkpoint."""
 
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.templates import CHAT, TEMPLATES
+from mllm_jax.inference import runs
 from mllm_jax.inference.model import Model
 from mllm_jax.interop import load_processor_config, load_tokenizer, resolve_path
 from mllm_jax.interop.checkpoints import load_model
-from mllm_jax.interop.native import processor_json
+from mllm_jax.interop.native import ShardingOf, processor_json
+from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.workdir import saved_config
 
 
-def load_bundle(
-    path: str,
-    mesh: Mesh,
+def load(
+    path: str | pathlib.Path,
     *,
-    template: str,
-    aspect: str = "pad",
-    dtype: str = "bfloat16",
+    template: str | None = None,
+    stage: str | None = None,
+    aspect: str | None = None,
+    dtype: str | None = None,
     tower: str | None = None,
     tokenizer: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Model:
-    """An imported model (Orbax or safetensors), or a checkpoint in the llava-hf, llava or honeybee layout.
+    """Loads a model.
+
+    Example:
+        model = mllm_jax.load("models/llava", template="vicuna_v1")
+        print(model.generate("cat.jpg", "What is this?"))
 
     Args:
-      path: directory or hub id.
-      mesh: where the parameters go, one tensor at a time.
-      template: of the conversations it was trained on; checkpoints do not say.
-      aspect: "pad" (LLaVA-1.5) or "square".
-      dtype: of parameters and computation.
+      path: the work directory of a run of train.py; a directory that `mllm-jax import` or `export` wrote; a
+        checkpoint in the llava-hf, llava or honeybee layout, as a directory or a Hugging Face id.
+      template: name of the conversation template that the model was trained with (`data.templates`). A run records
+        it; a published checkpoint does not, so there it must be given ("vicuna_v1" for LLaVA-1.5).
+      stage: of a run: the model after this stage; None = the last one.
+      aspect: "pad" or "square", how images that are not square were brought to size in training (`data.aspect`);
+        None = "pad", as LLaVA-1.5. A run records it.
+      dtype: of parameters and computation, "float32" or "bfloat16"; None = "bfloat16". A run records it.
       tower: vision tower of a llava checkpoint, if not the one that it names.
       tokenizer: directory or hub id of the tokenizer, if not beside the checkpoint.
+      mesh: where the parameters go, one tensor at a time; None = the first device.
 
     Raises:
-      ConfigError: not a checkpoint that can be asked; says what is missing.
-      FileNotFoundError: no such directory.
+      ConfigError: not a model that can be asked, or something is missing that has to be given; says what.
+      FileNotFoundError: there is no such directory or stage.
+      CheckpointError: a run's parameters cannot be read.
     """
+    directory = pathlib.Path(path).expanduser()
+    if runs.is_run(directory):
+        given = {"aspect": aspect, "dtype": dtype, "tower": tower, "tokenizer": tokenizer}
+        if useless := [name for name, value in given.items() if value is not None]:
+            raise ConfigError(f"{directory} is a run, which records its {useless[0]}; leave {useless[0]} out")
+        return _load_run(directory, stage, template, mesh)
+    if stage is not None:
+        raise ConfigError(f"stage={stage!r} is of a run of train.py, and {path} is none; leave it out")
+    return _load_checkpoint(path, template, aspect or "pad", dtype or "bfloat16", tower, tokenizer, mesh)
+
+
+def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, mesh: Mesh | None) -> Model:
+    config = saved_config(directory)
+    stage = stage or config.stage_order[-1]
+    if stage not in config.stage_order:
+        raise ConfigError(f"stage {stage!r}: {directory} has {', '.join(config.stage_order)}")
+    model = runs.model_config(config)
+    params = runs.stage_params(directory / "params" / stage, model, _sharding_of(mesh))
+    params = runs.merged(params, config.stages[stage], config.model.frozen_dtype)
+    return trained_model(config, model, params, load_tokenizer(config.model.llm.path), template)
+
+
+def trained_model(
+    config: ConfigDict, model: ModelConfig, params: Params, tokenizer: Any, template: str | None = None
+) -> Model:
+    """A model from the parameters that training ends with, adapters merged.
+
+    Args:
+      template: None = `config.eval.template`.
+    """
+    return Model(
+        model,
+        params,
+        tokenizer,
+        runs.image_processor(config),
+        template or config.eval.template,
+        compat=config.data.compat or None,
+        max_image_pixels=config.data.max_image_pixels,
+    )
+
+
+def _load_checkpoint(
+    path: str | pathlib.Path,
+    template: str | None,
+    aspect: str,
+    dtype: str,
+    tower: str | None,
+    tokenizer: str | None,
+    mesh: Mesh | None,
+) -> Model:
+    if template is None:
+        raise ConfigError(
+            f"{path} does not say which conversation template it was trained with; give template=NAME, such as "
+            f"vicuna_v1 for LLaVA-1.5; one of: {', '.join([*TEMPLATES, CHAT])}"
+        )
     try:
         directory = resolve_path(path)
         config, params, _ = load_model(path, tower, sharding_of=_sharding_of(mesh), dtype=jnp.dtype(dtype))
     except ValueError as error:
-        raise ConfigError(f"--model={path}: {error}") from error
+        raise ConfigError(f"model {path}: {error}") from error
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     fields = load_processor_config(directory)
     if (
         "image_mean" not in fields
     ):  # LLaVA's own layout: the tower's processor, which its config already holds
         fields = processor_json(config.vision, config.image_size)
-    native = ImageProcessor.from_hf_config(fields, aspect=aspect)
-    shortest = round(native.shortest_side * config.image_size / native.size) if native.shortest_side else 0
-    processor = dataclasses.replace(native, size=config.image_size, shortest_side=shortest)
+    processor = ImageProcessor.from_hf_config(fields, aspect=aspect).at_size(config.image_size)
     try:
-        words = load_tokenizer(tokenizer or str(directory))
+        loaded = load_tokenizer(tokenizer or str(directory))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{directory} holds no tokenizer that can be read ({str(error).splitlines()[0]}); give --tokenizer"
+            f"{directory} holds no tokenizer that can be read ({str(error).splitlines()[0]}); give its place as "
+            "`tokenizer`"
         ) from error
     try:
-        resolve_template(template, words)
+        resolve_template(template, loaded)
     except ValueError as error:
-        raise ConfigError(f"--template={template}: {error}") from error
-    return Model(config, params, words, processor, template)
+        raise ConfigError(f"template {template!r}: {error}") from error
+    return Model(config, params, loaded, processor, template)
 
 
-def _sharding_of(mesh: Mesh) -> Callable[[str, tuple[int, ...]], Sharding]:
+def _sharding_of(mesh: Mesh | None) -> ShardingOf:
     def sharding_of(path: str, shape: tuple[int, ...]) -> Sharding:
+        if mesh is None:
+            return SingleDeviceSharding(jax.devices()[0])
         tree = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32)})
         return flatten(param_shardings(tree, mesh))[path]
 

@@ -28,6 +28,7 @@ from mllm_jax.interop.source import Source
 from mllm_jax.models.mllm import ModelConfig, abstract_params
 from mllm_jax.models.paths import flatten, unflatten
 
+ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 FILE = "model.json"
 FORMAT = 1
 TOKENIZER_FILES = (
@@ -173,7 +174,7 @@ def load_config(directory: pathlib.Path) -> ModelConfig:
 def load_params(
     directory: pathlib.Path,
     part: str | None = None,
-    sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    sharding_of: ShardingOf | None = None,
     dtype: Any = None,
 ) -> Any:
     """The parameters of a model directory, or of one part of it.
@@ -197,7 +198,7 @@ def load_params(
 def load_tree(
     path: pathlib.Path,
     part: str | None = None,
-    sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    sharding_of: ShardingOf | None = None,
     dtype: Any = None,
 ) -> Any:
     """An Orbax checkpoint of parameters, or one of its top-level entries; arguments as in `load_params`."""

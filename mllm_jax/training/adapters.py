@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mllm_jax.inference.runs import is_quantized, lora_settings
 from mllm_jax.models import lora, paths, quantize
 from mllm_jax.models.lora import LoRA
 
@@ -20,20 +21,9 @@ Tree = dict[str, Any]
 INT8_TARGETS = r"llm/blocks/.*/kernel"
 
 
-def settings(stage: ConfigDict) -> LoRA | None:
-    """The adapters of a stage; None if it has none (as the stages of runs from before there were any)."""
-    values = stage.get("lora")
-    return LoRA(**values.to_dict()) if values and values.rank else None
-
-
 def trainable(stage: ConfigDict) -> tuple[str, ...]:
     """Path patterns of everything that a stage trains."""
-    return (*stage.trainable, *([lora.ADAPTERS] if settings(stage) else []))
-
-
-def is_quantized(stage: ConfigDict) -> bool:
-    """Whether a stage keeps the LLM's frozen kernels as int8."""
-    return stage.get("quantize_base", "none") == "int8"
+    return (*stage.trainable, *([lora.ADAPTERS] if lora_settings(stage) else []))
 
 
 def quantized(stage: ConfigDict, frozen: Tree) -> Tree:
@@ -54,7 +44,7 @@ def abstract_split(params: Tree, stage: ConfigDict) -> tuple[Tree, Tree]:
     Raises:
       ValueError: a pattern that matches nothing, or a kernel that is adapted and trained itself.
     """
-    adapters, adapted = settings(stage), set()
+    adapters, adapted = lora_settings(stage), set()
     if adapters:
         adapted = set(lora.target_paths(params, adapters))
         params = jax.eval_shape(lambda p: lora.add(p, adapters, jax.random.key(0)), params)
@@ -67,21 +57,9 @@ def abstract_split(params: Tree, stage: ConfigDict) -> tuple[Tree, Tree]:
     return trained, jax.eval_shape(lambda p: quantized(stage, p), frozen)
 
 
-def merged(params: Tree, stage: ConfigDict, dtype: str) -> Tree:
-    """A stage's model without adapters and without int8: the weights that it computes with.
-
-    Args:
-      dtype: of kernels that were int8.
-    """
-    if is_quantized(stage):
-        params = quantize.dequantize(params, dtype)
-    adapters = settings(stage)
-    return lora.merge(params, adapters) if adapters else params
-
-
 def add(params: Tree, stage: ConfigDict, rng: jax.Array, dtype: str) -> Tree:
     """The parameters with fresh adapters (host arrays), if the stage has any that are not there yet."""
-    adapters = settings(stage)
+    adapters = lora_settings(stage)
     if adapters is None or lora.split(params)[1]:
         return params
     fresh = jax.jit(lambda key: lora.split(lora.add(params, adapters, key, dtype))[1])(rng)
@@ -104,7 +82,7 @@ def go_on(pretrained: Tree, before: Tree, earlier: Sequence[ConfigDict], stage: 
     flat = paths.flatten(pretrained) | paths.flatten(learned)
     if last is None:
         return paths.unflatten(flat)
-    if not _same(last, settings(stage)):
+    if not _same(last, lora_settings(stage)):
         where = paths.flatten(base)
         for path in lora.target_paths(pretrained, last):  # merged where the adapters are
             flat[path] = jax.device_put(flat[path], where[path].sharding)
@@ -123,7 +101,7 @@ def lost_kernel(params: Tree, stages: Sequence[ConfigDict]) -> tuple[int, str] |
     kernels = [path for path in paths.flatten(params) if re.fullmatch(INT8_TARGETS, path)]
     for index, stage in enumerate(stages[:-1]):
         changed, last = _learned(stages[:index])
-        if last is not None and not _same(last, settings(stage)):
+        if last is not None and not _same(last, lora_settings(stage)):
             changed.append(last.targets)  # merged when this stage begins
         for path in kernels if is_quantized(stage) else ():
             if _matches(path, changed) and not _matches(path, trainable(stage)):
@@ -136,9 +114,9 @@ def _learned(stages: Sequence[ConfigDict]) -> tuple[list[str], LoRA | None]:
     patterns: list[str] = []
     last: LoRA | None = None
     for stage in stages:
-        if last is not None and not _same(last, settings(stage)):
+        if last is not None and not _same(last, lora_settings(stage)):
             patterns.append(last.targets)
-        last = settings(stage)
+        last = lora_settings(stage)
         patterns += stage.trainable
     return patterns, last
 

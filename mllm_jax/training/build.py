@@ -1,6 +1,5 @@
 """From a configuration to a model, its data and its starting parameters."""
 
-import dataclasses
 import pathlib
 import re
 from collections.abc import Callable
@@ -14,88 +13,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax import interop
-from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data import tfds_llava
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
-from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import ImageReader, check_fits, render_sample
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import CHAT
 from mllm_jax.data.tokens import encode_sample
-from mllm_jax.inference.model import Model
+from mllm_jax.inference.runs import image_processor
 from mllm_jax.interop.checkpoints import load_connector
+from mllm_jax.interop.saved_params import load_params
 from mllm_jax.mini.world import dataset as mini_dataset
-from mllm_jax.models import attention, mllm, paths, quantize
+from mllm_jax.models import mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import adapters, checkpoint, features
-
-
-def model_config(config: ConfigDict) -> ModelConfig:
-    """The model's computation from a checked configuration and the two checkpoints' `config.json`.
-
-    Raises:
-      ConfigError: a combination that cannot work (resolution, layer, connector options, context length).
-    """
-    chosen = config.model.connector.name
-    options = config.model.connector.get(chosen, ConfigDict()).to_dict()
-    with config_key_error("model.vision.path"):
-        vision = interop.vision_config(config.model.vision.path)
-    with config_key_error("model.llm.path"):
-        llm = interop.llm_config(config.model.llm.path)
-    with config_key_error("model.vision.select_layer"):
-        vision.resolve_layer(config.model.vision.select_layer)
-    if config.model.attention not in attention.IMPLEMENTATIONS:
-        raise ConfigError(
-            f"config key 'model.attention' is {config.model.attention!r}; valid: {', '.join(attention.IMPLEMENTATIONS)}"
-        )
-    model = ModelConfig(
-        vision=vision,
-        llm=llm,
-        image_size=config.model.vision.image_size,
-        select_layer=config.model.vision.select_layer,
-        connector=chosen,
-        connector_options=tuple(sorted(options.items())),
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        remat=config.model.llm.remat,
-        vision_remat=config.model.vision.remat,
-        attention=config.model.attention,
-    )
-    if model.image_size < model.vision.patch:
-        raise ConfigError(
-            f"config key 'model.vision.image_size' is {model.image_size}, less than one patch of {model.vision.patch}"
-        )
-    with config_key_error("model.connector"):
-        visual = model.tokens_per_image
-    lengths = {
-        f"stages.{name}.seq_len": stage.seq_len for name, stage in config.stages.items() if stage.seq_len
-    }
-    for key, length in {"data.seq_len": config.data.seq_len, **lengths}.items():
-        if length > model.llm.max_positions:
-            raise ConfigError(
-                f"config key {key!r} is {length}, more than the LLM's {model.llm.max_positions} positions"
-            )
-        if length <= visual:
-            raise ConfigError(
-                f"config key {key!r} is {length}, but one image already takes {visual} tokens; raise it or choose a "
-                "compressing connector"
-            )
-    return model
-
-
-def image_processor(config: ConfigDict, aspect: str | None = None) -> ImageProcessor:
-    """The tower's preprocessing at the configured resolution; `aspect` as in `data.aspect`, which is the default."""
-    fields = interop.load_processor_config(config.model.vision.path)
-    native = ImageProcessor.from_hf_config(fields, aspect=aspect or config.data.aspect)
-    size = config.model.vision.image_size
-    shortest = round(native.shortest_side * size / native.size) if native.shortest_side else 0
-    return dataclasses.replace(native, size=size, shortest_side=shortest)
+from mllm_jax.training import adapters, features
 
 
 def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
@@ -313,37 +249,17 @@ def stage_iterator(
     )
 
 
-def load_stage(
-    directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh, merge: bool = True
-) -> Any:
-    """A finished stage's parameters (`WORKDIR/params/STAGE`) on the mesh, frozen ones in `model.frozen_dtype`.
-
-    Args:
-      merge: adapters merged and int8 widened, as evaluation takes them; False gives what the stage has left.
+def load_stage(directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Any:
+    """What a finished stage has left in `WORKDIR/params/STAGE`, on the mesh; adapters and int8 as they are.
 
     Raises:
       FileNotFoundError, CheckpointError: nothing there, or it belongs to another model.
     """
-    stage = config.stages[directory.name]
-    trained, frozen = adapters.abstract_split(mllm.abstract_params(model), stage)
+    trained, frozen = adapters.abstract_split(mllm.abstract_params(model), config.stages[directory.name])
     like = paths.merge(
         abstract(trained, mesh, config.model.param_dtype), abstract(frozen, mesh, config.model.frozen_dtype)
     )
-    params = checkpoint.load_params(directory, like)
-    return adapters.merged(params, stage, config.model.frozen_dtype) if merge else params
-
-
-def bundle(config: ConfigDict, model: ModelConfig, params: Any, tokenizer: Any) -> Model:
-    """A model that evaluation can ask, from merged parameters."""
-    return Model(
-        model,
-        params,
-        tokenizer,
-        image_processor(config),
-        config.eval.template,
-        compat=config.data.compat or None,
-        max_image_pixels=config.data.max_image_pixels,
-    )
+    return load_params(directory, like)
 
 
 def eval_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.evaluation.runners import Runner, read_benchmark
+from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.mini.world.dataset import BENCHMARK
 from mllm_jax.mini.world.scene import SPLITS
@@ -52,7 +53,7 @@ def check_stages(
             _check_template(stage.template, tokenizer)
         if stage.lora.rank:
             with config_key_error(f"{here}.lora.targets"):
-                lora.target_paths(params, adapters.settings(stage))
+                lora.target_paths(params, runs.lora_settings(stage))
         with config_key_error(f"{here}.trainable"):
             trained, _ = adapters.abstract_split(params, stage)
         if stage.cache_features and "vision" in trained:

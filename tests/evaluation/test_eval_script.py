@@ -13,9 +13,8 @@ from mllm_jax.config import ConfigError
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.runners import BenchmarkError
-from mllm_jax.interop import checkpoints, native
+from mllm_jax.interop import checkpoints, native, saved_params
 from mllm_jax.models import mllm
-from mllm_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def workdir(tmp_path_factory, tiny_checkpoints, tiny_params):
         tiny_checkpoints, dict.fromkeys(("captions", "instructions"), ("data.json", "images"))
     )
     (root / "config.json").write_text(json.dumps(config.to_dict()))
-    checkpoint.save_params(root / "params" / "finetune", tiny_params)
+    saved_params.save_params(root / "params" / "finetune", tiny_params)
     return root
 
 

@@ -17,9 +17,9 @@ from mllm_jax.cli.main import main
 from mllm_jax.data.conversations import Turn
 from mllm_jax.data.templates import get_template
 from mllm_jax.data.tokens import encode_prompt
+from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import lora, mllm, paths
-from mllm_jax.training import build
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -125,7 +125,7 @@ def test_both_stages_and_on_to_transformers(tuning, train, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (70, 70, 3), np.uint8)
     ours = jax.jit(lambda p, b: mllm.apply(model, p, b))(
         params,
-        llava_batch(ids, build.image_processor(config)(picture)[None], theirs.config.image_token_index),
+        llava_batch(ids, runs.image_processor(config)(picture)[None], theirs.config.image_token_index),
     )
 
     # A space behind <image> gives our ids, and the picture is square: docs/models.md says why.

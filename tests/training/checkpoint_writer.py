@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mllm_jax.training.checkpoint import CheckpointError, StageCheckpoints
+from mllm_jax.interop.saved_params import CheckpointError
+from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.step import init_state
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())

@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 from mllm_jax.config import benchmark_config, default_config
 from mllm_jax.config_check import check
 from mllm_jax.data.conversations import SampleError
+from mllm_jax.inference import runs
+from mllm_jax.interop import saved_params
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training import build, checkpoint
+from mllm_jax.training import build
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def assert_equal_trees(found, expected):
 
 
 def test_first_stage_starts_from_the_checkpoints_and_a_seeded_connector(tiny_config, tiny_params):
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
     params = build.starting_params(tiny_config, model, "pretrain", None)
     assert_equal_trees(params["vision"], tiny_params["vision"])
     assert_equal_trees(params["llm"], tiny_params["llm"])
@@ -44,14 +46,14 @@ def test_first_stage_starts_from_the_checkpoints_and_a_seeded_connector(tiny_con
 
 def test_tower_is_read_only_as_deep_as_the_connector_needs(tiny_config):
     tiny_config.model.vision.select_layer = -2
-    params = build.pretrained_params(tiny_config, build.model_config(tiny_config))
+    params = build.pretrained_params(tiny_config, runs.model_config(tiny_config))
     assert params["vision"]["blocks"]["q"]["kernel"].shape[0] == 1
 
 
 def test_second_stage_takes_what_was_trained_and_unrounded_pretrained_weights(tiny_config, tiny_params, mesh):
     """Stage 1 froze the LLM in bfloat16; stage 2 trains it, from the checkpoint's float32 values."""
     tiny_config.model.frozen_dtype = "bfloat16"
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
     start = build.starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
     trained = jax.tree.map(lambda x: x + 1, build.place(trained, mesh, "float32"))
@@ -74,11 +76,11 @@ def test_placing_changes_floating_point_only(mesh):
 
 def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh, tmp_path):
     tiny_config.model.frozen_dtype = "bfloat16"
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
     start = build.starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
     params = paths.merge(build.place(trained, mesh, "float32"), build.place(frozen, mesh, "bfloat16"))
-    checkpoint.save_params(tmp_path / "pretrain", params)
+    saved_params.save_params(tmp_path / "pretrain", params)
     read = build.load_stage(tmp_path / "pretrain", tiny_config, model, mesh)
     assert_equal_trees(read, params)
     dtypes = {path: leaf.dtype for path, leaf in paths.flatten(read).items()}
@@ -86,9 +88,9 @@ def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh
     assert dtypes["llm/embedding"] == jnp.bfloat16
     tiny_config.model.connector.name = "linear"
     with pytest.raises(
-        checkpoint.CheckpointError, match=r"connector/layer_1/bias \(32,\) is in the checkpoint but not"
+        saved_params.CheckpointError, match=r"connector/layer_1/bias \(32,\) is in the checkpoint but not"
     ):
-        build.load_stage(tmp_path / "pretrain", tiny_config, build.model_config(tiny_config), mesh)
+        build.load_stage(tmp_path / "pretrain", tiny_config, runs.model_config(tiny_config), mesh)
 
 
 def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config, tiny_tokenizer, tmp_path):
@@ -96,7 +98,7 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     stage.sources.captions = tiny_config.stages.pretrain.sources.captions
     stage.sources.captions.weight = 3.0
     check(tiny_config)
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
     prepared = build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
     with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
@@ -113,7 +115,7 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
 
 def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tiny_tokenizer, tmp_path):
     stage = tiny_config.stages.finetune
-    model = build.model_config(tiny_config)
+    model = runs.model_config(tiny_config)
     tiny_config.data.image_slots = 1
     with pytest.raises(SampleError, match=r"'sample2': has 2 images, more than .* raise data\.image_slots"):
         build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
@@ -139,17 +141,17 @@ def test_the_mini_towers_tokens_are_a_quarter_of_clips_and_compress_alike(size, 
     config.model.vision.image_size = size
     config.model.connector.name = "average_pool"
     config.model.connector.average_pool.tokens = tokens
-    assert build.model_config(config).tokens_per_image == expected
+    assert runs.model_config(config).tokens_per_image == expected
     config.model.connector.name = "mlp2x_gelu"
     clip = (4 * size // 14) ** 2
-    assert build.model_config(config).tokens_per_image == clip // 4
+    assert runs.model_config(config).tokens_per_image == clip // 4
 
 
 def test_the_processor_follows_the_configured_resolution(tiny_config):
     tiny_config.model.vision.image_size = 56
-    processor = build.image_processor(tiny_config)
+    processor = runs.image_processor(tiny_config)
     assert (processor.size, processor.shortest_side) == (56, 56)
-    assert (processor.aspect, build.image_processor(tiny_config, "square").aspect) == ("pad", "square")
+    assert (processor.aspect, runs.image_processor(tiny_config, "square").aspect) == ("pad", "square")
 
 
 def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(

@@ -15,8 +15,9 @@ import numpy as np
 import optax
 import pytest
 
+from mllm_jax.interop.saved_params import CheckpointError, load_params, save_params
 from mllm_jax.training import checkpoint
-from mllm_jax.training.checkpoint import CheckpointError, StageCheckpoints, load_params, save_params
+from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.step import TrainState, init_state
 
 WRITER = pathlib.Path(__file__).parent / "checkpoint_writer.py"

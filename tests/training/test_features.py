@@ -15,18 +15,19 @@ from mllm_jax.data.images import ImageError
 from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Sample
 from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.vit import VisionTransformer
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training import build, features, preflight
+from mllm_jax.training import features, preflight
 
 STEPS = 3
 
 
 @pytest.fixture
 def reader(tiny_config):
-    return ImageReader(build.image_processor(tiny_config))
+    return ImageReader(runs.image_processor(tiny_config))
 
 
 def source(count=5, copies=2, first=0):
@@ -136,7 +137,7 @@ def test_everything_that_decides_the_features_is_in_the_key(
         directory(changed(connector="sci", connector_options=(("layers", (0,)),))),
         directory(changed(image_size=35), reader=ImageReader(larger)),
         directory(changed(vision=dataclasses.replace(tiny_model.vision, activation="gelu"))),
-        directory(reader=ImageReader(build.image_processor(tiny_config, "square"))),
+        directory(reader=ImageReader(runs.image_processor(tiny_config, "square"))),
         directory(reader=dataclasses.replace(reader, compat="llava")),
     ]
     assert len(set(found)) == len(found)
@@ -148,7 +149,7 @@ def test_everything_that_decides_the_features_is_in_the_key(
 
 def test_a_stage_that_trains_the_tower_is_refused(tiny_config):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model, tokenizer = build.model_config(tiny_config), load_tokenizer(tiny_config.model.llm.path)
+    model, tokenizer = runs.model_config(tiny_config), load_tokenizer(tiny_config.model.llm.path)
     tiny_config.stages.finetune.cache_features = True
     preflight.check_stages(tiny_config, model, tokenizer, mesh)
     tiny_config.stages.finetune.lora.rank = 2

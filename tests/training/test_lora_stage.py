@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from mllm_jax.cli.main import main as command
 from mllm_jax.config import ConfigError, stage_config
 from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import lora, paths, quantize
 from mllm_jax.models.lora import LoRA
@@ -209,14 +210,14 @@ def test_stopped_and_resumed_is_the_unbroken_run_bit_for_bit(train, finished, tm
 
 def test_evaluation_gets_merged_weights_and_the_next_stage_the_adapters(finished, tiny_model, batch):
     config, directory, params = finished
-    model = build.model_config(config)
+    model = runs.model_config(config)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     where = directory / "params" / "finetune"
-    same_bits(build.load_stage(where, config, model, mesh, merge=False), params)
-    merged = build.load_stage(where, config, model, mesh)
+    same_bits(build.load_stage(where, config, model, mesh), params)
+    merged = runs.merged(runs.stage_params(where, model), config.stages.finetune, config.model.frozen_dtype)
     assert not [path for path in paths.flatten(merged) if "lora" in path or path.endswith("_scale")]
-    same_bits(merged, adapters.merged(params, config.stages.finetune, config.model.frozen_dtype))
-    settings = adapters.settings(config.stages.finetune)
+    same_bits(merged, runs.merged(params, config.stages.finetune, config.model.frozen_dtype))
+    settings = runs.lora_settings(config.stages.finetune)
     asked = dataclasses.replace(tiny_model, lora=settings)
     trained = float(_evaluation(asked, params, batch))
     assert float(_evaluation(tiny_model, merged, batch)) == pytest.approx(trained, rel=1e-5)
@@ -231,7 +232,7 @@ def test_the_next_stage_goes_on_from_adapters_or_merges_them(finished, tiny_para
     with config.unlocked():
         config.stages.third = third
     config.stage_order = ("pretrain", "finetune", "third")
-    model = build.model_config(config)
+    model = runs.model_config(config)
     start = paths.flatten(build.starting_params(config, model, "third", params))
     trained = paths.flatten(params)
     a, b = (np.asarray(trained[f"llm/blocks/q/{name}"]) for name in ("lora_a", "lora_b"))
@@ -257,7 +258,7 @@ def test_int8_that_would_lose_what_was_learned_is_refused(tiny_config):
         tiny_config.stages.middle = middle
     tiny_config.stage_order = ("pretrain", "middle", "finetune")
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model, tokenizer = build.model_config(tiny_config), load_tokenizer(tiny_config.model.llm.path)
+    model, tokenizer = runs.model_config(tiny_config), load_tokenizer(tiny_config.model.llm.path)
     with pytest.raises(
         ConfigError, match=r"'stages\.middle\.quantize_base' is 'int8', but 'llm/blocks/q/kernel'"
     ):
@@ -277,7 +278,7 @@ def test_a_run_exports_its_adapter_and_its_merged_weights(finished, tmp_path, ca
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
     np.testing.assert_array_equal(tensors[name], np.asarray(params["llm"]["blocks"]["q"]["lora_a"])[1].T)
     assert command(["export", "--from", str(directory), "--format", "llm", "--to", str(tmp_path / "m")]) == 0
-    merged = adapters.merged(params, config.stages.finetune, "float32")["llm"]["blocks"]["q"]["kernel"]
+    merged = runs.merged(params, config.stages.finetune, "float32")["llm"]["blocks"]["q"]["kernel"]
     tensors = load_file(tmp_path / "m" / "model.safetensors")
     found = tensors["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_allclose(found, np.asarray(merged)[1].T, atol=1e-6)

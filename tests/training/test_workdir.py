@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mllm_jax.config import ConfigError, resolved
-from mllm_jax.training.workdir import claim, saved_config
+from mllm_jax.workdir import claim, saved_config
 
 
 def test_the_same_configuration_may_come_back(tiny_config, tmp_path):
