@@ -15,8 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+from mllm_jax.interop import saved_params
 from mllm_jax.interop.saved_params import CheckpointError, load_params, save_params
-from mllm_jax.training import checkpoint
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.step import TrainState, init_state
 
@@ -109,7 +109,7 @@ def test_damaged_files_are_one_error_with_a_way_out(tmp_path):
      (AssertionError(), CheckpointError)],
 )  # fmt: skip
 def test_too_little_memory_is_not_taken_for_damage(tmp_path, error, kind):
-    with pytest.raises(kind), checkpoint._reading(tmp_path, "move it away"):
+    with pytest.raises(kind), saved_params.reading(tmp_path, "move it away"):
         raise error
 
 
