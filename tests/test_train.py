@@ -332,6 +332,36 @@ def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
 
 
+ROWS_FOR_EIGHT = [
+    f"--config.stages.{stage}.batch_size={rows}" for stage, rows in (("pretrain", 8), ("finetune", 16))
+]
+ROWS_FOR_EIGHT += [f"--config.stages.{stage}.steps=4" for stage in ("pretrain", "finetune")]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(recipe_file, tmp_path_factory, script_environment):
+    directory = tmp_path_factory.mktemp("one_device") / "run"
+    finish(start_training(recipe_file, directory, script_environment, *ROWS_FOR_EIGHT))
+    return curve(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=["fsdp", "tensor", "mixed"])
+def test_meshes_of_eight_train_like_one_device(
+    mesh, recipe_file, on_one_device, tmp_path, script_environment
+):
+    """More devices than cores: without `order_collectives` a collective of one device waits for another's."""
+    keys = [
+        f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    ]
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    run = start_training(
+        recipe_file, tmp_path / "run", script_environment, *ROWS_FOR_EIGHT, *keys, **variables
+    )
+    finish(run)
+    np.testing.assert_allclose(curve(tmp_path / "run"), on_one_device, rtol=1e-3)
+
+
 JOIN = """import runpy, sys, jax
 jax.distributed.initialize(sys.argv.pop(1), 2, int(sys.argv.pop(1)))
 runpy.run_path("train.py", run_name="__main__")

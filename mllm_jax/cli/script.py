@@ -32,6 +32,7 @@ from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
+from mllm_jax.parallel.fake_devices import order_collectives
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training.metrics import NonFiniteLoss
 
@@ -68,6 +69,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     is shown with --traceback.
     """
     os.environ.setdefault(*NO_ADVICE)
+    order_collectives()
     _use_huge_pages()
     app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
 
