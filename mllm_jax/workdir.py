@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mllm_jax import files
 from mllm_jax.config import NAMED_CHILDREN, ConfigError, default_config, default_of, generic_key, join_key
 from mllm_jax.config_check import check
 
@@ -17,7 +17,6 @@ from mllm_jax.config_check import check
 FREE = re.compile(
     r"data\.(dir|threads|overlong|max_image_pixels)|(mesh|eval)(\..*)?|stages\..+\.duplicate_ids|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best|cache_features)"
 )
-TEMPORARY = "config.json.tmp"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -98,13 +97,12 @@ def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -
                     f"{workdir} holds a run with {key} = {have.get(key)!r}, not {want.get(key)!r}; choose another "
                     "--workdir, or go back to that run's configuration to continue it"
                 )
-    elif workdir.exists() and any(entry.name != TEMPORARY for entry in workdir.iterdir()):
+    elif workdir.exists() and not all(map(files.is_temporary, workdir.iterdir())):
         raise ConfigError(
             f"{workdir} is not empty and holds no run (no config.json); choose another --workdir"
         )
     if not write:
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / TEMPORARY  # all that a run killed right here leaves behind
-    temporary.write_text(json.dumps(resolved, indent=1, sort_keys=True))
-    os.replace(temporary, path)
+    files.remove_stale(workdir)
+    files.write_text(path, json.dumps(resolved, indent=1, sort_keys=True))

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.judge.client import Client, JudgeError, send
 from mllm_jax.evaluation.judge.requests import (
@@ -102,7 +103,7 @@ def _judge(args: argparse.Namespace) -> int:
         answers = read_answers(out / ANSWERS, requests)
         waiting = [request for request in requests if request.id not in answers]
     judge = summary(args.benchmark, answers, args.runs)
-    (out / SUMMARY).write_text(json.dumps(judge, indent=1) + "\n", encoding="utf-8")
+    files.write_json(out / SUMMARY, judge)
     if waiting:
         print(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score", file=sys.stderr)
         return 1

@@ -1,8 +1,9 @@
 """`mllm-jax probe`: linear probes of a vision tower on mini-world pictures, beside raw pixels and a random tower."""
 
 import argparse
-import json
 import pathlib
+
+from mllm_jax import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(name, *values, f"{row['majority']:.1%}", str(row["n"]))
     Console().print(table)
     if args.json_report:
-        args.json_report.write_text(json.dumps(results, indent=1))
+        files.write_json(args.json_report, results)
     return 0

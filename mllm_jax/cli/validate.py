@@ -8,16 +8,15 @@ The exit code is 0 if nothing is wrong and 1 otherwise.
 """
 
 import argparse
-import json
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mllm_jax import files
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
 from mllm_jax.data.validate import Layout, Report, validate
@@ -82,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if layout.tokenizer is None:
         console.print("Lengths were not checked; give --tokenizer to do so.")
     if args.json_report:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-        Path(args.json_report).write_text(text + "\n", encoding="utf-8")
+        files.write_json(args.json_report, report.to_json())
         console.print(f"Everything found is in {args.json_report}")
     return 1 if report.problems else 0
 

@@ -10,12 +10,9 @@ one picture in many samples, sources or stages is kept once. Shards appear only 
 killed run has written so far is used.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +20,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from mllm_jax import files
 from mllm_jax.data.llava_json import DataError
 
 FORMAT = 1  # raise when what is written changes
 DIGEST = 32  # bytes
-SUFFIX, PART = ".features", ".part"
-STALE = 3600.0  # seconds after which a part of a shard belongs to a killed run
+SUFFIX = ".features"
 
 
 class FeatureCacheError(DataError):
@@ -73,7 +70,7 @@ class FeatureCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "key.json"
         if not path.exists():
-            _write(path, [text.encode()])
+            files.write_text(path, text)
         elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
             raise FeatureCacheError(f"{path} is not the key of these features; move {self.directory} away")
         self.refresh()
@@ -131,24 +128,6 @@ class FeatureCache:
                 f"expected {self.shape} {self.dtype} each"
             )
         path = self.directory / f"{uuid.uuid4().hex}{SUFFIX}"
-        _write(path, [b"".join(pictures), np.ascontiguousarray(features).view(np.uint8).data])
-
-    def remove_torn(self) -> None:
-        """Removes what runs that were killed while writing have left behind, an hour ago or more."""
-        for path in self.directory.glob(f"*{PART}"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > STALE:
-                    path.unlink()
-
-
-def _write(path: pathlib.Path, parts: Sequence[Any]) -> None:
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PART}")
-    try:
-        with part.open("wb") as file:
-            for data in parts:
-                file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with files.replacing(path) as file:
+            file.write(b"".join(pictures))
+            file.write(np.ascontiguousarray(features).view(np.uint8).data)

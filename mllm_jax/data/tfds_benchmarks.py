@@ -21,6 +21,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mllm_jax import files
 from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
@@ -204,10 +205,7 @@ with tfds.core.registered.skip_registration():
         def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
             super()._download_and_prepare(dl_manager, download_config)
             sets = [[one.images, one.prompts] for one in self._records]
-            with open(os.path.join(self.data_path, PROMPTS), "w", encoding="utf-8") as file:
-                json.dump(sets, file, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
+            files.write_text(os.path.join(self.data_path, PROMPTS), json.dumps(sets, ensure_ascii=False))
 
 
 def verify_checksums(folder: Path) -> None:

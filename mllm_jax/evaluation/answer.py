@@ -28,12 +28,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mllm_jax import files
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 from mllm_jax.evaluation.runners import MAIN, OPEN, Question, Runner
-from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest, write_json
+from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import option_log_likelihoods
@@ -121,7 +122,7 @@ def answer_benchmark(
         if blind and benchmark.baselines:
             answer_by_majority(benchmark, directory)
         scores = score_files(benchmark, directory)
-        write_json(directory / "scores.json", scores)
+        files.write_json(directory / "scores.json", scores)
     _barrier("scored")
     return scores
 

@@ -8,11 +8,12 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from mllm_jax import files
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
-from mllm_jax.evaluation.store import StoreError, write_json
+from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.submissions import write_submission
 from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
@@ -86,7 +87,7 @@ def evaluate(
         groups |= {name: "" for name in scores["subtasks"] if name not in groups}  # as the scorer calls them
         rows = score_rows(scores, groups)
         if config.examples:
-            write_json(
+            files.write_json(
                 out / name / "examples.json", make_examples(model, benchmark, out / name, config.examples)
             )
         summary["benchmarks"][name] = {
@@ -103,8 +104,8 @@ def evaluate(
             console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     if jax.process_index():
         return summary
-    write_json(out / "summary.json", summary)
-    (out / "table.md").write_text("\n".join(tables), encoding="utf-8")
+    files.write_json(out / "summary.json", summary)
+    files.write_text(out / "table.md", "\n".join(tables))
     report = write_report([workdir], out)
     console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
     return summary

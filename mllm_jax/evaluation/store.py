@@ -1,11 +1,11 @@
 """Answers on disk: JSON lines that survive a kill, and a note of whose answers they are."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.runners.base import key_of
+from mllm_jax.files import no_links, write_json
 
 MANIFEST = "manifest.json"
 
@@ -37,13 +37,6 @@ def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
             f"{directory} holds answers, but no {MANIFEST} says whose they are; move that folder away"
         )
     write_json(path, identity)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is there completely or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 class AnswerFile:
@@ -85,7 +78,7 @@ class AnswerFile:
                 )
             self.rows[key] = row
         if whole < len(data) and self._writable:
-            with self.path.open("r+b") as file:
+            with open(self.path, "r+b", opener=no_links) as file:
                 file.truncate(whole)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -94,7 +87,9 @@ class AnswerFile:
         if not self._writable:
             return
         if self._file is None:
-            self._file = self.path.open("a", buffering=1, encoding="utf-8", newline="\n")
+            self._file = open(  # noqa: SIM115 (closed by `close`)
+                self.path, "a", buffering=1, encoding="utf-8", newline="\n", opener=no_links
+            )
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def close(self) -> None:

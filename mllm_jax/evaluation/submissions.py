@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import files
+from mllm_jax.escape import spreadsheet
 from mllm_jax.evaluation.benchmarks import gqa
 from mllm_jax.evaluation.runners import Published, Runner
 from mllm_jax.evaluation.runners.base import BenchmarkError
@@ -63,19 +65,18 @@ def write_submission(benchmark: Runner, directory: Path) -> list[str]:
 
 
 def _dump(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    files.write_text(path, json.dumps(value, ensure_ascii=False))
 
 
 def _dump_lines(values: Iterable[Any], path: Path) -> None:
     lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    path.write_text("".join(lines), encoding="utf-8")
+    files.write_text(path, "".join(lines))
 
 
 def _mmbench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     """The TSV's columns without picture, hint and categories, and `prediction` as the seventh column."""
     try:
         from openpyxl import Workbook
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError as error:
         raise BenchmarkError(
             "the XLSX file needs openpyxl: `pip install openpyxl`, then run the same command"
@@ -86,7 +87,8 @@ def _mmbench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
     header.insert(_PREDICTION_COLUMN, "prediction")
     book = Workbook(write_only=False)
     sheet = book.active
-    sheet.append(header)
+    for column, name in enumerate(header, 1):
+        _text_cell(sheet, 1, column, name)
     for number, row in enumerate(ordered, 2):
         cells = {**row["columns"], "prediction": row["text"]}
         for column, name in enumerate(header, 1):
@@ -96,17 +98,20 @@ def _mmbench(benchmark: Published, rows: Sequence[Row], path: Path) -> None:
             if name == "index":
                 sheet.cell(number, column, int(value))
                 continue
-            # Control characters cannot stand in the format; a blank keeps words apart.
-            value = ILLEGAL_CHARACTERS_RE.sub(" ", str(value))
+            value = str(value)
             if len(value) > _CELL:
                 raise BenchmarkError(
                     f"{name!r} of index {row['columns']['index']} has {len(value)} characters; a cell "
                     f"holds {_CELL}"
                 )
-            cell = sheet.cell(number, column)
-            cell.value = value
-            cell.data_type = "s"  # an answer that begins with "=" is no formula
-    book.save(path)
+            _text_cell(sheet, number, column, value)
+    with files.replacing(path) as file:
+        book.save(file)
+
+
+def _text_cell(sheet: Any, row: int, column: int, text: str) -> None:
+    cell = sheet.cell(row, column, spreadsheet(text))
+    cell.data_type = "s"  # text that begins with "=" is no formula
 
 
 def _vqav2(benchmark: Published, rows: Sequence[Row], path: Path) -> None:

@@ -1,7 +1,6 @@
 """Whole models: read from any supported layout into final arrays, written to Hugging Face's LLaVA layout."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mllm_jax import files
 from mllm_jax.interop import families, native
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
@@ -330,7 +330,7 @@ def save_llava_hf(
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     native.write_processor(directory, model)
-    _write_json(
+    files.write_json(
         directory / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
@@ -340,7 +340,7 @@ def save_llava_hf(
             "vision_feature_select_strategy": fields["vision_feature_select_strategy"],
         },
     )
-    _write_json(directory / "config.json", fields)
+    files.write_json(directory / "config.json", fields)
     write_sharded(directory, tensors)
 
 
@@ -373,10 +373,6 @@ def _image_token(tokenizer: Any, vocab: int) -> int:
     if tokenizer.convert_tokens_to_ids("<image>") in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens(["<image>"], special_tokens=True)
     return tokenizer.convert_tokens_to_ids("<image>")
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def describe(composite: Composite) -> str:

@@ -7,7 +7,6 @@ tokenizer files             as Hugging Face has them
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import types
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mllm_jax import files
 from mllm_jax.interop.assemble import Placement, read_tree, write_plan
 from mllm_jax.interop.hub import read_json
 from mllm_jax.interop.rules import Rule
@@ -110,7 +110,7 @@ def save_native(directory: pathlib.Path, config: ModelConfig, params: Any, form:
         rules = [Rule(path, path) for path in flatten(params)]
         write_sharded(directory, write_plan(params, rules))
     write_processor(directory, config)
-    (directory / FILE).write_text(json.dumps(model_to_json(config), indent=1) + "\n")
+    files.write_json(directory / FILE, model_to_json(config))
 
 
 def refuse_existing(directory: pathlib.Path) -> None:
@@ -128,8 +128,8 @@ def refuse_existing(directory: pathlib.Path) -> None:
 
 def write_processor(directory: pathlib.Path, config: ModelConfig) -> None:
     """preprocessor_config.json of the tower at the model's resolution."""
-    (directory / "preprocessor_config.json").write_text(
-        json.dumps(processor_json(config.vision, config.image_size), indent=2) + "\n"
+    files.write_json(
+        directory / "preprocessor_config.json", processor_json(config.vision, config.image_size), indent=2
     )
 
 

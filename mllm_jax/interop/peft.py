@@ -1,10 +1,10 @@
 """LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors (or .bin)."""
 
-import json
 import pathlib
 import re
 from typing import Any
 
+from mllm_jax import files
 from mllm_jax.interop import families
 from mllm_jax.interop.assemble import Report, read_tree, write_plan
 from mllm_jax.interop.families.base import Family
@@ -162,7 +162,7 @@ def save_adapter(
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    files.write_json(directory / CONFIG, fields, indent=2)
     write_sharded(directory, tensors)
     (directory / "model.safetensors").rename(directory / WEIGHTS[0])
 

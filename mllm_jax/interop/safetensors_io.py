@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mllm_jax import files
+
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -96,7 +98,7 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Announced]) -> None:
     """Writes tensors one after the other; each is computed only when its turn comes.
 
     Args:
-      path: the file; written under a temporary name and renamed when complete.
+      path: the file; appears when it is complete.
       tensors: (name, dtype, shape, function that gives the array).
 
     Raises:
@@ -113,15 +115,13 @@ def write_safetensors(path: pathlib.Path, tensors: Iterable[Announced]) -> None:
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with files.replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, dtype, shape, make in tensors:
             array = np.asarray(make())
             if array.dtype != dtype or array.shape != tuple(shape):
                 raise ValueError(f"{name!r} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    partial.replace(path)
 
 
 def write_sharded(directory: pathlib.Path, tensors: Sequence[Announced], limit: int = SHARD_BYTES) -> None:
@@ -142,5 +142,5 @@ def write_sharded(directory: pathlib.Path, tensors: Sequence[Announced], limit: 
         write_safetensors(directory / name, shard)
     weight_map = {tensor[0]: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    files.write_json(directory / "model.safetensors.index.json", index)
     return None

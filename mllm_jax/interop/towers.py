@@ -1,7 +1,6 @@
 """Vision towers and LLMs in and out of Hugging Face checkpoint directories."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from mllm_jax import files
 from mllm_jax.interop import families, native
 from mllm_jax.interop.assemble import Report, read_tree, write_plan
 from mllm_jax.interop.composite import part_config, with_normalisation
@@ -175,7 +175,7 @@ def _write(directory: pathlib.Path, family: Family, config: Any, params: Params,
     directory.mkdir(parents=True, exist_ok=True)
     tensors = with_fillers(family, config, write_plan(params, family.rules(config), dtype))
     fields = {**family.write(config), "torch_dtype": str(tensors[0][1])}
-    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    files.write_json(directory / "config.json", fields, indent=2)
     write_sharded(directory, tensors)
 
 
@@ -206,8 +206,8 @@ def save_vision(
         return
     config = dataclasses.replace(config, depth=blocks_of(params))
     _write(directory, families.for_config(families.VISION, config), config, params, dtype)
-    (directory / "preprocessor_config.json").write_text(
-        json.dumps(native.processor_json(config, config.image_size), indent=2) + "\n"
+    files.write_json(
+        directory / "preprocessor_config.json", native.processor_json(config, config.image_size), indent=2
     )
 
 

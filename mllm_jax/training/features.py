@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mllm_jax import files
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
 from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Source
@@ -89,7 +90,7 @@ def fill(
     """
     console = console or Console()
     threads = max(threads, 1)
-    cache.remove_torn()
+    files.remove_stale(cache.directory)
     places = _missing(cache, sources, threads, console)
     if places:
         _check_room(cache, len(places), console)  # all of them will lie on this process's disk

@@ -8,7 +8,6 @@ or a full disk tore is removed; its step is repeated.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import time
 from typing import Any
@@ -25,6 +24,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from mllm_jax.files import no_links
 from mllm_jax.parallel import processes
 
 
@@ -65,7 +65,8 @@ class RunLog:
         purge = start + 1 if start else None
         self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
         if write and self._path.exists():
-            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
+            with open(self._path, "r+b", opener=no_links) as file:
+                file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
         self._console = Console()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -151,7 +152,7 @@ class RunLog:
         return mean
 
     def _append(self, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+        with open(self._path, "a", encoding="utf-8", opener=no_links) as file:
             file.write(line + "\n")
 
     def pause_clock(self) -> None:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from mllm_jax import files
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import RowEncoder, stack_rows
@@ -102,11 +103,11 @@ def test_a_failed_write_leaves_no_shard(tmp_path, monkeypatch):
 
 def test_what_a_killed_run_has_left_is_removed_when_it_is_old(tmp_path):
     cache = FeatureCache(tmp_path, KEY, SHAPE, "float32")
-    old, new = (cache.directory / f"{name}.features.x.part" for name in ("old", "new"))
+    old, new = (cache.directory / f".{name}.features.0123456789abcdef.part" for name in ("old", "new"))
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 7200,) * 2)
-    cache.remove_torn()
+    files.remove_stale(cache.directory)
     assert not old.exists()
     assert new.exists()  # perhaps another run's, being written
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from mllm_jax import files
 from mllm_jax.config import benchmark_config, default_config
 from mllm_jax.config_check import check
 from mllm_jax.data.conversations import SampleError
@@ -160,7 +161,7 @@ def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(
     benchmark = benchmark_config()
     benchmark.kind, benchmark.count = "mini", 1
     tiny_config.eval.benchmarks = ConfigDict({"mini": benchmark})
-    events, write, parts = [], mini_dataset.write_benchmark, mini_dataset._write_atomically
+    events, write, parts = [], mini_dataset.write_benchmark, files.write_text
 
     def watched(*arguments):
         events.append((jax.process_index(), "begins"))
@@ -174,7 +175,7 @@ def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(
         parts(path, data)
 
     monkeypatch.setattr(mini_dataset, "write_benchmark", watched)
-    monkeypatch.setattr(mini_dataset, "_write_atomically", watched_part)
+    monkeypatch.setattr(files, "write_text", watched_part)
     found = as_processes(lambda _: build.eval_config(tiny_config, tmp_path))
     writes = ["begins", "mini.json", "mini.manifest.json", "ends"]
     assert events == [*((0, event) for event in writes), (1, "begins"), (1, "ends")]

@@ -1,6 +1,7 @@
 """A work directory belongs to one configuration."""
 
 import json
+import os
 import re
 
 import pytest
@@ -71,7 +72,8 @@ def test_a_directory_of_something_else_is_refused(tiny_config, tmp_path):
 
 
 def test_a_run_killed_while_claiming_can_be_started_again(tiny_config, tmp_path):
-    (tmp_path / "config.json.tmp").write_text('{"se')
+    (tmp_path / ".config.json.0123456789abcdef.part").write_text('{"se')
+    os.utime(tmp_path / ".config.json.0123456789abcdef.part", (0, 0))
     claim(tmp_path, resolved(tiny_config))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 

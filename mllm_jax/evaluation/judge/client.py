@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.judge.requests import Request
+from mllm_jax.files import no_links
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 _LONGEST_WAIT = 60.0  # seconds
@@ -132,7 +133,7 @@ def send(
             if readable or attempt == attempts - 1:
                 break
         with lock:
-            with path.open("a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", opener=no_links) as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             done += 1
             unreadable += not readable
@@ -167,7 +168,7 @@ def _row(request: Request, reply: dict[str, Any]) -> dict[str, Any]:
 def _finish_last_line(path: Path) -> None:
     """A run that was killed may have left half a line: start the next reply on a line of its own."""
     if path.is_file() and path.stat().st_size:
-        with path.open("rb+") as file:
+        with open(path, "rb+", opener=no_links) as file:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")

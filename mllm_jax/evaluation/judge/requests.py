@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.mathvista import rows_of
 from mllm_jax.evaluation.judge.tasks import TASKS, JudgeTask
 from mllm_jax.evaluation.predictions import Problems, read_json
@@ -104,7 +105,7 @@ def write_requests(path: Path, requests: Sequence[Request]) -> None:
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"{path} holds other requests (answers, model or prompt changed); use a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    files.write_text(path, text)
 
 
 def estimate(
@@ -215,5 +216,5 @@ def _write_extractions(
 
 
 def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
+    files.write_text(path, text)
     return path

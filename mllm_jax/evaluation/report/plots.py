@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
+from mllm_jax import files
 from mllm_jax.evaluation.tables import label
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
@@ -277,4 +278,5 @@ def save_figure(figure: Figure, out: Path) -> None:
     """Writes a PNG, in a folder that is made if needed."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=DPI, format="png")
+    with files.replacing(out, sync=False) as file:
+        figure.savefig(file, dpi=DPI, format="png")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import files
 from mllm_jax.evaluation.grouping import Table as Groups
 from mllm_jax.evaluation.grouping import load_groups, paper_axes
 from mllm_jax.evaluation.regroup import base_kind
@@ -16,7 +17,6 @@ from mllm_jax.evaluation.report import cost_plot, plots, radar
 from mllm_jax.evaluation.report.page import render_page
 from mllm_jax.evaluation.report.runs import ReportError, Run, differing_keys, load_runs
 from mllm_jax.evaluation.report.sections import Examples, Part, Picture, Section, Strip, Table
-from mllm_jax.evaluation.store import write_json
 from mllm_jax.evaluation.tables import columns_of, combined_groups, label, percent
 
 BASELINES = {"blind": "blind", "majority": "majority answer"}
@@ -55,10 +55,10 @@ def write_report(
     if about:
         sections.insert(0, Section("Grouping", (about,)))
     page = out / "report.html"
-    page.write_text(render_page(title, sections, out), encoding="utf-8")
-    (out / "report.md").write_text(_markdown(title, sections), encoding="utf-8")
+    files.write_text(page, render_page(title, sections, out))
+    files.write_text(out / "report.md", _markdown(title, sections))
     grouping = {} if groups is None else {"groups": str(groups)}
-    write_json(out / "report.json", grouping | {"runs": [_as_json(run) for run in runs]})
+    files.write_json(out / "report.json", grouping | {"runs": [_as_json(run) for run in runs]})
     return page
 
 

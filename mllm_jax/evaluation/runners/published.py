@@ -7,13 +7,13 @@ is here: the stored rows, the annotations that the scorer reads, the baselines, 
 import abc
 import dataclasses
 import difflib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.grouping import load_groups
 from mllm_jax.evaluation.option_match import LETTERS
@@ -302,7 +302,7 @@ class Published(Runner):
 
     def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
         """Writes `annotations` to a file."""
-        path.write_text(json.dumps(self.annotations(questions), ensure_ascii=False), encoding="utf-8")
+        files.write_json(path, self.annotations(questions), indent=None)
 
     def score(self, part: str, predictions: Path) -> dict[str, Any] | None:
         """The official score, None where the right answers are not public or a judge has to decide.

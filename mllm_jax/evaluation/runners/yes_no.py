@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.mme import TASKS, YES_NO_SUFFIX, parse_yes_no
 from mllm_jax.evaluation.benchmarks.pope import parse_llava, says_neither
 from mllm_jax.evaluation.runners.base import BenchmarkError, Question
@@ -125,4 +126,4 @@ def write_task_files(folder: Path, rows: Sequence[tuple[dict, str | None]]) -> N
                 cells = [truth["image"], truth["question"], truth["answer"]]
                 # A tab or line break in an answer would be another column or row of this format.
                 lines.append("\t".join(cells + ([] if text is None else [" ".join(text.split())])))
-        (folder / f"{task}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        files.write_text(folder / f"{task}.txt", "".join(f"{line}\n" for line in lines))

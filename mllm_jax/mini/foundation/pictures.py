@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mllm_jax import files
 from mllm_jax.mini.world import (
     GLOBAL_CLASSES,
     PATCH_CLASSES,
@@ -91,7 +92,7 @@ def render_pool(
                     arrays[f"image_{key}"][row] = value
         for array in arrays.values():
             array.flush()
-        manifest.write_text(json.dumps(want))
+        files.write_text(manifest, json.dumps(want))
     opened = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in names}
     return {
         "images": opened["images"],

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from mllm_jax.files import no_links
 from mllm_jax.mini.foundation import pictures, tower
 from mllm_jax.mini.foundation.text import phased_batches
 from mllm_jax.mini.foundation.tokenizer import train_tokenizer
@@ -98,7 +99,7 @@ def fit(
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager,
-        (workdir / "metrics.jsonl").open("a") as log,
+        open(workdir / "metrics.jsonl", "a", opener=no_links) as log,
     ):
         start = manager.latest_step() or 0
         if start:

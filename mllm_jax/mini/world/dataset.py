@@ -8,7 +8,6 @@ gets the finished files.
 import hashlib
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mllm_jax import files
 from mllm_jax.mini.world.captions import long_caption
 from mllm_jax.mini.world.questions import ABILITIES, Question, make_questions
 from mllm_jax.mini.world.render import LOOK_VERSION, render
@@ -42,19 +42,6 @@ def _fingerprint(split: str) -> str:
         texts = [long_caption(scene), *(q.text for q in make_questions(scene, np.random.default_rng(index)))]
         digest.update(json.dumps([scene.to_json(), texts], sort_keys=True).encode())
     return digest.hexdigest()[:16]
-
-
-def _write_atomically(path: Path, data: Any) -> None:
-    """Writes JSON so that the file is there completely or not at all, even if several processes write it at once."""
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # hosts may share process ids
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_complete(root: Path, name: str, parameters: dict[str, Any]) -> bool:
@@ -102,12 +89,13 @@ def _write(
     rows = []
     for record, image in records():
         if image is not None:
-            image.save(root / "images" / record["image"], compress_level=1)
+            with files.replacing(root / "images" / record["image"], sync=False) as file:
+                image.save(file, "PNG", compress_level=1)
         rows.append(record)
         if progress and len(rows) % _PROGRESS_EVERY == 0:
             print(f"mini world: {name} {len(rows)}/{total}", flush=True)
-    _write_atomically(path, rows)
-    _write_atomically(root / f"{name}.manifest.json", parameters)
+    files.write_text(path, json.dumps(rows, indent=1))
+    files.write_text(root / f"{name}.manifest.json", json.dumps(parameters, indent=1))
     return path
 
 

@@ -54,23 +54,6 @@ def test_a_finished_data_set_is_reused(tmp_path):
     assert listing(tmp_path) == before
 
 
-def test_two_who_write_one_file_at_once_do_not_mix(tmp_path, monkeypatch):
-    path, dump = tmp_path / "mini.json", json.dump
-
-    def interrupted(data, file, **options):
-        monkeypatch.setattr(json, "dump", dump)
-        file.write("[")
-        dataset._write_atomically(path, ["second"])  # begins and ends while the first is writing
-        assert json.loads(path.read_text()) == ["second"]
-        file.seek(0)
-        dump(data, file, **options)
-
-    monkeypatch.setattr(json, "dump", interrupted)
-    dataset._write_atomically(path, ["first"])
-    assert json.loads(path.read_text()) == ["first"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_another_request_names_the_difference(tmp_path):
     write_split(tmp_path, "pretrain", 5, "caption", seed=0, progress=False)
     before = listing(tmp_path)
