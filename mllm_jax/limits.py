@@ -20,6 +20,14 @@ LIMITS: dict[str, tuple[int, str]] = {
     "MAX_VOCABULARY": (1 << 24, "tokens of a vocabulary"),
     "MAX_POSITIONS": (1 << 28, "positions of an LLM"),
     "MAX_IMAGE_SIDE": (1 << 14, "pixels per side of a model's image"),
+    "MAX_TEXT_BYTES": (8 << 30, "bytes of a data file"),
+    "MAX_IMAGE_FILE_BYTES": (512 << 20, "bytes of an image file"),
+    "MAX_DECODING_BYTES": (4 << 30, "bytes of images that are decoded at the same time"),
+    "MAX_UNPACKED_BYTES": (64 << 30, "bytes that an archive unpacks to"),
+    "MAX_ARCHIVE_RATIO": (100, "times the size of an archive that it unpacks to"),
+    "MAX_TABLE_BYTES": (4 << 30, "bytes of a table in memory"),
+    "MAX_TEMPLATE_SECONDS": (20, "seconds that a chat template takes"),
+    "MAX_TEMPLATE_BYTES": (1 << 30, "bytes of memory that a chat template takes"),
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 
 from mllm_jax.data.convert import CONVERTERS, convert
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

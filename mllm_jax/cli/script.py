@@ -27,7 +27,7 @@ from mllm_jax.config import ConfigError
 from mllm_jax.config_check import check_key
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 from mllm_jax.evaluation.runners import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop.saved_params import CheckpointError

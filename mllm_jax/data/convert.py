@@ -34,8 +34,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mllm_jax.data.llava_json import DataError, load_entries, read_records
-from mllm_jax.data.samples import read_image_file
+from mllm_jax.data.llava_json import load_entries, read_records
+from mllm_jax.data.reading import DataError, read_image_file
 from mllm_jax.mini.world.questions import OPEN_SUFFIX
 
 MAX_MEMBER_BYTES = 1 << 28  # of one picture in an archive, unpacked
@@ -115,7 +115,7 @@ def coco_cc(source: Path, out: Path) -> dict[str, int]:
         if target.exists():
             raise DataError(f"{path}: entry #{index}: two pictures are called {name!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_image_file(source / file, str(image_id)))
+        target.write_bytes(read_image_file(source, file, str(image_id)))
         question = "Describe the image briefly."
         if split == "train":
             train += [

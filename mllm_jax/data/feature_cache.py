@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from mllm_jax import files
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 
 FORMAT = 1  # raise when what is written changes
 DIGEST = 32  # bytes

@@ -4,18 +4,29 @@ Only bitmap formats are opened. Pillow knows more, among them formats whose deco
 (Encapsulated PostScript starts Ghostscript); those are refused here. ICC colour profiles are not applied.
 """
 
+import contextlib
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import PIL
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, features
+
+from mllm_jax import limits
+from mllm_jax.data.png_chunks import without_text
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow refuses decompression bombs: 512 MiB of RGB; as data.max_image_pixels
 MAX_SIDE = 1 << 18  # keeps the intermediate rows of resizing a one-pixel-high image below a gigabyte
 ORIENTATION = 0x0112  # the EXIF tag
+_STRIP = 1 << 20  # pixels that are converted at once
+# Bytes a pixel that decoding takes: Pillow's image (some decoders have a buffer of their own, too) and the result.
+_PER_PIXEL = {"WEBP": 16, "AVIF": 16, "JPEG2000": 16, "TIFF": 16}
+_PER_PIXEL_ELSE = 8
 
 # Damaged metadata is common in collections from the web and does not concern the pixels. Set once, on import:
 # filters cannot be changed for a single call without changing them for all threads.
@@ -24,14 +35,15 @@ warnings.filterwarnings("ignore", category=UserWarning, module=_METADATA)
 
 Image.init()  # registers the decoders, so that no call has to
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# How the stored pixels of each EXIF orientation are shown.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
 }
 
 
@@ -48,12 +60,13 @@ def decode_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an image file.
 
-    The picture is what a viewer shows: turned upright by its EXIF orientation, transparency over white,
+    The image is what a viewer shows: turned upright by its EXIF orientation, transparency over white,
     16-bit brightness scaled to 8 bits, the first frame of an animation. ``compat="llava"`` instead does what
     LLaVA's loader does (Pillow's bare ``convert("RGB")``): orientation ignored, alpha dropped (hidden
     colours show), 16-bit values clipped, so that nearly everything is white.
 
-    Safe to call from several threads.
+    Safe to call from several threads; they wait for each other where their images together would take more than the
+    limit `MAX_DECODING_BYTES`.
 
     Args:
         data: the file's bytes.
@@ -79,15 +92,46 @@ def decode_image(
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{source}: {width} x {height} pixels; no side may be longer than {MAX_SIDE}")
     try:
-        image.load()
-        if compat == "llava":
-            image.info.pop("transparency", None)  # only spares Pillow's warning; the pixels stay the same
-            return np.array(image.convert("RGB"))
-        return _upright(_to_rgb(image, source), image)
+        with _IN_FLIGHT.take(width * height * _PER_PIXEL.get(image.format, _PER_PIXEL_ELSE)):
+            image.load()
+            if compat == "llava":
+                image.info.pop("transparency", None)  # only spares Pillow's warning; the pixels stay the same
+                return _in_strips(image, lambda strip: strip.convert("RGB"))
+            return _upright(_to_rgb(image, source), image)
     except ImageError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged data
         raise ImageError(f"{source}: damaged or truncated {image.format} image: {error}") from error
+
+
+class _Budget:
+    """Bytes that threads take and give back; one that asks for too much waits, or is alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        limit = limits.limit("MAX_DECODING_BYTES")
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= limit)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+_IN_FLIGHT = _Budget()
+
+
+def decoder_versions() -> dict[str, str | None]:
+    """What decodes pixels: the versions of Pillow and of the libraries that it decodes lossy formats with."""
+    codecs = ("libjpeg_turbo", "webp", "jpg_2000", "avif", "libtiff")
+    return {"pillow": PIL.__version__} | {codec: features.version(codec) for codec in codecs}
 
 
 def _open(data: bytes, source: str) -> Image.Image:
@@ -104,7 +148,7 @@ def _open(data: bytes, source: str) -> Image.Image:
             failures += [accepted] if accepted else []  # a message: the codec is missing
             continue
         try:
-            return factory(io.BytesIO(data), "")
+            return factory(io.BytesIO(without_text(data)), "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             failures.append(f"{name}: {error}")
         except Exception as error:
@@ -114,21 +158,39 @@ def _open(data: bytes, source: str) -> Image.Image:
     raise ImageError(f"{source}: not an image in a supported format ({', '.join(FORMATS)})")
 
 
-def _to_rgb(image: Image.Image, source: str) -> Image.Image:
+def _to_rgb(image: Image.Image, source: str) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return _from_16_bits(image)
+        return _in_strips(image, _from_16_bits)
     if image.mode in ("I", "F"):
         raise ImageError(
             f"{source}: 32-bit or floating-point pixels have no agreed brightness range; "
             "save the image with 8 or 16 bits per channel"
         )
-    if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return _in_strips(
+        image, _over_white if image.has_transparency_data else lambda strip: strip.convert("RGB")
+    )
+
+
+def _in_strips(
+    image: Image.Image, convert: Callable[[Image.Image], Image.Image]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A conversion of single pixels, done for a few rows at a time: conversions take several bytes a pixel."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
+        return np.array(convert(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        pixels[top : top + rows] = convert(image.crop((0, top, width, min(top + rows, height))))
+    return pixels
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
@@ -140,11 +202,9 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _upright(rgb: Image.Image, original: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(rgb: UInt8[np.ndarray, "h w 3"], original: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     try:
         orientation = original.getexif().get(ORIENTATION)
     except Exception:  # unreadable metadata: viewers show the pixels as they are
         orientation = None
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return np.array(rgb)
+    return np.ascontiguousarray(_UPRIGHT[orientation](rgb)) if orientation in _UPRIGHT else rgb

@@ -14,21 +14,17 @@ problem; `iter_problems` yields all of them, for `mllm-jax validate`.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from mllm_jax.data.conversations import IMAGE, SampleError, parse_turns
+from mllm_jax.data.reading import DataError, is_safe_name, read_json_rows
 
 ROLES = ("human", "gpt")
 
 DuplicateIds = Literal["error", "number"]
 Json = Any
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message names the file, the sample and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +80,7 @@ def load_entries(path: str | Path) -> list[Json]:
     Raises:
       DataError: for a missing file, text that is not UTF-8, invalid JSON or a JSON value that is not a list.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such data file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); is this a JSON file?") from None
-    if path.suffix == ".jsonl":
-        entries = []
-        for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut strings at U+2028
-            if line.strip():
-                try:
-                    entries.append(json.loads(line))
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise DataError(f"{path}: line {number} is not valid JSON: {error}") from None
-        return entries
-    try:
-        entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        hint = " (one sample per line? then name the file .jsonl)" if "Extra data" in str(error) else ""
-        raise DataError(f"{path}: not valid JSON: {error}{hint}") from None
+    entries = read_json_rows(path)
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a JSON list of samples, found {_type_name(entries)}")
     return entries
@@ -244,8 +220,7 @@ def _entry_problems(entry: Json, name: str, compat: str | None) -> Iterator[Prob
 
 
 def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:
-    parts = PurePosixPath(image.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or "\0" in image:
+    if not is_safe_name(image):
         yield Problem("image-path", name, f"path {image!r} must be relative and stay in the image folder")
     elif root is not None and not _is_file(root / image):
         yield Problem("missing-image", name, f"image file {root / image} does not exist")

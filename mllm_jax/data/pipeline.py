@@ -20,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from mllm_jax.data.feature_cache import FeatureCache
-from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import RowEncoder, stack_rows
 from mllm_jax.data.samples import Source
 from mllm_jax.data.templates import Template

@@ -1,7 +1,8 @@
-"""Decoded pictures to the square uint8 input of a vision tower, equal to the CLIP and SigLIP processors.
+"""Decoded images to the square uint8 input of a vision tower, equal to the CLIP and SigLIP processors.
 
-Resizing is Pillow's antialiased filter on uint8, as in the original pipelines. Pictures of extreme aspect
-ratio go through ``resampling`` instead, with the same result.
+Resizing is Pillow's antialiased filter on uint8, as in the original pipelines, one axis after the other in an order of
+our own, so that every version of Pillow gives the same pixels. Images of extreme aspect ratio go through
+``resampling`` instead, with the same result.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_WHOLE = 1 << 27  # pixels of an intermediate picture that is still made (512 MiB)
+_WHOLE = 1 << 27  # pixels of an intermediate image that is still made (512 MiB)
 
 Triple = tuple[float, float, float]
 
@@ -122,29 +123,44 @@ class ImageProcessor:
             top, left = (square - height) // 2, (square - width) // 2
             canvas[top : top + height, left : left + width] = image
             image = canvas
-        pillow = Image.fromarray(np.ascontiguousarray(image))
-        resized = np.asarray(pillow.resize((out_w, out_h), _FILTERS[self.resample]))
+        pillow, kernel = Image.fromarray(np.ascontiguousarray(image)), _FILTERS[self.resample]
+        first = (w, out_h) if _height_first((h, w), (out_h, out_w)) else (out_w, h)
+        resized = np.asarray(pillow.resize(first, kernel).resize((out_w, out_h), kernel))
         top, left = (out_h - self.size) // 2, (out_w - self.size) // 2
         return np.array(resized[top : top + self.size, left : left + self.size])
 
     def _in_steps(
         self, image: UInt8[np.ndarray, "h w 3"], padded: tuple[int, int], resized: tuple[int, int]
     ) -> UInt8[np.ndarray, "size size 3"]:
-        """The same without the intermediate pictures: first along the width, then along the height.
-
-        That is Pillow's order. (Pillow 13 takes the height first where a picture shrinks more in height than
-        in width; to come here such a picture needs a side beyond ``images.MAX_SIDE``, for any ``size`` up to
-        512.)
-        """
+        """The same without the intermediate images."""
         kept = {"fill": self.fill, "size": self.size, "kernel": self.resample}
-        rows = resample_rows(image, padded=padded[1], resized=resized[1], **kept)
-        columns = resample_rows(rows.transpose(1, 0, 2), padded=padded[0], resized=resized[0], **kept)
-        return np.ascontiguousarray(columns.transpose(1, 0, 2))
+        axes = ("height", "width") if _height_first(padded, resized) else ("width", "height")
+        for axis in axes:
+            if axis == "width":
+                image = resample_rows(image, padded=padded[1], resized=resized[1], **kept)
+            else:
+                rows = resample_rows(image.transpose(1, 0, 2), padded=padded[0], resized=resized[0], **kept)
+                image = rows.transpose(1, 0, 2)
+        return np.ascontiguousarray(image)
 
     def normalize(self, image: UInt8[np.ndarray, "*batch 3"]) -> Float32[np.ndarray, "*batch 3"]:
         """``(image / 255 - mean) / std``. The model does this on the device; here for tests and tools."""
         scaled = image.astype(np.float32) * np.float32(1 / 255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+def _height_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Which axis is resized first: each rounds to uint8, so that the order is seen in the pixels.
+
+    Pillow up to 12 takes the width first. Pillow 13 takes the height first where that makes the intermediate image
+    smaller, by the rule here; in long images that SigLIP stretches, the two differ by up to 10 grey levels.
+
+    Args:
+        before: height and width of the image.
+        after: those of the resized one.
+    """
+    fewer_rows, fewer_columns = before[0] - after[0], before[1] - after[1]
+    return fewer_rows > 0 and fewer_rows > 2 * fewer_columns
 
 
 _HF_TYPES = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "LlavaImageProcessor")

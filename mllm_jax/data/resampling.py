@@ -1,6 +1,6 @@
-"""Pillow's antialiased resizing along one axis, for a few output pixels, of a picture that is never made.
+"""Pillow's antialiased resizing along one axis, for a few output pixels, of an image that is never made.
 
-Extreme aspect ratios need huge intermediate pictures: LLaVA pads a strip of 1 x 30,000 pixels to a square of
+Extreme aspect ratios need huge intermediate images: LLaVA pads a strip of 1 x 30,000 pixels to a square of
 2.7 GB, CLIP enlarges it to 336 x 10,080,000 and keeps the middle. Computing just the pixels that are kept
 needs next to nothing. The arithmetic is Pillow's: weights in fixed point with 22 fractional bits, sums
 rounded to uint8 after each axis.

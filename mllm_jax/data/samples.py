@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data import llava_json
+from mllm_jax.data.reading import read_image_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +56,8 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
-        images = tuple(read_image_file(self._root / image, record.id) for image in record.images)
+        images = tuple(read_image_file(self._root, image, record.id) for image in record.images)
         return Sample(record.id, images, record.conversations, record.images)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self._root)!r}, samples={len(self)})"
-
-
-def read_image_file(path: Path, sample_id: str) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-      DataError: when it is missing, unreadable or empty, naming sample and path.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        message = f"sample {sample_id!r}: image file {path} cannot be read: {error.strerror}"
-        raise llava_json.DataError(message) from error
-    if not data:
-        raise llava_json.DataError(f"sample {sample_id!r}: image file {path} is empty")
-    return data

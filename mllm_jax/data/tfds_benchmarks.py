@@ -22,7 +22,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mllm_jax import files
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError, read_text
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
     KeepEncoded,
@@ -217,7 +217,7 @@ def verify_checksums(folder: Path) -> None:
     path = folder / CHECKSUMS
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         found = re.fullmatch(r"([0-9a-fA-F]{64})[ \t]+[*]?(.+)", line.strip())

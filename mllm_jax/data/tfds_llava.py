@@ -25,7 +25,8 @@ import tensorflow_datasets as tfds
 
 from mllm_jax.data import llava_json
 from mllm_jax.data.images import decode_image
-from mllm_jax.data.samples import Sample, read_image_file
+from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
     KeepEncoded,
@@ -57,15 +58,13 @@ class LlavaSource:
         self.directory = Path(directory)
         metadata = read_metadata(self.directory)
         if metadata is None:
-            raise llava_json.DataError(f"{directory}: no prepared data set here; make one with prepare()")
+            raise DataError(f"{directory}: no prepared data set here; make one with prepare()")
         self.fingerprint: str = metadata["fingerprint"]
         builder = tfds.builder_from_directory(self.directory)
         self._records = builder.as_data_source(SPLIT, decoders={"images": KeepEncoded()})
         if len(self._records) != metadata["samples"]:
             message = f"{directory}: holds {len(self._records)} samples instead of {metadata['samples']}; "
-            raise llava_json.DataError(
-                message + "files are missing: move the directory away and prepare again"
-            )
+            raise DataError(message + "files are missing: move the directory away and prepare again")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -128,7 +127,7 @@ def prepare(
     pictured = next((record for record in records if record.images), None)
     if image_root is None and pictured is not None:
         message = f"{json_path}: sample {pictured.id!r} has an image but no image folder was given"
-        raise llava_json.DataError(message)
+        raise DataError(message)
     root = Path(image_root or ".")
     # What is read without a repeated id is the same either way, and data with one is never prepared under "error".
     sizes, fingerprint = _fingerprint(Path(json_path), root, records, f"error {compat}")
@@ -176,7 +175,7 @@ with tfds.core.registered.skip_registration():
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, record in enumerate(self._records):
-                files = (read_image_file(self._image_root / image, record.id) for image in record.images)
+                files = (read_image_file(self._image_root, image, record.id) for image in record.images)
                 example = {
                     "id": record.id,
                     "images": [io.BytesIO(data) for data in files],
@@ -196,7 +195,7 @@ def _check_images(
             users.setdefault(image, record.id)
 
     def check(image: str) -> None:
-        data = read_image_file(root / image, users[image])
+        data = read_image_file(root, image, users[image])
         source = f"sample {users[image]!r}, {root / image}"
         decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
 

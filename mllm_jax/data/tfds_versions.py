@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access

@@ -15,9 +15,9 @@ import numpy as np
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
-from mllm_jax.data.llava_json import DataError, DuplicateIds, Problem, Record, scan
+from mllm_jax.data.llava_json import DuplicateIds, Problem, Record, scan
+from mllm_jax.data.reading import DataError, read_image_file
 from mllm_jax.data.rows import TooManyLabels, check_fits, render_sample
-from mllm_jax.data.samples import read_image_file
 from mllm_jax.data.templates import Template
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.tokens import SampleTooLong, encode_sample
@@ -130,7 +130,7 @@ def validate(
         root = Path(image_root)
 
         def check(image: str) -> tuple[int, int] | str:
-            return _check_image(root / image, compat, max_image_pixels)
+            return _check_image(root, image, compat, max_image_pixels)
 
         for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
             if isinstance(outcome, str):
@@ -160,11 +160,13 @@ def validate(
     return Report(str(json_path), len(named), sound, tuple(problems), stats)
 
 
-def _check_image(path: Path, compat: str | None, max_pixels: int) -> tuple[int, int] | str:
+def _check_image(root: Path, name: str, compat: str | None, max_pixels: int) -> tuple[int, int] | str:
     """Width and height of a usable image, or what is wrong with it."""
     try:
-        data = read_image_file(path, "")
-        height, width = decode_image(data, source=str(path), compat=compat, max_pixels=max_pixels).shape[:2]
+        data = read_image_file(root, name, "")
+        height, width = decode_image(
+            data, source=str(root / name), compat=compat, max_pixels=max_pixels
+        ).shape[:2]
     except DataError as error:
         return str(error).removeprefix("sample '': ")
     except ImageError as error:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mllm_jax import files
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.images import decoder_versions
 from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Source
 from mllm_jax.data.threads import map_in_order
@@ -48,6 +49,7 @@ def open_cache(
         "image_size": model.image_size,
         "processor": dataclasses.asdict(reader.processor),
         "compat": reader.compat,
+        "decoders": decoder_versions(),
     }
     rows, columns = model.vision_spec.grid
     shape = (num_features(request), rows * columns, model.vision.width)

@@ -10,7 +10,8 @@ from PIL import Image
 from mllm_jax.cli.main import main
 from mllm_jax.data import convert as convert_module
 from mllm_jax.data.convert import conversation, convert
-from mllm_jax.data.llava_json import DataError, read_records
+from mllm_jax.data.llava_json import read_records
+from mllm_jax.data.reading import DataError
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 

@@ -2,6 +2,10 @@
 
 import io
 import struct
+import subprocess
+import sys
+import time
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from mllm_jax.data import images
 from mllm_jax.data.images import ImageError, decode_image
@@ -332,3 +337,103 @@ def attempt(data):
         return decode(data, max_pixels=10_000)
     except ImageError as error:
         return error
+
+
+def with_chunk(data: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG file with one more chunk before its pixels."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    at = data.index(b"IDAT") - 4
+    return data[:at] + chunk + data[at:]
+
+
+LONG = bytes(70 << 20)  # of one byte: packs to 70 kB
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (b"tEXt", b"parameters\0" + LONG),
+        (b"zTXt", b"parameters\0\0" + zlib.compress(LONG)),
+        (b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(LONG)),
+        (b"iCCP", b"scanner\0\0" + zlib.compress(LONG)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LONG)),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(LONG)),
+    ],
+)
+def test_large_texts_and_profiles_are_not_damage(kind, body):
+    data = with_chunk(encode(COLOUR, "PNG"), kind, body)
+    if kind != b"tEXt":  # the other chunks are what Pillow alone refuses
+        with pytest.raises(ValueError, match="too large"):
+            Image.open(io.BytesIO(data)).load()
+    for compat in (None, "llava"):
+        tracemalloc.start()
+        np.testing.assert_array_equal(decode(data, compat=compat), COLOUR)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data) + (8 << 20)
+        tracemalloc.stop()
+
+
+def test_an_orientation_in_a_png_text_is_kept():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for body in (
+        b"XML:com.adobe.xmp\0\0\0\0\0" + xmp,
+        b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp),
+    ):
+        data = with_chunk(encode(COLOUR, "PNG"), b"iTXt", body)
+        np.testing.assert_array_equal(decode(data), DISPLAYED[6](COLOUR))
+
+
+@pytest.mark.parametrize("compat", [None, "llava"])
+def test_images_of_many_strips_equal_those_of_one(compat, monkeypatch):
+    whole = [decode(data, compat=compat) for data in FILES]
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 7
+    more = [
+        encode(np.dstack([COLOUR, ALPHA]), "PNG", exif=exif),
+        encode(DEEP, "PNG"),
+        palette_image(bytes([0, 255, 51, 255])),
+    ]
+    whole += [decode(data, compat=compat) for data in more]
+    monkeypatch.setattr(images, "_STRIP", 14)  # two rows
+    for data, expected in zip([*FILES, *more], whole, strict=True):
+        np.testing.assert_array_equal(decode(data, compat=compat), expected)
+
+
+def test_memory_of_a_large_palette_image_with_transparency():
+    """Composed whole, 100 million pixels took 13 bytes each; here the palette's byte and the result's three."""
+    image = Image.new("P", (10_000, 10_000))
+    image.putpalette([10, 20, 30])
+    data = encode(image, "PNG", transparency=bytes([51]), compress_level=1)
+    assert len(data) < 1 << 20
+    script = (
+        "import resource, sys; from mllm_jax.data.images import decode_image\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "found = decode_image(sys.stdin.buffer.read(), source='x')\n"
+        "assert found.shape == (10_000, 10_000, 3) and (found[::999, ::999] == [206, 208, 210]).all()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
+    assert int(ran.stdout) * 1024 < 5 * 10**8
+
+
+def test_threads_wait_for_memory(monkeypatch):
+    data = [encode(np.zeros((100, 100, 3), np.uint8), "PNG")] * 12  # 80,000 bytes each
+    monkeypatch.setenv("MLLM_JAX_MAX_DECODING_BYTES", "160000")
+    running, most = [], []
+
+    def load(image, *_):
+        running.append(image)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.remove(image)
+        return original(image)
+
+    original = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", load)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(decode, data))
+    assert max(most) == 2
+    monkeypatch.setenv("MLLM_JAX_MAX_DECODING_BYTES", "1")  # less than one image takes: one at a time
+    with ThreadPoolExecutor(6) as pool:
+        most.clear()
+        list(pool.map(decode, data))
+    assert max(most) == 1

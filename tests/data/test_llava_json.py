@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from mllm_jax.data import llava_json
-from mllm_jax.data.llava_json import DataError, Record
+from mllm_jax.data.llava_json import Record
+from mllm_jax.data.reading import DataError
 
 
 def sample(sample_id="a", image="x.png", question="<image>\nWhat?", answer="A cat.", **extra):
@@ -57,7 +58,7 @@ def test_json_lines_keep_unicode_line_separators(folder):
         ('{"id": "a"}', "data.json", "expected a JSON list of samples, found an object"),
         ("[1,", "data.json", "not valid JSON"),
         ("{}\n{}", "data.json", "name the file .jsonl"),
-        ("{}\n[1,", "data.jsonl", "line 2 is not valid JSON"),
+        ("{}\n[1,", "data.jsonl", "line 2: not valid JSON"),
         ("[]", "data.json", "holds no samples"),
         ("[" * 100_000, "data.json", "not valid JSON"),
     ],

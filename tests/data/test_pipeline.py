@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
-from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.pipeline import make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import ARRAYS, RowEncoder, TooManyLabels, padding_share
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_llava import prepare

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny
 
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 from mllm_jax.data.tfds_benchmarks import BenchmarkSource, PictureSet, is_prepared, prepare_benchmark
 
 PICTURES = {name: tiny.png(seed) for seed, name in enumerate("abc")}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mllm_jax.data import tfds_llava
 from mllm_jax.data.images import ImageError
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 from mllm_jax.data.tfds_llava import LlavaSource, prepare
 
 
@@ -178,10 +178,10 @@ def test_a_preparation_killed_half_way_does_not_look_complete(data, tmp_path):
         "import sys, time\n"
         "from mllm_jax.data import tfds_llava\n"
         "read = tfds_llava.read_image_file\n"
-        "def slow(path, sample):\n"
-        "    if path.name == 'd.tiff':\n"
+        "def slow(root, name, sample):\n"
+        "    if name == 'd.tiff':\n"
         "        print('half way', flush=True); time.sleep(60)\n"
-        "    return read(path, sample)\n"
+        "    return read(root, name, sample)\n"
         "tfds_llava.read_image_file = slow\n"
         f"args = ({str(path)!r}, {str(images)!r}, {str(out)!r})\n"
         "tfds_llava.prepare(*args, show_progress=False, shard_bytes=200)"
@@ -215,11 +215,11 @@ def test_a_second_process_that_finishes_first_is_accepted(data, tmp_path, monkey
     read = tfds_llava.read_image_file
     raced = []
 
-    def overtaken(file, sample):
+    def overtaken(root, name, sample):
         if not raced:
             raced.append(time.time())
             prepare(path, images, out, show_progress=False)
-        return read(file, sample)
+        return read(root, name, sample)
 
     monkeypatch.setattr(tfds_llava, "read_image_file", overtaken)
     source = prepare(path, images, out, show_progress=False)

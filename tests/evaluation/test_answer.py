@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.data.images import ImageError
-from mllm_jax.data.llava_json import DataError
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.reading import DataError
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark

@@ -3,7 +3,7 @@
 import pytest
 from test_runners_published import answer, mmbench, mmmu, refcoco, submission, textvqa
 
-from mllm_jax.data.llava_json import DataError
+from mllm_jax.data.reading import DataError
 from mllm_jax.evaluation.run import open_benchmark
 from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.runners.prepared import instructions, prepare

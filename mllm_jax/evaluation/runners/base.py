@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.data.samples import read_image_file
+from mllm_jax.data.reading import DataError, read_image_file, read_json_rows
 from mllm_jax.inference.beam_sampling import Sampling
 
 MAIN, OPEN = "main", "open"
@@ -125,7 +125,7 @@ class Runner(abc.ABC):
         Raises:
           DataError: it cannot be read; names the file and a question about it.
         """
-        return read_image_file(self.images / name, self.question_about(name))
+        return read_image_file(self.images, name, self.question_about(name))
 
     def question_about(self, image: str) -> str:
         """The id of the first question about a picture, for messages."""
@@ -160,15 +160,9 @@ def read_list(path: Path) -> list[dict[str, Any]]:
       BenchmarkError: no such file, no JSON, no list, or an entry that is no object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path}: cannot be read: {error}") from error
-    try:
-        # Lines end at \n only: str.splitlines would cut inside texts that hold U+2028.
-        lines = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else None
-        rows = json.loads(text) if lines is None else [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise BenchmarkError(f"{path}: not JSON: {error}") from error
+        rows = read_json_rows(path)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
     if not isinstance(rows, list):
         raise BenchmarkError(f"{path}: expected a list of questions, found one {type(rows).__name__}")
     for index, row in enumerate(rows):

@@ -10,11 +10,11 @@ import bisect
 import collections
 import hashlib
 import itertools
-import json
 import threading
 from pathlib import Path
 from typing import Any
 
+from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_text
 from mllm_jax.evaluation.predictions import PredictionError, Problems
 from mllm_jax.evaluation.runners.base import BenchmarkError, read_list
 from mllm_jax.evaluation.table_files import read_table
@@ -29,14 +29,14 @@ def read_json(path: Path) -> Any:
       BenchmarkError: it cannot be read, or is no JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         try:
-            return json.loads(text)
-        except ValueError:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-            return rows if len(rows) > 1 else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path}: not readable as JSON: {error}") from error
+            return parse_json(text, path)
+        except DataError:
+            rows = parse_json_lines(text, path)
+            return rows if len(rows) > 1 else parse_json(text, path)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
 
 
 def read_rows(path: Path, pictures: "Pictures", key: str = "") -> list[dict[str, Any]]:

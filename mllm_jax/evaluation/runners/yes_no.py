@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mllm_jax import files
+from mllm_jax.data.reading import read_text
 from mllm_jax.evaluation.benchmarks.mme import TASKS, YES_NO_SUFFIX, parse_yes_no
 from mllm_jax.evaluation.benchmarks.pope import parse_llava, says_neither
 from mllm_jax.evaluation.runners.base import BenchmarkError, Question
@@ -86,7 +87,7 @@ class Mme(Published):
                 f"mme: {path} questions about a picture that is not in {places[0]} or {places[1]}"
             )
         self.files_read.append(path)
-        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line.split("\t")) != 2 for line in lines):
             raise BenchmarkError(f"mme: {path}: expected two lines of question, tab and answer")
         for turn, line in enumerate(lines):
