@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from mllm_jax.interop.saved_params import CheckpointError, first_difference, reading, writing
-from mllm_jax.training.step import TrainState
+from mllm_jax.training.step import TrainState, first_not_finite
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -50,8 +50,13 @@ class StageCheckpoints:
         """Starts writing; waits only for an earlier write.
 
         Raises:
-          CheckpointError: this or the earlier write failed.
+          CheckpointError: the state is not finite, or this or the earlier write failed.
         """
+        if name := first_not_finite(state):
+            raise CheckpointError(
+                f"{name} holds NaN or infinity after step {int(state.step)}, so this state is not saved; earlier "
+                f"checkpoints in {self.directory} are intact: lower the learning rate or set model.dtype=float32"
+            )
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data_state)
         )

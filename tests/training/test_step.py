@@ -1,5 +1,7 @@
 """One update: what it trains, what it leaves alone, how it accumulates, and what stops it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ import pytest
 import tiny
 
 from mllm_jax.config import stage_config
-from mllm_jax.models import paths
+from mllm_jax.interop.saved_params import CheckpointError
+from mllm_jax.models import mllm, paths
+from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import build
+from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.step import init_state, loss_and_grads, make_train_step, state_shardings, to_device
 
@@ -111,7 +116,7 @@ def test_not_a_number_changes_nothing_but_the_step(trainer, batch, mesh, tiny_pa
     assert int(state.step) == 1
 
 
-def test_an_update_that_overflows_is_refused_though_loss_and_gradient_are_finite(trainer, batch, mesh):
+def test_parameters_that_overflow_are_never_saved(trainer, batch, mesh, tmp_path):
     step, fresh, frozen = trainer
     state = fresh()
     # Weights at the edge of float32 that no supervised token reads: row 3 of the embedding of an unused token.
@@ -125,13 +130,41 @@ def test_an_update_that_overflows_is_refused_though_loss_and_gradient_are_finite
     adam.mu["llm"]["embedding"] = push
     adam.nu["llm"]["embedding"] = adam.nu["llm"]["embedding"].at[unused, 0].set(1.0)
     state = state.replace(params=params, opt_state=moments)
-    before = host(state.params)
+    checkpoints = StageCheckpoints(tmp_path, 2, 0)
+    checkpoints.save(state, {}, 1.0)
     with use_mesh(mesh):
         state, metrics = step(state, frozen, to_device(batch, mesh))
     assert np.isfinite(float(metrics["loss"]))
     assert np.isfinite(float(metrics["grad_norm"]))
-    assert float(metrics["finite"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, host(state.params), before)
+    assert float(metrics["finite"]) == 1  # the step's own guard looks at nothing else
+    with use_mesh(mesh):  # nor do later steps, because nothing reads that row
+        state, metrics = step(state, frozen, to_device(batch, mesh))
+    assert np.isfinite(float(metrics["loss"]))
+    with pytest.raises(CheckpointError, match="params/llm/embedding holds NaN or infinity after step 2"):
+        checkpoints.save(state, {}, 1.0)
+    checkpoints.close()
+    assert StageCheckpoints(tmp_path, 2, 0).steps() == [0]
+
+
+def test_the_guard_costs_no_memory(mesh, monkeypatch):
+    """Old and new state must not exist at the same time: with AdamW that would be a fifth to two thirds more."""
+    llm = DecoderConfig(2048, 256, 2, heads=4, kv_heads=2, head_width=64, mlp_width=1024)
+    model = dataclasses.replace(tiny.model_config(), llm=llm, remat="full")
+    trained, frozen = paths.split(mllm.abstract_params(model), TRAINABLE)
+    optimizer, _ = make_optimizer(stage_config(), trained, 10)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
+    rows = tiny.make_batch(model, [tiny.Row(1, 4, 2)] * 2, LENGTH)
+
+    def temporaries():
+        where = state_shardings(state, mesh), param_shardings(frozen, mesh)
+        step = make_train_step(model, optimizer, mesh, *where, label_tokens=8, accumulation=1, seed=0)
+        with use_mesh(mesh):
+            return step.lower(state, frozen, rows).compile().memory_analysis().temp_size_in_bytes
+
+    guarded = temporaries()
+    assert guarded > 4 * paths.count(trained)  # the gradient, so that the parameters outweigh everything else
+    monkeypatch.setattr("mllm_jax.training.step._change_if", lambda finite, change, *state: change(*state))
+    assert guarded <= 1.05 * temporaries()
 
 
 def test_loss_is_the_mean_over_all_tokens_not_of_micro_batch_means(tiny_model, params, batch):

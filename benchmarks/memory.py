@@ -1,0 +1,68 @@
+"""How much memory a training step needs beyond what it is given; compiled from shapes, no array is made.
+
+python benchmarks/memory.py                  # on the devices that are there; JAX_PLATFORMS=cpu for the CPU's compiler
+"""
+
+import argparse
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from mllm_jax.config import stage_config
+from mllm_jax.models import mllm, paths
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.vit import VisionConfig
+from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training import step
+from mllm_jax.training.optimizer import make_optimizer
+
+MODEL = mllm.ModelConfig(
+    vision=VisionConfig(width=64, depth=2, heads=2, mlp_width=128, patch=14, image_size=56),
+    llm=DecoderConfig(32000, 1024, 8, heads=16, kv_heads=8, head_width=64, mlp_width=2816, tied=True),
+    image_size=56,
+)
+
+
+def temporaries(compiled: jax.stages.Compiled) -> float:
+    """MB beside arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+def train_step(optimizer: str) -> jax.stages.Compiled:
+    """A step that trains connector and LLM in float32, 2 rows of 128 tokens."""
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    stage = stage_config()
+    stage.optimizer = optimizer
+    trained, frozen = paths.split(mllm.abstract_params(MODEL), ("connector/.*", "llm/.*"))
+    made, _ = make_optimizer(stage, trained, 10)
+    state = jax.eval_shape(lambda params: step.init_state(params, made), trained)
+    batch = jax.eval_shape(
+        lambda: mllm.example_batch(MODEL, 2, 128) | {"loss_weights": jnp.zeros((2, 128), jnp.float32)}
+    )
+    where = step.state_shardings(state, mesh), param_shardings(frozen, mesh)
+    with use_mesh(mesh):
+        fn = step.make_train_step(MODEL, made, mesh, *where, label_tokens=64, accumulation=1, seed=0)
+        return fn.lower(state, frozen, batch).compile()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
+    size = 4 * paths.count({"llm": mllm.abstract_params(MODEL)["llm"]}) / 1e6
+    for optimizer in ("adamw", "muon"):
+        guarded = temporaries(train_step(optimizer))
+        with mock.patch.object(step, "_change_if", lambda finite, change, *state: change(*state)):
+            plain = temporaries(train_step(optimizer))
+        print(
+            f"{optimizer} step, {size:.0f} MB trained: "
+            f"{guarded:.0f} MB of temporaries, {plain:.0f} MB without the guard"
+        )
+
+
+if __name__ == "__main__":
+    main()
