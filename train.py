@@ -88,6 +88,7 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         mesh,
         shardings,
         param_shardings(frozen, mesh),
+        build.batch_spec(config, stage, model),
         label_tokens=label_tokens,
         accumulation=stage.accumulation,
         seed=config.seed,
@@ -97,8 +98,8 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         with stop_requests() as requests:
             for step in range(start + 1, steps + 1):
                 batch = next(batches)
-                state, metrics = step_fn(state, frozen, to_device(batch, mesh))
-                log.add(step, metrics, batch["ids"], batch["skipped"])
+                state, metrics = step_fn(state, frozen, to_device(batch.arrays, mesh))
+                log.add(step, metrics, batch.ids, batch.skipped)
                 stop = processes.agreed(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
                 if save or step % stage.log_every == 0:
@@ -150,8 +151,8 @@ def train(config, directory, evaluate=True):
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
-        f"connector [bold]{config.model.connector.name}[/bold], {model.tokens_per_image} visual tokens per image"
-        f"{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"connector [bold]{config.model.connector.name}[/bold], {model.visual_layout.slot.num_tokens} visual tokens "
+        f"per image{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
     with use_mesh(mesh):

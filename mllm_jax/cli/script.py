@@ -105,8 +105,8 @@ def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
 
 
 def _fail(error: BaseException) -> None:
-    way_out = f"; {error.way_out}" if hasattr(error, "way_out") else ""
-    print(f"{type(error).__name__}: {error}{way_out}", file=sys.stderr)
+    fix = f"; {error.fix}" if hasattr(error, "fix") else ""
+    print(f"{type(error).__name__}: {error}{fix}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from mllm_jax import files
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.validate import Layout, Report, validate
 
 
@@ -109,9 +110,8 @@ def _layout(args: argparse.Namespace) -> Layout:
         where = resolve_path(MINI) if args.tokenizer == MINI else args.tokenizer
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     template = None if args.template is None else resolve_template(args.template, tokenizer)
-    return Layout(
-        template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots, args.label_tokens
-    )
+    rule = None if args.tokens_per_image is None else WholeImage(Slot(args.tokens_per_image))
+    return Layout(template, tokenizer, args.seq_len, rule, args.image_slots, args.label_tokens)
 
 
 def _show(report: Report, console: Console, show: int, seconds: float) -> None:

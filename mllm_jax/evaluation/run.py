@@ -136,7 +136,7 @@ def check_limit(model: Model, name: str, max_new_tokens: int) -> None:
     Raises:
       BenchmarkError: names the benchmark and the way out.
     """
-    room = model.config.llm.max_positions - model.config.tokens_per_image
+    room = model.config.llm.max_positions - model.config.visual_layout.slot.num_tokens
     if max_new_tokens >= room:
         raise BenchmarkError(
             f"{name}: answers of up to {max_new_tokens} tokens do not fit the model's context of "
@@ -198,7 +198,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "connector": config.connector,
         "connector_options": dict(config.connector_options),
-        "visual_tokens": config.tokens_per_image,
+        "visual_tokens": config.visual_layout.slot.num_tokens,
         "image_size": config.image_size,
         "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",

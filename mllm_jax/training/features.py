@@ -51,9 +51,15 @@ def open_cache(
         "compat": reader.compat,
         "decoders": decoder_versions(),
     }
+    spec = features_spec(model)
+    return FeatureCache(root, key, spec.shape, spec.dtype)
+
+
+def features_spec(model: ModelConfig) -> jax.ShapeDtypeStruct:
+    """Shape `[F, N, C]` and dtype of what the cache holds of one image."""
     rows, columns = model.vision_spec.grid
-    shape = (num_features(request), rows * columns, model.vision.width)
-    return FeatureCache(root, key, shape, jax.numpy.dtype(model.dtype))
+    shape = (num_features(model.make_connector().request()), rows * columns, model.vision.width)
+    return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(model.dtype))
 
 
 def fingerprint(params: Any, dtype: str) -> str:
