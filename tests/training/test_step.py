@@ -158,7 +158,7 @@ def test_the_guard_costs_no_memory(mesh, monkeypatch):
 
     def temporaries():
         where = state_shardings(state, mesh), param_shardings(frozen, mesh)
-        step = make_train_step(model, optimizer, mesh, *where, label_tokens=8, accumulation=1, seed=0)
+        step = make_train_step(model, optimizer, mesh, *where, rows, label_tokens=8, accumulation=1, seed=0)
         with use_mesh(mesh):
             return step.lower(state, frozen, rows).compile().memory_analysis().temp_size_in_bytes
 
