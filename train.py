@@ -20,8 +20,7 @@ from rich.console import Console
 
 from mllm_jax import workdir
 from mllm_jax.cli import script
-from mllm_jax.config import resolved
-from mllm_jax.config_check import check
+from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.report import plots
 from mllm_jax.inference import runs
@@ -147,7 +146,6 @@ def train(config, directory, evaluate=True):
     model = runs.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
     preflight.check_stages(config, model, tokenizer, mesh, evaluate)
-    workdir.claim(directory, resolved(config), write=jax.process_index() == 0)
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
@@ -155,7 +153,7 @@ def train(config, directory, evaluate=True):
         f"per image{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
-    with use_mesh(mesh):
+    with use_mesh(mesh), workdir.open_run(directory, resolved(config)):
         # ------------------------------------------------------------------- stages; finished ones are skipped
         finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
         left = config.stage_order

@@ -16,6 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mllm_jax.local_path import local_arguments
+
 # transformers advises everybody to install PyTorch, which nothing here needs.
 NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -75,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    try:
+        rest = local_arguments(rest)
+    except ValueError as error:
+        parser.error(str(error))
     return module.run(parser.parse_args(rest))
 
 

@@ -9,8 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mllm_jax import files
-from mllm_jax.config import benchmark_config, default_config
-from mllm_jax.config_check import check
+from mllm_jax.config import benchmark_config, check, default_config
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.tokens import TooManyImages
 from mllm_jax.inference import runs
