@@ -16,9 +16,8 @@ from collections.abc import Iterator
 
 import jax
 from absl import flags, logging
-from rich.console import Console
 
-from mllm_jax import workdir
+from mllm_jax import console, workdir
 from mllm_jax.cli import script
 from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import run
@@ -43,7 +42,7 @@ EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts: join the other processes first (docs/operating.md)."
 )
-say = functools.partial(Console().print, highlight=False, soft_wrap=True)
+say = functools.partial(console.say, console.make_console())
 
 
 def train_stage(config, name, model, batches, mesh, directory, params):
@@ -78,7 +77,7 @@ def train_stage(config, name, model, batches, mesh, directory, params):
     start = int(state.step)
     samples = "" if batches.num_samples is None else f"{batches.num_samples:,} samples, "
     counts = f"{paths.count(trained):,} parameters trained, {paths.count(frozen):,} frozen"
-    say(f"stage [bold]{name}[/bold]: {counts}, {samples}{steps:,} updates")
+    say(f"stage {name}: {counts}, {samples}{steps:,} updates")
 
     # -------------------------------------------------------------------------------------------- the loop
     step_fn = make_train_step(

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
+from mllm_jax.console import complain, write_anything
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.reading import DataError
@@ -101,6 +102,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     is shown with --traceback.
     """
     os.environ.setdefault(*NO_ADVICE)
+    write_anything()
     order_collectives()
     _use_huge_pages()
     app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
@@ -138,7 +140,7 @@ def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
 
 def _fail(error: BaseException) -> None:
     fix = f"; {error.fix}" if hasattr(error, "fix") else ""
-    print(f"{type(error).__name__}: {error}{fix}", file=sys.stderr)
+    complain(f"{type(error).__name__}: {error}{fix}")
     sys.exit(1)
 
 

@@ -20,16 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mllm_jax import files
+from mllm_jax.console import progress_bar
 from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
@@ -300,19 +293,8 @@ def _append_missing(
             "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
             "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
         )
-    progress = Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not _is_first_process(),
-        refresh_per_second=2,
-    )
     try:
-        with progress:
+        with progress_bar(console, show=_is_first_process()) as progress:
             task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
             rows = answers(left, lambda count: progress.advance(task, count))
             for question, row in zip(left, rows, strict=True):

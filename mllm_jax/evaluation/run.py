@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mllm_jax import files
+from mllm_jax.console import make_console, say
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.submissions import write_submission
-from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
+from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, score_rows
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
@@ -49,7 +50,7 @@ def evaluate(
         before the first is answered.
       StoreError: the folder holds the evaluation of another model.
     """
-    console = console or Console()
+    console = console or make_console()
     workdir = Path(workdir)
     out = workdir / "eval"
     runners = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
@@ -97,17 +98,17 @@ def evaluate(
             "scores": scores,
         }
         if rows:
-            console.print(rich_table(f"{name}: {scores['n']} questions", rows))
+            print_scores(console, f"{name}: {scores['n']} questions", rows)
             tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
-        console.print(_summary_line(name, scores), highlight=False, soft_wrap=True)
+        say(console, _summary_line(name, scores))
         for line in write_submission(benchmark, out / name):
-            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
+            say(console, f"{name}: {line}")
     if jax.process_index():
         return summary
     files.write_json(out / "summary.json", summary)
     files.write_text(out / "table.md", "\n".join(tables))
     report = write_report([workdir], out)
-    console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
+    say(console, f"report: {report}", "bold")
     return summary
 
 
