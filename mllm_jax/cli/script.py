@@ -104,8 +104,12 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     os.environ.setdefault(*NO_ADVICE)
     write_anything()
     order_collectives()
-    _use_huge_pages()
-    app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
+    app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
+
+
+def _start(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    _use_huge_pages()  # behind the flags: --help and a wrong flag need no second start
+    return _guarded(main, arguments)
 
 
 def _use_huge_pages() -> None:

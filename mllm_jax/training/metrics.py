@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from mllm_jax.console import make_console, progress_bar, say
 from mllm_jax.files import no_links
@@ -53,6 +52,8 @@ class RunLog:
         self._time = time.perf_counter()
         self._path = workdir / "metrics.jsonl"
         self._write = write
+        from tensorboardX import SummaryWriter  # imports torch where that is installed, for seconds
+
         # What an earlier, killed run wrote about steps from here on is repeated.
         purge = start + 1 if start else None
         self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
