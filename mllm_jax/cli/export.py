@@ -16,8 +16,7 @@ Formats:
 
 import argparse
 import pathlib
-
-from mllm_jax.console import complain
+import sys
 
 FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _export(args)
     except (OSError, ValueError) as error:
-        complain(f"mllm-jax export: {error}")
+        print(f"mllm-jax export: {error}", file=sys.stderr)
         return 1
 
 

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.console import complain, make_console, progress_bar
-from mllm_jax.evaluation.benchmarks import get_benchmark
+from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, get_benchmark
 from mllm_jax.evaluation.judge.client import Client, JudgeError, send
 from mllm_jax.evaluation.judge.requests import (
     ANSWERS,
@@ -36,13 +35,12 @@ from mllm_jax.evaluation.judge.requests import (
     write_judged,
     write_requests,
 )
-from mllm_jax.evaluation.judge.tasks import TASKS
 from mllm_jax.evaluation.predictions import Problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mllm-jax judge`."""
-    names = sorted(TASKS)
+    names = sorted(JUDGE_TASKS)
     parser.add_argument("benchmark", choices=names, metavar="BENCHMARK", help=", ".join(names))
     parser.add_argument("--predictions", required=True, metavar="P", help="the model's answers")
     parser.add_argument("--annotations", metavar="A", help="questions and reference answers")
@@ -65,9 +63,10 @@ def _show_cost(args: argparse.Namespace, open_requests: Sequence[Request], answe
     money = "unknown, give --price-in and --price-out"
     if cost["cost"] is not None:
         money = f"about {cost['cost']:.2f}"
-    complain(
+    print(
         f"{answered} answered, {cost['requests']} to send: about {cost['input_tokens']} tokens in and "
-        f"{cost['output_tokens']} out; cost: {money}"
+        f"{cost['output_tokens']} out; cost: {money}",
+        file=sys.stderr,
     )
 
 
@@ -86,7 +85,7 @@ def _judge(args: argparse.Namespace) -> int:
     problems = Problems()
     requests = build_requests(args.benchmark, predictions, annotations, problems, args.model, args.runs, user)
     for kind, entry in problems.as_dict().items():
-        complain(f"{kind}: {entry['count']}, first {entry['first']}")
+        print(f"{kind}: {entry['count']}, first {entry['first']}", file=sys.stderr)
     if problems.blocking:
         raise ValueError(f"{predictions}: some questions have no answer, or several; nothing is judged")
     write_requests(out / REQUESTS, requests)
@@ -98,15 +97,14 @@ def _judge(args: argparse.Namespace) -> int:
             raise ValueError("--send needs --base-url, e.g. https://api.openai.com/v1")
         client = Client(args.base_url, args.key_variable, args.retries)
         if _agreed(args):
-            with progress_bar(make_console(sys.stderr)) as bar:
-                task = bar.add_task("judging", total=len(waiting))
-                send(waiting, out / ANSWERS, client, args.workers, progress=lambda: bar.advance(task))
+            send(waiting, out / ANSWERS, client, args.workers, progress=_progress)
+            print(file=sys.stderr)
         answers = read_answers(out / ANSWERS, requests)
         waiting = [request for request in requests if request.id not in answers]
     judge = summary(args.benchmark, answers, args.runs)
     files.write_json(out / SUMMARY, judge)
     if waiting:
-        complain(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score")
+        print(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score", file=sys.stderr)
         return 1
     judged = write_judged(out / "judged", args.benchmark, requests, answers, predictions)
     needs = annotations if args.benchmark in ("mm_vet", "mathvista") else None
@@ -115,13 +113,17 @@ def _judge(args: argparse.Namespace) -> int:
     return 0 if result["complete"] else 1
 
 
+def _progress(done: int, total: int) -> None:
+    print(f"\r{done}/{total}", end="", file=sys.stderr, flush=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Writes, sends and scores; see the module's text for the exit code."""
     try:
         return _judge(args)
     except JudgeError as error:
-        complain(f"\nmllm-jax judge: {error}\nThe same command resumes.")
+        print(f"\nmllm-jax judge: {error}\nThe same command resumes.", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        complain(f"mllm-jax judge: {error}")
+        print(f"mllm-jax judge: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm_jax.console import complain
 from mllm_jax.evaluation.reproduce import Comparison, check_rows, score_folder
 
 _HEADER = ("benchmark", "answers", "figure", "expected", "obtained", "difference", "figures equal")
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = score_folder(Path(args.data)) + (check_rows(Path(args.data)) if args.rows else [])
     except (ValueError, OSError, RuntimeError) as error:
-        complain(f"mllm-jax score-all: {error}")
+        print(f"mllm-jax score-all: {error}", file=sys.stderr)
         return 2
     if args.json:
         print(json.dumps([vars(one) for one in done], indent=1))
@@ -81,5 +80,5 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     for line in wrong:
-        complain(f"differs (expected, obtained): {line}")
+        print(f"differs (expected, obtained): {line}", file=sys.stderr)
     return 1 if wrong else 0

@@ -4,14 +4,13 @@ A folder holds one benchmark's answers by one model:
 
     manifest.json       whose answers these are
     predictions.jsonl   the model's answers          predictions_open.jsonl   the same questions without options
-    blind.jsonl         the model without pictures   blind_open.jsonl
+    blind.jsonl         the model without images     blind_open.jsonl
     majority.jsonl      the majority answer          majority_open.jsonl
     likelihood.jsonl    the option that the model finds likeliest
     scores.json         what the scorers say of these files
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mllm_jax import files
-from mllm_jax.console import progress_bar
-from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
-from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
-from mllm_jax.evaluation.runners import MAIN, OPEN, Question, Runner
+from mllm_jax.evaluation.benchmarks import MAIN, OPEN, Benchmark, Question
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
@@ -49,8 +53,8 @@ class Settings:
       overlong: what becomes of a prompt that does not fit the LLM's context together with `max_new_tokens`: "error", or
         "empty": the answer is empty, its row says `too_long`, and the scorer counts it as an empty answer.
       batch_size: prompts at once.
-      buckets: lengths to which what follows a picture is padded.
-      threads: threads that decode pictures.
+      buckets: lengths to which what follows an image is padded.
+      threads: threads that decode images.
     """
 
     max_new_tokens: int = 16
@@ -67,7 +71,7 @@ def answers_file(directory: Path, condition: str, part: str) -> Path:
 
 def answer_benchmark(
     model: Model,
-    benchmark: Runner,
+    benchmark: Benchmark,
     directory: Path,
     settings: Settings,
     *,
@@ -80,7 +84,7 @@ def answer_benchmark(
 
     Args:
       name: the benchmark's, for the progress bar.
-      blind: also without pictures, and the majority answer.
+      blind: also without images, and the majority answer.
       likelihood: multiple choice also by the options' likelihood.
 
     Returns:
@@ -89,11 +93,11 @@ def answer_benchmark(
 
     Raises:
       StoreError: the folder holds answers of another model, benchmark or setting, or the processes do not see the same.
-      DataError, ImageError: a picture that cannot be used.
+      DataError, ImageError: an image that cannot be used.
       SampleTooLong: a prompt that does not fit the LLM's context.
     """
     identity = {
-        "kind": benchmark.kind,
+        "kind": benchmark.name,
         "benchmark": benchmark.fingerprint,
         "model": model.fingerprint,
         "template": model.template,
@@ -107,15 +111,15 @@ def answer_benchmark(
         identity["sampling"] = dataclasses.asdict(benchmark.sampling)
     if _is_first_process():
         check_manifest(directory, identity)
-    _barrier("claimed")
+    _barrier("manifest")
     ask_model(model, benchmark, directory, settings, name=name, console=console)
-    if blind and benchmark.baselines:
+    if blind and benchmark.has_baselines:
         ask_model(model, benchmark, directory, settings, name=name, blind=True, console=console)
     if likelihood and any(question.options for question in benchmark.questions):
         ask_likelihood(model, benchmark, directory, settings, name=name, console=console)
     scores: dict[str, Any] = {}
     if _is_first_process():
-        if blind and benchmark.baselines:
+        if blind and benchmark.has_baselines:
             answer_by_majority(benchmark, directory)
         scores = score_files(benchmark, directory)
         files.write_json(directory / "scores.json", scores)
@@ -125,7 +129,7 @@ def answer_benchmark(
 
 def ask_model(
     model: Model,
-    benchmark: Runner,
+    benchmark: Benchmark,
     directory: Path,
     settings: Settings,
     *,
@@ -138,10 +142,10 @@ def ask_model(
     template = resolve_template(model.template, model.tokenizer)
 
     def request(question: Question) -> Request:
-        layouts = _layouts(model, benchmark, question.images, blind)
+        counts = [model.config.tokens_per_image] * len(question.images)
         which = str(question.row["question_id"])
-        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, layouts, sample=which)
-        # Blind, all pictures are the same one.
+        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, counts, sample=which)
+        # Blind, all images are the same one.
         return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
 
     def fits(question: Question) -> bool:
@@ -170,19 +174,14 @@ def ask_model(
         for question, fit in zip(questions, fitting, strict=True):
             if not fit:
                 on_batch(1)
-                row = question.row | {
-                    "prompt": question.prompt,
-                    "text": "",
-                    "parsed": None,
-                    "how": "too_long",
-                }
-                yield row | benchmark.final(question, "", None) | {"stopped": False, "new_tokens": 0}
+                row = benchmark.answer_row(question, "", (None, "too_long"))
+                yield row | {"stopped": False, "new_tokens": 0}
                 continue
             one = next(found)
-            parsed, how = benchmark.parse(question, one.text)
-            row = question.row | {"prompt": question.prompt, "text": one.text, "parsed": parsed, "how": how}
-            row |= benchmark.final(question, one.text, parsed)
-            yield row | {"stopped": one.stopped, "new_tokens": len(one.tokens)}
+            yield benchmark.answer_row(question, one.text) | {
+                "stopped": one.stopped,
+                "new_tokens": len(one.tokens),
+            }
 
     _append_missing(
         benchmark.questions, directory, condition, f"{name}{', blind' if blind else ''}", answers, console
@@ -191,7 +190,7 @@ def ask_model(
 
 def ask_likelihood(
     model: Model,
-    benchmark: Runner,
+    benchmark: Benchmark,
     directory: Path,
     settings: Settings,
     *,
@@ -203,12 +202,12 @@ def ask_likelihood(
 
     def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
         for question in questions:
-            layouts = _layouts(model, benchmark, question.images)
+            counts = [model.config.tokens_per_image] * len(question.images)
             which = str(question.row["question_id"])
             options = []
             for option in question.options:
                 spans = render(template, [question_turn(question), Turn("gpt", (option,))], sample=which)
-                sample = encode_sample(spans, model.tokenizer, layouts, sample=which)
+                sample = encode_sample(spans, model.tokenizer, counts, sample=which)
                 options.append(Request(which, sample, question.images))
             yield options
 
@@ -224,16 +223,14 @@ def ask_likelihood(
         )
         for question, scores in zip(questions, found, strict=True):
             best = question.options[int(np.argmax(scores))]
-            row = question.row | {"prompt": question.prompt, "text": best, "parsed": best, "how": LIKELIHOOD}
-            row |= benchmark.final(question, best, best)
             on_batch(1)
-            yield row | {"log_likelihoods": scores}
+            yield benchmark.answer_row(question, best, (best, LIKELIHOOD)) | {"log_likelihoods": scores}
 
     questions = [question for question in benchmark.questions if question.options]
     _append_missing(questions, directory, LIKELIHOOD, f"{name}, likelihood", answers, console)
 
 
-def answer_by_majority(benchmark: Runner, directory: Path) -> None:
+def answer_by_majority(benchmark: Benchmark, directory: Path) -> None:
     """Writes the majority baseline's answers."""
     for part in _parts(benchmark):
         questions = [question for question in benchmark.questions if question.part == part]
@@ -241,24 +238,22 @@ def answer_by_majority(benchmark: Runner, directory: Path) -> None:
         path.unlink(missing_ok=True)  # a pure function of the benchmark
         with AnswerFile(path) as file:
             for question, text in zip(questions, benchmark.majority(questions), strict=True):
-                parsed, how = benchmark.parse(question, text)
-                row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
-                file.append(row | benchmark.final(question, text, parsed))
+                file.append(benchmark.answer_row(question, text))
 
 
-def score_files(benchmark: Runner, directory: Path) -> dict[str, Any]:
+def score_files(benchmark: Benchmark, directory: Path) -> dict[str, Any]:
     """Scores every file of answers in a folder; see `answer_benchmark`."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for condition in (PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD):
         for part in _parts(benchmark):
             path = answers_file(directory, condition, part)
-            if path.exists() and (result := benchmark.score(part, path)) is not None:
+            if path.exists() and (result := benchmark.score_answers(path)) is not None:
                 found[condition, part] = result
     if (PREDICTIONS, MAIN) not in found:  # a benchmark to look at
         rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows.values()
         unparsed = sum(row["parsed"] is None for row in rows)
         empty: dict[str, Any] = {"score": None, "subtasks": {}, "groups": {}}
-        return {"benchmark": benchmark.kind, "n": len(rows), "unparsed": unparsed} | empty
+        return {"benchmark": benchmark.name, "n": len(rows), "unparsed": unparsed} | empty
     scores = dict(found[PREDICTIONS, MAIN])
     scores |= {c: found[c, MAIN] for c in (BLIND, MAJORITY, LIKELIHOOD) if (c, MAIN) in found}
     if (PREDICTIONS, OPEN) in found:
@@ -293,8 +288,19 @@ def _append_missing(
             "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
             "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
         )
+    progress = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not _is_first_process(),
+        refresh_per_second=2,
+    )
     try:
-        with progress_bar(console, show=_is_first_process()) as progress:
+        with progress:
             task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
             rows = answers(left, lambda count: progress.advance(task, count))
             for question, row in zip(left, rows, strict=True):
@@ -305,10 +311,10 @@ def _append_missing(
 
 
 def question_turn(question: Question) -> Turn:
-    """The human turn: pictures first, then the words on a new line; or pictures where the words mention them.
+    """The human turn: images first, then the words on a new line; or images where the words mention them.
 
     Raises:
-      SampleError: an interleaved prompt with more or fewer places than pictures.
+      SampleError: an interleaved prompt with more or fewer places than images.
     """
     if not question.images:
         return Turn("human", (question.prompt,))
@@ -321,30 +327,14 @@ def question_turn(question: Question) -> Turn:
     return Turn("human", (*[""] * len(question.images), f"\n{question.prompt}"))
 
 
-def _layouts(
-    model: Model, benchmark: Runner, images: Sequence[str], blind: bool = False
-) -> list[VisualLayout]:
-    """How each image of a question becomes visual tokens."""
-    rule = model.config.visual_layout
-
-    def read_size(name: str) -> Size:
-        if blind:
-            return model.blind_picture().shape[:2]
-        return model.image_size(benchmark.read_image(name), _image_source(benchmark, name))
-
-    return [rule(functools.partial(read_size, name)) for name in images]
-
-
-def _image_source(benchmark: Runner, name: str) -> str:
-    return f"question {benchmark.question_about(name)!r}, {name}"
-
-
-def _image_loader(model: Model, benchmark: Runner, blind: bool) -> Callable[[Any], np.ndarray]:
+def _image_loader(model: Model, benchmark: Benchmark, blind: bool) -> Callable[[Any], np.ndarray]:
     if blind:
         return lambda _: model.blind_picture()
 
     def load(name: str) -> np.ndarray:
-        return model.picture(benchmark.read_image(name), _image_source(benchmark, name))
+        return model.picture(
+            benchmark.read_image(name), f"question {benchmark.question_about(name)!r}, {name}"
+        )
 
     return load
 
@@ -360,7 +350,7 @@ def _stops(model: Model) -> tuple[list[int], str]:
     return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
 
 
-def _parts(benchmark: Runner) -> list[str]:
+def _parts(benchmark: Benchmark) -> list[str]:
     return list(dict.fromkeys(question.part for question in benchmark.questions))
 
 

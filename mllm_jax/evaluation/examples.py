@@ -10,32 +10,35 @@ from PIL import Image
 
 from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
-from mllm_jax.evaluation.runners import MAIN, Runner, key_of
-from mllm_jax.evaluation.store import AnswerFile
+from mllm_jax.evaluation.benchmarks import MAIN, Benchmark
+from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.inference.model import Model
 
+HALF = 0.5  # an answer worth at least this is shown as right: soft scores have values in between
 SHOWN_SIDE = 224  # pixels of an example's longer side at most
-_SMALL = 160  # pictures up to this side stay PNG: drawings suffer from JPEG
+_SMALL = 160  # images up to this side stay PNG: drawings suffer from JPEG
 
 
-def pick_examples(benchmark: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
+def pick_examples(benchmark: Benchmark, directory: Path, count: int) -> list[dict[str, Any]]:
     """Answered rows to show: abilities in turn, wrong and right ones alternating where there are both.
 
-    A question that is asked in several rotations is right if all of them are; a wrong one is shown in the first
-    rotation that went wrong. Of several questions that would do, one about a picture not yet shown is taken.
+    What an answer is worth is what the score counts (`Benchmark.credits`); of a question that is right only if all its
+    rotations are, the first one that is worth least is shown. Of several questions that would do, one about an image
+    not yet shown is taken.
     """
-    rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows
+    path = answers_file(directory, PREDICTIONS, MAIN)
+    credits = benchmark.credits(path)
     questions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows.values():
-        questions[row["question_id"]].append(row)
+    for row in AnswerFile(path, writable=False).rows.values():
+        questions[benchmark.counted_as(row)].append(row)
     pools: dict[str, dict[bool | None, list[dict[str, Any]]]] = {}
     for group in questions.values():
-        verdicts = [benchmark.is_right(row) for row in group]
-        verdict = None if None in verdicts else all(verdicts)
-        shown = group[verdicts.index(False)] if verdict is False else group[0]
+        shown = min(group, key=lambda row: credits.get(key_of(row), 0.0))
+        credit = credits.get(key_of(shown))
+        verdict = None if credit is None else credit >= HALF
         pool = pools.setdefault(str(shown.get("ability", "")), {})
-        pool.setdefault(verdict, []).append(shown | {"right": verdict})
-    pictures = {question.key: question.images for question in benchmark.questions if question.part == MAIN}
+        pool.setdefault(verdict, []).append(shown | {"right": verdict, "credit": credit})
+    images = {question.key: question.images for question in benchmark.questions if question.part == MAIN}
     seen: set[tuple[str, ...]] = set()
     chosen: list[dict[str, Any]] = []
     for turn in range(count):
@@ -44,19 +47,20 @@ def pick_examples(benchmark: Runner, directory: Path, count: int) -> list[dict[s
             kinds = [kind for kind in (wanted, not wanted, None) if pool.get(kind)]
             if kinds and len(chosen) < count:
                 rows_left = pool[kinds[0]]
-                new = (i for i, row in enumerate(rows_left) if pictures[key_of(row)] not in seen)
+                new = (i for i, row in enumerate(rows_left) if images[key_of(row)] not in seen)
                 chosen.append(rows_left.pop(next(new, 0)))
-                seen.add(pictures[key_of(chosen[-1])])
+                seen.add(images[key_of(chosen[-1])])
     order = {ability: place for place, ability in enumerate(pools)}
     return sorted(chosen, key=lambda row: order[str(row.get("ability", ""))])
 
 
-def make_examples(model: Model, benchmark: Runner, directory: Path, count: int) -> list[dict[str, Any]]:
-    """Examples with small copies of their pictures, as JSON-able dicts.
+def make_examples(model: Model, benchmark: Benchmark, directory: Path, count: int) -> list[dict[str, Any]]:
+    """Examples with small copies of their images, as JSON-able dicts.
 
     Returns:
       Dicts of `pictures` (data URIs), `question`, `answers` (accepted ones), `text` (the model's), `right` (True,
-      False, or None where there is no right answer) and `ability`.
+      False, or None where nothing is right or wrong by itself), `credit` (what the score counts for it, 0 to 1, or
+      None) and `ability`.
     """
     questions = {question.key: question for question in benchmark.questions if question.part == MAIN}
     found = []
@@ -72,6 +76,7 @@ def make_examples(model: Model, benchmark: Runner, directory: Path, count: int) 
                 "answers": list(dict.fromkeys(answers)),
                 "text": row["text"],
                 "right": row["right"],
+                "credit": row["credit"],
                 "ability": str(row.get("ability", "")),
             }
         )

@@ -239,6 +239,27 @@ def as_map(value: Any, keys: Sequence[str]) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and not set(keys) & set(value) else None
 
 
+def entries(
+    value: Any, keys: Sequence[str], where: Path, problems: Problems | None = None
+) -> list[tuple[str, Any]]:
+    """(id, value) pairs of a JSON object id -> value, or (id, row) pairs of rows with their id under one of `keys`.
+
+    Raises:
+        PredictionError: a row has no id, or, without `problems` to report it to, is no JSON object.
+    """
+    if (mapping := as_map(value, keys)) is not None:
+        return list(mapping.items())
+    pairs = []
+    for row in value if isinstance(value, list) else [value]:
+        if isinstance(row, dict):
+            pairs.append((str(take(row, keys, str(where))), row))
+        elif problems is None:
+            raise PredictionError(f"{where}: expected rows (JSON objects), found {row!r:.60}")
+        else:
+            problems.add("unreadable_line", f"{Path(where).name}: not a JSON object: {row!r:.60}")
+    return pairs
+
+
 def by_id(
     rows: Iterable[Mapping[str, Any]], keys: Sequence[str], where: Path
 ) -> dict[str, Mapping[str, Any]]:

@@ -66,7 +66,7 @@ def _mmmu(folder: Path) -> Iterator[Rows]:
                 pairs.append((official[row["id"]]["correct"], right))
                 continue
             choice = mmmu_parse.find_choice(row["response"], row["all_choices"], row["index2ans"])
-            drawn = choice or fallback.draw(row["id"], row["all_choices"])
+            drawn = choice or fallback.draw(row["all_choices"])
             pairs.append((official[row["id"]]["parsed"], drawn))
         yield path.name, "parsed letter, open answers right or wrong", pairs
 

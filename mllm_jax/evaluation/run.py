@@ -9,14 +9,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mllm_jax import files
-from mllm_jax.console import make_console, say
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
+from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published, read_benchmark
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report.write import write_report
-from mllm_jax.evaluation.runners import BenchmarkError, Runner, read_benchmark
 from mllm_jax.evaluation.store import StoreError
-from mllm_jax.evaluation.submissions import write_submission
-from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, score_rows
+from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
@@ -28,7 +26,7 @@ def evaluate(
     """Answers, scores and reports; what is answered already is kept.
 
     Writes `WORKDIR/eval/NAME/` (answers and scores of each benchmark, see `answer.py`; in `submission/` what its server
-    or official script takes, see `submissions.py`) and, over all of them,
+    or official script takes, see `benchmarks.published`) and, over all of them,
     `WORKDIR/eval/` `table.md`, `summary.json`, radar chart and examples as PNG, and `report.html`, `.md`, `.json`.
     All processes compute; the first one writes.
 
@@ -36,8 +34,8 @@ def evaluate(
       model: the model.
       config: `benchmarks` (name -> kind, path, images), `batch_size`, `max_new_tokens`, `blind`, `likelihood`,
         `examples` and, if wanted, `buckets` (lengths to which questions are padded), `threads` and `overlong` (see
-        `answer.Settings`). A benchmark may have `options` (see `runners.Published`), `prepared` (a folder where it is
-        prepared as tensorflow-datasets data first) and a `max_new_tokens` of its own; without it (or 0) the official
+        `answer.Settings`). A benchmark may have `options` (see `benchmarks.Published`), `prepared` (a folder where it
+        is prepared as tensorflow-datasets data first) and a `max_new_tokens` of its own; without it (or 0) the official
         limit holds, and where there is none the common one.
       workdir: the run's work directory.
       console: where progress and tables are shown.
@@ -50,21 +48,21 @@ def evaluate(
         before the first is answered.
       StoreError: the folder holds the evaluation of another model.
     """
-    console = console or make_console()
+    console = console or Console()
     workdir = Path(workdir)
     out = workdir / "eval"
-    runners = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
+    benchmarks = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
     limits = {
         name: config.benchmarks[name].get("max_new_tokens", 0)
         or benchmark.max_new_tokens
         or config.max_new_tokens
-        for name, benchmark in runners.items()
+        for name, benchmark in benchmarks.items()
     }
     for name, limit in limits.items():
         check_limit(model, name, limit)
     summary = _earlier(out, describe(model))
     tables = []
-    for name, benchmark in runners.items():
+    for name, benchmark in benchmarks.items():
         settings = Settings(
             max_new_tokens=limits[name],
             overlong=config.get("overlong", "error"),
@@ -92,38 +90,38 @@ def evaluate(
                 out / name / "examples.json", make_examples(model, benchmark, out / name, config.examples)
             )
         summary["benchmarks"][name] = {
-            "kind": benchmark.kind,
+            "kind": benchmark.name,
             "groups": groups,
             "rows": row_dicts(rows),
             "scores": scores,
         }
         if rows:
-            print_scores(console, f"{name}: {scores['n']} questions", rows)
+            console.print(rich_table(f"{name}: {scores['n']} questions", rows))
             tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
-        say(console, _summary_line(name, scores))
-        for line in write_submission(benchmark, out / name):
-            say(console, f"{name}: {line}")
+        console.print(_summary_line(name, scores), highlight=False, soft_wrap=True)
+        for line in benchmark.submit(out / name) if isinstance(benchmark, Published) else ():
+            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     if jax.process_index():
         return summary
     files.write_json(out / "summary.json", summary)
     files.write_text(out / "table.md", "\n".join(tables))
     report = write_report([workdir], out)
-    say(console, f"report: {report}", "bold")
+    console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
     return summary
 
 
-def open_benchmark(values: ConfigDict) -> Runner:
+def open_benchmark(values: ConfigDict) -> Benchmark:
     """A benchmark of the configuration: from its files, or from what was prepared from them in the folder `prepared`.
 
     Raises:
-      BenchmarkError, DataError: see `read_benchmark` and `runners.prepared.prepare`.
+      BenchmarkError, DataError: see `read_benchmark` and `prepared.prepare`.
     """
     given = (values.kind, values.path, values.get("images") or None)
     options = dict(values.get("options", {}))
     folder = values.get("prepared", "")
     if not folder:
         return read_benchmark(*given, **options)
-    from mllm_jax.evaluation.runners.prepared import prepare
+    from mllm_jax.evaluation.prepared import prepare
 
     kind, path, images = given
     return processes.first_then_others(
@@ -137,11 +135,11 @@ def check_limit(model: Model, name: str, max_new_tokens: int) -> None:
     Raises:
       BenchmarkError: names the benchmark and the way out.
     """
-    room = model.config.llm.max_positions - model.config.visual_layout.slot.num_tokens
+    room = model.config.llm.max_positions - model.config.tokens_per_image
     if max_new_tokens >= room:
         raise BenchmarkError(
             f"{name}: answers of up to {max_new_tokens} tokens do not fit the model's context of "
-            f"{model.config.llm.max_positions} beside a picture; lower --max_new_tokens (recorded with the answers)"
+            f"{model.config.llm.max_positions} beside an image; lower --max_new_tokens (recorded with the answers)"
         )
 
 
@@ -179,7 +177,7 @@ def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def ability_groups(benchmark: Runner) -> dict[str, str]:
+def ability_groups(benchmark: Benchmark) -> dict[str, str]:
     """Ability -> group ("" if none) of a benchmark's questions, groups together, in the order of the file."""
     abilities: dict[str, str] = {}
     for question in benchmark.questions:
@@ -199,7 +197,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "connector": config.connector,
         "connector_options": dict(config.connector_options),
-        "visual_tokens": config.visual_layout.slot.num_tokens,
+        "visual_tokens": config.tokens_per_image,
         "image_size": config.image_size,
         "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mllm_jax.evaluation.runners import PUBLISHED, RUNNERS, BenchmarkError, check_kind
+from mllm_jax.evaluation.benchmarks import BenchmarkError, Published, get_asked
 
 
 def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str | Path = "") -> ConfigDict:
@@ -31,19 +31,18 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str 
     chosen = ConfigDict()
     for text in names:
         kind, *pairs = text.strip().split(":")
-        if kind not in PUBLISHED:
-            if kind in RUNNERS:
-                raise BenchmarkError(
-                    f"{kind!r} is asked with --benchmark={kind} --path=..., not with --benchmarks"
-                )
-            check_kind(kind)
+        benchmark = get_asked(kind)
+        if not issubclass(benchmark, Published):
+            raise BenchmarkError(
+                f"{kind!r} is asked with --benchmark={kind} --path=..., not with --benchmarks"
+            )
         options = {}
         for pair in pairs:
             name, equals, value = pair.partition("=")
             if not equals:
                 raise BenchmarkError(f"{text!r}: options are given as NAME:OPTION=VALUE, {pair!r} is none")
             options[name] = value
-        PUBLISHED[kind].read_options(options)
+        benchmark.read_options(options)
         values = (
             value if value not in ("true", "false") else f"{name}={value}" for name, value in options.items()
         )
@@ -53,7 +52,7 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str 
         chosen[key] = ConfigDict(
             {
                 "kind": kind,
-                "path": str(Path(data_dir) / (PUBLISHED[kind].home or kind)),
+                "path": str(Path(data_dir) / (benchmark.folder_name or kind)),
                 "images": "",
                 "options": options,
                 "prepared": str(prepared),

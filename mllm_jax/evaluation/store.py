@@ -1,17 +1,23 @@
 """Answers on disk: JSON lines that survive a kill, and a note of whose answers they are."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.runners.base import key_of
 from mllm_jax.files import no_links, write_json
 
 MANIFEST = "manifest.json"
+Key = tuple[str, int]  # (question_id, rotation)
 
 
 class StoreError(ValueError):
     """Answers on disk that do not belong here or are damaged; the message says what to do."""
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """`(question_id, rotation)` of a stored answer."""
+    return str(row["question_id"]), int(row.get("rotation") or 0)
 
 
 def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
@@ -55,7 +61,7 @@ class AnswerFile:
           StoreError: a damaged line other than the last, or a repeated question.
         """
         self.path = path
-        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self.rows: dict[Key, dict[str, Any]] = {}
         self._file: Any = None
         self._writable = writable
         if path.exists():

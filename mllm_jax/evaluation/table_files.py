@@ -1,20 +1,20 @@
-"""Rows from TSV, CSV and XLSX files (MMBench's questions and submissions), standard library only."""
-
-from __future__ import annotations
+"""Table files: TSV, CSV and XLSX (MMBench's questions and submissions)."""
 
 import csv
 import io
-import re
 import sys
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from mllm_jax import files
+from mllm_jax.escape import spreadsheet
 from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text
 
-_MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+TABLES = (".tsv", ".csv", ".xlsx")
 _ABSENT = ("", "nan", "none", "null", "n/a", "na")  # what pandas and LLaVA read as no value
+_CELL = 32_767  # characters of a cell of a spreadsheet
 
 
 def is_absent(value: Any) -> bool:
@@ -38,7 +38,7 @@ def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
         raise PredictionError(f"{path}: no such file")
     if path.suffix.lower() == ".xlsx":
         return _read_xlsx(path)
-    # A base64 picture is one cell: the default limit of 128 KiB would refuse it.
+    # A base64 image is one cell: the default limit of 128 KiB would refuse it.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
@@ -56,39 +56,52 @@ def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
 
 
 def _read_xlsx(path: Path) -> list[dict[str, str]]:
+    import openpyxl  # a slow import that only spreadsheets need
+
     try:
-        with zipfile.ZipFile(path) as book:
-            names = book.namelist()
-            shared: list[str] = []
-            if "xl/sharedStrings.xml" in names:
-                root = ElementTree.fromstring(book.read("xl/sharedStrings.xml"))
-                shared = [
-                    "".join(t.text or "" for t in si.iter(f"{_MAIN}t")) for si in root.iter(f"{_MAIN}si")
-                ]
-            sheets = sorted(n for n in names if re.fullmatch(r"xl/worksheets/sheet\d+\.xml", n))
-            root = ElementTree.fromstring(book.read(sheets[0]))
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, IndexError) as error:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        table = list(book.worksheets[0].iter_rows(values_only=True))
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
         raise PredictionError(f"{path}: no readable XLSX workbook ({error})") from error
-    table = [
-        {_column(c): _cell(c, shared) for c in row.iter(f"{_MAIN}c")} for row in root.iter(f"{_MAIN}row")
-    ]
     if not table:
         raise PredictionError(f"{path}: the first sheet is empty")
-    header = table[0]
-    return [{name: row.get(column, "") for column, name in header.items()} for row in table[1:]]
+    header, *rows = ([("" if cell is None else str(cell)) for cell in row] for row in table)
+    return [dict.fromkeys(header, "") | dict(zip(header, row, strict=False)) for row in rows]
 
 
-def _texts(element: ElementTree.Element) -> str:
-    return "".join(t.text or "" for t in element.iter(f"{_MAIN}t"))
+def write_xlsx(
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    numbers: Sequence[str] = (),
+    texts: Sequence[str] = (),
+) -> None:
+    """Writes one sheet; cells are texts, and empty where `is_absent`.
 
+    Args:
+        numbers: columns of whole numbers.
+        texts: columns that hold what they say, also if it looks absent.
 
-def _column(cell: ElementTree.Element) -> str:
-    return re.sub(r"\d", "", cell.get("r", ""))
+    Raises:
+        ValueError: a cell has more characters than the format can hold.
+    """
+    import openpyxl
 
-
-def _cell(cell: ElementTree.Element, shared: list[str]) -> str:
-    if cell.get("t") == "inlineStr":
-        return _texts(cell)
-    value = cell.find(f"{_MAIN}v")
-    text = "" if value is None else value.text or ""
-    return shared[int(text)] if cell.get("t") == "s" and text else text
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for number, row in enumerate([dict(zip(header, header, strict=True)), *rows], 1):
+        for column, name in enumerate(header, 1):
+            value = row[name]
+            if number > 1 and is_absent(value) and name not in texts:
+                continue  # an empty cell, as in a table that pandas wrote
+            if number > 1 and name in numbers:
+                sheet.cell(number, column, int(value))
+                continue
+            value = str(value)
+            if len(value) > _CELL:
+                key = f"{header[0]} {row[header[0]]}"
+                raise ValueError(f"{name!r} of {key} has {len(value)} characters; a cell holds {_CELL}")
+            cell = sheet.cell(number, column, spreadsheet(value))
+            cell.data_type = "s"  # text that begins with "=" is no formula
+    with files.replacing(path) as file:
+        book.save(file)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
-from mllm_jax.evaluation.runners import Runner, read_benchmark
+from mllm_jax.evaluation.benchmarks import Benchmark, read_benchmark
 from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.mini.world.dataset import BENCHMARK
@@ -104,7 +104,7 @@ def _check_benchmark(values: ConfigDict, key: str) -> None:
         benchmark = read_benchmark(
             values.kind, values.path, values.images or None, **values.options.to_dict()
         )
-    if type(benchmark).read_image is not Runner.read_image:  # pictures that are not files
+    if type(benchmark).read_image is not Benchmark.read_image:  # pictures that are not files
         return
     for question in benchmark.questions:
         for image in question.images:

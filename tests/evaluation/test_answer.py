@@ -14,7 +14,7 @@ from mllm_jax.data.reading import DataError
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
-from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.beam_sampling import Sampling
 from mllm_jax.inference.generate import Generation
@@ -292,10 +292,10 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        ("minni", "[]", "unknown kind of benchmark 'minni'; did you mean 'mini'"),
+        ("minni", "[]", "no benchmark 'minni'; did you mean 'mini'"),
         ("vqa", "[]", "holds no question"),
         ("vqa", "{}", "expected a list"),
-        ("vqa", "nonsense", "not JSON"),
+        ("vqa", "nonsense", "not valid JSON"),
         ("vqa", "[3]", "entry #0 is no JSON object"),
         ("vqa", '[{"question_id": 1, "question": "q"}]', "entry 1: 'answer' must be a str"),
         ("vqa", '[{"question_id": 1, "question": "q", "answer": " "}]', "entry 1: 'answer' is empty"),
@@ -327,7 +327,7 @@ def test_unusable_benchmarks_are_named(tmp_path, kind, content, message):
 
 
 def test_missing_files(tmp_path, model):
-    with pytest.raises(BenchmarkError, match=r"none.json: cannot be read"):
+    with pytest.raises(BenchmarkError, match=r"none.json: no such"):
         read_benchmark("vqa", tmp_path / "none.json")
     with pytest.raises(BenchmarkError, match="needs the path"):
         read_benchmark("vqa", "")

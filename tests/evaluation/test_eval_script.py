@@ -11,8 +11,7 @@ from absl.testing import flagsaver
 
 from mllm_jax.config import ConfigError
 from mllm_jax.evaluation import answer as answer_module
-from mllm_jax.evaluation.benchmarks import get_benchmark
-from mllm_jax.evaluation.runners import BenchmarkError
+from mllm_jax.evaluation.benchmarks import BenchmarkError, get_benchmark
 from mllm_jax.interop import checkpoints, native, saved_params
 from mllm_jax.models import mllm
 

@@ -6,6 +6,7 @@ import pytest
 from scoring_helpers import lines, one
 
 from mllm_jax.cli.main import main
+from mllm_jax.evaluation.benchmarks import JUDGE_TASKS
 from mllm_jax.evaluation.judge.client import Client, JudgeError, send
 from mllm_jax.evaluation.judge.requests import (
     build_requests,
@@ -14,7 +15,6 @@ from mllm_jax.evaluation.judge.requests import (
     write_judged,
     write_requests,
 )
-from mllm_jax.evaluation.judge.tasks import TASKS
 from mllm_jax.evaluation.predictions import Problems
 
 KEY = "JUDGE_TEST_KEY"
@@ -263,7 +263,7 @@ def test_video_qa_and_the_five_scores(tmp_path, capsys):
 
 
 def test_every_task_fills_all_its_fields():
-    for tasks in TASKS.values():
+    for tasks in JUDGE_TASKS.values():
         for task in tasks:
             assert "{prediction}" in task.user or "{response}" in task.user
             assert task.messages({}, None)[-1]["role"] == "user"

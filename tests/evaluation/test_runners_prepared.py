@@ -4,9 +4,9 @@ import pytest
 from test_runners_published import answer, mmbench, mmmu, refcoco, submission, textvqa
 
 from mllm_jax.data.reading import DataError
+from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.prepared import instructions, prepare
 from mllm_jax.evaluation.run import open_benchmark
-from mllm_jax.evaluation.runners import BenchmarkError, read_benchmark
-from mllm_jax.evaluation.runners.prepared import instructions, prepare
 from mllm_jax.evaluation.selection import select_benchmarks
 
 

@@ -13,13 +13,12 @@ from PIL import Image
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
+from mllm_jax.evaluation.benchmarks import PUBLISHED, BenchmarkError, Question, read_benchmark
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.predictions import Problems
 from mllm_jax.evaluation.run import ability_groups
-from mllm_jax.evaluation.runners import PUBLISHED, BenchmarkError, Question, read_benchmark
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.evaluation.store import AnswerFile
-from mllm_jax.evaluation.submissions import SUBMISSIONS, write_submission
 from mllm_jax.evaluation.table_files import read_table
 from mllm_jax.evaluation.tables import score_rows
 from mllm_jax.inference.beam_sampling import Sampling
@@ -65,16 +64,14 @@ def answer(benchmark, directory, texts):
     directory.mkdir(exist_ok=True)
     with AnswerFile(directory / "predictions.jsonl") as file:
         for question, text in zip(benchmark.questions, texts, strict=True):
-            parsed, how = benchmark.parse(question, text)
-            row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
-            file.append(row | benchmark.final(question, text, parsed))
-    return benchmark.score("main", directory / "predictions.jsonl")
+            file.append(benchmark.answer_row(question, text))
+    return benchmark.score_answers(directory / "predictions.jsonl")
 
 
 def submission(benchmark, directory):
-    (line,) = write_submission(benchmark, directory)
+    (line,) = benchmark.submit(directory)
     assert line.startswith("submission for"), line
-    return directory / "submission" / SUBMISSIONS[benchmark.kind].name.format(kind=benchmark.kind)
+    return directory / "submission" / benchmark.upload.file.format(name=benchmark.name)
 
 
 def prompts(benchmark):
@@ -196,7 +193,7 @@ def test_mmbench_without_answers_is_only_uploaded(tmp_path):
     path = mmbench(tmp_path, "mmbench_test_en_20231003.tsv", rows)
     benchmark = read_benchmark("mmbench", path)
     assert answer(benchmark, tmp_path / "out", ["A"] * 5) is None
-    assert not benchmark.baselines
+    assert not benchmark.has_baselines
     assert submission(benchmark, tmp_path / "out").exists()
 
 
@@ -211,11 +208,11 @@ def test_mmbench_likelihood_and_majority(tmp_path):
                 question.row
                 | {"text": question.row["gold"], "parsed": question.row["gold"], "how": "likelihood"}
             )
-    assert benchmark.score("main", out / "likelihood.jsonl")["score"] == 1.0
+    assert benchmark.score_answers(out / "likelihood.jsonl")["score"] == 1.0
     answer_by_majority(benchmark, out)
     texts = [row["text"] for row in lines(out / "majority.jsonl")]
     assert texts == ["A", "A", "A", "A", "A"]  # every letter is right once; the first in the alphabet
-    assert benchmark.score("main", out / "majority.jsonl")["score"] == 0.0
+    assert benchmark.score_answers(out / "majority.jsonl")["score"] == 0.0
 
 
 # --- yes or no ------------------------------------------------------------------------------------------------------
@@ -300,7 +297,7 @@ def test_mme_names_what_is_missing(tmp_path):
         read_benchmark("mme", tmp_path)
     mme(tmp_path)
     (tmp_path / "MME_Benchmark_release_version" / "OCR" / "0001.png").unlink()
-    with pytest.raises(BenchmarkError, match=r"OCR/0001.txt questions about a picture"):
+    with pytest.raises(BenchmarkError, match=r"OCR/0001.txt asks about an image"):
         read_benchmark("mme", tmp_path)
 
 
@@ -356,7 +353,7 @@ def test_vqav2_upload_covers_test2015(tmp_path):
     benchmark = read_benchmark("vqav2", tmp_path, split="test-dev2015")
     check_pictures(benchmark)
     assert answer(benchmark, tmp_path / "out", ["A cat", "2"]) is None
-    assert write_submission(benchmark, tmp_path / "out")[0].startswith("no submission: ")
+    assert benchmark.submit(tmp_path / "out")[0].startswith("no submission: ")
     everything = [{"image_id": 1, "question": "?", "question_id": n} for n in (1000, 43001, 42000)]
     put(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": everything})
     assert json.loads(submission(benchmark, tmp_path / "out").read_text()) == [
@@ -702,7 +699,7 @@ def test_mmmu(tmp_path):
     assert item["index2ans"] == {"A": "Monet", "B": "O'Keeffe"}
     with AnswerFile(tmp_path / "out" / "likelihood.jsonl") as file:  # the open question has no options
         file.append(benchmark.questions[0].row | {"text": "A", "parsed": "A", "how": "likelihood"})
-    scores = benchmark.score("main", tmp_path / "out" / "likelihood.jsonl")
+    scores = benchmark.score_answers(tmp_path / "out" / "likelihood.jsonl")
     assert (scores["n"], scores["score"], scores["complete"]) == (1, 0.0, True)
 
 
@@ -735,7 +732,7 @@ def test_mmmu_pro_vision(tmp_path):
         "the following format: 'Answer: $LETTER' (without quotes) where LETTER is one of options."
     ]
     scores = answer(benchmark, tmp_path / "out", ["So.\nAnswer: A"])
-    assert (scores["benchmark"], scores["score"]) == ("mmmu_pro", 100.0)
+    assert (scores["benchmark"], scores["score"]) == ("mmmu_pro_vision", 100.0)
 
 
 # --- free answers ---------------------------------------------------------------------------------------------------
@@ -839,7 +836,7 @@ def test_refcoco(tmp_path, kind):
     )
     scores = answer(benchmark, tmp_path / "out", ["[0.0, 0.0, 0.5, 0.5]", "nowhere"])
     assert (scores["benchmark"], scores["score"], scores["unparsed"]) == (kind, 0.5, 1)
-    assert not benchmark.baselines
+    assert not benchmark.has_baselines
 
 
 @pytest.mark.parametrize("kind", ["refcoco_caption", "refcoco+_caption", "refcocog_caption"])
@@ -910,8 +907,8 @@ def test_selection(tmp_path):
     shared = select_benchmarks(["mmbench_cn", "refcoco+_caption"], tmp_path)
     assert [entry.path for entry in shared.values()] == [str(tmp_path / n) for n in ("mmbench", "refcoco+")]
     for names, message in (
-        (["mmbensh"], "unknown kind of benchmark 'mmbensh'; did you mean 'mmbench'"),
-        (["msvd_qa"], "'msvd_qa' is a video benchmark: models cannot be shown videos yet"),
+        (["mmbensh"], "no benchmark 'mmbensh'; did you mean 'mmbench'"),
+        (["msvd_qa"], "'msvd_qa' cannot be asked: models cannot be shown videos yet"),
         (["mini"], "--benchmark=mini --path"),
         (["vqav2:splt=val2014"], "unknown option 'splt'; did you mean 'split'"),
         (["vqav2:split=train"], "'train' is none of val2014, test-dev2015, test2015"),
@@ -929,7 +926,7 @@ def test_incomplete_answers_are_not_submitted(tmp_path):
     answer(benchmark, tmp_path / "out", ["A"] * 5)
     path = tmp_path / "out" / "predictions.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
-    assert write_submission(benchmark, tmp_path / "out") == [
+    assert benchmark.submit(tmp_path / "out") == [
         "no submission: 2 questions are not answered, the first is 1000009"
     ]
 

@@ -1,80 +1,171 @@
-"""The table of benchmarks: exact name -> benchmark. A new benchmark is one file and one row here."""
+"""The table of benchmarks: exact name -> class. A new benchmark is one file, one row here and one test.
 
-from mllm_jax.evaluation.benchmarks import (
-    blink,
-    captions,
-    gqa,
-    llava_bench,
-    mathvista,
-    mini,
-    mm_vet,
-    mmbench,
-    mme,
-    mmmu,
-    mmmu_pro,
-    nextqa,
-    pope,
-    q_bench,
-    refcoco,
-    relaxed_accuracy,
-    scienceqa,
-    seed_bench,
-    textvqa,
-    video_qa,
-    vizwiz,
-    vqa,
-    vqav2,
+Everything else follows from it: what models can be asked (`read_benchmark`), what can be scored (`get_benchmark`),
+prepared, submitted and judged.
+"""
+
+import difflib
+from pathlib import Path
+
+from mllm_jax.evaluation.benchmarks.base import (
+    MAIN,
+    OPEN,
+    Answer,
+    Benchmark,
+    BenchmarkError,
+    Question,
 )
-from mllm_jax.evaluation.benchmarks.base import Benchmark
+from mllm_jax.evaluation.benchmarks.blink import Blink
+from mllm_jax.evaluation.benchmarks.caption import Caption
+from mllm_jax.evaluation.benchmarks.captions import Captions
+from mllm_jax.evaluation.benchmarks.chartqa import ChartQa
+from mllm_jax.evaluation.benchmarks.gqa import Gqa
+from mllm_jax.evaluation.benchmarks.judged import JudgeTask
+from mllm_jax.evaluation.benchmarks.llava_bench import LlavaBench
+from mllm_jax.evaluation.benchmarks.mathvista import MathVista
+from mllm_jax.evaluation.benchmarks.mini import Mini
+from mllm_jax.evaluation.benchmarks.mm_vet import MmVet
+from mllm_jax.evaluation.benchmarks.mmbench import MmBench, MmBenchCn
+from mllm_jax.evaluation.benchmarks.mme import Mme
+from mllm_jax.evaluation.benchmarks.mmmu import Mmmu
+from mllm_jax.evaluation.benchmarks.mmmu_pro import MmmuPro, MmmuProVision
+from mllm_jax.evaluation.benchmarks.nextqa import NextQa
+from mllm_jax.evaluation.benchmarks.pope import Pope
+from mllm_jax.evaluation.benchmarks.published import Published
+from mllm_jax.evaluation.benchmarks.q_bench import QBench, QBenchZh
+from mllm_jax.evaluation.benchmarks.refcoco import (
+    RefCoco,
+    RefCocoG,
+    RefCocoPlus,
+    RegionCaption,
+    RegionCaptionG,
+    RegionCaptionPlus,
+)
+from mllm_jax.evaluation.benchmarks.relaxed_accuracy import RelaxedAccuracy
+from mllm_jax.evaluation.benchmarks.scienceqa import ScienceQa
+from mllm_jax.evaluation.benchmarks.seed_bench import SeedBench
+from mllm_jax.evaluation.benchmarks.textvqa import TextVqa
+from mllm_jax.evaluation.benchmarks.video_qa import ActivityNetQa, MsrvttQa, MsvdQa, VideoChatGpt
+from mllm_jax.evaluation.benchmarks.vizwiz import VizWiz
+from mllm_jax.evaluation.benchmarks.vqa import Vqa
+from mllm_jax.evaluation.benchmarks.vqav2 import OkVqa, VqaV2
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "activitynet_qa": video_qa.BENCHMARKS["activitynet_qa"],
-    "blink": blink.BENCHMARK,
-    "captions": captions.BENCHMARK,
-    "chartqa": relaxed_accuracy.BENCHMARK_CHARTQA,
-    "gqa": gqa.BENCHMARK,
-    "llava_bench": llava_bench.BENCHMARK,
-    "mathvista": mathvista.BENCHMARK,
-    "mini": mini.BENCHMARK,
-    "mm_vet": mm_vet.BENCHMARK,
-    "mmbench": mmbench.BENCHMARK,
-    "mmbench_cn": mmbench.BENCHMARK_CN,
-    "mme": mme.BENCHMARK,
-    "mmmu": mmmu.BENCHMARK,
-    "mmmu_pro": mmmu_pro.BENCHMARK,
-    "msrvtt_qa": video_qa.BENCHMARKS["msrvtt_qa"],
-    "msvd_qa": video_qa.BENCHMARKS["msvd_qa"],
-    "nextqa": nextqa.BENCHMARK,
-    "ok_vqa": vqav2.BENCHMARK_OK_VQA,
-    "pope": pope.BENCHMARK,
-    "q_bench": q_bench.BENCHMARK,
-    "q_bench_zh": q_bench.BENCHMARK_ZH,
-    "refcoco": refcoco.BENCHMARKS["refcoco"],
-    "refcoco+": refcoco.BENCHMARKS["refcoco+"],
-    "refcoco+_caption": captions.BENCHMARK_REGION["refcoco+"],
-    "refcoco_caption": captions.BENCHMARK_REGION["refcoco"],
-    "refcocog": refcoco.BENCHMARKS["refcocog"],
-    "refcocog_caption": captions.BENCHMARK_REGION["refcocog"],
-    "relaxed_accuracy": relaxed_accuracy.BENCHMARK,
-    "scienceqa": scienceqa.BENCHMARK,
-    "seed_bench": seed_bench.BENCHMARK,
-    "textvqa": textvqa.BENCHMARK,
-    "video_chatgpt": video_qa.BENCHMARKS["video_chatgpt"],
-    "vizwiz": vizwiz.BENCHMARK,
-    "vqa": vqa.BENCHMARK,
-    "vqav2": vqav2.BENCHMARK,
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    "activitynet_qa": ActivityNetQa,
+    "blink": Blink,
+    "caption": Caption,
+    "captions": Captions,
+    "chartqa": ChartQa,
+    "gqa": Gqa,
+    "llava_bench": LlavaBench,
+    "mathvista": MathVista,
+    "mini": Mini,
+    "mm_vet": MmVet,
+    "mmbench": MmBench,
+    "mmbench_cn": MmBenchCn,
+    "mme": Mme,
+    "mmmu": Mmmu,
+    "mmmu_pro": MmmuPro,
+    "mmmu_pro_vision": MmmuProVision,
+    "msrvtt_qa": MsrvttQa,
+    "msvd_qa": MsvdQa,
+    "nextqa": NextQa,
+    "ok_vqa": OkVqa,
+    "pope": Pope,
+    "q_bench": QBench,
+    "q_bench_zh": QBenchZh,
+    "refcoco": RefCoco,
+    "refcoco+": RefCocoPlus,
+    "refcoco+_caption": RegionCaptionPlus,
+    "refcoco_caption": RegionCaption,
+    "refcocog": RefCocoG,
+    "refcocog_caption": RegionCaptionG,
+    "relaxed_accuracy": RelaxedAccuracy,
+    "scienceqa": ScienceQa,
+    "seed_bench": SeedBench,
+    "textvqa": TextVqa,
+    "video_chatgpt": VideoChatGpt,
+    "vizwiz": VizWiz,
+    "vqa": Vqa,
+    "vqav2": VqaV2,
 }
+# Read from the official files; the folder `name` below the data folder holds them under their default names.
+PUBLISHED: dict[str, type[Published]] = {
+    name: benchmark for name, benchmark in BENCHMARKS.items() if issubclass(benchmark, Published)
+}
+JUDGE_TASKS: dict[str, tuple[JudgeTask, ...]] = {
+    name: benchmark.judge for name, benchmark in BENCHMARKS.items() if benchmark.judge
+}
+PROMPTS = "prompts.json"  # marks a prepared benchmark (data/tfds_benchmarks.py, a slow import)
 
 
-def get_benchmark(name: str) -> Benchmark:
+def get_benchmark(name: str) -> type[Benchmark]:
     """The benchmark of that exact name.
 
     Raises:
-        ValueError: there is none; lists the names.
+        BenchmarkError: there is none; names the nearest and lists the others.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {', '.join(sorted(BENCHMARKS))}")
+        near = difflib.get_close_matches(str(name), BENCHMARKS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BenchmarkError(f"no benchmark {name!r}; {hint}there are {', '.join(sorted(BENCHMARKS))}")
     return BENCHMARKS[name]
 
 
-__all__ = ["BENCHMARKS", "Benchmark", "get_benchmark"]
+def get_asked(name: str) -> type[Benchmark]:
+    """The benchmark of that exact name, if models can be asked it.
+
+    Raises:
+        BenchmarkError: there is none, or it cannot be asked; says why.
+    """
+    benchmark = get_benchmark(name)
+    if benchmark.not_asked:
+        raise BenchmarkError(f"the benchmark {name!r} cannot be asked: {benchmark.not_asked}")
+    return benchmark
+
+
+def read_benchmark(
+    name: str, path: str | Path, images: str | Path | None = None, **options: bool | str
+) -> Benchmark:
+    """Reads a benchmark's questions.
+
+    Args:
+      name: exact name in `BENCHMARKS`.
+      path: its question file; for a published one also the folder that holds its files, or a version directory that
+        `evaluation.prepared.prepare` wrote.
+      images: folder that image names are relative to; None or "" for the default one.
+      **options: of a published benchmark, see its `options`; of a prepared one only those of decoding.
+
+    Raises:
+      BenchmarkError: an unknown name (the nearest is named) or option, or files that cannot be used.
+    """
+    benchmark = get_asked(name)
+    if not path:
+        raise BenchmarkError(f"the {name!r} benchmark needs the path of its JSON file")
+    if not issubclass(benchmark, Published):
+        if options:
+            raise BenchmarkError(f"the {name!r} benchmark has no option {next(iter(options))!r}")
+        return benchmark(path, images)
+    if (Path(path) / PROMPTS).is_file():
+        from mllm_jax.data.tfds_benchmarks import BenchmarkSource
+
+        return benchmark.from_source(BenchmarkSource(path), **options)
+    return benchmark(path, images, **options)
+
+
+__all__ = [
+    "BENCHMARKS",
+    "JUDGE_TASKS",
+    "MAIN",
+    "OPEN",
+    "PUBLISHED",
+    "Answer",
+    "Benchmark",
+    "BenchmarkError",
+    "JudgeTask",
+    "Published",
+    "Question",
+    "get_asked",
+    "get_benchmark",
+    "read_benchmark",
+]

@@ -1,50 +1,377 @@
-"""What a benchmark is to the rest of the library: a name, a unit and one function from files to scores."""
+"""What a benchmark is: its questions, how answers to them are read, and one rule for what each answer earns.
 
-from __future__ import annotations
+The score and what a report marks as right come from the same `Benchmark.grade`.
+"""
 
+import abc
 import dataclasses
-from collections.abc import Callable
+import functools
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from mllm_jax.data.reading import read_image_file
+from mllm_jax.evaluation.benchmarks.judged import JudgeTask
+from mllm_jax.evaluation.predictions import (
+    PredictionError,
+    Problems,
+    as_text,
+    by_id,
+    entries,
+    match_ids,
+    read_annotations,
+    read_json,
+    read_rows,
+    score_result,
+    take,
+)
+from mllm_jax.evaluation.store import Key, key_of
+from mllm_jax.inference.beam_sampling import Sampling
+
+MAIN, OPEN = "main", "open"
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """One row of the table in `mllm_jax.evaluation.benchmarks`.
+class BenchmarkError(ValueError):
+    """A benchmark that cannot be asked; the message names file and question."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """One prompt.
 
     Attributes:
-        name: exact name on the command line.
-        unit: of the headline score: `fraction`, `percent` or `points`.
-        score_files: `(predictions, annotations, **options) -> result` (see `predictions.score_result`).
-        predictions: what the prediction file looks like, one sentence for the help text.
-        annotations: the same for the annotations; empty if the predictions carry the answers.
-        options: names of the keyword options that `score_files` takes.
-        official: whose rule is followed.
+      row: what is kept with the answer; holds `question_id`, further `rotation` where a question is asked
+        several times, and what the scorer needs.
+      prompt: the words behind the images.
+      images: names that `Benchmark.read_image` understands.
+      options: multiple choice: the possible answers, in the order of the prompt.
+      part: "main", or "open" for the same questions asked without options.
+      interleaved: images stand where the prompt says `<image>`, not before it.
     """
 
-    name: str
-    unit: str
-    score_files: Callable[..., dict[str, Any]]
-    predictions: str
-    annotations: str
-    official: str
+    row: dict[str, Any]
+    prompt: str
+    images: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    part: str = MAIN
+    interleaved: bool = False
 
-    def score(self, predictions: Path, annotations: Path | None = None, **options: Any) -> dict[str, Any]:
-        """Scores a prediction file.
+    @property
+    def key(self) -> Key:
+        """Which answer of its part this is."""
+        return key_of(self.row)
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A stored answer beside its annotation, and, once graded, what it earns.
+
+    Attributes:
+      id: the question's.
+      row: the row of the answer file.
+      item: the annotation; the row itself where the answer file holds the right answers too.
+      text: the answer.
+      where: file and question, for messages.
+      credit: what the score counts for it, from 0 (False) to 1 (True).
+      parsed: False if no rule could read it.
+      notes: what further figures need.
+    """
+
+    id: Hashable
+    row: Mapping[str, Any]
+    item: Mapping[str, Any]
+    text: str
+    where: str
+    credit: float | int = 0
+    parsed: bool = True
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def value(self, *names: str) -> Any:
+        """The annotation's field under the first of several names that is there.
 
         Raises:
-            ValueError: an option that this benchmark does not have, or annotations that it needs are missing.
-            PredictionError: a file that cannot be read at all.
+          PredictionError: none is.
         """
+        return take(self.item, names, self.where)
+
+
+class Benchmark(abc.ABC):
+    """One benchmark.
+
+    The class scores files of answers (`score`); an instance holds the questions that a model is asked.
+
+    Attributes:
+      name: exact name, the row of the table.
+      unit: of the headline score: `fraction`, `percent` or `points`.
+      rule: whose scoring rule is followed.
+      answers_format: what a file of answers looks like, one sentence for the help text.
+      annotations_format: the same for the annotations; "" if they may be absent, as the answers carry them.
+      score_options: names of the keyword options of `score`.
+      id_keys: keys that may hold a question's id, the first that is there is taken.
+      text_keys: the same for the answer.
+      keyed: whether files may be JSON objects id -> answer (or annotation) as well as rows.
+      rows_key: where the rows are if the annotations are one JSON object that holds them.
+      in_annotation_order: whether answers are gone through in the annotations' order: last digits depend on it.
+      not_asked: why models cannot be asked; "" if they can.
+      not_scored: why answers have no score; "" if they do.
+      judge: what a GPT model decides (`mllm-jax judge`).
+      max_new_tokens: the official limit of an answer; 0 = the evaluation's.
+      questions: all prompts; those about one image stand together.
+      has_baselines: whether blind answers and the majority answer say something about it.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = "fraction"
+    rule: ClassVar[str] = ""
+    answers_format: ClassVar[str] = "JSON lines {question_id, text}"
+    annotations_format: ClassVar[str] = ""
+    score_options: ClassVar[tuple[str, ...]] = ()
+    id_keys: ClassVar[tuple[str, ...]] = ("question_id", "id")
+    text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
+    keyed: ClassVar[bool] = False
+    rows_key: ClassVar[str] = ""
+    in_annotation_order: ClassVar[bool] = False
+    not_asked: ClassVar[str] = ""
+    not_scored: ClassVar[str] = ""
+    judge: ClassVar[tuple[JudgeTask, ...]] = ()
+    max_new_tokens: ClassVar[int] = 0
+    has_baselines: bool = True
+
+    # --- scoring files of answers ---------------------------------------------------------------------------------
+
+    @classmethod
+    def score(cls, predictions: Path, annotations: Path | None = None, **options: Any) -> dict[str, Any]:
+        """The score contract's object (see `predictions.score_result`) for a file of answers.
+
+        Raises:
+          ValueError: there is no score, an option that this benchmark does not have, or annotations are missing.
+          PredictionError: a file that cannot be read at all.
+        """
+        if cls.not_scored:
+            raise ValueError(f"{cls.name}: {cls.not_scored}")
         for key in options:
-            if key not in self.options:
-                raise ValueError(f"{self.name}: no option {key!r}; it has {list(self.options)}")
-        if self.annotations and annotations is None:
-            raise ValueError(f"{self.name}: --annotations is needed: {self.annotations}")
-        return self.score_files(
-            Path(predictions), None if annotations is None else Path(annotations), **options
+            if key not in cls.score_options:
+                raise ValueError(f"{cls.name}: no option {key!r}; it has {list(cls.score_options)}")
+        if cls.annotations_format and annotations is None:
+            raise ValueError(f"{cls.name}: --annotations is needed: {cls.annotations_format}")
+        problems = Problems()
+        answers = cls.grade_files(Path(predictions), annotations and Path(annotations), problems)
+        figures = {"subtasks": {}, "groups": {}} | cls.figures(answers, problems, **options)
+        return score_result(cls.name, unit=cls.unit, problems=problems, **figures)
+
+    @classmethod
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+        """The answers of a file, each with what it earns."""
+        gold = None if annotations is None else cls.read_annotations(annotations)
+        rows = cls.read_answers(predictions, problems)
+        return cls.match(rows, gold, predictions, annotations or predictions, problems)
+
+    @classmethod
+    def match(
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        gold: Mapping[Any, Mapping[str, Any]] | None,
+        predictions: Path,
+        annotations: Path,
+        problems: Problems,
+    ) -> list[Answer]:
+        """Graded answers to the annotated questions; what does not belong together goes to `problems`."""
+        key_of_row = cls.identifier(gold, predictions)
+        found = match_ids(rows, gold, key_of_row, lambda row: cls.stored(row, str(predictions)), problems)
+        keys = [key for key in gold if key in found] if gold and cls.in_annotation_order else list(found)
+        answers = []
+        for key in keys:
+            item = found[key] if gold is None else cls.item(found[key], gold[key])
+            text = as_text(cls.stored(found[key], f"{predictions}: {key}"))
+            answers.append(Answer(key, found[key], item, text, f"{annotations}: {key}"))
+        cls.grade_all(answers)
+        return answers
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> Mapping[Any, Mapping[str, Any]]:
+        """id -> annotation.
+
+        Raises:
+          PredictionError: the file cannot be used.
+        """
+        value = read_annotations(path)
+        if isinstance(value, dict) and cls.rows_key in value:
+            value = value[cls.rows_key]
+            if not isinstance(value, list):
+                raise PredictionError(f"{path}: expected a list of annotations under {cls.rows_key!r}")
+        if not cls.keyed:
+            rows = value if isinstance(value, list) else [value]
+            return by_id(rows, cls.id_keys, path)
+        pairs = entries(value, cls.id_keys, path)
+        return by_id(
+            ({**(v if isinstance(v, dict) else {"answer": v}), cls.id_keys[0]: key} for key, v in pairs),
+            cls.id_keys[:1],
+            path,
         )
+
+    @classmethod
+    def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
+        """The rows of a file of answers."""
+        if not cls.keyed:
+            return read_rows(path, problems)
+        first, text = cls.id_keys[0], cls.text_keys[0]
+        pairs = entries(read_json(path, problems), cls.id_keys, path, problems)
+        return [{**(v if isinstance(v, dict) else {text: v}), first: key} for key, v in pairs]
+
+    @classmethod
+    def identifier(
+        cls, gold: Mapping[Any, Any] | None, path: Path
+    ) -> Callable[[Mapping[str, Any]], Hashable]:
+        """A function from a row of the answer file to its question's id."""
+        return lambda row: str(take(row, cls.id_keys, str(path)))
+
+    @classmethod
+    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+        """The answer in a row of the answer file."""
+        return take(row, cls.text_keys, where)
+
+    @classmethod
+    def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is known of a question that has an annotation."""
+        return annotation
+
+    @classmethod
+    def grade_all(cls, answers: Sequence[Answer]) -> None:
+        """Grades answers one by one."""
+        for answer in answers:
+            cls.grade(answer)
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        """Sets `credit` and `parsed`: the one rule for what an answer earns."""
+        raise NotImplementedError
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems, **options: Any) -> dict[str, Any]:
+        """`n`, `unparsed`, `score` and, where there are, `subtasks`, `groups` and further figures."""
+        raise NotImplementedError
+
+    @classmethod
+    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+        """Answers for which this is equal count as one question, right only if all are."""
+        return key_of(row)
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    def __init__(self, path: str | Path, images: str | Path | None = None):
+        """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""
+        self.path = Path(path)
+        self.images = Path(images) if images else self.path.parent / "images"
+        self.set_questions(self.read())
+
+    def set_questions(self, questions: Sequence[Question]) -> None:
+        """Keeps the prompts, after a look at their ids."""
+        self.questions = questions
+        if not self.questions:
+            raise BenchmarkError(f"{self.path}: holds no question")
+        seen: set[tuple[str, str, int]] = set()
+        for question in self.questions:
+            if (key := (question.part, *question.key)) in seen:
+                raise BenchmarkError(f"{self.path}: question id {question.row['question_id']!r} occurs twice")
+            seen.add(key)
+
+    def read(self) -> list[Question]:
+        """The prompts.
+
+        Raises:
+          BenchmarkError: the file cannot be used.
+        """
+        raise NotImplementedError
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How answers are drawn; None: greedy."""
+        return None
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        """The answer that a text gives (None if it gives none) and how it was read."""
+        return (text, "text") if text.strip() else (None, "unparsed")
+
+    def extra_fields(self, text: str, parsed: str | None) -> dict[str, Any]:
+        """Further fields of a stored answer, where a scorer wants them."""
+        return {}
+
+    def answer_row(
+        self, question: Question, text: str, read: tuple[str | None, str] | None = None
+    ) -> dict[str, Any]:
+        """An answer as it is stored; `read` instead of what `parse` says."""
+        parsed, how = self.parse(question, text) if read is None else read
+        row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
+        return row | self.extra_fields(text, parsed)
+
+    def annotations_for(self, predictions: Path) -> Path | None:
+        """The annotations of a file of our own answers; None if the answers carry them."""
+        return None
+
+    def score_answers(self, predictions: Path) -> dict[str, Any] | None:
+        """The score contract's object for a file of our own answers; None if there is no score."""
+        return None if self.not_scored else self.score(predictions, self.annotations_for(predictions))
+
+    def credits(self, predictions: Path) -> dict[Key, float]:
+        """What each of our own answers earns in the score; empty where there is none."""
+        if self.not_scored:
+            return {}
+        answers = self.grade_files(predictions, self.annotations_for(predictions), Problems())
+        return {key_of(answer.row): float(answer.credit) for answer in answers}
+
+    def majority(self, questions: Sequence[Question]) -> list[str]:
+        """The majority baseline: per ability the most frequent right answer that a question's options offer."""
+        answers: dict[str, list[str]] = defaultdict(list)
+        for question in self.counted_questions():
+            row = question.row
+            gold = row["gold"] if "gold" in row else row["answer"]
+            answers[row.get("ability", "")].append(most_frequent(gold)[0] if isinstance(gold, list) else gold)
+        ranked = {ability: most_frequent(texts) for ability, texts in answers.items()}
+        found = []
+        for question in questions:
+            order = ranked[question.row.get("ability", "")]
+            offered = [a for a in order if a in question.options] if question.options else order
+            found.append((offered or list(question.options))[0])
+        return found
+
+    def counted_questions(self) -> Iterable[Question]:
+        """The questions whose right answers the majority baseline counts."""
+        return self.questions
+
+    def read_image(self, name: str) -> bytes:
+        """The encoded image.
+
+        Raises:
+          DataError: it cannot be read; names the file and a question about it.
+        """
+        return read_image_file(self.images, name, self.question_about(name))
+
+    def image_file(self, name: str) -> Path | None:
+        """Where an image is; None where it is inside a table."""
+        return self.images / name
+
+    def question_about(self, image: str) -> str:
+        """The id of the first question about an image, for messages."""
+        return self._first_question.get(image, image)
+
+    @functools.cached_property
+    def _first_question(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for question in self.questions:
+            for image in question.images:
+                found.setdefault(image, str(question.row["question_id"]))
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all prompts, images' names and expected answers."""
+        digest = hashlib.sha256()
+        for q in self.questions:
+            digest.update(json.dumps([q.part, q.row, q.prompt, q.images, q.options], sort_keys=True).encode())
+        return digest.hexdigest()[:16]
 
 
 def ratio(right: float | int, n: float | int, scale: float | int = 1.0) -> float:
@@ -52,36 +379,40 @@ def ratio(right: float | int, n: float | int, scale: float | int = 1.0) -> float
     return float(right / n * scale) if n else 0.0
 
 
-class Tally:
-    """Right answers and questions per name, in the order in which the names came.
+def earned(answers: Iterable[Answer]) -> float | int:
+    """The sum of what answers earn."""
+    return sum(answer.credit for answer in answers)
 
-    Example:
-        >>> tally = Tally()
-        >>> tally.add("color", True); tally.add("color", False)
-        >>> tally.accuracy()
-        {'color': 0.5}
+
+def unread(answers: Iterable[Answer]) -> int:
+    """How many answers no rule could read."""
+    return sum(not answer.parsed for answer in answers)
+
+
+def tally(
+    answers: Iterable[Answer], name_of: Callable[[Answer], str | None], note: str = ""
+) -> dict[str, list[Any]]:
+    """Part -> [what its answers earn, how many they are], parts in the order in which they come.
+
+    Args:
+      name_of: an answer's part; None leaves it out.
+      note: adds up this note of the answers instead of their credit.
     """
+    cells: dict[str, list[Any]] = {}
+    for answer in answers:
+        if (name := name_of(answer)) is not None:
+            cell = cells.setdefault(name, [0, 0])
+            cell[0] += answer.notes[note] if note else answer.credit
+            cell[1] += 1
+    return cells
 
-    def __init__(self) -> None:
-        self.cells: dict[str, list[int]] = {}
 
-    def add(self, name: str, right: bool) -> None:
-        cell = self.cells.setdefault(name, [0, 0])
-        cell[0] += bool(right)
-        cell[1] += 1
+def rates(cells: Mapping[str, Sequence[Any]], scale: float | int = 1.0) -> dict[str, float]:
+    """Part -> what its answers earn on average, times `scale`."""
+    return {name: ratio(right, n, scale) for name, (right, n) in cells.items()}
 
-    @property
-    def right(self) -> int:
-        return sum(right for right, _ in self.cells.values())
 
-    @property
-    def n(self) -> int:
-        return sum(n for _, n in self.cells.values())
-
-    def accuracy(self, scale: float | int = 1.0) -> dict[str, float]:
-        """Name -> accuracy times `scale`."""
-        return {name: ratio(right, n, scale) for name, (right, n) in self.cells.items()}
-
-    def counts(self) -> dict[str, list[int]]:
-        """Name -> [right, questions]."""
-        return {name: list(cell) for name, cell in self.cells.items()}
+def most_frequent(answers: Sequence[str]) -> list[str]:
+    """Different answers, the most frequent first, ties in alphabetical order."""
+    counts = Counter(answers)
+    return sorted(counts, key=lambda answer: (-counts[answer], answer))

@@ -3,23 +3,14 @@
 The answer files hold final letters in parentheses; an answer is right if it is exactly the annotated one.
 """
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_map,
-    as_text,
-    match_ids,
-    read_annotations,
-    read_json,
-    score_result,
-)
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, value_of
+from mllm_jax.evaluation.option_match import LETTERS
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
 
 _ID = re.compile(r"(?:val|test)_(.+)_\d+")
 _FINAL = re.compile(r"\([A-D]\)")
@@ -42,51 +33,76 @@ TASKS = (
 )
 
 
-def _pairs(value: Any, path: Path) -> list[dict[str, str]]:
-    if as_map(value, ("id",)) is not None:
-        return [{"id": key, "answer": answer} for key, answer in value.items()]
-    value = [value] if isinstance(value, dict) else value
-    if isinstance(value, list) and all(isinstance(row, dict) and "id" in row for row in value):
-        return [
-            {"id": str(r["id"]), "answer": r.get("answer", r.get("prediction", r.get("text")))} for r in value
-        ]
-    raise PredictionError(f"{path}: expected a JSON object id -> '(A)', or rows {{id, answer}}")
+class Blink(Published):
+    """BLINK validation: up to four images, options as "(A)"."""
 
+    name = "blink"
+    rule = "BLINK eval/evaluate.py"
+    answers_format = 'JSON object id -> "(A)", or rows {id, answer}'
+    annotations_format = 'val_answers.json: id -> "(A)"'
+    id_keys = ("id",)
+    text_keys = ("answer", "prediction", "text")
+    keyed = True
+    upload = Upload("{name}.json", "BLINK's eval/evaluate.py")
+    options: ClassVar = {
+        # The data set's own `prompt` lists the options. Upstream lets a GPT model read the letter from free answers;
+        # the usual instruction makes that needless.
+        "instruction": Option(True, "append the usual request for a letter to the data set's prompt"),
+    }
+    files: ClassVar = {
+        "questions": File(("*/val-*.parquet",), "https://huggingface.co/datasets/BLINK-Benchmark/BLINK")
+    }
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = {row["id"]: row["answer"] for row in _pairs(read_annotations(annotations), annotations)}
-    rows = _pairs(read_json(predictions, problems), predictions)
-    found = match_ids(rows, gold, lambda r: r["id"], lambda r: r["answer"], problems)
-    tally, unparsed = Tally(), 0
-    for key, row in found.items():
-        name = _ID.fullmatch(key)
+    def items(self) -> Iterator[Question]:
+        for row in self.rows():
+            number = str(value_of(row, "idx", self.folder))
+            letters = tuple(f"({letter})" for letter in LETTERS[: len(value_of(row, "choices", number))])
+            gold = value_of(row, "answer", number)
+            images = tuple(row[f"image_{i}"] for i in range(1, 5) if row.get(f"image_{i}") is not None)
+            suffix = f"\n{LETTER}" if self.values["instruction"] else ""
+            yield self.question(
+                number,
+                f"{str(value_of(row, 'prompt', number)).rstrip()}{suffix}",
+                images,
+                gold,
+                letters,
+                ability=number.split("_", 1)[1].rsplit("_", 1)[0],
+                fields={"id": number},
+                truth={"id": number, "answer": gold},
+            )
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        """The one letter that the answer is, starts with, or has in parentheses."""
+        first = re.match(r"\(?([A-D])\)?(?![A-Za-z'’])", text.strip())
+        named = {first[1]} if first else set(re.findall(r"\(([A-D])\)", text))
+        found = [letter for letter in question.options if letter[1] in named]
+        return (found[0], "letter") if len(found) == 1 else (None, "unparsed")
+
+    def extra_fields(self, text: str, parsed: str | None) -> dict[str, Any]:
+        return {"prediction": parsed or text}
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        name = _ID.fullmatch(str(answer.id))
         if name is None:
-            raise PredictionError(f"{annotations}: id {key!r} has no task name in it (val_<task>_<number>)")
-        answer = as_text(row["answer"])
-        unparsed += not _FINAL.fullmatch(answer)
-        tally.add(name[1], answer == gold[key])
-    tasks = tally.accuracy()
-    order = [t for t in TASKS if t in tasks] + [t for t in tasks if t not in TASKS]
-    return score_result(
-        "blink",
-        n=len(found),
-        unparsed=unparsed,
-        score=ratio(sum(tasks[t] for t in order), len(order)),
-        unit="fraction",
-        subtasks={t: tasks[t] for t in order},
-        groups={},
-        problems=problems,
-        micro_accuracy=ratio(tally.right, tally.n),
-        counts=tally.counts(),
-    )
+            raise PredictionError(f"{answer.where}: the id has no task name in it (val_<task>_<number>)")
+        answer.notes["task"] = name[1]
+        answer.credit = answer.text == as_text(answer.value("answer"))
+        answer.parsed = _FINAL.fullmatch(answer.text) is not None
 
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        cells = tally(answers, lambda a: a.notes["task"])
+        tasks = rates(cells)
+        order = [t for t in TASKS if t in tasks] + [t for t in tasks if t not in TASKS]
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": ratio(sum(tasks[t] for t in order), len(order)),
+            "subtasks": {t: tasks[t] for t in order},
+            "micro_accuracy": ratio(earned(answers), len(answers)),
+            "counts": cells,
+        }
 
-BENCHMARK = Benchmark(
-    name="blink",
-    unit="fraction",
-    score_files=_score_files,
-    predictions='JSON object id -> "(A)", or rows {id, answer}',
-    annotations='val_answers.json: id -> "(A)"',
-    official="BLINK eval/evaluate.py",
-)
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return {row["id"]: row["prediction"] for row in rows}

@@ -1,72 +1,32 @@
-"""COCO captions (Chen et al. 2015) and region captions of RefCOCO/+/g: BLEU-1..4, ROUGE-L, CIDEr, METEOR.
+"""COCO captions (Chen et al. 2015), and how captions are scored: BLEU-1..4, ROUGE-L, CIDEr, METEOR.
 
 The headline is CIDEr. Captions are tokenized by the official Java program where it is installed, else
 by our own (the result says which). METEOR exists in Java only: where it cannot run, the result says so
 under `METEOR_absent`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mllm_jax.evaluation import caption_java, caption_metrics, ptb_tokenizer
-from mllm_jax.evaluation.benchmarks.base import Benchmark
+from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, BenchmarkError, Question, unread
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload
+from mllm_jax.evaluation.benchmarks.question_files import read_json as read_question_json
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
-    as_map,
     as_text,
-    match_ids,
+    entries,
     read_annotations,
-    read_json,
-    score_result,
     take,
 )
+from mllm_jax.evaluation.store import Key
 
 TOKENIZERS = ("auto", "java", "python", "none")
-_ID = ("image_id", "question_id", "id")
-_TEXT = ("caption", "text", "answer")
-
-
-def read_references(path: Path) -> dict[str, list[str]]:
-    """id -> reference captions, from `id -> [caption, ...]` or COCO's annotation file.
-
-    Raises:
-        PredictionError: neither form.
-    """
-    value = read_annotations(path)
-    references: dict[str, list[str]] = {}
-    if isinstance(value, dict) and isinstance(value.get("annotations"), list):
-        for row in value["annotations"]:
-            references.setdefault(str(take(row, _ID, str(path))), []).append(
-                as_text(take(row, _TEXT, str(path)))
-            )
-    elif as_map(value, _ID) is not None:
-        references = {str(key): [as_text(c) for c in captions] for key, captions in value.items()}
-    else:
-        for row in value if isinstance(value, list) else [value]:
-            key, texts = (
-                str(take(row, _ID, str(path))),
-                take(row, ("references", "answer", "captions"), str(path)),
-            )
-            references[key] = [as_text(text) for text in (texts if isinstance(texts, list) else [texts])]
-    if not references or not all(references.values()):
-        raise PredictionError(f"{path}: expected id -> list of captions, or COCO's captions_*.json")
-    return references
-
-
-def _rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
-    value = read_json(path, problems)
-    if as_map(value, _ID) is not None:
-        return [{"id": k, "text": v[0] if isinstance(v, list) and v else v} for k, v in value.items()]
-    rows = value if isinstance(value, list) else [value]
-    return [
-        {"id": str(take(row, _ID, str(path))), "text": take(row, _TEXT, str(path))}
-        for row in rows
-        if isinstance(row, dict)
-    ]
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
+_COCO = "https://cocodataset.org/#download"
 
 
 def _tokenizer(name: str) -> tuple[str, Callable[[Sequence[str]], list[str]]]:
@@ -80,19 +40,17 @@ def _tokenizer(name: str) -> tuple[str, Callable[[Sequence[str]], list[str]]]:
 
 
 def score_captions(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], tokenizer: str = "auto"
+    said: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = "auto"
 ) -> dict[str, Any]:
-    """All metrics of captions by id; ids must be the same on both sides.
+    """All metrics of captions, each with its references.
 
     Returns:
         `Bleu_1` .. `Bleu_4`, `ROUGE_L`, `CIDEr`, and `METEOR` or `METEOR_absent`; `tokenizer`.
     """
     name, tokenize = _tokenizer(tokenizer)
-    keys = list(predictions)
-    flat = [caption for key in keys for caption in references[key]]
-    wanted = iter(tokenize(flat))
-    refs = [[next(wanted) for _ in references[key]] for key in keys]
-    said = tokenize([predictions[key] for key in keys])
+    wanted = iter(tokenize([caption for captions in references for caption in captions]))
+    refs = [[next(wanted) for _ in captions] for captions in references]
+    said = tokenize(list(said))
     figures: dict[str, Any] = {}
     for n, value in enumerate(caption_metrics.bleu(said, refs), 1):
         figures[f"Bleu_{n}"] = value
@@ -106,45 +64,103 @@ def score_captions(
     return figures | {"tokenizer": name}
 
 
-def _score(name: str, predictions: Path, annotations: Path, tokenizer: str) -> dict[str, Any]:
-    problems = Problems()
-    references = read_references(annotations)
-    found = match_ids(
-        _rows(predictions, problems), references, lambda r: r["id"], lambda r: r["text"], problems
-    )
-    if not found:
-        raise PredictionError(f"{predictions}: no caption for any image of {annotations}")
-    # The official tools go through the images in the order of the references.
-    said = {key: as_text(found[key]["text"]) for key in references if key in found}
-    figures = score_captions(said, references, tokenizer)
-    return score_result(
-        name,
-        n=len(said),
-        unparsed=sum(not text.strip() for text in said.values()),
-        score=figures["CIDEr"],
-        unit="fraction",
-        subtasks={},
-        groups={},
-        problems=problems,
-        n_references=sum(len(references[key]) for key in said),
-        **figures,
-    )
+class CaptionScores(Benchmark):
+    """Captions against references; no caption is right or wrong by itself."""
+
+    rule = "pycocoevalcap 1.2 (COCO caption tools)"
+    answers_format = "JSON array {image_id, caption}, LLaVA JSON lines {question_id, text}, or id -> caption"
+    annotations_format = "id -> reference captions, or COCO's captions_*.json"
+    score_options = ("tokenizer",)
+    id_keys = ("image_id", "question_id", "id")
+    text_keys = ("caption", "text", "answer")
+    keyed = True
+    in_annotation_order = True  # as the official tools
+    comparable = False
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        return (text, "caption") if text.strip() else (None, "unparsed")
+
+    def credits(self, predictions: Path) -> dict[Key, float]:
+        return {}
+
+    @classmethod
+    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+        value = take(row, cls.text_keys, where)
+        return value[0] if isinstance(value, list) and value else value
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+        value = read_annotations(path)
+        references: dict[str, list[str]] = {}
+        if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+            for row in value["annotations"]:
+                key = str(take(row, cls.id_keys, str(path)))
+                references.setdefault(key, []).append(as_text(take(row, cls.text_keys, str(path))))
+        else:
+            for key, found in entries(value, cls.id_keys, path):
+                if isinstance(found, dict):
+                    found = take(found, ("references", "answer", "captions"), str(path))
+                references[key] = [as_text(one) for one in (found if isinstance(found, list) else [found])]
+        if not references or not all(references.values()):
+            raise PredictionError(f"{path}: expected id -> list of captions, or COCO's captions_*.json")
+        return {key: {"references": captions} for key, captions in references.items()}
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        answer.parsed = bool(answer.text.strip())
+
+    @classmethod
+    def figures(
+        cls, answers: Sequence[Answer], problems: Problems, tokenizer: str = "auto"
+    ) -> dict[str, Any]:
+        if not answers:
+            raise PredictionError(f"{cls.name}: no caption for any image of the annotations")
+        references = [answer.item["references"] for answer in answers]
+        figures = score_captions([answer.text for answer in answers], references, tokenizer)
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": figures["CIDEr"],
+            "n_references": sum(map(len, references)),
+            **figures,
+        }
 
 
-def _benchmark(name: str) -> Benchmark:
-    def score_files(predictions: Path, annotations: Path | None, tokenizer: str = "auto") -> dict[str, Any]:
-        return _score(name, predictions, annotations, tokenizer)
+class Captions(CaptionScores, Published):
+    """Captions of COCO images."""
 
-    return Benchmark(
-        name=name,
-        unit="fraction",
-        score_files=score_files,
-        predictions="JSON array {image_id, caption}, LLaVA JSON lines {question_id, text}, or id -> caption",
-        annotations="id -> reference captions, or COCO's captions_*.json",
-        official="pycocoevalcap 1.2 (COCO caption tools)",
-        options=("tokenizer",),
-    )
+    name = "captions"
+    max_new_tokens = 64
+    upload = Upload("captions_results.json", "the COCO caption tools")
+    options: ClassVar = {
+        "split": Option("val2017", "which images", ("val2017", "val2014")),
+        # lmms-eval's words; papers differ here, and scores with them.
+        "prompt": Option(CAPTION_PROMPT, "the request for a caption"),
+    }
+    files: ClassVar = {
+        "questions": File(("captions_{split}.json", "annotations/captions_{split}.json"), _COCO),
+        "images": File(("{split}",), _COCO),
+    }
 
+    def items(self) -> Iterator[Question]:
+        (path,) = self.paths("questions")
+        self.files_read.append(path)
+        value = read_question_json(path)
+        if not isinstance(value, dict) or not {"images", "annotations"} <= value.keys():
+            raise BenchmarkError(f"{path}: expected COCO's object with 'images' and 'annotations'")
+        references: dict[int, list[str]] = defaultdict(list)
+        for row in value["annotations"]:
+            references[row["image_id"]].append(row["caption"])
+        for image in value["images"]:
+            captions = references[image["id"]]
+            yield self.question(
+                image["id"],
+                str(self.values["prompt"]),
+                (image["file_name"],),
+                captions or None,
+                fields={"image_id": image["id"]},
+                truth={"image_id": image["id"], "references": captions},
+            )
 
-BENCHMARK = _benchmark("captions")
-BENCHMARK_REGION = {name: _benchmark(f"{name}_caption") for name in ("refcoco", "refcoco+", "refcocog")}
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return [{"image_id": row["image_id"], "caption": row["text"]} for row in rows]

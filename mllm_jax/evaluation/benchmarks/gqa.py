@@ -1,4 +1,4 @@
-"""GQA (Hudson and Manning 2019): exact match on the balanced questions.
+"""GQA (Hudson and Manning 2019): exact match on the balanced questions of test-dev.
 
 A prediction is the text without trailing full stops, in lower case (LLaVA's `convert_gqa_for_eval.py`);
 the official `eval.py` then compares it with the answer. lmms-eval's match, which also ignores
@@ -6,29 +6,18 @@ punctuation, is printed beside. Consistency, validity and plausibility are not c
 answers to all questions and the scene graphs' choices.
 """
 
-from __future__ import annotations
-
 import string
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_map,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotations,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.published import File, Upload, value_of
+from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
 
-_ID = ("questionId", "question_id", "id")
-_TEXT = ("prediction", "text", "answer")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SITE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 
 
 def normalize(text: str) -> str:
@@ -45,62 +34,75 @@ def _lmms(text: str) -> str:
     return text.lower().translate(_NO_PUNCTUATION)
 
 
-def _read_gold(path: Path) -> dict[str, Any]:
-    """Balanced questions of the official JSON (id -> question), or rows {question_id, answer}."""
-    value = read_annotations(path)
-    if as_map(value, _ID) is not None:
-        gold = {str(key): item for key, item in value.items() if item.get("isBalanced", True)}
-    else:
-        gold = by_id(value if isinstance(value, list) else [value], _ID, path)
-    if not gold:
-        raise PredictionError(f"{path}: no balanced question; use testdev_balanced_questions.json")
-    return dict(gold)
+class Gqa(ShortAnswer):
+    """GQA test-dev, balanced questions."""
 
+    name = "gqa"
+    unit = "percent"
+    rule = "GQA eval.py (accuracy); LLaVA convert_gqa_for_eval.py"
+    answers_format = "JSON array {questionId, prediction}, or LLaVA JSON lines {question_id, text}"
+    annotations_format = "testdev_balanced_questions.json"
+    id_keys = ("questionId", "question_id", "id")
+    text_keys = ("prediction", "text", "answer")
+    keyed = True
+    upload = Upload("testdev_balanced_predictions.json", "GQA's eval.py")
+    files: ClassVar = {
+        "questions": File(
+            ("testdev_balanced_questions.json", "questions1.2/testdev_balanced_questions.json"), _SITE
+        ),
+        "images": File(("images",), _SITE),
+    }
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = _read_gold(annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: str(take(r, _ID, str(predictions))),
-        lambda r: take(r, _TEXT, str(predictions)),
-        problems,
-    )
-    kinds, structural, semantic = Tally(), Tally(), Tally()
-    lmms = empty = 0
-    for key, row in found.items():
-        text, item = as_text(take(row, _TEXT, "")), gold[key]
-        answer = as_text(take(item, ("answer",), f"{annotations}: {key}"))
-        right = normalize(text) == answer
-        empty += not text.strip()
-        lmms += _lmms(text) == _lmms(answer)
-        types = item.get("types") or {}
-        kinds.add("binary" if types and types.get("structural") != "query" else "open", right)
-        if types.get("structural"):
-            structural.add(types["structural"], right)
-        if types.get("semantic"):
-            semantic.add(types["semantic"], right)
-    return score_result(
-        "gqa",
-        n=kinds.n,
-        unparsed=empty,
-        score=100 * ratio(float(kinds.right), kinds.n),
-        unit="percent",
-        subtasks=structural.accuracy(100) | semantic.accuracy(100),
-        groups={},
-        problems=problems,
-        correct=kinds.right,
-        answer_kinds=kinds.accuracy(100) if structural.n else {},
-        lmms_exact_match=ratio(lmms, kinds.n, 100),
-    )
+    def items(self) -> Iterator[Question]:
+        for row in self.rows():
+            if row.get("isBalanced", True):
+                types, gold = row.get("types") or {}, row.get("answer")
+                image = f"{value_of(row, 'imageId', self.path)}.jpg"
+                yield self.question(
+                    row["_id"],
+                    self.prompt(row),
+                    (image,),
+                    gold,
+                    ability=types.get("structural", ""),
+                    truth={"answer": gold, "types": types},
+                )
 
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+        gold = super().read_annotations(path)
+        balanced = {key: row for key, row in gold.items() if row.get("isBalanced", True)}
+        if not balanced:
+            raise PredictionError(f"{path}: no balanced question; use testdev_balanced_questions.json")
+        return balanced
 
-BENCHMARK = Benchmark(
-    name="gqa",
-    unit="percent",
-    score_files=_score_files,
-    predictions="JSON array {questionId, prediction}, or LLaVA JSON lines {question_id, text}",
-    annotations="testdev_balanced_questions.json",
-    official="GQA eval.py (accuracy); LLaVA convert_gqa_for_eval.py",
-)
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        gold = as_text(answer.value("answer"))
+        answer.credit = normalize(answer.text) == gold
+        answer.parsed = bool(answer.text.strip())
+        answer.notes["lmms"] = _lmms(answer.text) == _lmms(gold)
+        answer.notes["types"] = answer.item.get("types") or {}
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        def binary(answer: Answer) -> str:
+            types = answer.notes["types"]
+            return "binary" if types and types.get("structural") != "query" else "open"
+
+        n = len(answers)
+        structural, semantic = (
+            tally(answers, lambda a, kind=kind: a.notes["types"].get(kind) or None)
+            for kind in ("structural", "semantic")
+        )
+        return {
+            "n": n,
+            "unparsed": unread(answers),
+            "score": 100 * ratio(float(earned(answers)), n),
+            "subtasks": rates(structural, 100) | rates(semantic, 100),
+            "correct": earned(answers),
+            "answer_kinds": rates(tally(answers, binary), 100) if structural else {},
+            "lmms_exact_match": ratio(sum(a.notes["lmms"] for a in answers), n, 100),
+        }
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return [{"questionId": row["question_id"], "prediction": normalize(row["text"])} for row in rows]

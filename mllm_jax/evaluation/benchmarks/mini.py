@@ -1,22 +1,33 @@
-"""The project's own benchmark, scored with circular evaluation.
+"""The project's own benchmark: every question under all rotations of its options, and without options.
 
-One row per question and rotation of its options:
+Stored are one row per question and rotation,
 `{question_id, rotation, ability, group, options, answer, text}`. A question is right only if every rotation
 is answered right (Liu et al. 2023, "MMBench", sec. 4.1). Open rows have no options (empty or absent) and are
 right if the normalised answer is the normalised expected one.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark
+from mllm_jax.evaluation.benchmarks.base import (
+    MAIN,
+    OPEN,
+    Answer,
+    Benchmark,
+    BenchmarkError,
+    Question,
+    earned,
+    rates,
+    ratio,
+)
+from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
 from mllm_jax.evaluation.option_match import LETTERS, match_option, plain
-from mllm_jax.evaluation.predictions import Problems, as_text, match_ids, read_rows, score_result, take
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
+from mllm_jax.mini.world.questions import CHOICE_SUFFIX, OPEN_SUFFIX, rotations
+from mllm_jax.mini.world.questions import LETTERS as OFFERED
 
 GROUPS = ("coarse", "fine", "reasoning")
 
@@ -27,150 +38,159 @@ def same_answer(text: str, answer: str) -> bool:
     return left == right if left and right else plain(text) == plain(answer)
 
 
-def answer_index(row: Mapping[str, Any]) -> int:
-    """The right option of a choice row, whose `answer` is the option's text or, failing that, its letter.
+def choice_prompt(question: str, options: Sequence[str]) -> str:
+    """Question, lettered options and the request to answer with one of them, in words."""
+    lines = "\n".join(f"{letter}. {option}" for letter, option in zip(OFFERED, options, strict=False))
+    return f"{question}\n{lines}\n{CHOICE_SUFFIX}"
 
-    Raises:
-        ValueError: the answer is neither; names the question.
-    """
-    options, answer = [as_text(o) for o in row["options"]], as_text(row["answer"]).strip()
-    if answer in options:
-        return options.index(answer)
-    if len(answer) == 1 and answer.upper() in LETTERS[: len(options)]:
-        return LETTERS.index(answer.upper())
-    raise ValueError(
-        f"mini question {row['question_id']!r}: answer {answer!r} is neither an option's text nor a letter "
-        f"of {options}"
+
+def _answer_index(answer: Answer, options: Sequence[str]) -> int:
+    """The right option, which is given by its text or, failing that, its letter."""
+    gold = as_text(answer.item["answer"]).strip()
+    if gold in options:
+        return options.index(gold)
+    if len(gold) == 1 and gold.upper() in LETTERS[: len(options)]:
+        return LETTERS.index(gold.upper())
+    raise PredictionError(
+        f"mini question {answer.id[0]!r}: answer {gold!r} is neither an option's text nor a letter of {options}"
     )
 
 
-def judge_row(row: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether one row is right, and how its text was read: `option_text`, `letter`, `contained_text`, `open`
-    or `unparsed`."""
-    text = as_text(row.get("text"))
-    if row.get("options"):
-        index, how = match_option(text, [as_text(o) for o in row["options"]])
-        return index is not None and index == answer_index(row), how
-    if not text.strip():
-        return False, "unparsed"
-    return same_answer(text, as_text(row["answer"])), "open"
+def _rotation(row: Mapping[str, Any]) -> int:
+    value = row.get("rotation") or 0
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise PredictionError(f"mini question {row.get('question_id')!r}: rotation {value!r}") from None
 
 
-def _check_rotations(questions: Mapping[Any, Sequence[Mapping[str, Any]]], problems: Problems) -> list[Any]:
+class Mini(Benchmark):
+    """Questions {question_id, image, ability, group, question, options, answer}."""
+
+    name = "mini"
+    rule = "this project; circular evaluation as in MMBench"
+    answers_format = "JSON lines {question_id, rotation, ability, group, options, answer, text}"
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    def read(self) -> list[Question]:
+        questions = []
+        for index, row in enumerate(read_list(self.path)):
+            for name in ("question_id", "ability", "group", "question", "answer"):
+                field(row, name, str, self.path, index)
+            options = field(row, "options", list, self.path, index)
+            if row["answer"] not in options or not 2 <= len(set(options)) == len(options) <= len(OFFERED):
+                raise BenchmarkError(
+                    f"{self.path}: entry {row['question_id']!r}: 'options' must be 2 to {len(OFFERED)} different "
+                    f"texts with the answer {row['answer']!r} among them, found {options!r}"
+                )
+            images = image_names(row, self.path, index)
+            for turn, rotated in enumerate(rotations(options)):
+                kept = row | {"rotation": turn, "options": list(rotated)}
+                prompt = choice_prompt(row["question"], rotated)
+                questions.append(Question(kept, prompt, images, tuple(rotated)))
+            kept = row | {"rotation": 0, "options": []}
+            questions.append(Question(kept, f"{row['question']}\n{OPEN_SUFFIX}", images, part=OPEN))
+        return sorted(questions, key=lambda q: q.images)  # the same image's prompts together; stable
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        if question.part == OPEN:
+            return (m4c_normalize(text), "open") if text.strip() else (None, "unparsed")
+        index, how = match_option(text, question.options)
+        return None if index is None else question.options[index], how
+
+    def counted_questions(self) -> Iterable[Question]:
+        return (q for q in self.questions if q.part == MAIN and q.row["rotation"] == 0)
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+        return row["question_id"]
+
+    @classmethod
+    def identifier(
+        cls, gold: Mapping[Any, Any] | None, path: Path
+    ) -> Callable[[Mapping[str, Any]], Hashable]:
+        def identify(row: Mapping[str, Any]) -> Hashable:
+            number = take(row, ("question_id",), str(path))
+            return number if isinstance(number, (str, int)) else str(number), _rotation(row)
+
+        return identify
+
+    @classmethod
+    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+        return row.get("text")
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+        """Answers and options may come from another file than the texts."""
+        key = cls.identifier(None, path)
+        return {key(row): row for row in cls.read_answers(path, Problems())}
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        """Notes how the text was read: `option_text`, `letter`, `contained_text`, `open` or `unparsed`."""
+        answer.where = f"mini question {answer.id[0]!r}"
+        for name in ("ability", "group", "answer"):
+            answer.value(name)
+        options = [as_text(option) for option in answer.item.get("options") or ()]
+        if options:
+            index, how = match_option(answer.text, options)
+            answer.credit = index is not None and index == _answer_index(answer, options)
+        elif not answer.text.strip():
+            answer.credit, how = False, "unparsed"
+        else:
+            answer.credit, how = same_answer(answer.text, as_text(answer.item["answer"])), "open"
+        answer.parsed, answer.notes = how != "unparsed", {"how": how, "options": len(options)}
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        questions: dict[Any, list[Answer]] = defaultdict(list)
+        for answer in sorted(answers, key=lambda a: a.id[1]):
+            questions[answer.id[0]].append(answer)
+        questions = {a.id[0]: questions[a.id[0]] for a in answers}
+        whole = _whole(questions, problems)
+        cells: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        for key in whole:
+            item = questions[key][0].item
+            cell = cells[item["group"], item["ability"]]
+            cell[0] += all(answer.credit for answer in questions[key])
+            cell[1] += 1
+        counts = {ability: cell for (_, ability), cell in cells.items()}
+        groups, micro = {}, {}
+        for name in dict.fromkeys((*GROUPS, *(group for group, _ in cells))):
+            members = [cell for (group, _), cell in cells.items() if group == name]
+            if members:
+                groups[name] = sum(r / n for r, n in members) / len(members)
+                micro[name] = sum(r for r, _ in members) / sum(n for _, n in members)
+        how = Counter(answer.notes["how"] for answer in answers)
+        return {
+            "n": len(whole),
+            "unparsed": how["unparsed"],
+            "score": ratio(sum(right for right, _ in cells.values()), len(whole)),
+            "subtasks": rates(counts),
+            "groups": groups,
+            "micro_groups": micro,
+            "vanilla": ratio(earned(turns[0] for turns in questions.values()), len(questions)),
+            "row_accuracy": ratio(earned(answers), len(answers)),
+            "rows": len(answers),
+            "counts": counts,
+            "parsed": dict(how),
+        }
+
+
+def _whole(questions: Mapping[Any, Sequence[Answer]], problems: Problems) -> list[Any]:
     """Questions with all rotations 0..k-1, k being the most that any question with as many options has."""
     most: dict[int, int] = defaultdict(int)
-    for rows in questions.values():
-        size = len(rows[0].get("options") or ())
-        most[size] = max(most[size], *(int(row.get("rotation") or 0) + 1 for row in rows))
+    for turns in questions.values():
+        size = turns[0].notes["options"]
+        most[size] = max(most[size], *(answer.id[1] + 1 for answer in turns))
     whole = []
-    for key, rows in questions.items():
-        wanted = set(range(most[len(rows[0].get("options") or ())]))
-        absent = sorted(wanted - {int(row.get("rotation") or 0) for row in rows})
+    for key, turns in questions.items():
+        absent = sorted(set(range(most[turns[0].notes["options"]])) - {answer.id[1] for answer in turns})
         for rotation in absent:
             problems.add("missing", f"question {key!r} rotation {rotation}")
         if not absent:
             whole.append(key)
     return whole
-
-
-def score_mini(rows: Iterable[Mapping[str, Any]], problems: Problems | None = None) -> dict[str, Any]:
-    """Scores `mini` rows; pure.
-
-    Args:
-        rows: `{question_id, rotation, ability, group, options, answer, text}`, see the module's text.
-        problems: what the reader of the file already met, if any.
-
-    Returns:
-        The object of the score contract (`score` is a fraction): `subtasks` by ability, `groups` as the
-        mean of the group's abilities; further `micro_groups` (questions pooled), `vanilla` (rotation 0 only),
-        `row_accuracy`, `counts` (ability -> [right, questions]) and `parsed` (how -> rows).
-
-    Raises:
-        ValueError: a row lacks a key, or its answer is none of its options; names the question.
-    """
-    problems = Problems() if problems is None else problems
-    rows = list(rows)
-    for row in rows:
-        for key in ("question_id", "ability", "group", "answer"):
-            take(row, (key,), f"mini question {row.get('question_id')!r}")
-    found = match_ids(
-        rows,
-        None,
-        lambda r: (r["question_id"], int(r.get("rotation") or 0)),
-        lambda r: r.get("text"),
-        problems,
-    )
-    questions: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
-    for (question, _), row in found.items():
-        questions[question].append(row)
-    how: Counter[str] = Counter()
-    right_rows = 0
-    right: dict[Any, list[bool]] = {}
-    first: dict[Any, bool] = {}
-    for question, group in questions.items():
-        right[question] = []
-        for row in sorted(group, key=lambda r: int(r.get("rotation") or 0)):
-            ok, parsed = judge_row(row)
-            how[parsed] += 1
-            right_rows += ok
-            right[question].append(ok)
-        first[question] = right[question][0]
-    whole = _check_rotations(questions, problems) if questions else []
-    if not questions:
-        problems.add("missing", "every question: there are no rows")
-
-    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for question in whole:
-        row = questions[question][0]
-        cell = counts[(row["group"], row["ability"])]
-        cell[0] += all(right[question])
-        cell[1] += 1
-    subtasks = {ability: r / n for (_, ability), (r, n) in counts.items()}
-    groups, micro = {}, {}
-    for name in dict.fromkeys((*GROUPS, *(g for g, _ in counts))):
-        cells = [cell for (g, _), cell in counts.items() if g == name]
-        if cells:
-            groups[name] = sum(r / n for r, n in cells) / len(cells)
-            micro[name] = sum(r for r, _ in cells) / sum(n for _, n in cells)
-    total = sum(r for r, _ in counts.values())
-    return score_result(
-        "mini",
-        n=len(whole),
-        unparsed=how["unparsed"],
-        score=total / len(whole) if whole else 0.0,
-        unit="fraction",
-        subtasks=subtasks,
-        groups=groups,
-        problems=problems,
-        micro_groups=micro,
-        vanilla=sum(first.values()) / len(first) if first else 0.0,
-        row_accuracy=right_rows / len(found) if found else 0.0,
-        rows=len(found),
-        counts={ability: list(cell) for (_, ability), cell in counts.items()},
-        parsed=dict(how),
-    )
-
-
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    rows = read_rows(predictions, problems)
-    if annotations is not None:  # the answers and options come from there, the text from the predictions
-        key = ("question_id", "rotation")
-        gold = {tuple(r.get(k) or 0 for k in key): r for r in read_rows(annotations, problems)}
-        found = match_ids(
-            rows, gold, lambda r: tuple(r.get(k) or 0 for k in key), lambda r: r.get("text"), problems
-        )
-        problems.counts.pop("empty_answer", None)  # counted again below, on the same rows
-        problems.first.pop("empty_answer", None)
-        rows = [{**gold[i], "text": row.get("text")} for i, row in found.items()]
-    return score_mini(rows, problems)
-
-
-BENCHMARK = Benchmark(
-    name="mini",
-    unit="fraction",
-    score_files=_score_files,
-    predictions="JSON lines {question_id, rotation, ability, group, options, answer, text}",
-    annotations="",
-    official="this project; circular evaluation as in MMBench",
-)

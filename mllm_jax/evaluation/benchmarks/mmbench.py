@@ -1,17 +1,32 @@
-"""MMBench and MMBench-CN (Liu et al. 2023): circular evaluation.
+"""MMBench and MMBench-CN (Liu et al. 2023): circular evaluation, read from the official TSV with its base64 images.
 
 Rotations of a question share `index % 1_000_000`; a question is right only if all its rotations are. Follows
 VLMEvalKit's `mcq_circular_eval` with exact matching (no GPT matcher). A file without any rotation is
 scored as vanilla and says so.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
+from mllm_jax.evaluation.benchmarks.base import (
+    Answer,
+    BenchmarkError,
+    Question,
+    earned,
+    rates,
+    ratio,
+    unread,
+)
+from mllm_jax.evaluation.benchmarks.published import (
+    LETTER,
+    File,
+    Option,
+    Published,
+    Upload,
+    lettered,
+    value_of,
+)
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.option_match import infer_option
 from mllm_jax.evaluation.predictions import (
@@ -19,17 +34,18 @@ from mllm_jax.evaluation.predictions import (
     Problems,
     as_text,
     by_id,
-    match_ids,
     read_annotation_rows,
     read_rows,
-    score_result,
     take,
 )
-from mllm_jax.evaluation.table_files import is_absent, read_table
+from mllm_jax.evaluation.table_files import TABLES, is_absent, read_table, write_xlsx
 
 ROTATION = 1_000_000
-TABLES = (".tsv", ".csv", ".xlsx")
-_TEXT = ("prediction", "text")
+_SITE = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
+# What LLaVA's conversion leaves out of an upload.
+_NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+_SHORTEST_IMAGE = 64  # characters; shorter cells name the row that holds the image
+_PREDICTION_COLUMN = 6  # where LLaVA's conversion puts it, counted from 0
 
 
 def options_of(row: Mapping[str, Any]) -> dict[str, str]:
@@ -47,8 +63,12 @@ def options_of(row: Mapping[str, Any]) -> dict[str, str]:
     return options
 
 
-def _index(row: Mapping[str, Any], where: Path) -> int:
-    value = take(row, ("index", "question_id"), str(where))
+def read_index(value: Any, where: Any) -> int:
+    """A question's index as a whole number.
+
+    Raises:
+      PredictionError: it is none.
+    """
     try:
         number = float(value)
         if number == int(number):
@@ -58,38 +78,181 @@ def _index(row: Mapping[str, Any], where: Path) -> int:
     raise PredictionError(f"{where}: index {value!r} is not a whole number")
 
 
-def _read_predictions(path: Path, problems: Problems) -> list[dict[str, Any]]:
-    if path.suffix.lower() in TABLES:
-        return [dict(row) for row in read_table(path, problems)]
-    rows = read_rows(path, problems)
-    for row in rows:
-        letters, texts = row.get("option_char"), row.get("options")
-        if isinstance(letters, list) and isinstance(texts, list):  # LLaVA's answer file
-            row.update(dict(zip(letters, texts, strict=False)))
-    return rows
+class MmBench(Published):
+    """MMBench, English."""
 
+    name = "mmbench"
+    rule = "VLMEvalKit mcq_circular_eval, exact matching"
+    answers_format = "rows {index, prediction, A-D, answer}, LLaVA's answer file, or the submission XLSX"
+    score_options = ("groups",)
+    id_keys = ("index", "question_id")
+    text_keys = ("prediction", "text")
+    upload = Upload("{name}.xlsx", "https://mmbench.opencompass.org.cn/mmbench-submission")
+    options: ClassVar = {
+        "rounds": Option(
+            "circular", "every row of the file, or (vanilla) each question once", ("circular", "vanilla")
+        ),
+    }
+    files: ClassVar = {
+        "questions": File(
+            ("mmbench_dev_20230712.tsv", "mmbench_dev_en_20231003.tsv", "mmbench_test_en_20231003.tsv"),
+            f"{_SITE}/mmbench_dev_20230712.tsv",
+        )
+    }
+    instruction: ClassVar[str] = LETTER
 
-def _read_gold(path: Path) -> dict[int, Mapping[str, Any]]:
-    if path.suffix.lower() in TABLES:
-        problems = Problems()
-        rows: Any = read_table(path, problems)
-        if problems.counts:
-            raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
-    else:
-        rows = read_annotation_rows(path)
-    return {_index(row, path): row for row in by_id(rows, ("index", "question_id"), path).values()}
+    # --- asking ---------------------------------------------------------------------------------------------------
 
+    def items(self) -> Iterator[Question]:
+        rows = self.rows()
+        images: dict[str, str] = {}
+        for row in rows:
+            for name in ("index", "question", "image", "A"):
+                value_of(row, name, self.path)
+            if len(row["image"]) > _SHORTEST_IMAGE:
+                images[row["index"]] = self.embedded.add_base64(row.pop("image"))
+        for position, row in enumerate(rows):
+            index = int(row["index"])
+            if self.values["rounds"] == "vanilla" and index >= ROTATION:
+                continue
+            image = images.get(row["index"]) or images.get(row.get("image", ""))
+            if image is None:
+                raise BenchmarkError(f"{self.path}: index {index} has no image; fetch the file again")
+            choices = options_of(row)
+            hint = "" if is_absent(row.get("hint")) else f"{row['hint']}\n"
+            answer = None if is_absent(row.get("answer")) else row["answer"]
+            known = {key: row[key] for key in ("category", "l2-category") if not is_absent(row.get(key))}
+            columns = {key: cell for key, cell in row.items() if key not in _NOT_UPLOADED}
+            yield self.question(
+                index,
+                f"{hint}{row['question']}\n{lettered(list(choices.values()))}\n{self.instruction}",
+                (image,),
+                answer,
+                tuple(choices),
+                ability=known.get("category", ""),
+                fields={"position": position, "columns": columns},
+                truth={**choices, **known, "answer": answer},
+            )
 
-def _with_rotations(
-    gold: dict[int, Mapping[str, Any]], rows: list[dict[str, Any]], where: Path
-) -> dict[int, Mapping[str, Any]]:
-    """Adds rotations that only the predictions have (with their answer) to annotations of base questions."""
-    gold = dict(gold)
-    for row in rows:
-        index = _index(row, where)
-        if index not in gold and index % ROTATION in gold and not is_absent(row.get("answer")):
-            gold[index] = row
-    return gold
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        truth = question.row["truth"]
+        letter = infer_option(text, {letter: truth[letter] for letter in question.options})
+        return (letter, "letter or option text") if letter in question.options else (None, "unparsed")
+
+    def write_submission(self, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """The TSV's columns without image, hint and categories, and `prediction` as the seventh column."""
+        ordered = sorted(rows, key=lambda row: row["position"])
+        header = list(ordered[0]["columns"])
+        header.insert(_PREDICTION_COLUMN, "prediction")
+        cells = [{**row["columns"], "prediction": row["text"]} for row in ordered]
+        try:
+            write_xlsx(path, header, cells, numbers=("index",), texts=("prediction",))
+        except ValueError as error:
+            raise BenchmarkError(str(error)) from error
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+        return int(row["question_id"]) % ROTATION
+
+    @classmethod
+    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], int]:
+        return lambda row: read_index(take(row, cls.id_keys, str(path)), path)
+
+    @classmethod
+    def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
+        if path.suffix.lower() in TABLES:
+            return [dict(row) for row in read_table(path, problems)]
+        rows = read_rows(path, problems)
+        for row in rows:
+            letters, texts = row.get("option_char"), row.get("options")
+            if isinstance(letters, list) and isinstance(texts, list):  # LLaVA's answer file
+                row.update(dict(zip(letters, texts, strict=False)))
+        return rows
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[int, Mapping[str, Any]]:
+        if path.suffix.lower() in TABLES:
+            problems = Problems()
+            rows: Any = read_table(path, problems)
+            if problems.counts:
+                raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
+        else:
+            rows = read_annotation_rows(path)
+        index_of = cls.identifier(None, path)
+        return {index_of(row): row for row in by_id(rows, cls.id_keys, path).values()}
+
+    @classmethod
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+        rows = cls.read_answers(predictions, problems)
+        index_of = cls.identifier(None, predictions)
+        if annotations is None:
+            gold, complete = {index_of(row): row for row in rows}, False
+        else:
+            gold = dict(cls.read_annotations(annotations))
+            complete = any(index >= ROTATION for index in gold)  # the annotations list every rotation
+            for row in rows:  # rotations of annotated questions that only the answers have
+                index = index_of(row)
+                if index not in gold and index % ROTATION in gold and not is_absent(row.get("answer")):
+                    gold[index] = row
+        answers = cls.match(rows, gold, predictions, annotations or predictions, problems)
+        circular = any(index >= ROTATION for index in gold)
+        answered = {answer.id for answer in answers}
+        broken = {index % ROTATION for index in gold if index not in answered}
+        if circular and not complete:
+            broken |= _missing_rotations(gold, problems)
+        for answer in answers:
+            answer.notes |= {"circular": circular, "whole": answer.id % ROTATION not in broken}
+        return answers
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        options = options_of(answer.item) or options_of(answer.row)
+        letter = infer_option(answer.text, options)
+        answer.parsed = letter in options
+        answer.credit = letter == as_text(answer.value("answer"))
+
+    @classmethod
+    def figures(
+        cls, answers: Sequence[Answer], problems: Problems, groups: Path | None = None
+    ) -> dict[str, Any]:
+        questions: dict[int, list[Answer]] = {}
+        for answer in answers:
+            if answer.notes["whole"]:
+                questions.setdefault(answer.id % ROTATION, []).append(answer)
+        cells: dict[str, dict[str, list[int]]] = {"category": {}, "l2-category": {}}
+        correct = 0
+        for turns in questions.values():
+            item = min(turns, key=lambda a: a.id).item
+            right = all(a.credit for a in turns)
+            correct += right
+            for column, parts in cells.items():
+                if not is_absent(item.get(column)):
+                    cell = parts.setdefault(as_text(item[column]), [0, 0])
+                    cell[0] += right
+                    cell[1] += 1
+        first = [answer for answer in answers if answer.id < ROTATION]
+        grouping = grouped("mmbench", cells["category"], load_groups(groups))
+        circular = any(answer.notes["circular"] for answer in answers)
+        return {
+            "n": len(questions),
+            "unparsed": unread(answers),
+            "score": ratio(correct, len(questions)),
+            "subtasks": rates(cells["category"]),
+            "groups": grouping["micro"],
+            "evaluation": "circular" if circular else "vanilla (no rotations in the files)",
+            "correct": correct,
+            "counts": cells["category"],
+            "l2_category": rates(cells["l2-category"]),
+            "l2_counts": cells["l2-category"],
+            "group_scores": grouping,
+            "vanilla_accuracy": ratio(earned(first), len(first)),
+            "vanilla_correct": earned(first),
+            "rows": len(answers),
+            "row_correct": earned(answers),
+            "row_accuracy": ratio(earned(answers), len(answers)),
+        }
 
 
 def _missing_rotations(gold: Mapping[int, Mapping[str, Any]], problems: Problems) -> set[int]:
@@ -114,89 +277,16 @@ def _missing_rotations(gold: Mapping[int, Mapping[str, Any]], problems: Problems
     return broken
 
 
-def _score(name: str, predictions: Path, annotations: Path | None, groups: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    rows = _read_predictions(predictions, problems)
-    trusted = False  # whether the annotations themselves list every rotation
-    if annotations is not None:
-        gold = _read_gold(annotations)
-        trusted = any(index >= ROTATION for index in gold)
-        gold = _with_rotations(gold, rows, predictions)
-    else:
-        gold = {_index(row, predictions): row for row in rows}
-    found = match_ids(
-        rows,
-        gold,
-        lambda r: _index(r, predictions),
-        lambda r: take(r, _TEXT, str(predictions)),
-        problems,
-    )
-    right: dict[int, bool] = {}
-    unparsed = 0
-    for index, row in found.items():
-        item = gold[index]
-        options = options_of(item) or options_of(row)
-        letter = infer_option(as_text(take(row, _TEXT, str(predictions))), options)
-        unparsed += letter not in options
-        right[index] = letter == as_text(take(item, ("answer",), f"{annotations or predictions}: {index}"))
-    circular = any(index >= ROTATION for index in gold)
-    broken = {index % ROTATION for index in gold if index not in found}
-    if circular and not trusted:
-        broken |= _missing_rotations(gold, problems)
-    bases: dict[int, list[int]] = {}
-    for index in right:
-        bases.setdefault(index % ROTATION, []).append(index)
-    whole = {base: indices for base, indices in bases.items() if base not in broken}
-    category, level2 = Tally(), Tally()
-    for indices in whole.values():
-        item = next(gold[i] for i in sorted(indices))
-        ok = all(right[i] for i in indices)
-        if not is_absent(item.get("category")):
-            category.add(as_text(item["category"]), ok)
-        if not is_absent(item.get("l2-category")):
-            level2.add(as_text(item["l2-category"]), ok)
-    correct = sum(all(right[i] for i in indices) for indices in whole.values())
-    vanilla = [ok for index, ok in right.items() if index < ROTATION]
-    grouping = grouped("mmbench", category.counts(), load_groups(groups))
-    return score_result(
-        name,
-        n=len(whole),
-        unparsed=unparsed,
-        score=ratio(correct, len(whole)),
-        unit="fraction",
-        subtasks=category.accuracy(),
-        groups=grouping["micro"],
-        problems=problems,
-        evaluation="circular" if circular else "vanilla (no rotations in the files)",
-        correct=correct,
-        counts=category.counts(),
-        l2_category=level2.accuracy(),
-        l2_counts=level2.counts(),
-        group_scores=grouping,
-        vanilla_accuracy=ratio(sum(vanilla), len(vanilla)),
-        vanilla_correct=sum(vanilla),
-        rows=len(right),
-        row_correct=sum(right.values()),
-        row_accuracy=ratio(sum(right.values()), len(right)),
-    )
+class MmBenchCn(MmBench):
+    """MMBench-CN: Chinese questions, options and instruction."""
 
-
-def _benchmark(name: str) -> Benchmark:
-    def score_files(
-        predictions: Path, annotations: Path | None, groups: Path | None = None
-    ) -> dict[str, Any]:
-        return _score(name, predictions, annotations, groups)
-
-    return Benchmark(
-        name=name,
-        unit="fraction",
-        score_files=score_files,
-        predictions="rows {index, prediction, A-D, answer}, LLaVA's answer file, or the submission XLSX",
-        annotations="",
-        official="VLMEvalKit mcq_circular_eval, exact matching",
-        options=("groups",),
-    )
-
-
-BENCHMARK = _benchmark("mmbench")
-BENCHMARK_CN = _benchmark("mmbench_cn")
+    name = "mmbench_cn"
+    folder_name = "mmbench"
+    grouping = "mmbench"
+    files: ClassVar = {
+        "questions": File(
+            ("mmbench_dev_cn_20231003.tsv", "mmbench_test_cn_20231003.tsv"),
+            f"{_SITE}/mmbench_dev_cn_20231003.tsv",
+        )
+    }
+    instruction = "请直接回答选项字母。"

@@ -5,25 +5,17 @@ perception is the sum of the first ten, cognition of the last four. Follows `cal
 eval tool, and LLaVA's conversion of its answer files to that tool's text files.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.benchmarks.yes_no import confusion
+from mllm_jax import files
+from mllm_jax.data import reading
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question
+from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, Upload
+from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, confusion
 from mllm_jax.evaluation.grouping import group_scores, load_groups
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    match_ids,
-    read_rows,
-    read_text,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, read_rows, read_text, take
 
 PERCEPTION = (
     "existence",
@@ -39,11 +31,8 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 TASKS = PERCEPTION + COGNITION
-SHORT_SUFFIX = "Answer the question using a single word or phrase."
 YES_NO_SUFFIX = "Please answer yes or no."
-
-# One question: (image, question, label); its key is (task, image, question).
-Question = tuple[str, str, str]
+_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def parse_yes_no(text: str) -> str:
@@ -88,9 +77,9 @@ def score_task(pairs: Sequence[tuple[str, str]]) -> dict[str, float | int]:
     }
 
 
-def _squeeze(question: str) -> str:
+def _key(task: str, image: str, question: str) -> tuple[str, str, str]:
     """A question without either instruction: one key for files with one or two blanks before it."""
-    return question.replace(SHORT_SUFFIX, "").replace(YES_NO_SUFFIX, "").strip()
+    return task, PurePosixPath(image).stem, question.replace(SHORT, "").replace(YES_NO_SUFFIX, "").strip()
 
 
 def _read_task(path: Path, columns: int, problems: Problems) -> list[list[str]]:
@@ -106,119 +95,192 @@ def _read_task(path: Path, columns: int, problems: Problems) -> list[list[str]]:
     return rows
 
 
-def read_ground_truth(folder: Path) -> dict[str, list[Question]]:
-    """Task -> questions, from `<task>.txt` files with image, question and answer separated by tabs.
+def write_task_files(folder: Path, rows: Sequence[tuple[Mapping[str, Any], str | None]]) -> None:
+    """One text file per sub-task: image, question, right answer and, where given, the model's.
 
-    Raises:
-        PredictionError: a file is missing or a line is damaged.
+    Args:
+      rows: (stored row, answer or None).
     """
-    truth = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
-        path = folder / f"{task}.txt"
-        if not path.is_file():
-            raise PredictionError(f"{path}: missing; MME annotations are a folder with one file per sub-task")
-        problems = Problems()
-        truth[task] = [(c[0], c[1], c[2].strip().lower()) for c in _read_task(path, 3, problems)]
-        bad = [row for row in truth[task] if row[2] not in ("yes", "no")]
-        if problems.counts or bad or not truth[task] or len(truth[task]) % 2:
-            raise PredictionError(
-                f"{path}: damaged: {problems.as_dict() or bad[:1] or 'odd number of lines'}"
-            )
-    return truth
+        lines = []
+        for row, text in rows:
+            truth = row["truth"]
+            if truth["task"] == task:
+                cells = [truth["image"], truth["question"], truth["answer"]]
+                # A tab or line break in an answer would be another column or row of this format.
+                lines.append("\t".join(cells + ([] if text is None else [" ".join(text.split())])))
+        files.write_text(folder / f"{task}.txt", "".join(f"{line}\n" for line in lines))
 
 
-def _read_answers(predictions: Path, problems: Problems) -> list[Mapping[str, Any]]:
-    """Rows {task, image, question, text} from an official folder of text files or a LLaVA answer file."""
-    if predictions.is_dir():
-        rows = []
-        for task in TASKS:
-            path = predictions / f"{task}.txt"
-            if not path.is_file():
-                continue  # its questions are reported as missing
-            for image, question, _, text in _read_task(path, 4, problems):
-                rows.append({"task": task, "image": image, "question": question, "text": text})
-        return rows
-    rows = []
-    for row in read_rows(predictions, problems):
-        where = str(take(row, ("question_id",), str(predictions)))
-        path = PurePosixPath(where)
-        question = as_text(take(row, ("prompt", "question"), str(predictions)))
-        text = as_text(take(row, ("text", "answer"), str(predictions)))
-        task = path.parts[0] if path.parts else ""
-        rows.append({"task": task, "image": path.name, "question": question, "text": text})
-    return rows
+class Mme(Published):
+    """MME: two questions about each image in 14 sub-tasks, from the official folders."""
 
-
-def score_mme(
-    truth: Mapping[str, Sequence[Question]],
-    rows: Sequence[Mapping[str, Any]],
-    problems: Problems,
-    groups: Path | None = None,
-) -> dict[str, Any]:
-    """Scores rows {task, image, question, text} against the ground truth; `groups` is a grouping file."""
-
-    def key(task: str, image: str, question: str) -> tuple[str, str, str]:
-        return task, PurePosixPath(image).stem, _squeeze(question)
-
-    expected = [key(task, image, question) for task in truth for image, question, _ in truth[task]]
-    if len(set(expected)) != len(expected):
-        twice = next(k for k in expected if expected.count(k) > 1)
-        raise PredictionError(f"MME ground truth: question {twice} occurs twice")
-    found = match_ids(
-        rows, expected, lambda r: key(r["task"], r["image"], r["question"]), lambda r: r["text"], problems
+    name = "mme"
+    unit = "points"
+    rule = "MME eval tool, calculation.py"
+    answers_format = (
+        "LLaVA JSON lines {question_id, prompt, text}, or a folder of <task>.txt with four columns"
     )
-    tasks, other, lmms = {}, 0, {}
-    for task in truth:
-        texts = [
-            (label, found[key(task, image, question)]["text"])
-            for image, question, label in truth[task]
-            if key(task, image, question) in found
-        ]
-        tasks[task] = score_task([(label, parse_yes_no(text)) for label, text in texts])
-        lmms[task] = score_task([(label, parse_yes_no_lmms(text)) for label, text in texts])["score"]
-        other += tasks[task]["other_num"]
-    table = load_groups(groups)
-    scores = {task: cell["score"] for task, cell in tasks.items()}
-    perception = sum(scores[task] for task in PERCEPTION if task in scores)
-    cognition = sum(scores[task] for task in COGNITION if task in scores)
-    return score_result(
-        "mme",
-        n=len(found),
-        unparsed=other,
-        score=perception,
-        unit="points",
-        subtasks=scores,
-        groups=group_scores("mme", scores, "sum", table),
-        problems=problems,
-        perception=perception,
-        cognition=cognition,
-        total=perception + cognition,
-        group_mean=group_scores("mme", scores, "macro", table),
-        group_authors=group_scores("mme_authors", scores, "sum", table) if "mme_authors" in table else {},
-        group_normalised=group_scores("mme", scores, "normalised", table),
-        details=tasks,
-        lmms_perception=sum(lmms[task] for task in PERCEPTION if task in lmms),
-        lmms_cognition=sum(lmms[task] for task in COGNITION if task in lmms),
-    )
-
-
-def _score_files(predictions: Path, annotations: Path | None, groups: Path | None = None) -> dict[str, Any]:
-    problems = Problems()
-    folder = annotations if annotations is not None else predictions
-    if annotations is None and not predictions.is_dir():
-        raise ValueError(
-            "mme: --annotations is needed with a LLaVA answer file: the folder of <task>.txt files"
+    score_options = ("groups",)
+    in_annotation_order = True
+    max_new_tokens = SHORT_TOKENS
+    annotations_name = "annotations"  # a folder
+    upload = Upload("mme", "MME's eval_tool (calculation.py)")
+    files: ClassVar = {
+        "folder": File(
+            ("MME_Benchmark_release_version", "MME_Benchmark"),
+            "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
         )
-    truth = read_ground_truth(folder)
-    return score_mme(truth, _read_answers(predictions, problems), problems, groups)
+    }
 
+    # --- asking ---------------------------------------------------------------------------------------------------
 
-BENCHMARK = Benchmark(
-    name="mme",
-    unit="points",
-    score_files=_score_files,
-    predictions="LLaVA JSON lines {question_id, prompt, text}, or a folder of <task>.txt with four columns",
-    annotations="",
-    official="MME eval tool, calculation.py",
-    options=("groups",),
-)
+    def items(self) -> Iterator[Question]:
+        root = self.folder if (self.folder / TASKS[0]).is_dir() else self.paths("folder")[0]
+        self.images = root
+        for task in TASKS:
+            folder = root / task
+            questions = folder / "questions_answers_YN"
+            texts = sorted((questions if questions.is_dir() else folder).glob("*.txt"))
+            if not texts:
+                raise BenchmarkError(
+                    f"mme: {folder} holds no questions; download it from {self.files['folder'].where}"
+                )
+            for path in texts:
+                yield from self._about_one_image(task, path, root)
+
+    def _about_one_image(self, task: str, path: Path, root: Path) -> Iterator[Question]:
+        places = (root / task / "images", root / task)
+        found = [
+            image
+            for place in places
+            for image in sorted(place.glob(f"{path.stem}.*"))
+            if image.suffix.lower() in _IMAGES
+        ]
+        if not found:
+            raise BenchmarkError(f"mme: {path} asks about an image that is not in {places[0]} or {places[1]}")
+        self.files_read.append(path)
+        lines = [line for line in reading.read_text(path).split("\n") if line.strip()]
+        if len(lines) != 2 or any(len(line.split("\t")) != 2 for line in lines):
+            raise BenchmarkError(f"mme: {path}: expected two lines of question, tab and answer")
+        image = found[0].relative_to(root).as_posix()  # LLaVA's id
+        for turn, line in enumerate(lines):
+            question, answer = (cell.strip() for cell in line.split("\t"))
+            yield self.question(
+                image,
+                f"{question.replace(YES_NO_SUFFIX, '').strip()}\n{SHORT}",
+                (image,),
+                answer.capitalize(),
+                ANSWERS,
+                ability=task,
+                truth={"task": task, "image": found[0].name, "question": question, "answer": answer},
+                rotation=turn,
+            )
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        said = parse_yes_no(text)
+        return (None, said) if said == "other" else (said, "first four characters")
+
+    def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
+        """A folder of the official eval tool's text files, without its fourth column."""
+        write_task_files(path, [(question.row, None) for question in questions])
+
+    def write_submission(self, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+        write_task_files(path, [(row, row["text"]) for row in rows])
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+        if annotations is None and not predictions.is_dir():
+            raise ValueError(
+                "mme: --annotations is needed with a LLaVA answer file: the folder of <task>.txt files"
+            )
+        return super().grade_files(predictions, annotations or predictions, problems)
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+        """From a folder of `<task>.txt` files with image, question and answer separated by tabs."""
+        gold = {}
+        for task in TASKS:
+            file = path / f"{task}.txt"
+            if not file.is_file():
+                raise PredictionError(
+                    f"{file}: missing; MME annotations are a folder with one file per sub-task"
+                )
+            problems = Problems()
+            rows = [(c[0], c[1], c[2].strip().lower()) for c in _read_task(file, 3, problems)]
+            bad = [row for row in rows if row[2] not in ("yes", "no")]
+            if problems.counts or bad or not rows or len(rows) % 2:
+                raise PredictionError(
+                    f"{file}: damaged: {problems.as_dict() or bad[:1] or 'odd number of lines'}"
+                )
+            for image, question, label in rows:
+                key = _key(task, image, question)
+                if key in gold:
+                    raise PredictionError(f"{file}: question {key} occurs twice")
+                gold[key] = {"task": task, "label": label}
+        return gold
+
+    @classmethod
+    def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
+        """From an official folder of text files, where absent tasks are reported as missing, or LLaVA's file."""
+        if not path.is_dir():
+            return read_rows(path, problems)
+        return [
+            {"question_id": f"{task}/{image}", "prompt": question, "text": text}
+            for task in TASKS
+            if (path / f"{task}.txt").is_file()
+            for image, question, _, text in _read_task(path / f"{task}.txt", 4, problems)
+        ]
+
+    @classmethod
+    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], Any]:
+        def identify(row: Mapping[str, Any]) -> tuple[str, str, str]:
+            place = PurePosixPath(str(take(row, ("question_id",), str(path))))
+            task = place.parts[0] if place.parts else ""
+            return _key(task, place.name, as_text(take(row, ("prompt", "question"), str(path))))
+
+        return identify
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        said = parse_yes_no(answer.text)
+        answer.parsed, answer.credit = said != "other", said == answer.item["label"]
+        answer.notes = {"said": said, "lmms": parse_yes_no_lmms(answer.text)}
+
+    @classmethod
+    def figures(
+        cls, answers: Sequence[Answer], problems: Problems, groups: Path | None = None
+    ) -> dict[str, Any]:
+        def tasks_by(note: str) -> dict[str, dict[str, float | int]]:
+            return {
+                task: score_task(
+                    [(a.item["label"], a.notes[note]) for a in answers if a.item["task"] == task]
+                )
+                for task in TASKS
+            }
+
+        details, lmms = tasks_by("said"), tasks_by("lmms")
+        scores = {task: cell["score"] for task, cell in details.items()}
+        perception, cognition = (sum(scores[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
+        table = load_groups(groups)
+        return {
+            "n": len(answers),
+            "unparsed": sum(not answer.parsed for answer in answers),
+            "score": perception,
+            "subtasks": scores,
+            "groups": group_scores("mme", scores, "sum", table),
+            "perception": perception,
+            "cognition": cognition,
+            "total": perception + cognition,
+            "group_mean": group_scores("mme", scores, "macro", table),
+            "group_authors": group_scores("mme_authors", scores, "sum", table)
+            if "mme_authors" in table
+            else {},
+            "group_normalised": group_scores("mme", scores, "normalised", table),
+            "details": details,
+            "lmms_perception": sum(lmms[task]["score"] for task in PERCEPTION),
+            "lmms_cognition": sum(lmms[task]["score"] for task in COGNITION),
+        }

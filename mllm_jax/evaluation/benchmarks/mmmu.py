@@ -1,32 +1,41 @@
 """MMMU validation (Yue et al. 2024): 900 college questions, 30 subjects in 6 domains, accuracy over all
-questions.
+questions; read from the hub's Parquet files.
 
 Unreadable multiple-choice answers get the official random choice (seed 42, one draw per answer in the
 order of the annotations); the draws are counted and the accuracy without them is printed beside the
 headline.
 """
 
-from __future__ import annotations
-
+import ast
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
-from mllm_jax.evaluation.benchmarks.mmmu_parse import Fallback, find_choice, open_is_right, parse_open
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_map,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotations,
-    read_json,
-    score_result,
-    take,
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.mmmu_parse import (
+    Fallback,
+    find_choice,
+    open_is_right,
+    parse_open,
+    read_options,
 )
+from mllm_jax.evaluation.benchmarks.published import (
+    LETTER,
+    SHORT,
+    SHORT_TOKENS,
+    File,
+    Option,
+    Published,
+    Upload,
+    lettered,
+    value_of,
+)
+from mllm_jax.evaluation.option_match import LETTERS
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.inference.beam_sampling import Sampling
 
+CHOICE = "multiple-choice"
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
     "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
@@ -51,98 +60,156 @@ DOMAINS = {
 }
 _ID = re.compile(r"(?:validation|test|dev)_(.+)_\d+")
 _LETTER = re.compile(r"[A-Z]")
-_TEXT = ("response", "text", "answer_text", "prediction", "answer")
+_FINAL = "final answer"  # of a JSON object id -> final answer; other answers are raw responses
 
 
-def _read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
-    """Rows {id, text, raw}: a JSON object id -> final answer is not raw, rows with responses are."""
-    value = read_json(path, problems)
-    if as_map(value, ("id", "question_id")) is not None:
-        return [{"id": str(key), "text": as_text(text), "raw": False} for key, text in value.items()]
-    rows = []
-    for row in value if isinstance(value, list) else [value]:
-        if isinstance(row, dict):
-            text = as_text(take(row, _TEXT, str(path)))
-            rows.append(
-                {**row, "id": str(take(row, ("id", "question_id"), str(path))), "text": text, "raw": True}
-            )
-        else:
-            problems.add("unreadable_line", f"{path.name}: not a JSON object: {row!r:.60}")
-    return rows
+class Mmmu(Published):
+    """MMMU validation as Dense Connector asks it; only the first image of a question is shown.
+
+    Upstream samples (temperature 1, five beams, seed 42), so that its numbers vary. The default here is greedy, as for
+    every other benchmark; `decoding=sampled` decodes like upstream, with draws of our own (`beam_sampling.py`).
+    """
+
+    name = "mmmu"
+    rule = "MMMU main_eval_only.py and main_parse_and_eval.py"
+    answers_format = (
+        "JSON id -> final answer, or rows {id, response, all_choices, index2ans} with raw responses"
+    )
+    annotations_format = "answer_dict_val.json: id -> {question_type, ground_truth}"
+    id_keys = ("id", "question_id")
+    text_keys = (_FINAL, "response", "text", "answer_text", "prediction", "answer")
+    keyed = True
+    in_annotation_order = True
+    max_new_tokens = SHORT_TOKENS
+    upload = Upload("output.json", "MMMU's main_parse_and_eval.py")
+    options: ClassVar = {
+        "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled"), True),
+        "seed": Option("42", "of sampled answers, a whole number", decoding=True),
+    }
+    files: ClassVar = {
+        "questions": File(("*/validation-*.parquet",), "https://huggingface.co/datasets/MMMU/MMMU")
+    }
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """Five beams at temperature 1 over the 50 best tokens of each, if asked for."""
+        return Sampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
+
+    @classmethod
+    def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:
+        values = super().read_options(given)
+        if not re.fullmatch(r"[0-9]+", str(values["seed"])):
+            raise BenchmarkError(f"{cls.name}: option 'seed': {values['seed']!r} is no whole number")
+        if values["decoding"] == "greedy" and given.get("seed", "42") != cls.options["seed"].default:
+            raise BenchmarkError(f"{cls.name}: a seed says nothing of greedy answers; add decoding=sampled")
+        return values
+
+    def items(self) -> Iterator[Question]:
+        for path in self.paths("questions"):
+            for row in self.read_table(path):
+                yield self._item(row, path)
+
+    def _item(self, row: dict[str, Any], path: Path) -> Question:
+        number = str(value_of(row, "id", path))
+        question, kind = value_of(row, "question", number), row.get("question_type", CHOICE)
+        try:
+            choices = read_options(row.get("options")) if kind == CHOICE else []
+        except ValueError as error:
+            raise BenchmarkError(f"{number}: {error}") from error
+        answer = _gold(value_of(row, "answer", number), kind)
+        asked = f"\n{lettered(choices, '({}) {}')}\n\n{LETTER}" if choices else f"\n{SHORT}"
+        return self.question(
+            number,
+            f"{question}{asked}",
+            (value_of(row, "image_1", number),),
+            answer,
+            tuple(LETTERS[: len(choices)]),
+            ability=path.parent.name,
+            fields={"id": number, "options": choices},
+            truth={"id": number, "question_type": kind, "ground_truth": answer, "options": choices},
+        )
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        if not question.options:
+            return super().parse(question, text)
+        choices = dict(zip(question.options, question.row["options"], strict=True))
+        letter = find_choice(text, list(choices), choices)
+        return letter, "unparsed" if letter is None else "letter or option text"
+
+    @classmethod
+    def grade_all(cls, answers: Sequence[Answer]) -> None:
+        """In order: each unreadable answer takes the next draw."""
+        fallback = Fallback()
+        for answer in answers:
+            name = _ID.fullmatch(str(answer.id))
+            if name is None:
+                raise PredictionError(f"{answer.where}: the id is not <split>_<subject>_<number>")
+            gold, text = answer.value("ground_truth", "answer"), answer.text
+            drawn = False
+            if answer.item.get("question_type", CHOICE) != CHOICE:
+                right = open_is_right(parse_open(text), gold)
+            elif _FINAL not in answer.row:
+                options = _options(answer)
+                choice = find_choice(text, list(options), options)
+                drawn = choice is None
+                right = (fallback.draw(list(options)) if drawn else choice) == gold
+            else:
+                answer.parsed = _LETTER.fullmatch(text) is not None
+                right = text in ([gold] if isinstance(gold, str) else gold)
+            answer.credit, answer.parsed = right, answer.parsed and not drawn
+            answer.notes = {"subject": name[1], "drawn": drawn}
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        n = len(answers)
+        cells = tally(answers, lambda a: a.notes["subject"])
+        domains = {
+            domain: [sum(cells[s][i] for s in subjects if s in cells) for i in (0, 1)]
+            for domain, subjects in DOMAINS.items()
+        }
+        drawn = [answer.id for answer in answers if answer.notes["drawn"]]
+        without = earned(answer for answer in answers if not answer.notes["drawn"])
+        return {
+            "n": n,
+            "unparsed": sum(not answer.parsed for answer in answers),
+            "score": ratio(earned(answers), n),
+            "subtasks": rates(cells),
+            "correct": earned(answers),
+            "domains": rates(domains),
+            "domain_counts": domains,
+            "random_fallbacks": len(drawn),
+            "fallback_ids": drawn,
+            "correct_not_counting_fallback": without,
+            "score_not_counting_fallback": ratio(without, n),
+        }
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """What `main_parse_and_eval.py` reads."""
+        out = []
+        for row in rows:
+            letters = list(LETTERS[: len(row["options"])])
+            item = {"id": row["id"], "question_type": row["truth"]["question_type"], "answer": row["gold"]}
+            item |= {"all_choices": letters, "index2ans": dict(zip(letters, row["options"], strict=True))}
+            out.append(item | {"response": row["text"]})
+        return out
 
 
-def _options(row: dict[str, Any], item: Any, where: str) -> dict[str, str]:
+def _options(answer: Answer) -> dict[str, str]:
     """Letter -> option text, from the prediction row or the annotation."""
-    for source in (row, item):
+    for source in (answer.row, answer.item):
         if source.get("index2ans"):
             return {letter: as_text(text) for letter, text in source["index2ans"].items()}
         if source.get("options"):
-            return dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", map(as_text, source["options"]), strict=False))
-    raise PredictionError(f"{where}: raw responses need `options` or `index2ans`, here or in the annotations")
+            return dict(zip(LETTERS, map(as_text, source["options"]), strict=False))
+    raise PredictionError(f"{answer.where}: raw responses need `options` or `index2ans`, here or there")
 
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    raw_gold = read_annotations(annotations)
-    gold = as_map(raw_gold, ("id", "question_id"))
-    if gold is None:
-        rows = raw_gold if isinstance(raw_gold, list) else [raw_gold]
-        gold = dict(by_id(rows, ("id", "question_id"), annotations))
-    found = match_ids(
-        _read_rows(predictions, problems), gold, lambda r: r["id"], lambda r: r["text"], problems
-    )
-    tally, fallback = Tally(), Fallback()
-    unparsed = right_without = 0
-    for key in gold:
-        if key not in found:
-            continue
-        name = _ID.fullmatch(key)
-        if name is None:
-            raise PredictionError(f"{annotations}: id {key!r} is not <split>_<subject>_<number>")
-        row, item = found[key], gold[key]
-        answer = take(item, ("ground_truth", "answer"), f"{annotations}: {key}")
-        drawn = False
-        if item.get("question_type", "multiple-choice") != "multiple-choice":
-            right = open_is_right(parse_open(row["text"]), answer)
-        elif row["raw"]:
-            options = _options(row, item, f"{predictions}: {key}")
-            choice = find_choice(row["text"], list(options), options)
-            drawn = choice is None
-            right = (fallback.draw(key, list(options)) if drawn else choice) == answer
-        else:
-            unparsed += not _LETTER.fullmatch(row["text"])
-            right = row["text"] in ([answer] if isinstance(answer, str) else answer)
-        tally.add(name[1], right)
-        right_without += right and not drawn
-    cells = tally.counts()
-    domains = {
-        domain: [sum(cells[s][i] for s in subjects if s in cells) for i in (0, 1)]
-        for domain, subjects in DOMAINS.items()
-    }
-    return score_result(
-        "mmmu",
-        n=tally.n,
-        unparsed=unparsed + len(fallback.drawn),
-        score=ratio(tally.right, tally.n),
-        unit="fraction",
-        subtasks=tally.accuracy(),
-        groups={},
-        problems=problems,
-        correct=tally.right,
-        domains={domain: ratio(*cell) for domain, cell in domains.items()},
-        domain_counts=domains,
-        random_fallbacks=len(fallback.drawn),
-        fallback_ids=fallback.drawn,
-        correct_not_counting_fallback=right_without,
-        score_not_counting_fallback=ratio(right_without, tally.n),
-    )
-
-
-BENCHMARK = Benchmark(
-    name="mmmu",
-    unit="fraction",
-    score_files=_score_files,
-    predictions="JSON id -> final answer, or rows {id, response, all_choices, index2ans} with raw responses",
-    annotations="answer_dict_val.json: id -> {question_type, ground_truth}",
-    official="MMMU main_eval_only.py and main_parse_and_eval.py",
-)
+def _gold(value: Any, kind: str) -> str | list[str]:
+    """Open questions may have several right answers, stored as the text of a list."""
+    text = str(value)
+    if kind != CHOICE and text.startswith("["):
+        try:
+            return [str(answer) for answer in ast.literal_eval(text)]
+        except (ValueError, SyntaxError):
+            return text  # an interval or a vector is one answer
+    return text

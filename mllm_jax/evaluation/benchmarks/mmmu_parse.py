@@ -1,10 +1,12 @@
 """Reading MMMU answers (Yue et al. 2024): the official rules for multiple choice and for open questions."""
 
-from __future__ import annotations
-
+import ast
 import random
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mllm_jax.evaluation.option_match import LETTERS
 
 ENDS = (",", ".", "!", "?", ";", ":", "'")
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -53,10 +55,8 @@ class Fallback:
 
     def __init__(self, seed: int = 42) -> None:
         self._random = random.Random(seed)
-        self.drawn: list[str] = []  # question ids
 
-    def draw(self, question: str, choices: Sequence[str]) -> str:
-        self.drawn.append(question)
+    def draw(self, choices: Sequence[str]) -> str:
         return self._random.choice(list(choices))
 
 
@@ -118,3 +118,18 @@ def open_is_right(prediction: Sequence[str | float], answer: str | Sequence[str]
         elif value in gold:
             return True
     return False
+
+
+def read_options(value: Any) -> list[str]:
+    """Options that a data set stores as a list or as the text of a Python list.
+
+    Raises:
+      ValueError: neither; or none, or more than there are letters.
+    """
+    try:
+        options = ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"options are no list: {value[:60]!r}") from error
+    if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
+        raise ValueError(f"options must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}")
+    return [str(option) for option in options]

@@ -1,30 +1,36 @@
-"""MMMU-Pro (Yue et al. 2024b): up to ten options, or question and options inside the picture.
+"""MMMU-Pro (Yue et al. 2024b): up to ten options, or question and options inside the image.
 
 The official code draws an unseeded random option for unreadable answers, which nobody can reproduce:
 here they count as wrong, are counted, and the accuracy that such draws give on average stands beside
 the headline.
 """
 
-from __future__ import annotations
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
-from mllm_jax.evaluation.benchmarks.mmmu_parse import strip_ends
-from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotation_rows,
-    read_rows,
-    score_result,
-    take,
+from mllm_jax.evaluation.benchmarks.base import (
+    Answer,
+    BenchmarkError,
+    Question,
+    earned,
+    rates,
+    ratio,
+    tally,
+    unread,
 )
+from mllm_jax.evaluation.benchmarks.mmmu_parse import read_options, strip_ends
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
+from mllm_jax.evaluation.option_match import LETTERS
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+
+_HUB = "https://huggingface.co/datasets/MMMU/MMMU_Pro"
+_MARK = re.compile(r"<image (\d)>")
+_STEPS = (
+    "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where "
+    "LETTER is one of options."
+)
+_DIRECT = "Answer with the option letter from the given choices directly."
 
 
 def find_choice(text: str, options: Mapping[str, str]) -> str | None:
@@ -63,65 +69,115 @@ def _latest(letters: Sequence[str], needles: Sequence[str], text: str) -> str:
     return letters[places.index(max(places))]
 
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    rows = read_rows(predictions, problems)
-    gold = None
-    if annotations is not None:
-        gold = by_id(read_annotation_rows(annotations), ("id", "question_id"), annotations)
-    found = match_ids(
-        rows,
-        gold,
-        lambda r: str(take(r, ("id", "question_id"), str(predictions))),
-        lambda r: take(r, ("response", "text"), str(predictions)),
-        problems,
-    )
-    tally, unparsed, expected = Tally(), 0, 0.0
-    for key, row in found.items():
-        item = row if gold is None else {**row, **gold[key]}
-        where = f"{predictions}: {key}"
-        options = dict(zip(LETTERS, map(as_text, _options(item, where)), strict=False))
-        choice = find_choice(as_text(take(row, ("response", "text"), where)), options)
-        right = choice == take(item, ("answer",), where)
-        if choice is None:
-            unparsed += 1
-            expected += ratio(1, len(options))
-        tally.add(as_text(take(item, ("subject",), where)), right)
-    return score_result(
-        "mmmu_pro",
-        n=tally.n,
-        unparsed=unparsed,
-        score=ratio(tally.right, tally.n, 100),
-        unit="percent",
-        subtasks=tally.accuracy(100),
-        groups={},
-        problems=problems,
-        correct=tally.right,
-        counts=tally.counts(),
-        random_fallbacks_upstream=unparsed,
-        expected_score_with_random_fallbacks=ratio(tally.right + expected, tally.n, 100),
-    )
+class MmmuPro(Published):
+    """MMMU-Pro: ten (or four) options; images stand where the question mentions them."""
 
+    name = "mmmu_pro"
+    unit = "percent"
+    rule = "MMMU mmmu-pro/evaluate.py, unreadable answers counted as wrong"
+    answers_format = "JSON lines {id, subject, options, answer, response}"
+    id_keys = ("id", "question_id")
+    text_keys = ("response", "text")
+    # The default limit; upstream lets API models write 4096 tokens.
+    upload = Upload("output.jsonl", "MMMU-Pro's evaluate.py")
+    options: ClassVar = {
+        "setting": Option("10 options", "how many options a question has", ("10 options", "4 options")),
+        "mode": Option("direct", "upstream's prompt for direct answers or step by step", ("direct", "cot")),
+    }
+    files: ClassVar = {"questions": File(("standard ({setting})/test-*.parquet",), _HUB)}
+    instructions: ClassVar[dict[str, str]] = {
+        "direct": _DIRECT,
+        "cot": f"Answer the preceding multiple choice question. {_STEPS} Think step by step before answering.",
+    }
 
-def _options(item: Mapping[str, Any], where: str) -> list[Any]:
-    options = take(item, ("options",), where)
-    if isinstance(options, str):  # the data set's own files hold the list as text
-        import ast
+    def items(self) -> Iterator[Question]:
+        for row in self.rows():
+            number = str(value_of(row, "id", self.folder))
+            try:
+                choices = read_options(value_of(row, "options", number))
+            except ValueError as error:
+                raise BenchmarkError(f"{number}: {error}") from error
+            prompt, images = self.prompt(row, choices)
+            answer = value_of(row, "answer", number)
+            subject = str(value_of(row, "subject", number))
+            fields = {"id": number, "subject": subject, "options": choices}
+            yield self.question(
+                number,
+                prompt,
+                images,
+                answer,
+                tuple(LETTERS[: len(choices)]),
+                ability=subject,
+                fields=fields,
+                truth=fields | {"answer": answer},
+                interleaved="<image>" in prompt,
+            )
 
+    def prompt(self, row: dict[str, Any], choices: list[str]) -> tuple[str, tuple[str, ...]]:
+        """Prompt and images, in the order in which the prompt shows them."""
+        text = f"{row['question']}\n{lettered(choices)}\n{self.instructions[str(self.values['mode'])]}"
+        shown = [f"image_{number}" for number in _MARK.findall(text)]
+        images = [value_of(row, name, row["id"]) for name in shown]
+        rest = [
+            row[name]
+            for i in range(1, 8)
+            if (name := f"image_{i}") not in shown and row.get(name) is not None
+        ]
+        text = _MARK.sub("<image>", text)
+        if rest and images:  # images that the question does not mention come first
+            text = f"{'<image>' * len(rest)}\n{text}"
+        return text, (*rest, *images)
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        letter = find_choice(text, dict(zip(question.options, question.row["options"], strict=True)))
+        return letter, "unparsed" if letter is None else "letter or option text"
+
+    @classmethod
+    def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**row, **annotation}
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
         try:
-            options = ast.literal_eval(options)
-        except (ValueError, SyntaxError) as error:
-            raise PredictionError(f"{where}: options are no list: {options[:60]!r}") from error
-    if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
-        raise PredictionError(f"{where}: options must be a list of 1 to 26 texts")
-    return options
+            options = dict(zip(LETTERS, read_options(answer.value("options")), strict=False))
+        except ValueError as error:
+            raise PredictionError(f"{answer.where}: {error}") from error
+        choice = find_choice(answer.text, options)
+        answer.parsed, answer.credit = choice is not None, choice == answer.value("answer")
+        answer.notes = {"options": len(options), "subject": as_text(answer.value("subject"))}
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        n, right, unparsed = len(answers), earned(answers), unread(answers)
+        cells = tally(answers, lambda a: a.notes["subject"])
+        drawn = sum(0.0 if answer.parsed else 1 / answer.notes["options"] for answer in answers)
+        return {
+            "n": n,
+            "unparsed": unparsed,
+            "score": ratio(right, n, 100),
+            "subtasks": rates(cells, 100),
+            "correct": right,
+            "counts": cells,
+            "random_fallbacks_upstream": unparsed,
+            "expected_score_with_random_fallbacks": ratio(right + drawn, n, 100),
+        }
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return [{**row["truth"], "response": row["text"]} for row in rows]
 
 
-BENCHMARK = Benchmark(
-    name="mmmu_pro",
-    unit="percent",
-    score_files=_score_files,
-    predictions="JSON lines {id, subject, options, answer, response}",
-    annotations="",
-    official="MMMU mmmu-pro/evaluate.py, unreadable answers counted as wrong",
-)
+class MmmuProVision(MmmuPro):
+    """MMMU-Pro, vision: question and options are inside the image."""
+
+    name = "mmmu_pro_vision"
+    folder_name = "mmmu_pro"
+    options: ClassVar = {"mode": MmmuPro.options["mode"]}
+    files: ClassVar = {"questions": File(("vision/test-*.parquet",), _HUB)}
+    instructions: ClassVar[dict[str, str]] = {
+        "direct": f"{_DIRECT} {_STEPS}",
+        "cot": f"Write out the multiple-choice question in the image and then solve it. {_STEPS} Think step by "
+        "step before answering.",
+    }
+
+    def prompt(self, row: dict[str, Any], choices: list[str]) -> tuple[str, tuple[str, ...]]:
+        return self.instructions[str(self.values["mode"])], (value_of(row, "image", row["id"]),)

@@ -1,32 +1,32 @@
-"""POPE (Li et al. 2023): does the model claim objects that are not in the picture?
+"""POPE (Li et al. 2023): does the model claim objects that are not in the image?
 
 Default: LLaVA's rule, `no` if the first sentence has the word "No", "not" or "no", else `yes`; the
 headline is the mean F1 over the splits. lmms-eval's rule (exact `yes` / `no`, one pooled set) is
 printed beside it.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
-from mllm_jax.evaluation.benchmarks.yes_no import rates
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio, unread
+from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, value_of
+from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, rates
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
     as_text,
     by_id,
-    match_ids,
     read_annotation_rows,
-    read_rows,
-    score_result,
     take,
 )
 
 SPLITS = ("adversarial", "popular", "random")
 QUESTIONS = "llava_pope_test.jsonl"
+# In the order and with the first ids (less one) of LLaVA's question file.
+_FIRST_IDS = {"adversarial": 0, "random": 10_000_000, "popular": 20_000_000}
+# This version has the 2910 random questions that published LLaVA numbers are about; newer ones have 3000.
+_SOURCE = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 
 
 def parse_llava(text: str) -> str:
@@ -62,6 +62,77 @@ def score_lmms(labels: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         "yes_ratio": r["yes_ratio"],
         "other": sum(answer not in ("yes", "no") for answer in answers),
     }
+
+
+class Pope(Published):
+    """POPE on COCO: three splits; ids are those of LLaVA's question file."""
+
+    name = "pope"
+    rule = "LLaVA eval_pope.py; lmms-eval pope beside it"
+    answers_format = "LLaVA JSON lines {question_id, text}"
+    annotations_format = (
+        f"folder with coco_pope_<split>.json and {QUESTIONS}, or one JSON lines file with `label`"
+    )
+    id_keys = ("question_id",)
+    max_new_tokens = SHORT_TOKENS
+    files: ClassVar = {
+        split: File((f"coco/coco_pope_{split}.json", f"coco_pope_{split}.json"), _SOURCE)
+        for split in _FIRST_IDS
+    } | {"images": File(("val2014",), "https://cocodataset.org/#download")}
+
+    def items(self) -> Iterator[Question]:
+        for split, start in _FIRST_IDS.items():
+            (path,) = self.paths(split)
+            for number, row in enumerate(self.read_table(path), start + 1):
+                label = str(value_of(row, "label", path)).lower()
+                yield self.question(
+                    number,
+                    f"{value_of(row, 'text', path)}\n{SHORT}",
+                    (value_of(row, "image", path),),
+                    label.capitalize(),
+                    ANSWERS,
+                    ability=split,
+                    fields={"category": split},
+                    truth={"label": label, "category": split},
+                )
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        return parse_llava(text), "neither counts as yes" if says_neither(text) else "yes or no"
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+        return _labelled(path)
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        answer.notes["said"] = parse_llava(answer.text)
+        answer.parsed = not says_neither(answer.text)
+        answer.credit = answer.notes["said"] == answer.item["label"]
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        parts: dict[str, list[Answer]] = {}
+        for answer in answers:
+            parts.setdefault(answer.item["split"], []).append(answer)
+        splits = sorted(sorted(parts), key=lambda s: (*SPLITS, s).index(s))
+        details = {
+            split: rates([a.item["label"] for a in parts[split]], [a.notes["said"] for a in parts[split]])
+            for split in splits
+        }
+        f1 = {split: r["f1"] for split, r in details.items()}
+        # In this order: the sum's last digit depends on it.
+        order = [s for s in ("random", "popular", "adversarial") if s in f1]
+        order += [s for s in f1 if s not in order]
+        mean_f1 = ratio(sum(f1[s] for s in order), len(order))
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": mean_f1,
+            "subtasks": f1,
+            "mean_f1": mean_f1,
+            "details": details,
+            "lmms": score_lmms([a.item["label"] for a in answers], [a.text for a in answers]),
+        }
 
 
 def _find(annotations: Path, name: str) -> Path | None:
@@ -113,61 +184,3 @@ def _labelled(annotations: Path) -> dict[str, Mapping[str, Any]]:
                 )
             gold[str(question["question_id"])] = {"split": split, "label": label["label"]}
     return gold
-
-
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = _labelled(annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: str(take(r, ("question_id",), str(predictions))),
-        lambda r: take(r, ("text", "answer"), str(predictions)),
-        problems,
-    )
-    return score_pope(
-        {
-            key: (gold[key]["split"], gold[key]["label"], as_text(take(row, ("text", "answer"), "")))
-            for key, row in found.items()
-        },
-        problems,
-    )
-
-
-def score_pope(answers: Mapping[str, tuple[str, str, str]], problems: Problems) -> dict[str, Any]:
-    """Scores question id -> (split, label, text)."""
-    rows = list(answers.values())
-    splits = sorted({split for split, _, _ in rows}, key=lambda s: (*SPLITS, s).index(s))
-    details = {}
-    for split in splits:
-        part = [(label, text) for s, label, text in rows if s == split]
-        details[split] = rates([label for label, _ in part], [parse_llava(text) for _, text in part])
-    f1 = {split: r["f1"] for split, r in details.items()}
-    # In this order: the sum's last digit depends on it.
-    order = [s for s in ("random", "popular", "adversarial") if s in f1]
-    order += [s for s in f1 if s not in order]
-    mean_f1 = ratio(sum(f1[s] for s in order), len(order))
-    lmms = score_lmms([label for _, label, _ in rows], [text for _, _, text in rows])
-    return score_result(
-        "pope",
-        n=len(rows),
-        unparsed=sum(says_neither(text) for _, _, text in rows),
-        score=mean_f1,
-        unit="fraction",
-        subtasks=f1,
-        groups={},
-        problems=problems,
-        mean_f1=mean_f1,
-        details=details,
-        lmms=lmms,
-    )
-
-
-BENCHMARK = Benchmark(
-    name="pope",
-    unit="fraction",
-    score_files=_score_files,
-    predictions="LLaVA JSON lines {question_id, text}",
-    annotations=f"folder with coco_pope_<split>.json and {QUESTIONS}, or one JSON lines file with `label`",
-    official="LLaVA eval_pope.py; lmms-eval pope beside it",
-)

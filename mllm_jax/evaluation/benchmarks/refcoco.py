@@ -1,33 +1,36 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg comprehension (Yu et al. 2016; Mao et al. 2016): a box for an expression.
+"""RefCOCO, RefCOCO+ and RefCOCOg (Yu et al. 2016; Mao et al. 2016): a box for an expression, a caption for a region.
 
-lmms-eval's metrics: mean IoU, ACC@t for five thresholds, Center_ACC, on the original picture. Models
+lmms-eval's metrics: mean IoU, ACC@t for five thresholds, Center_ACC, on the original image. Models
 that see a padded square give coordinates on that square; `padded_square` maps them back first.
 """
 
-from __future__ import annotations
-
+import io
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotation_rows,
-    read_rows,
-    score_result,
-    take,
-)
+from PIL import Image, ImageDraw
+
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio, unread
+from mllm_jax.evaluation.benchmarks.captions import CaptionScores
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, value_of
+from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+BOX_PROMPT = (
+    "Bounding box coordinates are specified in the format (top-left x, top-left y, bottom-right x, bottom-right y). "
+    "All values are floating point numbers bounded between 0 and 1. Please provide the bounding box coordinate of "
+    "the region this sentence describes: "
+)
+REGION_PROMPT = "Provide a short description for this region."
+_SPLIT = Option("val", "which questions", ("val", "test", "testA", "testB"))
+_OUTLINE = "#outline="  # behind an image's name: what is drawn on it
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _BOX = re.compile(r"\[\s*" + r",\s*".join([_NUMBER] * 4) + r"\s*\]", re.ASCII)
+_NO_BOX = [0.0, 0.0, 0.0, 0.0]  # what lmms-eval takes for an answer without a box
 
 Box = Sequence[float | int]  # x1, y1, x2, y2 as fractions of width and height
 
@@ -60,7 +63,7 @@ def center_inside(outer: Box, box: Box) -> bool:
 
 
 def from_square(box: Box, width: float | int, height: float | int) -> Box:
-    """A box on the padded square as a box on the original picture.
+    """A box on the padded square as a box on the original image.
 
     Example:
         >>> from_square([0.0, 0.25, 1.0, 0.75], 200, 100)
@@ -85,58 +88,166 @@ def _figures(pairs: Sequence[tuple[Box, Box]]) -> dict[str, float]:
     return figures
 
 
-def _gold_box(item: Any, where: str) -> tuple[Box, float, float]:
-    """The annotated [x, y, w, h] in pixels as fractions, with the picture's width and height."""
-    x, y, w, h = (float(v) for v in take(item, ("bbox",), where))
-    width, height = float(take(item, ("width",), where)), float(take(item, ("height",), where))
-    if width <= 0 or height <= 0:
-        raise PredictionError(f"{where}: width and height must be positive")
-    return [x / width, y / height, (x + w) / width, (y + h) / height], width, height
+def _hub(name: str) -> dict[str, File]:
+    where = f"https://huggingface.co/datasets/lmms-lab/{name}"
+    return {"questions": File(("data/{split}-*.parquet", "{split}-*.parquet"), where)}
 
 
-def _score(name: str, predictions: Path, annotations: Path) -> dict[str, Any]:
-    problems = Problems()
-    gold = by_id(read_annotation_rows(annotations), ("question_id", "id"), annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: str(take(r, ("question_id", "id"), str(predictions))),
-        lambda r: take(r, ("text", "answer", "prediction"), str(predictions)),
-        problems,
-    )
-    pairs, square, unparsed = [], [], 0
-    splits: dict[str, list[tuple[Box, Box]]] = {}
-    for key, row in found.items():
-        box, width, height = _gold_box(gold[key], f"{annotations}: {key}")
-        said = parse_box(as_text(take(row, ("text", "answer", "prediction"), "")))
-        unparsed += said is None
-        pairs.append((box, said or [0.0, 0.0, 0.0, 0.0]))
-        square.append((box, from_square(said, width, height) if said else [0.0, 0.0, 0.0, 0.0]))
-        splits.setdefault(as_text(gold[key].get("split", "all")), []).append(pairs[-1])
-    figures = _figures(pairs)
-    return score_result(
-        name,
-        n=len(pairs),
-        unparsed=unparsed,
-        score=figures["ACC@0.5"],
-        unit="fraction",
-        subtasks={split: _figures(part)["ACC@0.5"] for split, part in splits.items()},
-        groups={},
-        problems=problems,
-        **figures,
-        padded_square=_figures(square),
-    )
+class RefCoco(Published):
+    """Comprehension: a box for each expression, on the original image (lmms-eval's task)."""
+
+    name = "refcoco"
+    rule = "lmms-eval refcoco bbox_rec"
+    answers_format = "JSON lines {question_id, text} with [x1, y1, x2, y2] as fractions in the text"
+    annotations_format = "rows {question_id, bbox: [x, y, w, h] in pixels, width, height}, optionally split"
+    text_keys = ("text", "answer", "prediction")
+    comparable = False  # there is no frequent box
+    options: ClassVar = {"split": _SPLIT}
+    files: ClassVar = _hub("RefCOCO")
+
+    def items(self) -> Iterator[Question]:
+        split = str(self.values["split"])
+        for index, row in enumerate(self.rows()):
+            where = f"row {index}"
+            box = [float(value) for value in value_of(row, "bbox", where)]
+            image = value_of(row, "image", where)
+            for turn, expression in enumerate(value_of(row, "answer", where)):
+                yield self.question(
+                    f"{split}_{index}_{turn}",
+                    f"{BOX_PROMPT}{expression}",
+                    (image,),
+                    json.dumps(box),
+                    fields={"annotation_id": row.get("question_id")},
+                    truth={"bbox": box, "split": split},
+                )
+
+    def annotation(self, question: Question) -> dict[str, Any]:
+        """The box with the size of its image, which the rule needs."""
+        (image,) = question.images
+        if image not in self._sizes:
+            self._sizes[image] = Image.open(io.BytesIO(self.read_image(image))).size
+        width, height = self._sizes[image]
+        return super().annotation(question) | {"width": width, "height": height}
+
+    def _finish(self, questions: Sequence[Question]) -> None:
+        self._sizes: dict[str, tuple[int, int]] = {}
+        super()._finish(questions)
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        box = parse_box(text)
+        if box is None:
+            return None, "unparsed"
+        return json.dumps(list(box)), "first four numbers in brackets"
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        """Right is an overlap of one half, the headline's threshold."""
+        x, y, w, h = (float(v) for v in answer.value("bbox"))
+        width, height = float(answer.value("width")), float(answer.value("height"))
+        if width <= 0 or height <= 0:
+            raise PredictionError(f"{answer.where}: width and height must be positive")
+        gold = [x / width, y / height, (x + w) / width, (y + h) / height]
+        said = parse_box(answer.text)
+        square = from_square(said, width, height) if said else _NO_BOX
+        answer.parsed = said is not None
+        answer.credit = iou(gold, said or _NO_BOX) >= 0.5
+        answer.notes = {"pair": (gold, said or _NO_BOX), "square": (gold, square)}
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        splits: dict[str, list[tuple[Box, Box]]] = {}
+        for answer in answers:
+            splits.setdefault(as_text(answer.item.get("split", "all")), []).append(answer.notes["pair"])
+        figures = _figures([answer.notes["pair"] for answer in answers])
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": figures["ACC@0.5"],
+            "subtasks": {split: _figures(part)["ACC@0.5"] for split, part in splits.items()},
+            **figures,
+            "padded_square": _figures([answer.notes["square"] for answer in answers]),
+        }
 
 
-def _benchmark(name: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        unit="fraction",
-        score_files=lambda predictions, annotations: _score(name, predictions, annotations),
-        predictions="JSON lines {question_id, text} with [x1, y1, x2, y2] as fractions in the text",
-        annotations="rows {question_id, bbox: [x, y, w, h] in pixels, width, height}, optionally split",
-        official="lmms-eval refcoco bbox_rec",
-    )
+class RefCocoPlus(RefCoco):
+    """RefCOCO+: expressions without words of place."""
+
+    name = "refcoco+"
+    files: ClassVar = _hub("RefCOCOplus")
 
 
-BENCHMARKS = {name: _benchmark(name) for name in ("refcoco", "refcoco+", "refcocog")}
+class RefCocoG(RefCoco):
+    """RefCOCOg: longer expressions."""
+
+    name = "refcocog"
+    files: ClassVar = _hub("RefCOCOg")
+
+
+class RegionCaption(CaptionScores, Published):
+    """A description of the region that is outlined on the image (lmms-eval's bbox and seg tasks)."""
+
+    name = "refcoco_caption"
+    folder_name = "refcoco"
+    options: ClassVar = {
+        "split": _SPLIT,
+        "outline": Option("box", "red rectangle, or the region's polygon", ("box", "polygon")),
+    }
+    files: ClassVar = _hub("RefCOCO")
+
+    def items(self) -> Iterator[Question]:
+        shape = "bbox" if self.values["outline"] == "box" else "segmentation"
+        for index, row in enumerate(self.rows()):
+            where = f"row {index}"
+            points = [float(value) for value in value_of(row, shape, where)]
+            captions = [str(text) for text in value_of(row, "answer", where)]
+            image = f"{value_of(row, 'image', where)}{_OUTLINE}{shape}:{json.dumps(points)}"
+            yield self.question(
+                f"{self.values['split']}_{index}",
+                REGION_PROMPT,
+                (image,),
+                captions,
+                fields={"annotation_id": row.get("question_id")},
+                truth={"references": captions},
+            )
+
+    def own_image(self, name: str) -> bytes:
+        """The image with the outline drawn on it, as PNG."""
+        name, _, outline = name.partition(_OUTLINE)
+        data = super().own_image(name)
+        if not outline:
+            return data
+        shape, _, points = outline.partition(":")
+        return outlined(data, shape, json.loads(points))
+
+    def image_file(self, name: str) -> Path | None:
+        return super().image_file(name.partition(_OUTLINE)[0])
+
+
+class RegionCaptionPlus(RegionCaption):
+    """Region captions of RefCOCO+."""
+
+    name = "refcoco+_caption"
+    folder_name = "refcoco+"
+    files: ClassVar = _hub("RefCOCOplus")
+
+
+class RegionCaptionG(RegionCaption):
+    """Region captions of RefCOCOg."""
+
+    name = "refcocog_caption"
+    folder_name = "refcocog"
+    files: ClassVar = _hub("RefCOCOg")
+
+
+def outlined(data: bytes, shape: str, points: Sequence[float]) -> bytes:
+    """An image with a red rectangle ("bbox": x, y, width, height) or a polygon ("segmentation"), as PNG."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    if shape == "bbox":
+        x, y, width, height = points
+        draw.rectangle([x, y, x + width, y + height], outline="red")
+    else:
+        draw.polygon(list(points))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

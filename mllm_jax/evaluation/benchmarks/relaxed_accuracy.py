@@ -4,28 +4,14 @@ The rule of pix2struct, Qwen-VL and lmms-eval: both sides parse as numbers ("%" 
 target is not zero: right within 5 %; otherwise equal texts, ignoring case.
 """
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Tally, ratio
-from mllm_jax.evaluation.predictions import (
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotation_rows,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.predictions import Problems, as_text
 
 TOLERANCE = 0.05
-_ID = ("question_id", "id", "pid", "row", "index")
-_TEXT = ("prediction", "text", "answer")
-_TARGET = ("target", "label", "answer")
 
 
 def _number(text: str) -> float | None:
@@ -48,58 +34,41 @@ def is_right(text: str, target: str) -> bool:
     return text.lower() == target.lower()
 
 
-def _score(name: str, predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    rows = read_rows(predictions, problems)
-    gold = None
-    if annotations is not None:
-        gold = by_id(read_annotation_rows(annotations), _ID, annotations)
-    found = match_ids(
-        rows,
-        gold,
-        lambda r: str(take(r, _ID, str(predictions))),
-        lambda r: take(r, _TEXT, str(predictions)),
-        problems,
-    )
-    tally = Tally()
-    exact = empty = no_number = 0
-    for key, row in found.items():
-        item = row if gold is None else gold[key]
-        where = f"{annotations or predictions}: {key}"
-        target = as_text(take(item, _TARGET if gold is not None else _TARGET[:2], where))
-        text = as_text(take(row, _TEXT, where))
-        empty += not text.strip()
+class RelaxedAccuracy(Benchmark):
+    """The rule for any file of answers and targets."""
+
+    name = "relaxed_accuracy"
+    rule = "lmms-eval chartqa relaxed_correctness"
+    answers_format = "JSON lines {question_id, prediction or text}, with `target` without annotations"
+    id_keys = ("question_id", "id", "pid", "row", "index")
+    text_keys = ("prediction", "text", "answer")
+    not_asked = "it is a rule for files of answers, without questions of its own; ask `chartqa`"
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        own = answer.item is answer.row  # there `answer` is the model's
+        target = as_text(answer.value("target", "label", *([] if own else ["answer"])))
         wanted = _number(target)
-        no_number += bool(wanted) and math.isfinite(wanted) and _number(text) is None
-        # ChartQA reports its human-written and machine-made questions apart.
-        tally.add(as_text(item.get("split", item.get("type", "all"))), is_right(text, target))
-        exact += text.strip().lower() == target.strip().lower()
-    return score_result(
-        name,
-        n=tally.n,
-        unparsed=empty,
-        score=ratio(tally.right, tally.n),
-        unit="fraction",
-        subtasks=tally.accuracy(),
-        groups={},
-        problems=problems,
-        correct=tally.right,
-        exact_match=ratio(exact, tally.n),
-        no_number_where_one_was_wanted=no_number,
-        mean_of_splits=ratio(sum(tally.accuracy().values()), len(tally.cells)),
-    )
+        answer.credit = is_right(answer.text, target)
+        answer.parsed = bool(answer.text.strip())
+        answer.notes = {
+            "exact": answer.text.strip().lower() == target.strip().lower(),
+            "no number": bool(wanted) and math.isfinite(wanted) and _number(answer.text) is None,
+            # ChartQA reports its human-written and machine-made questions apart.
+            "split": as_text(answer.item.get("split", answer.item.get("type", "all"))),
+        }
 
-
-def _benchmark(name: str, official: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        unit="fraction",
-        score_files=lambda predictions, annotations: _score(name, predictions, annotations),
-        predictions="JSON lines {question_id, prediction or text}, with `target` without annotations",
-        annotations="",
-        official=official,
-    )
-
-
-BENCHMARK = _benchmark("relaxed_accuracy", "lmms-eval chartqa relaxed_correctness")
-BENCHMARK_CHARTQA = _benchmark("chartqa", "lmms-eval chartqa (human and augmented splits)")
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        n = len(answers)
+        subtasks = rates(tally(answers, lambda a: a.notes["split"]))
+        return {
+            "n": n,
+            "unparsed": unread(answers),
+            "score": ratio(earned(answers), n),
+            "subtasks": subtasks,
+            "correct": earned(answers),
+            "exact_match": ratio(sum(a.notes["exact"] for a in answers), n),
+            "no_number_where_one_was_wanted": sum(a.notes["no number"] for a in answers),
+            "mean_of_splits": ratio(sum(subtasks.values()), len(subtasks)),
+        }

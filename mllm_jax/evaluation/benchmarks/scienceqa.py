@@ -1,30 +1,25 @@
-"""ScienceQA (Lu et al. 2022): one letter; the full test set and its part with pictures (IMG).
+"""ScienceQA (Lu et al. 2022): one letter; the full test set and its part with images (IMG).
 
 Rule of LLaVA's `eval_science_qa.py`: a bare letter A-E; or a letter followed by ". "; or exactly one match of
 "The answer is X." with any character in the place of the full stop (upstream does not escape it).
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
-from mllm_jax.evaluation.predictions import (
-    Problems,
-    as_map,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotations,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, lettered, value_of
+from mllm_jax.evaluation.benchmarks.question_files import read_json
+from mllm_jax.evaluation.option_match import LETTERS as ALL_LETTERS
+from mllm_jax.evaluation.predictions import Problems
 
 LETTERS = "ABCDE"
 _ANSWER = re.compile(r"The answer is ([A-Z]).")
+_SOURCE = (
+    "the folder data/scienceqa of https://github.com/lupantech/ScienceQA (pictures by its tools/download.sh)"
+)
 
 
 def parse_letter(text: str) -> str | None:
@@ -48,70 +43,88 @@ def right_lmms(text: str, answer: str) -> bool:
     return text == answer or (len(text) >= 2 and text[0].isupper() and text[1] == "." and text[0] == answer)
 
 
-def _read_gold(path: Path) -> dict[str, dict[str, Any]]:
-    """id -> answer, number of choices, has_image; from the short form or ScienceQA's `problems.json`."""
-    raw = read_annotations(path)
-    if as_map(raw, ("question_id", "id")) is None:
-        raw = by_id(raw if isinstance(raw, list) else [raw], ("question_id", "id"), path)
-    gold = {}
-    for key, row in raw.items():
-        answer = take(row, ("answer",), f"{path}: {key}")
-        choices = row["n_choices"] if "n_choices" in row else len(take(row, ("choices",), f"{path}: {key}"))
-        image = row["has_image"] if "has_image" in row else bool(row.get("image"))
-        if row.get("split", "test") == "test":
-            letter = answer if isinstance(answer, str) else LETTERS[answer]
-            gold[str(key)] = {"answer": letter, "n": choices, "image": image, "subject": row.get("subject")}
-    return gold
+class ScienceQa(Published):
+    """ScienceQA test: all questions, or those with an image (IMG)."""
 
+    name = "scienceqa"
+    unit = "percent"
+    rule = "LLaVA eval_science_qa.py"
+    annotations_format = "JSON id -> {answer, n_choices, has_image}, or ScienceQA's problems.json"
+    keyed = True
+    options: ClassVar = {"part": Option("all", "all questions, or those with an image", ("all", "img"))}
+    files: ClassVar = {
+        "questions": File(("problems.json",), _SOURCE),
+        "splits": File(("pid_splits.json",), _SOURCE),
+        "images": File(("images/test", "test", "images"), _SOURCE),
+    }
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = _read_gold(annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: str(take(r, ("question_id", "id"), str(predictions))),
-        lambda r: take(r, ("text", "answer"), str(predictions)),
-        problems,
-    )
-    parts = {"IMG": [0, 0], "TXT": [0, 0]}
-    unparsed = no_choice = lmms = 0
-    for key, row in found.items():
-        text, item = as_text(take(row, ("text", "answer"), "")), gold[key]
+    def items(self) -> Iterator[Question]:
+        problems = {row["_id"]: row for row in self.rows()}
+        (path,) = self.paths("splits")
+        self.files_read.append(path)
+        splits = read_json(path)
+        if not isinstance(splits, dict) or not isinstance(splits.get("test"), list):
+            raise BenchmarkError(f"{path}: holds no list of the ids of 'test'")
+        for number in map(str, splits["test"]):  # the official order
+            if number not in problems:
+                raise BenchmarkError(f"scienceqa: {self.path}: problem {number} of the test split is missing")
+            row = problems[number]
+            if self.values["part"] == "img" and not row.get("image"):
+                continue
+            choices = list(map(str, row["choices"]))
+            answer = ALL_LETTERS[int(value_of(row, "answer", f"problem {number}"))]
+            hint = str(row.get("hint") or "").strip()
+            subject = str(row.get("subject") or "")
+            truth = {"answer": answer, "n_choices": len(choices), "has_image": bool(row.get("image"))}
+            yield self.question(
+                number,
+                f"{f'Context: {hint}{chr(10)}' if hint else ''}{row['question']}\n{lettered(choices)}\n{LETTER}",
+                (f"{number}/{row['image']}",) if row.get("image") else (),
+                answer,
+                tuple(ALL_LETTERS[: len(choices)]),
+                ability=subject,
+                truth=truth | {"subject": subject},
+            )
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         letter = parse_letter(text)
-        unparsed += letter is None
-        offered = letter is not None and letter in LETTERS[: item["n"]]
-        no_choice += not offered
-        cell = parts["IMG" if item["image"] else "TXT"]
-        cell[0] += offered and letter == item["answer"]
-        cell[1] += 1
-        lmms += right_lmms(text, item["answer"])
-    right = parts["IMG"][0] + parts["TXT"][0]
-    return score_result(
-        "scienceqa",
-        n=len(found),
-        unparsed=unparsed,
-        score=ratio(right, len(found), 100),
-        unit="percent",
-        subtasks={name: ratio(*cell, 100) for name, cell in parts.items() if cell[1]},
-        groups={},
-        problems=problems,
-        correct=right,
-        accuracy=ratio(right, len(found), 100),
-        img_total=parts["IMG"][1],
-        img_correct=parts["IMG"][0],
-        img_accuracy=ratio(*parts["IMG"], 100),
-        letter_not_among_the_choices=no_choice - unparsed,
-        pred_idx_minus1=no_choice,
-        lmms_accuracy=ratio(lmms, len(found), 100),
-    )
+        return letter, "unparsed" if letter is None else "letter"
 
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+        gold = super().read_annotations(path)
+        return {key: row for key, row in gold.items() if row.get("split", "test") == "test"}
 
-BENCHMARK = Benchmark(
-    name="scienceqa",
-    unit="percent",
-    score_files=_score_files,
-    predictions="LLaVA JSON lines {question_id, text}",
-    annotations="JSON id -> {answer, n_choices, has_image}, or ScienceQA's problems.json",
-    official="LLaVA eval_science_qa.py",
-)
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        item, gold = answer.item, answer.value("answer")
+        gold = gold if isinstance(gold, str) else LETTERS[gold]
+        choices = item["n_choices"] if "n_choices" in item else len(answer.value("choices"))
+        image = item["has_image"] if "has_image" in item else bool(item.get("image"))
+        letter = parse_letter(answer.text)
+        offered = letter is not None and letter in LETTERS[:choices]
+        answer.parsed = letter is not None
+        answer.credit = offered and letter == gold
+        answer.notes |= {"part": "IMG" if image else "TXT", "offered": offered}
+        answer.notes["lmms"] = right_lmms(answer.text, gold)
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        n, right, unparsed = len(answers), earned(answers), unread(answers)
+        parts = tally(answers, lambda a: a.notes["part"])
+        image = parts.get("IMG", [0, 0])
+        no_choice = sum(not a.notes["offered"] for a in answers)
+        return {
+            "n": n,
+            "unparsed": unparsed,
+            "score": ratio(right, n, 100),
+            "subtasks": {name: ratio(*parts[name], 100) for name in ("IMG", "TXT") if name in parts},
+            "correct": right,
+            "accuracy": ratio(right, n, 100),
+            "img_total": image[1],
+            "img_correct": image[0],
+            "img_accuracy": ratio(*image, 100),
+            "letter_not_among_the_choices": no_choice - unparsed,
+            "pred_idx_minus1": no_choice,
+            "lmms_accuracy": ratio(sum(a.notes["lmms"] for a in answers), n, 100),
+        }

@@ -3,25 +3,16 @@
 Follows LLaVA's `eval_textvqa.py` with M4C's evaluator: an answer that no human gave scores 0.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, ratio, unread
+from mllm_jax.evaluation.benchmarks.published import File, Option, value_of
+from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotations,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.predictions import Problems, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
 _OCR = "Reference OCR token:"
@@ -40,80 +31,104 @@ def question_of(prompt: str) -> str:
     return lines[0].lower()
 
 
-def _read_gold(path: Path) -> dict[str, Mapping[str, Any]]:
-    value = read_annotations(path)
-    rows = value.get("data", [value]) if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise PredictionError(f"{path}: expected TextVQA_0.5.1_val.json with its `data` list")
-    return by_id(rows, ("question_id",), path)
-
-
-def _identify(gold: Mapping[str, Mapping[str, Any]], where: Path) -> Any:
-    """A function from a row to its question id: by id, else by (picture, question) as LLaVA's files need."""
-    by_question = {(item["image_id"], item["question"].lower()): key for key, item in gold.items()}
-
-    def identify(row: Mapping[str, Any]) -> str:
-        key = str(take(row, ("question_id",), str(where)))
-        if key in gold:
-            return key
-        image = row.get("image_id", row["question_id"])  # LLaVA writes the picture's id as question_id
-        asked = question_of(as_text(row.get("prompt")))
-        return by_question.get((image, asked), f"{image} / {asked!r}")
-
-    return identify
-
-
 def score_question(text: str, answers: Sequence[str]) -> float:
     """Soft accuracy of one answer, both sides normalised."""
     human = [m4c_normalize(as_text(a)) for a in answers]
     return soft_accuracy(m4c_normalize(text), human)
 
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = _read_gold(annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        _identify(gold, predictions),
-        lambda r: take(r, ("text", "answer"), str(predictions)),
-        problems,
-    )
-    scores, exact, m4c, lmms, undefined, empty = [], [], [], [], 0, 0
-    for key, row in found.items():
-        text = as_text(take(row, ("text", "answer"), ""))
-        answers = [as_text(a) for a in take(gold[key], ("answers",), f"{annotations}: {key}")]
-        empty += not text.strip()
-        scores.append(score_question(text, answers))
-        exact.append(m4c_normalize(text) in {m4c_normalize(a) for a in answers})
-        value = anls_m4c(text, answers)
-        undefined += value is None
-        if value is not None:
-            m4c.append(value)
-        lmms.append(anls_lmms(text, answers))
-    return score_result(
-        "textvqa",
-        n=len(scores),
-        unparsed=empty,
-        score=100.0 * ratio(sum(scores), len(scores)),
-        unit="percent",
-        subtasks={},
-        groups={},
-        problems=problems,
-        anls={
-            "m4c_STVQAANLS": ratio(sum(m4c), len(m4c)),
-            "m4c_undefined_rows": undefined,
-            "m4c_STVQAAccuracy": ratio(sum(exact), len(exact)),
-            "lmms_eval_anls": ratio(sum(lmms), len(lmms)),
-        },
-    )
+class TextVqa(ShortAnswer):
+    """TextVQA validation as LLaVA asks it: with the OCR tokens of its question file, or without them."""
 
+    name = "textvqa"
+    unit = "percent"
+    rule = "LLaVA eval_textvqa.py (M4C evaluator)"
+    answers_format = "LLaVA JSON lines {question_id, prompt, text}"
+    annotations_format = "TextVQA_0.5.1_val.json"
+    id_keys = ("question_id",)
+    rows_key = "data"
+    options: ClassVar = {
+        "ocr": Option(True, "whether the prompt lists OCR tokens, as in LLaVA's question file")
+    }
+    files: ClassVar = {
+        "questions": File(
+            ("llava_textvqa_val_v051_ocr.jsonl",),
+            "eval.zip of LLaVA's docs/Evaluation.md (or give ocr=false)",
+        ),
+        "annotations": File(
+            ("TextVQA_0.5.1_val.json",), "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json"
+        ),
+        "images": File(
+            ("train_images",), "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"
+        ),
+    }
 
-BENCHMARK = Benchmark(
-    name="textvqa",
-    unit="percent",
-    score_files=_score_files,
-    predictions="LLaVA JSON lines {question_id, prompt, text}",
-    annotations="TextVQA_0.5.1_val.json",
-    official="LLaVA eval_textvqa.py (M4C evaluator)",
-)
+    def items(self) -> Iterator[Question]:
+        annotations = self.rows("annotations", "data")
+        if not self.values["ocr"]:
+            for row in annotations:
+                prompt = f"{row['question'].capitalize()}{self.suffix}"
+                yield self._item(row, prompt, f"{row['image_id']}.jpg")
+            return
+        truths: dict[tuple[str, str], deque[dict[str, Any]]] = defaultdict(deque)
+        for row in annotations:
+            truths[row["image_id"], row["question"].lower()].append(row)
+        for row in self.rows():
+            # LLaVA writes the image's id as question_id, so that questions are found by their words.
+            text, image = (str(value_of(row, key, self.path)) for key in ("text", "image"))
+            found = truths[str(row["question_id"]), text.split("\n")[0].lower()]
+            if not found:
+                raise BenchmarkError(
+                    f"textvqa: {self.path}: question {text.split(chr(10))[0]!r} about {row['question_id']} is not in "
+                    "the annotations"
+                )
+            yield self._item(found.popleft(), text, image)
+
+    def _item(self, row: Mapping[str, Any], prompt: str, image: str) -> Question:
+        gold = list(row["answers"]) if row.get("answers") else None
+        truth = {key: row[key] for key in ("image_id", "question")} | {"answers": row.get("answers")}
+        fields = {"image_id": row["image_id"]}
+        return self.question(row["question_id"], prompt, (image,), gold, fields=fields, truth=truth)
+
+    @classmethod
+    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], str]:
+        """By id, else by (image, question) as LLaVA's files need."""
+        gold = gold or {}
+        by_question = {(item["image_id"], item["question"].lower()): key for key, item in gold.items()}
+
+        def identify(row: Mapping[str, Any]) -> str:
+            key = str(take(row, ("question_id",), str(path)))
+            if key in gold:
+                return key
+            image = row.get("image_id", row["question_id"])  # LLaVA writes the image's id as question_id
+            asked = question_of(as_text(row.get("prompt")))
+            return by_question.get((image, asked), f"{image} / {asked!r}")
+
+        return identify
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        text, answers = answer.text, [as_text(a) for a in answer.value("answers")]
+        answer.credit = score_question(text, answers)
+        answer.parsed = bool(text.strip())
+        answer.notes = {
+            "exact": m4c_normalize(text) in {m4c_normalize(a) for a in answers},
+            "m4c": anls_m4c(text, answers),
+            "lmms": anls_lmms(text, answers),
+        }
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        n = len(answers)
+        m4c = [a.notes["m4c"] for a in answers if a.notes["m4c"] is not None]
+        return {
+            "n": n,
+            "unparsed": unread(answers),
+            "score": 100.0 * ratio(earned(answers), n),
+            "anls": {
+                "m4c_STVQAANLS": ratio(sum(m4c), len(m4c)),
+                "m4c_undefined_rows": n - len(m4c),
+                "m4c_STVQAAccuracy": ratio(sum(a.notes["exact"] for a in answers), n),
+                "lmms_eval_anls": ratio(sum(a.notes["lmms"] for a in answers), n),
+            },
+        }

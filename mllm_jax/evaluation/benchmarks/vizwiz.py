@@ -1,74 +1,90 @@
-"""VizWiz VQA validation (Gurari et al. 2018): soft accuracy, both sides fully normalised (lmms-eval)."""
+"""VizWiz VQA (Gurari et al. 2018): soft accuracy, both sides fully normalised (lmms-eval)."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
-from mllm_jax.evaluation.predictions import (
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotation_rows,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.published import SHORT, File, Option, Upload, value_of
+from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
+from mllm_jax.evaluation.predictions import Problems, as_text, by_id, read_annotation_rows, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
-_TEXT = ("answer", "text")
-UNANSWERABLE = "unanswerable"
+_SITE = "https://vizwiz.org/tasks-and-datasets/vqa/"
 
 
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    items = read_annotation_rows(annotations)
-    gold = by_id(items, ("image", "question_id"), annotations)
-    image_of = {str(item["question_id"]): key for key, item in gold.items() if "question_id" in item}
+class VizWiz(ShortAnswer):
+    """VizWiz: scored on val; answers to test are uploaded."""
 
-    def identify(row: Any) -> str:
-        key = str(take(row, ("image", "question_id"), str(predictions)))
-        return image_of.get(key, key)
-
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        identify,
-        lambda r: take(r, _TEXT, str(predictions)),
-        problems,
+    name = "vizwiz"
+    unit = "percent"
+    rule = "lmms-eval vizwiz_vqa"
+    answers_format = "JSON array {image, answer} (the upload), or LLaVA JSON lines {question_id, text}"
+    annotations_format = (
+        "VizWiz val.json: rows {image, answers, answer_type}, with question_id for LLaVA's files"
     )
-    scores: list[float] = []
-    kinds: dict[str, list[float]] = {}
-    empty = said_unanswerable = 0
-    for key, row in found.items():
-        text = as_text(take(row, _TEXT, ""))
-        answers = take(gold[key], ("answers",), f"{annotations}: {key}")
-        human = [m4c_normalize(as_text(a["answer"] if isinstance(a, dict) else a)) for a in answers]
-        said = m4c_normalize(text)
-        empty += not text.strip()
-        said_unanswerable += said == UNANSWERABLE
-        scores.append(soft_accuracy(said, human))
-        kinds.setdefault(as_text(gold[key].get("answer_type", "all")), []).append(scores[-1])
-    return score_result(
-        "vizwiz",
-        n=len(scores),
-        unparsed=empty,
-        score=100 * ratio(sum(scores), len(scores)),
-        unit="percent",
-        subtasks={kind: 100 * ratio(sum(part), len(part)) for kind, part in kinds.items()},
-        groups={},
-        problems=problems,
-        said_unanswerable=said_unanswerable,
-    )
+    text_keys = ("answer", "text")
+    upload = Upload("{name}.json", "https://eval.ai/web/challenges/challenge-page/1911")
+    options: ClassVar = {
+        "split": Option("val", "which questions", ("val", "test")),
+        "capitalize": Option(
+            False, "lmms-eval's form: first letter of the question upper case, the rest lower"
+        ),
+    }
+    files: ClassVar = {
+        "questions": File(("{split}.json", "Annotations/{split}.json", "llava_{split}.jsonl"), _SITE),
+        "images": File(("{split}",), _SITE),
+    }
+    suffix = f"\n{UNANSWERABLE}\n{SHORT}"
 
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        if self.values["capitalize"] and "question" in row:
+            row = {**row, "question": row["question"].capitalize()}
+        return super().prompt(row)
 
-BENCHMARK = Benchmark(
-    name="vizwiz",
-    unit="percent",
-    score_files=_score_files,
-    predictions="JSON array {image, answer} (the upload), or LLaVA JSON lines {question_id, text}",
-    annotations="VizWiz val.json: rows {image, answers, answer_type}, with question_id for LLaVA's files",
-    official="lmms-eval vizwiz_vqa",
-)
+    def items(self) -> Iterator[Question]:
+        for row in self.rows():
+            image = value_of(row, "image", self.path)
+            answers = ten_answers(row if row.get("answers") else None)
+            if answers:
+                answers["truth"] |= {"image": image}
+            number = row.get("question_id", image)
+            yield self.question(number, self.prompt(row), (image,), fields={"image": image}, **answers)
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+        return by_id(read_annotation_rows(path), ("image", "question_id"), path)
+
+    @classmethod
+    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], str]:
+        image_of = {str(i["question_id"]): key for key, i in (gold or {}).items() if "question_id" in i}
+
+        def identify(row: Mapping[str, Any]) -> str:
+            key = str(take(row, ("image", "question_id"), str(path)))
+            return image_of.get(key, key)
+
+        return identify
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        human = [
+            m4c_normalize(as_text(a["answer"] if isinstance(a, dict) else a)) for a in answer.value("answers")
+        ]
+        said = m4c_normalize(answer.text)
+        answer.credit = soft_accuracy(said, human)
+        answer.parsed = bool(answer.text.strip())
+        answer.notes["unanswerable"] = said == "unanswerable"
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        kinds = tally(answers, lambda a: as_text(a.item.get("answer_type", "all")))
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": 100 * ratio(earned(answers), len(answers)),
+            "subtasks": {kind: 100 * ratio(*cell) for kind, cell in kinds.items()},
+            "said_unanswerable": sum(a.notes["unanswerable"] for a in answers),
+        }
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        return [{"image": row["image"], "answer": m4c_normalize(row["text"])} for row in rows]

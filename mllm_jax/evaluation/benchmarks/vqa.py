@@ -1,76 +1,88 @@
 """Short answers with one reference each: exact match after normalisation, with the majority baseline.
 
-The generic benchmark for a user's own data (`easy_vqa`, `nlvr`, ...).
+The benchmark for a user's own data (`easy_vqa`, `nlvr`, ...).
 """
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.benchmarks.mini import same_answer
-from mllm_jax.evaluation.predictions import Problems, as_text, match_ids, read_rows, score_result, take
-
-
-def _score_files(predictions: Path, annotations: Path | None) -> dict[str, Any]:
-    problems = Problems()
-    gold = {}
-    for row in read_rows(annotations, problems):
-        key = take(row, ("question_id", "id"), str(annotations))
-        if key in gold:
-            raise ValueError(f"{annotations}: question id {key!r} occurs twice")
-        gold[key] = row
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: take(r, ("question_id", "id"), str(predictions)),
-        lambda r: take(r, ("text", "answer", "prediction"), str(predictions)),
-        problems,
-    )
-    answers = {key: as_text(take(row, ("answer", "label"), str(annotations))) for key, row in gold.items()}
-    kinds: dict[str, list[int]] = {}
-    group_of: dict[str, str] = {}
-    right = unparsed = 0
-    for key, row in found.items():
-        text = as_text(take(row, ("text", "answer", "prediction"), str(predictions)))
-        ok = bool(text.strip()) and same_answer(text, answers[key])
-        unparsed += not text.strip()
-        right += ok
-        kind = as_text(gold[key].get("question_type") or gold[key].get("ability") or "all")
-        if gold[key].get("group"):
-            group_of[kind] = as_text(gold[key]["group"])
-        cell = kinds.setdefault(kind, [0, 0])
-        cell[0] += ok
-        cell[1] += 1
-    members: dict[str, list[float]] = {}
-    for kind, (r, n) in kinds.items():
-        if kind in group_of:
-            members.setdefault(group_of[kind], []).append(r / n)
-    majority, count = Counter(answers.values()).most_common(1)[0]
-    return score_result(
-        "vqa",
-        n=len(found),
-        unparsed=unparsed,
-        score=right / len(found) if found else 0.0,
-        unit="fraction",
-        subtasks={kind: r / n for kind, (r, n) in kinds.items()},
-        groups={group: sum(scores) / len(scores) for group, scores in members.items()},
-        problems=problems,
-        counts=kinds,
-        correct=right,
-        majority_answer=majority,
-        majority_baseline=count / len(answers),
-        different_answers=len(set(answers.values())),
-    )
-
-
-BENCHMARK = Benchmark(
-    name="vqa",
-    unit="fraction",
-    score_files=_score_files,
-    predictions="JSON lines {question_id, text}",
-    annotations="JSON lines or array {question_id, answer}, optionally question_type or ability, group",
-    official="this project; exact match after VQA normalisation",
+from mllm_jax.evaluation.benchmarks.base import (
+    Answer,
+    Benchmark,
+    BenchmarkError,
+    Question,
+    earned,
+    rates,
+    ratio,
+    tally,
+    unread,
 )
+from mllm_jax.evaluation.benchmarks.mini import same_answer
+from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
+from mllm_jax.evaluation.predictions import Problems, as_text
+from mllm_jax.evaluation.vqa_normalize import m4c_normalize
+from mllm_jax.mini.world.questions import OPEN_SUFFIX
+
+
+class Vqa(Benchmark):
+    """Rows {question_id, image, question, answer} and, if wanted, ability and group."""
+
+    name = "vqa"
+    rule = "this project; exact match after VQA normalisation"
+    answers_format = "JSON lines {question_id, text}"
+    annotations_format = (
+        "JSON lines or array {question_id, answer}, optionally question_type or ability, group"
+    )
+    text_keys = ("text", "answer", "prediction")
+    in_annotation_order = True
+
+    def read(self) -> list[Question]:
+        questions = []
+        for index, row in enumerate(read_list(self.path)):
+            for name in ("question_id", "question", "answer"):
+                if not str(field(row, name, str, self.path, index)).strip():
+                    which = row["question_id"] or f"#{index}"
+                    raise BenchmarkError(f"{self.path}: entry {which!r}: {name!r} is empty")
+            images = image_names(row, self.path, index)
+            questions.append(Question(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", images))
+        return sorted(questions, key=lambda question: question.images)
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        return (m4c_normalize(text), "exact") if text.strip() else (None, "unparsed")
+
+    def annotations_for(self, predictions: Path) -> Path:
+        return self.path
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        gold = as_text(answer.value("answer", "label"))
+        answer.parsed = bool(answer.text.strip())
+        answer.credit = answer.parsed and same_answer(answer.text, gold)
+        answer.notes["kind"] = as_text(
+            answer.item.get("question_type") or answer.item.get("ability") or "all"
+        )
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        cells = tally(answers, lambda a: a.notes["kind"])
+        group_of = {a.notes["kind"]: as_text(a.item["group"]) for a in answers if a.item.get("group")}
+        members: dict[str, list[float]] = {}
+        for kind, value in rates(cells).items():
+            if kind in group_of:
+                members.setdefault(group_of[kind], []).append(value)
+        gold = Counter(as_text(answer.value("answer", "label")) for answer in answers)
+        majority, count = gold.most_common(1)[0] if gold else ("", 0)
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": ratio(earned(answers), len(answers)),
+            "subtasks": rates(cells),
+            "groups": {group: sum(scores) / len(scores) for group, scores in members.items()},
+            "counts": cells,
+            "correct": earned(answers),
+            "majority_answer": majority,
+            "majority_baseline": ratio(count, len(answers)),
+            "different_answers": len(gold),
+        }

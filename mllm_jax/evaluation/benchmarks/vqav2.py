@@ -5,28 +5,32 @@ normalised where the ten human answers are all identical. `score_always_normalis
 worth.
 """
 
-from __future__ import annotations
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from mllm_jax.evaluation.benchmarks.base import Benchmark, ratio
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    match_ids,
-    read_annotations,
-    read_rows,
-    score_result,
-    take,
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, tally, unread
+from mllm_jax.evaluation.benchmarks.published import (
+    LONG_TOKENS,
+    SHORT,
+    File,
+    Option,
+    Upload,
+    value_of,
 )
-from mllm_jax.evaluation.vqa_normalize import soft_accuracy, vqa_digits_articles, vqa_punctuation
+from mllm_jax.evaluation.benchmarks.question_files import read_rows
+from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
+from mllm_jax.evaluation.predictions import Problems, as_text, take
+from mllm_jax.evaluation.vqa_normalize import (
+    m4c_normalize,
+    soft_accuracy,
+    vqa_digits_articles,
+    vqa_punctuation,
+)
 
+COCO = "https://cocodataset.org/#download"
+VQA = "https://visualqa.org/download.html"
+OK_VQA = "https://okvqa.allenai.org/download.html"
 _DECIMALS = 10  # of the official printout
-_TEXT = ("answer", "text")
 
 
 def normalize(text: str) -> str:
@@ -51,70 +55,126 @@ def score_question(text: str, answers: Sequence[str]) -> float:
     return soft_accuracy(text, human)
 
 
-def _percent(scores: Sequence[float]) -> float:
-    return round(100 * ratio(float(sum(scores)), len(scores)), _DECIMALS)
+def _percent(total: float, n: int) -> float:
+    return round(100 * (float(total) / n if n else 0.0), _DECIMALS)
 
 
-def _read_gold(path: Path) -> dict[str, Any]:
-    value = read_annotations(path)
-    rows = value.get("annotations", [value]) if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise PredictionError(f"{path}: expected the official annotations file with its `annotations` list")
-    return by_id(rows, ("question_id",), path)
+def coco_file(image_id: int | str, split: str) -> str:
+    """The file name of a COCO image.
+
+    Example:
+        >>> coco_file(42, "val2014"), coco_file(42, "val2017")
+        ('COCO_val2014_000000000042.jpg', '000000000042.jpg')
+    """
+    prefix = "" if split == "val2017" else f"COCO_{split}_"
+    return f"{prefix}{int(image_id):012d}.jpg"
 
 
-def _score(name: str, predictions: Path, annotations: Path) -> dict[str, Any]:
-    problems = Problems()
-    gold = _read_gold(annotations)
-    found = match_ids(
-        read_rows(predictions, problems),
-        gold,
-        lambda r: str(take(r, ("question_id",), str(predictions))),
-        lambda r: take(r, _TEXT, str(predictions)),
-        problems,
-    )
-    scores: list[float] = []
-    corrected: list[float] = []
-    answer_types: dict[str, list[float]] = {}
-    question_types: dict[str, list[float]] = {}
-    empty = 0
-    for key in gold:  # the official order of summation
-        if key not in found:
-            continue
-        item = gold[key]
-        text = as_text(take(found[key], _TEXT, ""))
-        human = [
-            as_text(take(a, ("answer",), f"{annotations}: {key}")) for a in take(item, ("answers",), key)
-        ]
-        empty += not text.strip()
-        scores.append(score_question(text, human))
-        corrected.append(soft_accuracy(normalize(_flat(text)), [normalize(_flat(h)) for h in human]))
-        answer_types.setdefault(as_text(item.get("answer_type", "all")), []).append(scores[-1])
-        question_types.setdefault(as_text(item.get("question_type", "all")), []).append(scores[-1])
-    return score_result(
-        name,
-        n=len(scores),
-        unparsed=empty,
-        score=_percent(scores),
-        unit="percent",
-        subtasks={kind: _percent(part) for kind, part in answer_types.items()},
-        groups={},
-        problems=problems,
-        per_question_type={kind: _percent(part) for kind, part in question_types.items()},
-        score_always_normalised=_percent(corrected),
-    )
+class VqaV2(ShortAnswer):
+    """VQA v2: scored on val2014; answers to test-dev2015 and test2015 are uploaded."""
+
+    name = "vqav2"
+    unit = "percent"
+    rule = "GT-Vision-Lab VQA vqaEval.py"
+    answers_format = "JSON array {question_id, answer} (the upload), or LLaVA JSON lines {question_id, text}"
+    annotations_format = "the official annotations JSON (ten answers per question)"
+    id_keys = ("question_id",)
+    text_keys = ("answer", "text")
+    rows_key = "annotations"
+    in_annotation_order = True
+    upload = Upload("{name}.json", "https://eval.ai/web/challenges/challenge-page/830")
+    options: ClassVar = {
+        "split": Option("val2014", "which questions", ("val2014", "test-dev2015", "test2015")),
+    }
+    files: ClassVar = {
+        "questions": File(
+            ("v2_OpenEnded_mscoco_{split}_questions.json", "llava_vqav2_mscoco_{split}.jsonl"), VQA
+        ),
+        "annotations": File(("v2_mscoco_{split}_annotations.json",), VQA, needed=False),
+        # An upload covers all of test2015, also where only test-dev2015 was asked.
+        "upload_ids": File(
+            ("v2_OpenEnded_mscoco_test2015_questions.json", "llava_vqav2_mscoco_test2015.jsonl"),
+            VQA,
+            needed=False,
+        ),
+        "images": File(("{split}", "test2015"), COCO),
+    }
+
+    def items(self) -> Iterator[Question]:
+        split = str(self.values["split"])
+        images = split if split == "val2014" else "test2015"
+        truths = {str(row["question_id"]): row for row in self.rows("annotations", "annotations")}
+        for row in self.rows("questions", "questions"):
+            number = value_of(row, "question_id", self.path)
+            truth = truths.get(str(number))
+            if truths and truth is None:
+                raise BenchmarkError(f"{self.name}: {self.folder}: question {number} has no annotation")
+            image = row.get("image") or coco_file(value_of(row, "image_id", self.path), images)
+            yield self.question(number, self.prompt(row), (image,), **ten_answers(truth))
+
+    @classmethod
+    def grade(cls, answer: Answer) -> None:
+        human = [as_text(take(a, ("answer",), answer.where)) for a in answer.value("answers")]
+        answer.credit = score_question(answer.text, human)
+        answer.parsed = bool(answer.text.strip())
+        always = soft_accuracy(normalize(_flat(answer.text)), [normalize(_flat(h)) for h in human])
+        answer.notes["normalised"] = always
+
+    @classmethod
+    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
+        kinds, types = (
+            {
+                kind: _percent(*cell)
+                for kind, cell in tally(answers, lambda a, f=f: as_text(a.item.get(f, "all"))).items()
+            }
+            for f in ("answer_type", "question_type")
+        )
+        return {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": _percent(sum(a.credit for a in answers), len(answers)),
+            "subtasks": kinds,
+            "per_question_type": types,
+            "score_always_normalised": _percent(sum(a.notes["normalised"] for a in answers), len(answers)),
+        }
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """Every question of test2015 (of the asked split where it is val), the empty answer where none was made."""
+        said = {str(row["question_id"]): m4c_normalize(row["text"]) for row in rows}
+        ids: list[Any] = [row["question_id"] for row in rows]
+        if self.values["split"] != "val2014":
+            everything = self.paths("upload_ids")
+            if not everything:
+                file = self.files["upload_ids"]
+                raise BenchmarkError(
+                    f"{self.folder / file.names[0]} is missing: an upload needs every id of test2015; download it "
+                    f"from {file.where}, then run the same command"
+                )
+            ids = [row["question_id"] for row in read_rows(everything[0], self.embedded, "questions")]
+            if unknown := said.keys() - {str(i) for i in ids}:
+                raise BenchmarkError(f"{everything[0]} does not hold question {sorted(unknown)[0]}")
+        return [{"question_id": number, "answer": said.get(str(number), "")} for number in ids]
 
 
-def _benchmark(name: str, official: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        unit="percent",
-        score_files=lambda predictions, annotations: _score(name, predictions, annotations),
-        predictions="JSON array {question_id, answer} (the upload), or LLaVA JSON lines {question_id, text}",
-        annotations="the official annotations JSON (ten answers per question)",
-        official=official,
-    )
+class OkVqa(VqaV2):
+    """OK-VQA validation, in VQA's file format."""
 
+    name = "ok_vqa"
+    rule = "VQA vqaEval.py on OK-VQA's annotations"
+    max_new_tokens = LONG_TOKENS  # lmms-eval's default
+    upload = Upload("answers.json", "VQA's evaluation tools")
+    options: ClassVar = {
+        "split": Option("val2014", "which questions", ("val2014",)),
+        # LLaVA has no OK-VQA script; lmms-eval's prompt is the default, other work asks like VQAv2.
+        "prompt": Option("lmms", "with lmms-eval's sentence on unanswerable questions", ("lmms", "short")),
+    }
+    files: ClassVar = {
+        "questions": File(("OpenEnded_mscoco_{split}_questions.json",), OK_VQA),
+        "annotations": File(("mscoco_{split}_annotations.json",), OK_VQA, needed=False),
+        "images": File(("{split}",), COCO),
+    }
 
-BENCHMARK = _benchmark("vqav2", "GT-Vision-Lab VQA vqaEval.py")
-BENCHMARK_OK_VQA = _benchmark("ok_vqa", "VQA vqaEval.py on OK-VQA's annotations")
+    def prompt(self, row: Mapping[str, Any]) -> str:
+        question = value_of(row, "question", self.path)
+        lmms = f"{question}\n{UNANSWERABLE}\n{SHORT}"
+        return lmms if self.values["prompt"] == "lmms" else super().prompt(row)

@@ -1,10 +1,10 @@
 """Counts and rates of yes/no benchmarks (yes is the positive class), shared by MME and POPE."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mllm_jax.evaluation.benchmarks.base import ratio
+
+ANSWERS = ("Yes", "No")
 
 
 def confusion(labels: Sequence[str], answers: Sequence[str]) -> dict[str, int]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.evaluation.benchmarks.mathvista import rows_of
-from mllm_jax.evaluation.judge.tasks import TASKS, JudgeTask
+from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, JudgeTask
+from mllm_jax.evaluation.benchmarks.mathvista import MathVista
 from mllm_jax.evaluation.predictions import Problems, read_json
 
 REQUESTS, ANSWERS, SUMMARY = "requests.jsonl", "answers.jsonl", "judge.json"
@@ -61,7 +61,7 @@ def build_requests(
     """Every request of a benchmark.
 
     Args:
-        benchmark: a key of `tasks.TASKS`.
+        benchmark: a key of `JUDGE_TASKS`.
         predictions: the model's answers.
         annotations: the benchmark's annotations.
         problems: what the reader meets.
@@ -72,12 +72,14 @@ def build_requests(
     Raises:
         ValueError: the benchmark is not a judged one, or `runs` is not positive.
     """
-    if benchmark not in TASKS:
-        raise ValueError(f"{benchmark!r} needs no judge; judged benchmarks are {', '.join(sorted(TASKS))}")
+    if benchmark not in JUDGE_TASKS:
+        raise ValueError(
+            f"{benchmark!r} needs no judge; judged benchmarks are {', '.join(sorted(JUDGE_TASKS))}"
+        )
     if runs < 1:
         raise ValueError(f"runs must be at least 1, not {runs}")
     requests = []
-    for task in TASKS[benchmark]:
+    for task in JUDGE_TASKS[benchmark]:
         items = list(task.items(predictions, annotations, problems))
         for run in range(runs):
             for question, fields, keep in items:
@@ -207,7 +209,7 @@ def _write_extractions(
 ) -> Path:
     extracted = {r.question: answers[r.id]["content"].strip() for r in requests if r.id in answers}
     lines = []
-    for row in rows_of(read_json(predictions, Problems())):
+    for row in MathVista.read_answers(predictions, Problems()):
         key = str(row.get("pid", row.get("question_id")))
         if key in extracted:
             row = {**row, "extraction": extracted[key]}

@@ -69,9 +69,9 @@ def _about_groups(runs: Sequence[Run], table: Groups, file: str | Path | None) -
       ReportError: a name in it is no benchmark, or it groups none of those here.
     """
     # Its readers of official files take a while to import; only this needs the names.
-    from mllm_jax.evaluation.runners import RUNNERS, VIDEO
+    from mllm_jax.evaluation.benchmarks import BENCHMARKS
 
-    known = {*map(base_kind, (*RUNNERS, *VIDEO)), *load_groups()}
+    known = {*map(base_kind, BENCHMARKS), *load_groups()}
     for name in table:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

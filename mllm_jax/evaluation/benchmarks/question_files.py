@@ -1,6 +1,6 @@
-"""Rows of a benchmark's files, and the pictures that stand inside them.
+"""Rows of a benchmark's files, and the images that stand inside them.
 
-JSON, JSON lines, TSV, CSV and Parquet give the same thing: a list of dicts. A picture inside a table (base64 in
+JSON, JSON lines, TSV, CSV and Parquet give the same thing: a list of dicts. An image inside a table (base64 in
 MMBench's TSV, a struct of bytes in Parquet) is replaced by a name; its bytes are read when they are asked for.
 """
 
@@ -14,12 +14,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_text
+from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_json_rows, read_text
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError
 from mllm_jax.evaluation.predictions import PredictionError, Problems
-from mllm_jax.evaluation.runners.base import BenchmarkError, read_list
 from mllm_jax.evaluation.table_files import read_table
 
-_KEPT = 8  # columns of row groups that stay in memory: the pictures of a question and its neighbours
+_KEPT = 8  # columns of row groups that stay in memory: the images of a question and its neighbours
 
 
 def read_json(path: Path) -> Any:
@@ -39,11 +39,11 @@ def read_json(path: Path) -> Any:
         raise BenchmarkError(str(error)) from error
 
 
-def read_rows(path: Path, pictures: "Pictures", key: str = "") -> list[dict[str, Any]]:
+def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[dict[str, Any]]:
     """The rows of a table, chosen by its suffix.
 
     Args:
-      pictures: takes what pictures the table holds.
+      images: takes what images the table holds.
       key: of JSON that is an object: where its list of rows is ("" = the object maps ids to rows, which get the id
         as `_id`).
 
@@ -52,7 +52,7 @@ def read_rows(path: Path, pictures: "Pictures", key: str = "") -> list[dict[str,
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return pictures.add_parquet(path)
+        return images.add_parquet(path)
     if suffix in (".tsv", ".csv", ".xlsx"):
         problems = Problems()
         try:
@@ -76,8 +76,56 @@ def read_rows(path: Path, pictures: "Pictures", key: str = "") -> list[dict[str,
     return value
 
 
-class Pictures:
-    """Pictures inside a benchmark's tables, found by name and read one at a time; safe to read from threads."""
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON list (or of JSON lines).
+
+    Raises:
+      BenchmarkError: no such file, no JSON, no list, or an entry that is no object.
+    """
+    try:
+        rows = read_json_rows(path)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
+    if not isinstance(rows, list):
+        raise BenchmarkError(f"{path}: expected a list of questions, found one {type(rows).__name__}")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{path}: entry #{index} is no JSON object but {type(row).__name__}")
+    return rows
+
+
+def field(row: dict[str, Any], name: str, kind: type, path: Path, index: int) -> Any:
+    """A required field of an entry; a `question_id` may be a string or an integer.
+
+    Raises:
+      BenchmarkError: it is missing or of another type; names the entry.
+    """
+    if not isinstance(row.get(name), (str, int) if name == "question_id" else kind):
+        which = row.get("question_id", f"#{index}")
+        hint = "; this is training data, questions are written otherwise" if "conversations" in row else ""
+        raise BenchmarkError(
+            f"{path}: entry {which!r}: {name!r} must be a {kind.__name__}, found {row.get(name)!r}{hint} "
+            "(docs/data.md, Questions to answer)"
+        )
+    return row[name]
+
+
+def image_names(row: dict[str, Any], path: Path, index: int) -> tuple[str, ...]:
+    """`image`: one name, a list of names, or absent.
+
+    Raises:
+      BenchmarkError: something else.
+    """
+    value = row.get("image")
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        which = row.get("question_id", f"#{index}")
+        raise BenchmarkError(f"{path}: entry {which!r}: 'image' must be a file name or a list of them")
+    return tuple(names)
+
+
+class EmbeddedImages:
+    """Images inside a benchmark's tables, found by name and read one at a time; safe to read from threads."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -87,39 +135,39 @@ class Pictures:
         return name in self._texts or name in self._cells
 
     def add_base64(self, text: str) -> str:
-        """Takes a picture as text; equal pictures get the same name."""
+        """Takes an image as text; equal images get the same name."""
         name = f"base64-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         self._texts[name] = text
         return name
 
     def add_parquet(self, path: Path) -> list[dict[str, Any]]:
-        """The rows of a Parquet file, names in the place of pictures (None where there is none)."""
+        """The rows of a Parquet file, names in the place of images (None where there is none)."""
         file = _Parquet(path)
         rows = file.rows()
         for index, row in enumerate(rows):
-            for column in file.pictures:
+            for column in file.image_columns:
                 if row[column] is not None:
                     row[column] = f"{path.parent.name}/{path.name}#{index}.{column}"
                     self._cells[row[column]] = (file, index, column)
         return rows
 
     def read(self, name: str) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
           BenchmarkError: it is damaged.
         """
         if name in self._cells:
             file, row, column = self._cells[name]
-            return file.picture(row, column)
+            return file.image(row, column)
         try:
             return base64.b64decode(self._texts[name], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise BenchmarkError(f"picture {name}: not base64: {error}; fetch the table again") from error
+            raise BenchmarkError(f"image {name}: not base64: {error}; fetch the table again") from error
 
 
 class _Parquet:
-    """A Parquet file whose struct columns with `bytes` are pictures, as the Hugging Face hub writes them."""
+    """A Parquet file whose struct columns with `bytes` are images, as the Hugging Face hub writes them."""
 
     def __init__(self, path: Path):
         # Comes with tensorflow-datasets; a slow import that other benchmarks do not need.
@@ -133,7 +181,7 @@ class _Parquet:
             raise BenchmarkError(f"{path}: no readable Parquet file: {error}; fetch it again") from error
         schema = self._file.schema_arrow
         self.columns = list(schema.names)
-        self.pictures = [
+        self.image_columns = [
             field.name
             for field in schema
             if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
@@ -144,12 +192,12 @@ class _Parquet:
         self._kept: collections.OrderedDict[tuple[int, str], Any] = collections.OrderedDict()
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows; of pictures only whether they are there (an empty dict or None)."""
-        # `picture.path` alone: the bytes stay on the disk.
-        wanted = [f"{name}.path" if name in self.pictures else name for name in self.columns]
+        """All rows; of images only whether they are there (an empty dict or None)."""
+        # `image.path` alone: the bytes stay on the disk.
+        wanted = [f"{name}.path" if name in self.image_columns else name for name in self.columns]
         return self._file.read(columns=wanted).to_pylist()
 
-    def picture(self, row: int, column: str) -> bytes:
+    def image(self, row: int, column: str) -> bytes:
         group = bisect.bisect_right(self._starts, row) - 1
         with self._lock:
             if (group, column) not in self._kept:
@@ -159,5 +207,5 @@ class _Parquet:
                     self._kept.popitem(last=False)
             cell = self._kept[group, column][row - self._starts[group]].as_py()
         if not cell or not cell.get("bytes"):
-            raise BenchmarkError(f"{self.path} row {row}: {column!r} holds no picture; fetch the file again")
+            raise BenchmarkError(f"{self.path} row {row}: {column!r} holds no image; fetch the file again")
         return cell["bytes"]

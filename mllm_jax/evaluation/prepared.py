@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.runners import PUBLISHED, check_kind
-from mllm_jax.evaluation.runners.base import Question
-from mllm_jax.evaluation.runners.published import Published
+from mllm_jax.evaluation.benchmarks import BenchmarkError, Published, Question, get_asked
 
 _FIELDS = ("row", "prompt", "options", "interleaved")
 
 
 def prepare(
-    kind: str,
+    name: str,
     path: str | Path,
     data_dir: str | Path,
     images: str | Path | None = None,
@@ -23,23 +21,25 @@ def prepare(
     show_progress: bool = True,
     **options: bool | str,
 ) -> Published:
-    """The benchmark, read from `DATA_DIR/KIND/VERSION`, which is written first unless it is there from the same files.
+    """The benchmark, read from `DATA_DIR/NAME/VERSION`, which is written first unless it is there from the same files.
 
     Args:
-      kind, path, images, **options: as in `read_benchmark`; of published benchmarks.
+      name, path, images, **options: as in `read_benchmark`; of published benchmarks.
       data_dir: where prepared data sets live.
       shard_bytes: see `tfds_benchmarks.prepare_benchmark`.
       show_progress: draw a progress bar.
 
     Raises:
       BenchmarkError: files that are missing or cannot be used.
-      DataError: a file that is not the one that the folder's `SHA256SUMS` lists, or a picture that cannot be read.
+      DataError: a file that is not the one that the folder's `SHA256SUMS` lists, or an image that cannot be read.
     """
     # tensorflow-datasets takes seconds to import; only this way of reading needs it.
     from mllm_jax.data import tfds_benchmarks
 
-    check_kind(kind)
-    benchmark = PUBLISHED[kind](path, images, **options)
+    published = get_asked(name)
+    if not issubclass(published, Published):
+        raise BenchmarkError(f"{name!r} is read from your own file; there is nothing to prepare")
+    benchmark = published(path, images, **options)
     sets = []
     groups = itertools.groupby(enumerate(benchmark.questions), lambda pair: pair[1].images or pair[0])
     for _, group in groups:
@@ -48,7 +48,7 @@ def prepare(
     given = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
     chosen = {name: v for name, v in benchmark.values.items() if name not in benchmark.decoding_options()}
     source = tfds_benchmarks.prepare_benchmark(
-        kind,
+        name,
         sets,
         benchmark.read_image,
         data_dir,
@@ -60,7 +60,7 @@ def prepare(
         show_progress=show_progress,
         **given,
     )
-    return PUBLISHED[kind].from_source(
+    return published.from_source(
         source, **{name: value for name, value in benchmark.values.items() if name not in chosen}
     )
 
@@ -68,16 +68,7 @@ def prepare(
 def instructions(benchmark: Published | type[Published]) -> str:
     """What to download, one file per line."""
     lines = [f"{' or '.join(file.names)}: from {file.where}" for file in benchmark.files.values()]
-    return f"Put these files into one folder for {benchmark.kind}:\n" + "\n".join(lines)
-
-
-def read_questions(source: Any) -> list[Question]:
-    """The prompts of a `BenchmarkSource`."""
-    return [
-        Question(p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"])
-        for one in source.sets
-        for p in one.prompts
-    ]
+    return f"Put these files into one folder for {benchmark.name}:\n" + "\n".join(lines)
 
 
 def _as_json(question: Question) -> dict[str, Any]:
@@ -91,7 +82,7 @@ def _fingerprint(benchmark: Published, options: dict[str, bool | str]) -> str:
         p
         for question in benchmark.questions
         for name in question.images
-        if (p := benchmark.picture_file(name)) is not None
+        if (p := benchmark.image_file(name)) is not None
     ]
     for path in dict.fromkeys([*benchmark.files_read, *beside]):
         status = path.stat()

@@ -1,0 +1,39 @@
+"""Captions of images, to look at: from a folder of images, or from a JSON list with or without references."""
+
+from mllm_jax.data.images import FORMATS
+from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
+from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
+
+PROMPT = "Describe the image briefly."
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+
+
+class Caption(Benchmark):
+    """A folder of images, or rows {image} with optional question_id, question and captions (references)."""
+
+    name = "caption"
+    not_scored = "these captions are there to look at; `captions` scores captions of COCO's images"
+    has_baselines = False
+
+    def read(self) -> list[Question]:
+        if self.path.is_dir():
+            self.images = self.path
+            names = sorted(p.name for p in self.path.iterdir() if p.suffix.lower() in _SUFFIXES)
+            if not names:
+                raise BenchmarkError(f"{self.path}: no image in this folder ({', '.join(FORMATS)})")
+            rows = [{"question_id": name, "image": name, "captions": []} for name in names]
+            return [Question(row, PROMPT, (row["image"],)) for row in rows]
+        questions = []
+        for index, row in enumerate(read_list(self.path)):
+            images = image_names(row, self.path, index)
+            if not images:
+                raise BenchmarkError(f"{self.path}: entry #{index} has no 'image' to describe")
+            prompt = field(row, "question", str, self.path, index) if "question" in row else PROMPT
+            captions = field(row, "captions", list, self.path, index) if "captions" in row else []
+            number = str(row.get("question_id", row.get("id", images[0])))
+            kept = {"question_id": number, "image": row["image"], "captions": captions}
+            questions.append(Question(kept, prompt, images))
+        return questions
+
+    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+        return (text, "caption") if text.strip() else (None, "unparsed")

@@ -1,0 +1,68 @@
+"""What a GPT model is asked about an answer, and how its reply is read; each judged benchmark says which.
+
+The prompts are worded by this project from the published descriptions of the tasks; scores depend on
+the wording and on the judge's version, so both are recorded. `--prompt FILE` replaces a prompt by the
+official text: the fields in braces of `user` below are filled in.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.evaluation.predictions import Problems
+
+Fields = dict[str, str]
+Case = tuple[str, Fields, dict[str, Any]]  # id, prompt fields, what the stored judgement keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeTask:
+    """One kind of judgement.
+
+    Attributes:
+        name: the benchmark; for the Video-ChatGPT scores with the aspect, `video_chatgpt.correctness`.
+        model: the judge of the published numbers, as the request's default.
+        temperature: of the published protocol; None leaves the endpoint's default.
+        max_tokens: most tokens of a reply.
+        reply_tokens: a typical reply's length, for the cost estimate.
+        system: the system message.
+        user: the user message with fields in braces.
+        items: (predictions, annotations, problems) -> the questions to judge.
+        parse: a reply -> the judgement, or None if it cannot be read.
+    """
+
+    name: str
+    model: str
+    temperature: float | None
+    max_tokens: int
+    reply_tokens: int
+    system: str
+    user: str
+    items: Callable[[Path, Path | None, Problems], Iterator[Case]]
+    parse: Callable[[str], Any]
+
+    def messages(self, fields: Mapping[str, str], user: str | None = None) -> list[dict[str, str]]:
+        """The chat messages of one question; `user` replaces the task's own user message."""
+        text = self.user if user is None else user
+        # One pass, so that braces inside an answer are never taken for a field.
+        parts, out = text.split("{"), []
+        for i, part in enumerate(parts):
+            name, brace, rest = part.partition("}")
+            if i and brace and name in fields:
+                out.append(fields[name] + rest)
+            else:
+                out.append(part if i == 0 else "{" + part)
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": "".join(out)}]
+
+
+def required(annotations: Path | None, what: str) -> Path:
+    """The annotations.
+
+    Raises:
+      ValueError: there are none; says what is needed.
+    """
+    if annotations is None:
+        raise ValueError(f"--annotations is needed: {what}")
+    return annotations
