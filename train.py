@@ -16,12 +16,10 @@ from collections.abc import Iterator
 
 import jax
 from absl import flags, logging
-from rich.console import Console
 
-from mllm_jax import workdir
+from mllm_jax import console, workdir
 from mllm_jax.cli import script
-from mllm_jax.config import resolved
-from mllm_jax.config_check import check
+from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.report import plots
 from mllm_jax.inference import runs
@@ -44,7 +42,7 @@ EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Several hosts: join the other processes first (docs/operating.md)."
 )
-say = functools.partial(Console().print, highlight=False, soft_wrap=True)
+say = functools.partial(console.say, console.make_console())
 
 
 def train_stage(config, name, model, batches, mesh, directory, params):
@@ -79,7 +77,7 @@ def train_stage(config, name, model, batches, mesh, directory, params):
     start = int(state.step)
     samples = "" if batches.num_samples is None else f"{batches.num_samples:,} samples, "
     counts = f"{paths.count(trained):,} parameters trained, {paths.count(frozen):,} frozen"
-    say(f"stage [bold]{name}[/bold]: {counts}, {samples}{steps:,} updates")
+    say(f"stage {name}: {counts}, {samples}{steps:,} updates")
 
     # -------------------------------------------------------------------------------------------- the loop
     step_fn = make_train_step(
@@ -88,6 +86,7 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         mesh,
         shardings,
         param_shardings(frozen, mesh),
+        build.batch_spec(config, stage, model),
         label_tokens=label_tokens,
         accumulation=stage.accumulation,
         seed=config.seed,
@@ -97,8 +96,8 @@ def train_stage(config, name, model, batches, mesh, directory, params):
         with stop_requests() as requests:
             for step in range(start + 1, steps + 1):
                 batch = next(batches)
-                state, metrics = step_fn(state, frozen, to_device(batch, mesh))
-                log.add(step, metrics, batch["ids"], batch["skipped"])
+                state, metrics = step_fn(state, frozen, to_device(batch.arrays, mesh))
+                log.add(step, metrics, batch.ids, batch.skipped)
                 stop = processes.agreed(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
                 if save or step % stage.log_every == 0:
@@ -146,15 +145,14 @@ def train(config, directory, evaluate=True):
     model = runs.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
     preflight.check_stages(config, model, tokenizer, mesh, evaluate)
-    workdir.claim(directory, resolved(config), write=jax.process_index() == 0)
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
-        f"connector [bold]{config.model.connector.name}[/bold], {model.tokens_per_image} visual tokens per image"
-        f"{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"connector [bold]{config.model.connector.name}[/bold], {model.visual_layout.slot.num_tokens} visual tokens "
+        f"per image{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
-    with use_mesh(mesh):
+    with use_mesh(mesh), workdir.open_run(directory, resolved(config)):
         # ------------------------------------------------------------------- stages; finished ones are skipped
         finished = [name for name in config.stage_order if (directory / "params" / name).exists()]
         left = config.stage_order

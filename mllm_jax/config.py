@@ -1,180 +1,271 @@
-"""The configuration: every key with its default. `mllm_jax.config_check` checks one before any compute.
+"""The configuration: every key once, with default, type, range or choices and meaning, and the check of it all.
 
 A recipe in `configs/` starts from `default_config()` and changes values; a user overrides any key on the command line,
-as in `--config.model.connector.name=average_pool`. Types are those of the defaults; `None` defaults accept the type
-named beside them.
+as in `--config.model.connector.name=average_pool`. A key whose default is None accepts None. The options of a connector
+are declared by the connector. `mllm-jax config` prints what is declared here (docs/config.md).
 """
 
-import contextlib
-import re
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from mllm_jax import connectors
+from mllm_jax.schema import (
+    ConfigError,
+    Key,
+    Named,
+    Schema,
+    check_tree,
+    config_key_error,
+    defaults,
+    find,
+    join,
+    regular_expression,
+    unknown_key,
+)
+
+__all__ = [
+    "SCHEMA",
+    "ConfigError",
+    "benchmark_config",
+    "check",
+    "check_key",
+    "config_key_error",
+    "declared",
+    "default_config",
+    "default_of",
+    "differences",
+    "map_paths",
+    "resolved",
+    "source_config",
+    "stage_config",
+]
 
 LLM_LINEAR = r"llm/blocks/(q|k|v|o|gate|up|down|fc1|fc2)/kernel"  # every linear layer of the LLM but the head
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "full", "dots")
+ASPECTS = ("pad", "square")
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the key and the way out."""
+def _patterns_fault(patterns: Sequence[str]) -> str | None:
+    return next(filter(None, map(regular_expression, patterns)), None)
 
 
-@contextlib.contextmanager
-def config_key_error(key: str) -> Iterator[None]:
-    """Turns a ValueError raised inside into a ConfigError that names the key it comes from."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(f"config key {key!r}: {error}") from error
+def _rates_fault(groups: Sequence[Any]) -> str | None:
+    for group in groups:
+        pair = isinstance(group, tuple | list) and len(group) == 2 and isinstance(group[0], str)
+        if not pair or type(group[1]) not in (int, float) or not 0 < group[1] < math.inf:
+            return f"must hold (path regex, positive rate) pairs such as ('llm/.*', 2e-5), not {groups!r}"
+    return _patterns_fault([pattern for pattern, _ in groups])
 
 
-def source_config() -> ConfigDict:
-    """One training source of a stage: a user's LLaVA-format data set, or pictures of the mini world."""
-    return ConfigDict(
-        {
-            "kind": "llava",
-            "json": "",  # LLaVA-format JSON or JSON lines
-            "images": "",  # folder that its image paths are relative to
-            "duplicate_ids": "error",  # or "number": samples that share an id are told apart as id, id#2, id#3
-            "weight": 1.0,  # how often it is drawn, relative to the other sources
-            "split": "",  # mini_world: which stream of scenes ("pretrain", "finetune")
-            "form": "",  # mini_world: "caption" or "instruct"
-            "count": 0,  # mini_world: number of samples
-        }
-    )
+# One training source of a stage: a user's LLaVA-format data set, or images of the mini world.
+SOURCE: Schema = {
+    "kind": Key("llava", "a user's LLaVA-format data, or the mini world", choices=("llava", "mini_world"),
+                synonyms=("type",)),
+    "json": Key("", "LLaVA-format JSON or JSON lines", path=True, resumable=True,
+                synonyms=("data_path", "annotations")),
+    "images": Key("", "folder that its image paths are relative to", path=True, resumable=True,
+                  synonyms=("image_folder", "image_dir")),
+    "duplicate_ids": Key("error", "`number` tells samples that share an id apart as id, id#2, id#3",
+                         choices=("error", "number"), resumable=True),
+    "weight": Key(1.0, "how often it is drawn, relative to the other sources", above=0,
+                  synonyms=("ratio", "proportion")),
+    "split": Key("", "mini_world: which stream of scenes (`pretrain`, `finetune`)"),
+    "form": Key("", "mini_world: `caption` or `instruct`"),
+    "count": Key(0, "mini_world: number of samples", least=0, synonyms=("num_samples",)),
+}  # fmt: skip
 
+# One training stage; the defaults are those of LLaVA-1.5's stage 1 (recipes.md 1.1).
+STAGE: Schema = {
+    "trainable": Key(("connector/.*",), "path regexes of what is trained; all else is frozen, LoRA adapters excepted",
+                     items=str, fault=_patterns_fault, synonyms=("freeze", "frozen", "unfreeze", "tune")),
+    "lora": {
+        "rank": Key(0, "of the adapters; 0 = none", least=0, synonyms=("r", "lora_r", "lora_rank")),
+        "alpha": Key(256.0, "their output is scaled by alpha / rank", above=0, synonyms=("lora_alpha",)),
+        "dropout": Key(0.05, "on their input, in training", least=0, below=1, synonyms=("lora_dropout",)),
+        "targets": Key(LLM_LINEAR, "regex over kernel paths, llm/... and vision/...", fault=regular_expression,
+                       synonyms=("target_modules", "modules")),
+        "rank_stabilized": Key(False, "scale by alpha / sqrt(rank)", synonyms=("use_rslora", "rslora")),
+    },
+    "quantize_base": Key("none", "how the LLM's frozen block kernels are kept", choices=("none", "int8"),
+                         synonyms=("bits", "quantization", "load_in_8bit")),
+    "template": Key("plain", "conversation template (docs/data.md)",
+                    synonyms=("conv_mode", "prompt_template", "version", "conversation")),
+    "aspect": Key(None, "as data.aspect, which counts where this is None", of=str, choices=ASPECTS),
+    "cache_features": Key(False, "keep the frozen tower's features on disk instead of running it", resumable=True),
+    "sources": Named(SOURCE, "training data by name; several are mixed by weight", created_by=("json", "kind")),
+    "seq_len": Key(None, "tokens a row holds; None = data.seq_len", of=int, least=1,
+                   synonyms=("max_length", "max_len", "model_max_length", "context_length")),
+    "batch_size": Key(256, "samples per step, over all devices and accumulation", least=1,
+                      synonyms=("batch", "bs", "bsz", "global_batch_size", "train_batch_size")),
+    "accumulation": Key(1, "parts that a batch is computed in, one after the other", least=1, resumable=True,
+                        synonyms=("grad_accum", "accum", "accumulate", "gradient_accumulation_steps", "micro_batches")),
+    "epochs": Key(1, "passes over the data", least=1, synonyms=("num_epochs", "num_train_epochs")),
+    "steps": Key(None, "training steps; None = from epochs", of=int, least=1,
+                 synonyms=("max_steps", "num_steps", "updates", "iterations")),
+    "optimizer": Key("adamw", "of all that is trained", choices=("adamw", "muon"), synonyms=("optim", "opt")),
+    "learning_rate": Key(1e-3, "its peak", above=0, synonyms=("lr", "peak_lr", "rate", "max_lr")),
+    "matrix_learning_rate": Key(0.02, "muon only: of the matrices inside the blocks", above=0,
+                                synonyms=("muon_lr", "matrix_lr")),
+    "learning_rates": Key((), "(path regex, rate) pairs for groups that differ; the first match counts",
+                          fault=_rates_fault, synonyms=("mm_projector_lr", "lrs", "lr_groups")),
+    "schedule": Key("cosine", "of the learning rates, after the warm-up", choices=("cosine", "constant"),
+                    synonyms=("lr_schedule", "scheduler", "lr_scheduler", "lr_scheduler_type")),
+    "warmup_ratio": Key(0.03, "share of the steps in which the rates rise from zero", least=0, below=1,
+                        synonyms=("warmup", "warmup_steps")),
+    "weight_decay": Key(0.0, "decoupled, of matrices only", least=0, synonyms=("wd",)),
+    "b1": Key(0.9, "decay of the first moment", least=0, below=1, synonyms=("beta1", "adam_beta1", "momentum")),
+    "b2": Key(0.999, "decay of the second moment", least=0, below=1, synonyms=("beta2", "adam_beta2")),
+    "eps": Key(1e-8, "added to the root of the second moment", above=0, synonyms=("epsilon", "adam_epsilon")),
+    "clip_norm": Key(1.0, "global norm that gradients are clipped to; 0 = no clipping", least=0,
+                     synonyms=("grad_clip", "max_grad_norm", "gradient_clipping", "clip")),
+    "log_every": Key(10, "steps between two log lines", least=1, resumable=True,
+                     synonyms=("logging_steps", "log_interval")),
+    "checkpoint_every": Key(500, "steps between two checkpoints", least=1, resumable=True,
+                            synonyms=("save_steps", "save_every", "ckpt_every", "checkpoint_interval")),
+    "keep_last": Key(2, "most recent checkpoints that are kept", least=1, resumable=True,
+                     synonyms=("save_total_limit", "max_to_keep")),
+    "keep_best": Key(1, "checkpoints kept for their mean training loss since the one before", least=0, resumable=True),
+}  # fmt: skip
 
-def stage_config() -> ConfigDict:
-    """One training stage; defaults are LLaVA-1.5's stage 1 (recipes.md 1.1)."""
-    return ConfigDict(
-        {
-            "trainable": ("connector/.*",),  # path regexes; all else is frozen, LoRA adapters excepted
-            "lora": {
-                "rank": 0,  # of the adapters; 0 = none
-                "alpha": 256.0,  # their update is scaled by alpha / rank
-                "dropout": 0.05,  # on their input, in training
-                "targets": LLM_LINEAR,  # regex over kernel paths, llm/... and vision/...
-                "rank_stabilized": False,  # scale by alpha / sqrt(rank)
-            },
-            "quantize_base": "none",  # how the LLM's frozen block kernels are kept: "none" or "int8"
-            "template": "plain",
-            "aspect": placeholder(str),  # "pad" or "square"; None = data.aspect
-            "cache_features": False,  # keep the frozen tower's features on disk instead of running it
-            "sources": {},  # name -> source_config()
-            "seq_len": placeholder(int),  # row length of this stage; None = data.seq_len
-            "batch_size": 256,  # samples per update, over all devices and accumulation
-            "accumulation": 1,
-            "epochs": 1,
-            "steps": placeholder(int),  # updates; None = from epochs
-            "optimizer": "adamw",
-            "learning_rate": 1e-3,
-            "matrix_learning_rate": 0.02,  # muon only: of the matrices inside the blocks
-            # (path regex, rate) pairs for groups that differ; the first match counts
-            "learning_rates": (),
-            "schedule": "cosine",
-            "warmup_ratio": 0.03,
-            "weight_decay": 0.0,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "clip_norm": 1.0,  # global norm of the gradient; 0 = no clipping
-            "log_every": 10,
-            "checkpoint_every": 500,  # updates
-            "keep_last": 2,
-            "keep_best": 1,  # by the mean training loss since the previous checkpoint
-        }
-    )
+# One benchmark that `eval.py` answers.
+BENCHMARK: Schema = {
+    "kind": Key("mini", "`mini`, `vqa`, `caption` or a published one (docs/benchmarks.md)", synonyms=("type", "name"),
+                resumable=True),
+    "path": Key("", "its question file, or a published one's folder; mini: \"\" = made in the work directory",
+                path=True, synonyms=("json", "questions", "file", "question_file")),
+    "images": Key("", "folder that its image paths are relative to", path=True, resumable=True,
+                  synonyms=("image_folder", "image_dir")),
+    "count": Key(0, "mini: questions per ability", least=0, resumable=True, synonyms=("num_questions",)),
+    "max_new_tokens": Key(0, "0 = the official limit, or eval.max_new_tokens where there is none", least=0,
+                          resumable=True, synonyms=("max_tokens",)),
+    "options": Key({}, "of a published benchmark (docs/benchmarks.md)", of=dict, resumable=True),
+}  # fmt: skip
+
+CONNECTOR: Schema = {
+    "name": Key("mlp2x_gelu", "which connector (docs/connectors.md)", choices=tuple(connectors.CONNECTORS),
+                synonyms=("type", "mm_projector_type", "projector")),
+    "path": Key("", "a checkpoint whose connector training starts from; \"\" = fresh weights", path=True,
+                synonyms=("pretrain_mm_mlp_adapter", "checkpoint")),
+    **{name: keys for name in connectors.CONNECTORS if (keys := connectors.declared_options(name))},
+}  # fmt: skip
+
+SCHEMA: Schema = {
+    "model": {
+        "connector": CONNECTOR,
+        "vision": {
+            "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,
+                        synonyms=("vision_tower", "tower", "encoder", "name")),
+            "image_size": Key(84, "side of the images that the encoder sees, in pixels", least=1,
+                              synonyms=("resolution", "image_res", "size", "res")),
+            # LLaVA's default; P1's choice is unknown.
+            "select_layer": Key(-2, "hidden state taken as the image's features; negative counts from the last",
+                                synonyms=("layer", "feature_layer", "vision_feature_layer",
+                                          "mm_vision_select_layer")),
+            "remat": Key("full", "what is computed again in the backward pass to save memory", choices=REMAT,
+                         resumable=True, synonyms=("gradient_checkpointing", "checkpointing", "rematerialize")),
+        },
+        "llm": {
+            "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,
+                        synonyms=("model_name_or_path", "name", "base")),
+            "remat": Key("full", "what is computed again in the backward pass to save memory", choices=REMAT,
+                         resumable=True, synonyms=("gradient_checkpointing", "checkpointing", "rematerialize")),
+        },
+        "dtype": Key("float32", "of the computation", choices=DTYPES, synonyms=("precision", "bf16", "compute_dtype")),
+        "param_dtype": Key("float32", "of trained parameters and optimizer state", choices=DTYPES),
+        "frozen_dtype": Key("float32", "of parameters that a stage does not train", choices=DTYPES),
+        "attention": Key("xla", "implementation of the LLM's attention", resumable=True,
+                         synonyms=("attn_implementation", "flash_attention", "attn")),
+    },
+    "stages": Named(STAGE, "training stages by name"),
+    "stage_order": Key((), "the names of the stages, in the order in which they are trained", items=str,
+                       synonyms=("order",)),
+    "seed": Key(42, "of fresh parameters, data order and dropout", least=0, synonyms=("random_seed", "rng")),
+    "data": {
+        "dir": Key("", "where prepared data sets are kept; \"\" = WORKDIR/data", path=True, resumable=True,
+                   synonyms=("data_dir", "cache_dir", "path")),
+        "seq_len": Key(2048, "tokens a row holds, visual tokens included", least=1,
+                       synonyms=("max_length", "max_len", "model_max_length", "context_length")),
+        "image_slots": Key(1, "images a row has room for", least=1, synonyms=("max_images", "num_images")),
+        "label_tokens": Key(None, "most supervised tokens of a row; None = seq_len", of=int, least=1),
+        "aspect": Key("pad", "images that are not square are padded, or scaled to a square", choices=ASPECTS,
+                      synonyms=("image_aspect_ratio",)),
+        "compat": Key("", "`llava` accepts what LLaVA's own loader accepts", choices=("", "llava")),
+        "overlong": Key("error", "a sample with more tokens than a row: stop, or skip, count and list it",
+                        choices=("error", "skip"), resumable=True, synonyms=("truncate", "truncation")),
+        "max_image_pixels": Key(178_956_970, "an image with more is refused", least=1, resumable=True),
+        "threads": Key(4, "that read and preprocess samples", least=0, resumable=True,
+                       synonyms=("workers", "num_workers", "dataloader_num_workers")),
+    },
+    "mesh": {
+        "data": Key(-1, "devices that hold different rows; -1 = the remaining devices", least=1, special=(-1,),
+                    resumable=True, synonyms=("dp", "data_parallel")),
+        "fsdp": Key(1, "devices that also share parameters and optimizer state", least=1, special=(-1,),
+                    resumable=True, synonyms=("zero", "fully_sharded")),
+        "tensor": Key(1, "devices that share each layer's heads and widths", least=1, special=(-1,),
+                      resumable=True, synonyms=("tp", "model", "model_parallel", "tensor_parallel")),
+    },
+    "eval": {
+        "template": Key("vicuna_v1", "conversation template (docs/data.md)", resumable=True,
+                        synonyms=("conv_mode", "prompt_template")),
+        "benchmarks": Named(BENCHMARK, "benchmarks by name", created_by=("path", "kind"), resumable=True),
+        "batch_size": Key(16, "prompts at once", least=1, resumable=True, synonyms=("batch", "bs")),
+        "max_new_tokens": Key(16, "longest answer where a benchmark says nothing", least=1, resumable=True,
+                              synonyms=("max_tokens", "max_length")),
+        "overlong": Key("error", "a prompt beyond the context: stop, or count it as an empty answer",
+                        choices=("error", "empty"), resumable=True),
+        "blind": Key(True, "also answer with the image replaced by its mean", resumable=True),
+        "likelihood": Key(False, "also score multiple choice by the options' likelihood", resumable=True),
+        "examples": Key(12, "answers shown with their image in the report", least=0, resumable=True),
+    },
+}  # fmt: skip
 
 
 def default_config() -> ConfigDict:
-    """Every key with its default. Stages and evaluation are filled in by the recipe."""
-    connector = {
-        "name": "mlp2x_gelu",
-        "path": "",  # a checkpoint whose connector training starts from; "" = fresh weights
-    }
-    connector |= {
-        name: connectors.options(name) for name in connectors.CONNECTORS if connectors.options(name)
-    }
-    return ConfigDict(
-        {
-            "seed": 42,
-            "model": {
-                "vision": {
-                    "path": "mini",  # "mini", a directory, or a Hugging Face id
-                    "image_size": 84,
-                    "select_layer": -2,  # LLaVA's default; P1's choice is unknown
-                    "remat": "full",
-                },
-                "llm": {"path": "mini", "remat": "full"},
-                "connector": connector,
-                "dtype": "float32",  # computation
-                "param_dtype": "float32",  # trained parameters and optimizer state
-                "frozen_dtype": "float32",  # parameters that a stage does not train
-                "attention": "xla",
-            },
-            "data": {
-                "dir": "",  # where prepared data sets are kept; "" = WORKDIR/data
-                "seq_len": 2048,
-                "image_slots": 1,  # images a row has room for
-                "label_tokens": placeholder(int),  # most supervised tokens of a row; None = seq_len
-                "aspect": "pad",
-                "compat": "",
-                "overlong": "error",
-                "max_image_pixels": 178_956_970,
-                "threads": 4,
-            },
-            "stages": {},  # name -> stage_config()
-            "stage_order": (),
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # -1 = the remaining devices
-            "eval": {
-                "template": "vicuna_v1",
-                "benchmarks": {},  # name -> {"kind", "path", "count"}
-                "batch_size": 16,
-                "max_new_tokens": 16,
-                "overlong": "error",  # a prompt beyond the context: "error", or "empty" for an empty answer
-                "blind": True,
-                "likelihood": False,
-                "examples": 12,
-            },
-        }
-    )
+    """Every key with its default. Stages and benchmarks are filled in by the recipe."""
+    return defaults(SCHEMA)
+
+
+def stage_config() -> ConfigDict:
+    """One training stage; the defaults are those of LLaVA-1.5's stage 1."""
+    return defaults(STAGE)
+
+
+def source_config() -> ConfigDict:
+    """One training source of a stage."""
+    return defaults(SOURCE)
 
 
 def benchmark_config() -> ConfigDict:
     """One benchmark that `eval.py` answers."""
-    return ConfigDict(
-        {
-            "kind": "mini",  # "mini", "vqa", "caption" or a published one (docs/benchmarks.md)
-            "path": "",  # its question file, or a published one's folder; mini: "" = made in the work directory
-            "images": "",
-            "count": 0,  # mini: questions per ability
-            "max_new_tokens": 0,  # 0 = the official limit, or eval.max_new_tokens where there is none
-            "options": {},  # of a published benchmark (docs/benchmarks.md)
-        }
-    )
+    return defaults(BENCHMARK)
 
 
-# Keys whose children a recipe names freely, and what each child must look like.
-NAMED_CHILDREN = {
-    "stages": stage_config,
-    "stages.*.sources": source_config,
-    "eval.benchmarks": benchmark_config,
-}
+def declared(path: str) -> Key:
+    """The declaration of a key such as "stages.finetune.lora.rank".
+
+    Raises:
+      ConfigError: there is no such key.
+    """
+    node = find(SCHEMA, path)
+    if not isinstance(node, Key):
+        raise ConfigError(f"config key {path!r} holds other keys")
+    return node
 
 
-def generic_key(path: str) -> str:
-    """A key with `*` for the names that a recipe chooses, such as "stages.*.lora.rank"."""
-    path = re.sub(r"^stages\.[^.]+", "stages.*", path)
-    path = re.sub(r"^(stages\.\*\.sources)\.[^.]+", r"\1.*", path)
-    return re.sub(r"^(eval\.benchmarks)\.[^.]+", r"\1.*", path)
+def default_of(path: str) -> Any:
+    """The default of a key or of a group of keys, as `resolved` writes it.
 
-
-def join_key(path: str, key: str) -> str:
-    """A key below another; `path` is empty at the top."""
-    return f"{path}.{key}" if path else key
+    Raises:
+      ConfigError: there is no such key.
+    """
+    node = find(SCHEMA, path)
+    if isinstance(node, Key):
+        return _plain(node.default)
+    return {} if isinstance(node, Named) else _plain(defaults(node).to_dict())
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:
@@ -193,16 +284,125 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def default_of(path: str) -> Any:
-    """The default of a key such as "stages.finetune.lora.rank", as `resolved` writes it.
+def map_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
+    """Replaces the value of every key that is a path by `change(value)`, in place.
 
     Raises:
-      ConfigError: there is no such key.
+      ConfigError: `change` raised ValueError; the key is named.
     """
-    node, done = default_config(), ""
-    for key in path.split("."):
-        child = NAMED_CHILDREN.get(generic_key(done))
-        if child is None and (not isinstance(node, ConfigDict) or key not in node):
-            raise ConfigError(f"there is no config key {path!r}")
-        node, done = child() if child else node[key], join_key(done, key)
-    return _plain(node.to_dict() if isinstance(node, ConfigDict) else node)
+    for key, node, place, name in list(_values(config, SCHEMA)):
+        if node.path and isinstance(place[name], str):
+            with config_key_error(key):
+                place[name] = change(place[name])
+
+
+def _values(config: ConfigDict, schema: Schema, path: str = "") -> Iterator[tuple[str, Key, ConfigDict, str]]:
+    """Every (key, its declaration, the dict that holds it, its name there) of a configuration."""
+    for name, value in config.items():
+        node, here = schema.get(name), join(path, name)
+        if isinstance(node, Key):
+            yield here, node, config, name
+        elif isinstance(value, ConfigDict) and isinstance(node, Named):
+            for child, entry in value.items():
+                if isinstance(entry, ConfigDict):
+                    yield from _values(entry, node.entry, f"{here}.{child}")
+        elif isinstance(value, ConfigDict) and node is not None:
+            yield from _values(value, node, here)
+
+
+def differences(
+    have: Mapping[str, Any], want: Mapping[str, Any], schema: Schema = SCHEMA, path: str = ""
+) -> Iterator[tuple[str, Key | Named | None, Any, Any]]:
+    """Every (key, declaration, one value, other value) in which two resolved configurations differ.
+
+    They come in the order of the schema, so that what tells most comes first. A key that one of them lacks has its
+    default there; the declaration is None for a key that the schema does not know.
+    """
+    for name, node in schema.items():
+        here = join(path, name)
+        if isinstance(node, Key):
+            one, other = (_plain(values.get(name, node.default)) for values in (have, want))
+            if one != other:
+                yield here, node, one, other
+            continue
+        one, other = have.get(name, {}), want.get(name, {})
+        if not isinstance(node, Named):
+            yield from differences(one, other, node, here)
+            continue
+        for child in dict.fromkeys((*other, *one)):
+            if child in one and child in other:
+                yield from differences(one[child], other[child], node.entry, f"{here}.{child}")
+            else:
+                yield f"{here}.{child}", node, one.get(child), other.get(child)
+    for name in have.keys() - schema.keys():
+        yield join(path, name), None, have[name], want.get(name)
+
+
+def check_key(config: ConfigDict, path: str) -> None:
+    """Checks that `path`, such as "model.connector.name", is a key of `config`.
+
+    Raises:
+      ConfigError: it is not; the first part that is wrong and the nearest valid key are named.
+    """
+    node, done = config, ""
+    for name in path.split("."):
+        if not isinstance(node, ConfigDict):
+            raise ConfigError(f"config key {done!r} holds a value, so there is no {join(done, name)!r}")
+        if name not in node:
+            raise unknown_key(SCHEMA, done, name, list(node), _how_to_create(done, name))
+        node, done = node[name], join(done, name)
+
+
+def _how_to_create(parent: str, name: str) -> str:
+    named = find(SCHEMA, parent) if parent else None
+    if not isinstance(named, Named) or not named.created_by:
+        return ""
+    keys = " or ".join(f"--config.{parent}.{name}.{key}" for key in named.created_by)
+    return f"; give {keys} to add it"
+
+
+def check(config: ConfigDict) -> None:
+    """Checks keys, types, ranges, choices and what keys say together, before anything is read or computed.
+
+    What depends on the model, the data and the devices is checked by `mllm_jax.training.preflight`.
+
+    Raises:
+      ConfigError: naming the key, what is wrong, and the nearest valid key or value.
+    """
+    check_tree(config, SCHEMA)
+    if not config.stages:
+        raise ConfigError("config key 'stages' is empty; add a stage_config() and name it in 'stage_order'")
+    if sorted(config.stage_order) != sorted(config.stages):
+        raise ConfigError(
+            f"config key 'stage_order' {tuple(config.stage_order)} must name each of the stages "
+            f"{tuple(config.stages)} once"
+        )
+    for name, stage in config.stages.items():
+        _check_stage(stage, f"stages.{name}")
+
+
+def _check_stage(stage: ConfigDict, here: str) -> None:
+    if not stage.trainable and not stage.lora.rank:
+        raise ConfigError(f"config key '{here}.trainable' is empty: nothing would be trained")
+    if not stage.sources:
+        raise ConfigError(
+            f"config key '{here}.sources' is empty; add a source with a json and an image folder"
+        )
+    if stage.batch_size % stage.accumulation:
+        raise ConfigError(
+            f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of "
+            f"'{here}.accumulation' ({stage.accumulation})"
+        )
+    for name, source in stage.sources.items():
+        where = f"{here}.sources.{name}"
+        if source.kind == "llava" and not source.json:
+            raise ConfigError(
+                f"config key '{where}.json' is empty; give the path of a LLaVA-format JSON file"
+            )
+        if source.kind == "mini_world":
+            if source.form not in ("caption", "instruct"):
+                raise ConfigError(
+                    f"config key '{where}.form' is {source.form!r}; of mini_world it is 'caption' or 'instruct'"
+                )
+            if not source.count:
+                raise ConfigError(f"config key '{where}.count' is 0; give the number of samples")

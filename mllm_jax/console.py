@@ -6,7 +6,7 @@ All text is shown as it is (`escape.terminal`), never taken for rich's markup.
 
 import sys
 from collections.abc import Sequence
-from typing import IO
+from io import TextIOBase
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -28,7 +28,7 @@ _FILE_WIDTH = 10_000  # a file has no edge: nothing wraps
 _ROOM_FOR_BAR = 100  # columns of a terminal on which the progress bar is long
 
 
-def make_console(file: IO[str] | None = None) -> Console:
+def make_console(file: TextIOBase | None = None) -> Console:
     """A console for `file` (standard output if None); what goes to a file or pipe is not wrapped."""
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and not console.is_jupyter:
@@ -39,6 +39,11 @@ def make_console(file: IO[str] | None = None) -> Console:
 def say(console: Console, text: str, style: str = "") -> None:
     """Prints a line; a terminal wraps it itself, so that it can be copied whole."""
     console.print(Text(terminal(text), style=style), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Prints a message to standard error."""
+    print(terminal(text), file=sys.stderr)
 
 
 def print_table(

@@ -5,13 +5,14 @@ One function per medium: `terminal`, `markdown`, `spreadsheet`. HTML is escaped 
 
 import re
 import unicodedata
+from collections.abc import Collection, Sequence
 
 # Apart from line breaks and tabs: control characters (ESC begins terminal commands, some of which write the clipboard),
 # marks that reorder or hide text, and lone surrogates, which no encoding can write.
 _HIDDEN = frozenset(("Cc", "Cs", "Cf", "Zl", "Zp"))
 _JOINERS = "\u200c\u200d"  # belong to emoji and to several scripts
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
-_LIST_MARK = re.compile(r"^(\s*)([-+=]|\d+[.)])")
+_BLOCK_MARK = re.compile(r"^(\d*)([-+=.)])(?=[\s=-]|$)")  # begins a list or underlines a heading
 _NO_CELL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")  # not in XML, so not in XLSX
 
 
@@ -42,7 +43,28 @@ def markdown(text: str) -> str:
       '\\\\<script\\\\> \\\\[a\\\\](b)'
     """
     flat = " ".join(terminal(text).split())
-    return _LIST_MARK.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", flat))
+    return _BLOCK_MARK.sub(r"\1\\\2", _MARKDOWN.sub(r"\\\1", flat))
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], strong: Collection[int] = ()) -> str:
+    """A Markdown table: the first column is text, the others are numbers.
+
+    Args:
+      head: names of the columns.
+      rows: cells, as many as `head` in each row.
+      strong: indices of the rows in bold.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    texts = [[markdown(cell) for cell in row] for row in rows]
+    bold = [
+        [f"**{cell}**" if cell and index in strong else cell for cell in row]
+        for index, row in enumerate(texts)
+    ]
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    return "\n".join([line([markdown(cell) for cell in head]), rule, *map(line, bold)])
 
 
 def spreadsheet(text: str) -> str:

@@ -1,38 +1,132 @@
-"""The work directory: which configuration it belongs to, and that configuration."""
+"""The work directory: which configuration it belongs to, who trains in it, and from where and with what changes."""
 
 import contextlib
 import json
+import os
 import pathlib
-import re
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from mllm_jax import files
-from mllm_jax.config import NAMED_CHILDREN, ConfigError, default_config, default_of, generic_key, join_key
-from mllm_jax.config_check import check
+from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
+from mllm_jax.lock import locked
+from mllm_jax.parallel import processes
+from mllm_jax.schema import Key, Named, defaults
 
-# Keys that may change between runs of one work directory: they do not alter what is trained, or (overlong,
-# max_image_pixels, duplicate_ids) only at a sample that would have stopped the run.
-FREE = re.compile(
-    r"data\.(dir|threads|overlong|max_image_pixels)|(mesh|eval)(\..*)?|stages\..+\.duplicate_ids|stages\.[^.]+\.(log_every|checkpoint_every|keep_last|keep_best|cache_features)"
-)
+CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
+LOGS = (".log", ".out", ".err")  # of schedulers and `tee`
+FOREIGN = ("Thumbs.db", "desktop.ini", "lost+found")  # what systems leave besides hidden files
+SHOWN = 5  # further keys that an error names
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v
-            for key, item in value.items()
-            for k, v in _flat(item, f"{path}.{key}" if path else key).items()
-        }
-    return {path: value}
+def saved_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration that a work directory was trained with.
+
+    A relative path in it is looked for in the current directory and then in those where the run was started.
+
+    Raises:
+      ConfigError: not a work directory, a damaged file, or a key or value in it that this version does not know.
+    """
+    config = ConfigDict(_completed(_read(workdir), SCHEMA))
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG}: {error}") from error
+    bases = _bases(workdir)
+    map_paths(config, lambda path: _located(path, bases))
+    return config
+
+
+@contextlib.contextmanager
+def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[None]:
+    """Makes `workdir` belong to this configuration, or checks that it does, and keeps other runs out of it meanwhile.
+
+    The first process writes; all must call this at the same point.
+
+    Raises:
+      ConfigError: the directory holds another configuration's run, or something else, or another run is training in
+        it now.
+    """
+    with contextlib.ExitStack() as held:
+
+        def enter() -> None:
+            changed = check_same(workdir, resolved)
+            if jax.process_index():
+                return
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(workdir))
+            _write(workdir, resolved, changed)
+
+        processes.first_then_others(enter, "work directory entered")
+        yield
+
+
+def check_same(workdir: pathlib.Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
+    """Checks that a run of this configuration may be begun or continued in `workdir`; writes nothing.
+
+    Returns:
+      What differs from the run in it and may: {key: [value before, value now]}.
+
+    Raises:
+      ConfigError: it holds another configuration's run, whose most telling key is named, or something else.
+    """
+    if not (workdir / CONFIG).exists():
+        if found := sorted(entry.name for entry in _content(workdir)):
+            raise ConfigError(
+                f"{workdir} is not empty ({', '.join(found[:SHOWN])}) and holds no run (no {CONFIG}); choose another "
+                "--workdir"
+            )
+        return {}
+    bases = _bases(workdir)
+    fixed, changed = [], {}
+    for key, node, before, now in differences(_read(workdir), resolved):
+        if node is not None and node.resumable:
+            changed[key] = [before, now]
+        elif not (isinstance(node, Key) and node.path and _same_place(before, now, bases)):
+            fixed.append((key, before, now))
+    if fixed:
+        (key, before, now), *others = fixed
+        more = ", ".join(name for name, _, _ in others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        raise ConfigError(
+            f"{workdir} holds a run with {key} = {before!r}, not {now!r}{f' (also other: {more})' if more else ''}; "
+            "choose another --workdir, or go back to that run's configuration to continue it"
+        )
+    return changed
+
+
+def _write(workdir: pathlib.Path, resolved: dict[str, Any], changed: dict[str, list[Any]]) -> None:
+    files.remove_stale(workdir)
+    files.write_text(workdir / CONFIG, json.dumps(resolved, indent=1, sort_keys=True))
+    if not changed and pathlib.Path.cwd() in _bases(workdir):
+        return  # nothing to tell that is not there
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "directory": str(pathlib.Path.cwd()),
+        "changed": changed,
+    }
+    with open(workdir / HISTORY, "a", encoding="utf-8", opener=files.no_links) as file:
+        file.write(json.dumps(start) + "\n")
+
+
+def _content(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """What makes a directory one of something else: not a log, nor what systems and a killed start leave behind."""
+    for entry in workdir.iterdir() if workdir.exists() else ():
+        log = entry.suffix in LOGS and entry.is_file()
+        if not (log or entry.name.startswith(".") or entry.name in (LOCK, *FOREIGN)):
+            yield entry
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
@@ -46,63 +140,38 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def _completed(saved: Any, schema: Any, path: str = "") -> Any:
+def _completed(saved: Any, node: Any) -> Any:
     """Saved values, with the defaults of keys that are newer than the run, and tuples for lists."""
-    child = NAMED_CHILDREN.get(generic_key(path))
-    if child and isinstance(saved, dict):
-        return {name: _completed(entry, child(), join_key(path, name)) for name, entry in saved.items()}
-    if isinstance(schema, ConfigDict) and isinstance(saved, dict):
-        known = {
-            key: _completed(saved[key], value, join_key(path, key)) if key in saved else value
-            for key, value in schema.items()
-        }
-        return {**saved, **known}
     if isinstance(saved, list):
         return tuple(_completed(item, None) for item in saved)
-    return saved
+    if isinstance(node, Key) or not isinstance(saved, dict) or node is None:
+        return saved
+    if isinstance(node, Named):
+        return {name: _completed(entry, node.entry) for name, entry in saved.items()}
+    missing = defaults({name: child for name, child in node.items() if name not in saved})
+    return {**missing, **{name: _completed(value, node.get(name)) for name, value in saved.items()}}
 
 
-def saved_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration that a work directory was trained with.
-
-    Raises:
-      ConfigError: not a work directory, a damaged file, or a key or value in it that this version does not know.
-    """
-    config = ConfigDict(_completed(_read(workdir), default_config()))
-    try:
-        check(config)
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / 'config.json'}: {error}") from error
-    return config
+def _bases(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The directories where the run was started, the latest first."""
+    bases = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (workdir / HISTORY).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a full disk cut off
+                bases.append(pathlib.Path(json.loads(line)["directory"]))
+    return list(dict.fromkeys(reversed(bases)))
 
 
-def claim(workdir: pathlib.Path, resolved: dict[str, Any], write: bool = True) -> None:
-    """Makes `workdir` belong to this configuration, or checks that it already does.
+def _located(path: str, bases: Iterable[pathlib.Path]) -> str:
+    """A path that exists as it stands or below one of `bases`; as it stands if there is none."""
+    if not path or os.path.isabs(path) or os.path.exists(path):
+        return path
+    return next((str(base / path) for base in bases if (base / path).exists()), path)
 
-    Args:
-      write: False only checks (all processes but the first).
 
-    Raises:
-      ConfigError: it holds another configuration's run; the first differing key is named.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        have, want = _flat(_read(workdir)), _flat(resolved)
-        for key in want.keys() - have.keys():  # newer than the run, which is one with the default
-            with contextlib.suppress(ConfigError):
-                have[key] = default_of(key)
-        for key in sorted(have.keys() | want.keys()):
-            if have.get(key) != want.get(key) and not FREE.fullmatch(key):
-                raise ConfigError(
-                    f"{workdir} holds a run with {key} = {have.get(key)!r}, not {want.get(key)!r}; choose another "
-                    "--workdir, or go back to that run's configuration to continue it"
-                )
-    elif workdir.exists() and not all(map(files.is_temporary, workdir.iterdir())):
-        raise ConfigError(
-            f"{workdir} is not empty and holds no run (no config.json); choose another --workdir"
-        )
-    if not write:
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.remove_stale(workdir)
-    files.write_text(path, json.dumps(resolved, indent=1, sort_keys=True))
+def _same_place(before: Any, now: Any, bases: Iterable[pathlib.Path]) -> bool:
+    """Whether two different paths, of the run and given now, lead to the same file or folder."""
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    before = _located(before, bases)
+    return os.path.exists(before) and os.path.exists(now) and os.path.samefile(before, now)

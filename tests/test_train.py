@@ -99,7 +99,7 @@ def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     params = build.load_stage(directory / "params" / "pretrain", config, model, mesh)
     prepared = build.prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
     with build.stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
-        batch = to_device(next(batches), mesh)
+        batch = to_device(next(batches).arrays, mesh)
     run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
     first = read_metrics(directory / "metrics.jsonl")["finetune"][0]
     assert first["loss"] == pytest.approx(float(run(params, batch)), rel=1e-5)

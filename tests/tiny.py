@@ -86,30 +86,24 @@ class Row:
 
 
 def make_batch(model, rows, length, slots=2, seed=0):
-    """A Batch of the design's contract with random tokens and pixels, one sample per row."""
+    """A `Batch` of random tokens and pixels, one sample per row."""
+    from mllm_jax.models import mllm
+
     rng = np.random.default_rng(seed)
-    per_image, count, side = model.tokens_per_image, len(rows), model.image_size
-    batch = {
-        "tokens": np.zeros((count, length), np.int32),
-        "positions": np.zeros((count, length), np.int32),
-        "segment_ids": np.zeros((count, length), np.int32),
-        "loss_weights": np.zeros((count, length), np.float32),
-        "visual_index": np.full((count, length), -1, np.int32),
-        "images": np.zeros((count, slots, side, side, 3), np.uint8),
-        "image_mask": np.zeros((count, slots), np.bool_),
-    }
+    slot = model.visual_layout.slot
+    batch = mllm.batch_spec(model, len(rows), length=length, slots=slots, labels=True).empty()
     for index, row in enumerate(rows):
-        visual = row.images * per_image
+        visual = row.images * slot.num_tokens
         used = visual + row.text
         assert used <= length
         assert row.labels <= row.text
-        batch["visual_index"][index, :visual] = np.arange(visual)
-        batch["tokens"][index, visual:used] = rng.integers(3, model.llm.vocab, row.text)
-        batch["positions"][index, :used] = np.arange(used)
-        batch["segment_ids"][index, :used] = 1
-        batch["loss_weights"][index, used - row.labels : used] = 1
-        batch["images"][index, : row.images] = rng.integers(0, 256, (row.images, side, side, 3))
-        batch["image_mask"][index, : row.images] = True
+        batch.visual_index[index, :visual] = np.arange(visual)
+        batch.tokens[index, visual:used] = rng.integers(3, model.llm.vocab, row.text)
+        batch.positions[index, :used] = np.arange(used)
+        batch.segment_ids[index, :used] = 1
+        batch.loss_weights[index, used - row.labels : used] = 1
+        batch.images[index, : row.images] = rng.integers(0, 256, (row.images, *slot.size, 3))
+        batch.image_mask[index, : row.images] = True
     return batch
 
 

@@ -7,9 +7,9 @@ of mllm_jax/data/convert.py.
 """
 
 import argparse
-import sys
 import time
 
+from mllm_jax.console import complain
 from mllm_jax.data.convert import CONVERTERS, convert
 from mllm_jax.data.reading import DataError
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         counts = convert(args.dataset, args.source, args.out, args.max_turns)
     except DataError as error:
-        print(f"mllm-jax convert: {error}", file=sys.stderr)
+        complain(f"mllm-jax convert: {error}")
         return 1
     numbers = ", ".join(f"{count} {what}" for what, count in counts.items())
     print(f"{args.out}: {numbers}; {time.perf_counter() - started:.1f} s")

@@ -16,7 +16,8 @@ Formats:
 
 import argparse
 import pathlib
-import sys
+
+from mllm_jax.console import complain
 
 FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _export(args)
     except (OSError, ValueError) as error:
-        print(f"mllm-jax export: {error}", file=sys.stderr)
+        complain(f"mllm-jax export: {error}")
         return 1
 
 

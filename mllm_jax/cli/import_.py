@@ -21,6 +21,8 @@ import argparse
 import collections
 import pathlib
 
+from mllm_jax.console import complain
+
 FORMS = ("safetensors", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,12 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Imports; 1 with a message when the checkpoint cannot be read."""
-    import sys
 
     try:
         return _import(args)
     except (OSError, ValueError) as error:
-        print(f"mllm-jax import: {error}", file=sys.stderr)
+        complain(f"mllm-jax import: {error}")
         return 1
 
 

@@ -13,8 +13,9 @@ import collections
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Any
+
+from mllm_jax.console import complain, make_console, print_table, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,21 +29,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         found = describe(args.source)
     except (OSError, ValueError) as error:
-        print(f"mllm-jax inspect: {error}", file=sys.stderr)
+        complain(f"mllm-jax inspect: {error}")
         return 1
     if args.json:
         print(json.dumps(found, indent=1, default=str))
         return 0
-    print(f"{args.source}: {found['what']}")
+    console = make_console()
+    say(console, f"{args.source}: {found['what']}")
     for part, fields in found["geometry"].items():
-        print(f"\n{part}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
-    rows = [(m["module"], f"{m['parameters']:,}", m["dtype"], _bytes(m["bytes"])) for m in found["modules"]]
-    total = ("total", f"{found['parameters']:,}", "", _bytes(found["bytes"]))
-    rows = [("module", "parameters", "dtype", "memory"), *rows, total]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        say(console, f"\n{part}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
+    rows = [(m["module"], m["dtype"], f"{m['parameters']:,}", _bytes(m["bytes"])) for m in found["modules"]]
+    rows.append(("total", "", f"{found['parameters']:,}", _bytes(found["bytes"])))
     print()
-    for name, count, dtype, memory in rows:
-        print(f"  {name:<{widths[0]}}  {count:>{widths[1]}}  {dtype:<{widths[2]}}  {memory:>{widths[3]}}")
+    print_table(console, ("module", "dtype", "parameters", "memory"), rows, text_columns=2)
     return 0
 
 
@@ -162,7 +161,7 @@ def _lone(path: Any, llm: bool = False) -> dict[str, Any]:
 
 def _model_geometry(model: Any) -> dict[str, Any]:
     whole = {key: value for key, value in _geometry(model).items() if key not in ("vision", "llm")}
-    whole["visual_tokens_per_image"] = model.tokens_per_image
+    whole["visual_tokens_per_image"] = model.visual_layout.slot.num_tokens
     several = getattr(model.vision, "towers", None)
     towers = (
         {f"vision/tower_{i}": tower for i, tower in enumerate(several)}

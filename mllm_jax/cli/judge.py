@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
+from mllm_jax.console import complain, make_console, progress_bar
 from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, get_benchmark
 from mllm_jax.evaluation.judge.client import Client, JudgeError, send
 from mllm_jax.evaluation.judge.requests import (
@@ -63,10 +64,9 @@ def _show_cost(args: argparse.Namespace, open_requests: Sequence[Request], answe
     money = "unknown, give --price-in and --price-out"
     if cost["cost"] is not None:
         money = f"about {cost['cost']:.2f}"
-    print(
+    complain(
         f"{answered} answered, {cost['requests']} to send: about {cost['input_tokens']} tokens in and "
-        f"{cost['output_tokens']} out; cost: {money}",
-        file=sys.stderr,
+        f"{cost['output_tokens']} out; cost: {money}"
     )
 
 
@@ -85,7 +85,7 @@ def _judge(args: argparse.Namespace) -> int:
     problems = Problems()
     requests = build_requests(args.benchmark, predictions, annotations, problems, args.model, args.runs, user)
     for kind, entry in problems.as_dict().items():
-        print(f"{kind}: {entry['count']}, first {entry['first']}", file=sys.stderr)
+        complain(f"{kind}: {entry['count']}, first {entry['first']}")
     if problems.blocking:
         raise ValueError(f"{predictions}: some questions have no answer, or several; nothing is judged")
     write_requests(out / REQUESTS, requests)
@@ -97,14 +97,15 @@ def _judge(args: argparse.Namespace) -> int:
             raise ValueError("--send needs --base-url, e.g. https://api.openai.com/v1")
         client = Client(args.base_url, args.key_variable, args.retries)
         if _agreed(args):
-            send(waiting, out / ANSWERS, client, args.workers, progress=_progress)
-            print(file=sys.stderr)
+            with progress_bar(make_console(sys.stderr)) as bar:
+                task = bar.add_task("judging", total=len(waiting))
+                send(waiting, out / ANSWERS, client, args.workers, progress=lambda: bar.advance(task))
         answers = read_answers(out / ANSWERS, requests)
         waiting = [request for request in requests if request.id not in answers]
     judge = summary(args.benchmark, answers, args.runs)
     files.write_json(out / SUMMARY, judge)
     if waiting:
-        print(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score", file=sys.stderr)
+        complain(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score")
         return 1
     judged = write_judged(out / "judged", args.benchmark, requests, answers, predictions)
     needs = annotations if args.benchmark in ("mm_vet", "mathvista") else None
@@ -113,17 +114,13 @@ def _judge(args: argparse.Namespace) -> int:
     return 0 if result["complete"] else 1
 
 
-def _progress(done: int, total: int) -> None:
-    print(f"\r{done}/{total}", end="", file=sys.stderr, flush=True)
-
-
 def run(args: argparse.Namespace) -> int:
     """Writes, sends and scores; see the module's text for the exit code."""
     try:
         return _judge(args)
     except JudgeError as error:
-        print(f"\nmllm-jax judge: {error}\nThe same command resumes.", file=sys.stderr)
+        complain(f"\nmllm-jax judge: {error}\nThe same command resumes.")
         return 1
     except (ValueError, OSError) as error:
-        print(f"mllm-jax judge: {error}", file=sys.stderr)
+        complain(f"mllm-jax judge: {error}")
         return 2

@@ -16,6 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mllm_jax.console import write_anything
+from mllm_jax.local_path import local_arguments
+
 # transformers advises everybody to install PyTorch, which nothing here needs.
 NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mllm-jax: unknown verb {verb!r}; did you mean {nearest!r}?\n\n{overview()}", file=sys.stderr)
         return 2
     os.environ.setdefault(*NO_ADVICE)
+    write_anything()
     module = importlib.import_module(VERBS[verb][0])
     parser = argparse.ArgumentParser(
         prog=f"mllm-jax {verb}",
@@ -75,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    try:
+        rest = local_arguments(rest)
+    except ValueError as error:
+        parser.error(str(error))
     return module.run(parser.parse_args(rest))
 
 

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 
 from mllm_jax import files
+from mllm_jax.console import make_console, print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import jax
     import jax.numpy as jnp
-    from rich.console import Console
-    from rich.table import Table
 
     from mllm_jax import interop
     from mllm_jax.connectors.base import FeatureRequest
@@ -42,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
             ("pixels", probes.pixel_features(config.patch)),
         )
     }
-    table = Table(title=f"{args.vision} hs[{layer}] at {args.image_size} px, {args.pictures} pictures")
-    for column in ("probe", *results, "majority", "n"):
-        table.add_column(column, justify="left" if column == "probe" else "right")
+    rows = []
     for name, row in results["tower"].items():
         values = [f"{result[name]['accuracy']:.1%}" for result in results.values()]
-        table.add_row(name, *values, f"{row['majority']:.1%}", str(row["n"]))
-    Console().print(table)
+        rows.append((name, *values, f"{row['majority']:.1%}", str(row["n"])))
+    title = f"{args.vision} hs[{layer}] at {args.image_size} px, {args.pictures} pictures"
+    print_table(make_console(), ("probe", *results, "majority", "n"), rows, title)
     if args.json_report:
         files.write_json(args.json_report, results)
     return 0

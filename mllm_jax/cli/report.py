@@ -7,9 +7,9 @@ Every run is a work directory that train.py or eval.py evaluated.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from mllm_jax.console import complain
 from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.evaluation.report.write import write_report
 
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the report and prints where it is; 1 with a message if a run cannot be reported."""
     if args.out is None and len(args.runs) > 1:
-        print("mllm-jax report: several runs need --out DIR for their report", file=sys.stderr)
+        complain("mllm-jax report: several runs need --out DIR for their report")
         return 2
     out = Path(args.out) if args.out else Path(args.runs[0]) / "eval"
     try:
         page = write_report(args.runs, out, args.groups)
     except (ReportError, OSError) as error:
-        print(f"mllm-jax report: {error}", file=sys.stderr)
+        complain(f"mllm-jax report: {error}")
         return 1
     print(page)
     return 0

@@ -14,10 +14,10 @@ The exit code is 0 for a complete score, 1 for an incomplete one and 2 if the fi
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from mllm_jax.console import complain
 from mllm_jax.evaluation.benchmarks import BENCHMARKS, get_benchmark
 
 
@@ -70,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
         annotations = None if args.annotations is None else Path(args.annotations)
         result = get_benchmark(args.benchmark).score(Path(args.predictions), annotations, **options)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mllm-jax score: {error}", file=sys.stderr)
+        complain(f"mllm-jax score: {error}")
         return 2
     print(json.dumps(answered_only(result) if args.answered_only else result, indent=1, ensure_ascii=False))
     if not result["complete"]:
         found = {kind: entry["count"] for kind, entry in result["problems"].items()}
-        print(f"mllm-jax score: incomplete, no score is given: {found}", file=sys.stderr)
+        complain(f"mllm-jax score: incomplete, no score is given: {found}")
         return 1
     return 0

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mllm_jax.console import complain
 from mllm_jax.evaluation.reproduce import Comparison, check_rows, score_folder
 
 _HEADER = ("benchmark", "answers", "figure", "expected", "obtained", "difference", "figures equal")
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         done = score_folder(Path(args.data)) + (check_rows(Path(args.data)) if args.rows else [])
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mllm-jax score-all: {error}", file=sys.stderr)
+        complain(f"mllm-jax score-all: {error}")
         return 2
     if args.json:
         print(json.dumps([vars(one) for one in done], indent=1))
@@ -80,5 +81,5 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     for line in wrong:
-        print(f"differs (expected, obtained): {line}", file=sys.stderr)
+        complain(f"differs (expected, obtained): {line}")
     return 1 if wrong else 0

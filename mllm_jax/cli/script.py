@@ -9,8 +9,10 @@ if __name__ == "__main__":
 """
 
 import contextlib
+import functools
 import importlib.util
 import itertools
+import operator
 import os
 import pathlib
 import re
@@ -23,17 +25,19 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from mllm_jax.cli.main import NO_ADVICE
-from mllm_jax.config import ConfigError
-from mllm_jax.config_check import check_key
+from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
+from mllm_jax.console import complain, write_anything
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.reading import DataError
 from mllm_jax.evaluation.benchmarks import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop.saved_params import CheckpointError
+from mllm_jax.local_path import local_arguments, local_path
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.parallel.fake_devices import order_collectives
 from mllm_jax.parallel.processes import OtherProcessError
+from mllm_jax.schema import Named, defaults, find
 from mllm_jax.training.metrics import NonFiniteLoss
 
 # What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.
@@ -54,10 +58,39 @@ FLAGS = flags.FLAGS
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
 
+class RecipeParser(flags.ArgumentParser):
+    """Loads a recipe and adds the sources and benchmarks that only the command line names.
+
+    `--config.stages.finetune.sources.more.json=...` adds the source `more`: see `Named.created_by`.
+
+    Attributes:
+      load: loads the recipe of `FILE.py` or `FILE.py:ARGUMENT`.
+      arguments: the command line.
+    """
+
+    def __init__(self, load: Callable[[str], ConfigDict]) -> None:
+        self.load = load
+        self.arguments: Sequence[str] = ()
+
+    def parse(self, argument: str) -> ConfigDict:
+        config = self.load(argument)
+        for key in _overridden(self.arguments):
+            parent, _, last = key.rpartition(".")
+            above, _, name = parent.rpartition(".")
+            with contextlib.suppress(ConfigError, KeyError):  # of an unknown key, which is said later
+                node = find(SCHEMA, above)
+                place = functools.reduce(operator.getitem, above.split("."), config)
+                if isinstance(node, Named) and last in node.created_by and name not in place:
+                    with place.unlocked():
+                        place[name] = defaults(node.entry)
+        return config
+
+
 def define_config() -> flags.FlagHolder:
     """Defines `--config=RECIPE.py` or `--config=RECIPE.py:ARGUMENT`, and `--config.KEY=VALUE` for each of its keys."""
     text = "The recipe: FILE.py, or FILE.py:ARGUMENT. --config.KEY=VALUE sets any of its keys."
     holder = config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+    FLAGS["config"].parser = RecipeParser(FLAGS["config"].parser.parse)
     flags.mark_flag_as_required("config")
     return holder
 
@@ -69,9 +102,14 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     is shown with --traceback.
     """
     os.environ.setdefault(*NO_ADVICE)
+    write_anything()
     order_collectives()
-    _use_huge_pages()
-    app.run(lambda arguments: _guarded(main, arguments), argv=argv, flags_parser=_parse)
+    app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
+
+
+def _start(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
+    _use_huge_pages()  # behind the flags: --help and a wrong flag need no second start
+    return _guarded(main, arguments)
 
 
 def _use_huge_pages() -> None:
@@ -105,13 +143,19 @@ def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
 
 
 def _fail(error: BaseException) -> None:
-    way_out = f"; {error.way_out}" if hasattr(error, "way_out") else ""
-    print(f"{type(error).__name__}: {error}{way_out}", file=sys.stderr)
+    fix = f"; {error.fix}" if hasattr(error, "fix") else ""
+    complain(f"{type(error).__name__}: {error}{fix}")
     sys.exit(1)
 
 
 def _parse(arguments: list[str]) -> list[str]:
+    if "config" in FLAGS:
+        FLAGS["config"].parser.arguments = arguments
     try:
+        try:
+            arguments = local_arguments(arguments)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         for recipe in _values(arguments, "config"):
             if not pathlib.Path(recipe.partition(":")[0]).is_file():
                 raise ConfigError(f"--config: there is no recipe {recipe.partition(':')[0]}")
@@ -120,6 +164,8 @@ def _parse(arguments: list[str]) -> list[str]:
             raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")
         for key in _overridden(arguments):
             _check_connector_option(key, FLAGS["config"].value)
+        if "config" in FLAGS:
+            map_paths(FLAGS["config"].value, local_path)
         return left
     except ConfigError as error:
         _fail(error)

@@ -8,17 +8,15 @@ The exit code is 0 if nothing is wrong and 1 otherwise.
 """
 
 import argparse
-import sys
 import time
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from mllm_jax import files
+from mllm_jax.console import complain, make_console, print_table, progress_bar, say
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.validate import Layout, Report, validate
 
 
@@ -51,15 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Validates; returns 1 if there is any problem, 2 for options that do not go together."""
-    console = Console(soft_wrap=True)
+    console = make_console()
     try:
         layout = _layout(args)
     except (ValueError, OSError) as error:
-        print(f"mllm-jax validate: {error}", file=sys.stderr)
+        complain(f"mllm-jax validate: {error}")
         return 2
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with progress_bar(console, transient=True) as bar:
         tasks = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -79,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
         )
     _show(report, console, args.show, time.perf_counter() - started)
     if layout.tokenizer is None:
-        console.print("Lengths were not checked; give --tokenizer to do so.")
+        say(console, "Lengths were not checked; give --tokenizer to do so.")
     if args.json_report:
         files.write_json(args.json_report, report.to_json())
-        console.print(f"Everything found is in {args.json_report}")
+        say(console, f"Everything found is in {args.json_report}")
     return 1 if report.problems else 0
 
 
@@ -109,33 +106,31 @@ def _layout(args: argparse.Namespace) -> Layout:
         where = resolve_path(MINI) if args.tokenizer == MINI else args.tokenizer
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     template = None if args.template is None else resolve_template(args.template, tokenizer)
-    return Layout(
-        template, tokenizer, args.seq_len, args.tokens_per_image, args.image_slots, args.label_tokens
-    )
+    rule = None if args.tokens_per_image is None else WholeImage(Slot(args.tokens_per_image))
+    return Layout(template, tokenizer, args.seq_len, rule, args.image_slots, args.label_tokens)
 
 
 def _show(report: Report, console: Console, show: int, seconds: float) -> None:
     stats = report.stats
-    console.print(
-        f"{escape(report.path)}: {report.samples} samples, {stats['answers']} answers, "
+    say(
+        console,
+        f"{report.path}: {report.samples} samples, {stats['answers']} answers, "
         f"{stats['images']} images, {stats['text_only']} text-only samples, "
-        f"{stats['several_images']} with several images; read in {seconds:.1f} s"
+        f"{stats['several_images']} with several images; read in {seconds:.1f} s",
     )
     for key, unit in (("widths", "pixels"), ("heights", "pixels"), ("tokens", "per sample")):
         if key in stats:
             low, middle, high = stats[key]
-            console.print(f"  {key}: {low} to {high} {unit}, median {middle}")
+            say(console, f"  {key}: {low} to {high} {unit}, median {middle}")
     if "learned_tokens" in stats:
-        console.print(f"  learned tokens: {stats['learned_tokens']} of {stats['tokens_total']}")
+        say(console, f"  learned tokens: {stats['learned_tokens']} of {stats['tokens_total']}")
     if not report.problems:
-        console.print("No problems found.", style="bold green")
+        say(console, "No problems found.", "bold green")
         return
     for kind, problems in report.by_kind().items():
-        table = Table("sample", "problem", title=f"{kind}: {len(problems)}", title_justify="left")
-        for problem in problems[:show]:
-            table.add_row(escape(problem.sample or "(whole file)"), escape(problem.message))
+        rows = [(problem.sample or "(whole file)", problem.message) for problem in problems[:show]]
         if len(problems) > show:
-            table.add_row("...", f"and {len(problems) - show} more")
-        console.print(table)
+            rows.append(("...", f"and {len(problems) - show} more"))
+        print_table(console, ("sample", "problem"), rows, f"{kind}: {len(problems)}", text_columns=2)
     affected = f"{report.samples - report.sound} of {report.samples} samples affected"
-    console.print(f"{len(report.problems)} problems; {affected}.", style="bold red")
+    say(console, f"{len(report.problems)} problems; {affected}.", "bold red")

@@ -4,7 +4,6 @@ To add one: a file with a `Connector` subclass, a row here, a test.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from mllm_jax.connectors.average_pool import AveragePool
 from mllm_jax.connectors.base import (
+    OPTION,
     Connector,
     FeatureRequest,
     Grid,
@@ -19,6 +19,7 @@ from mllm_jax.connectors.base import (
     VisionSpec,
     collect,
     normalize,
+    option,
 )
 from mllm_jax.connectors.c_abstractor import CAbstractor
 from mllm_jax.connectors.d_abstractor import DAbstractor
@@ -34,6 +35,7 @@ from mllm_jax.connectors.resampler import Resampler
 from mllm_jax.connectors.sci import SCI
 from mllm_jax.connectors.sti import STI
 from mllm_jax.connectors.token_packer import TokenPacker
+from mllm_jax.schema import Key, did_you_mean
 
 __all__ = [
     "CONNECTORS",
@@ -44,7 +46,9 @@ __all__ = [
     "VisionSpec",
     "collect",
     "create",
+    "declared_options",
     "normalize",
+    "option",
     "options",
 ]
 
@@ -71,15 +75,35 @@ CONNECTORS: dict[str, tuple[type[Connector], dict[str, Any]]] = {
     "token_packer": (TokenPacker, {}),
 }
 
-MAY_BE_ZERO = ("depth", "end_tokens")  # integer options, besides those whose default is not positive
-
 
 def _entry(name: str) -> tuple[type[Connector], dict[str, Any]]:
     if name not in CONNECTORS:
-        near = difflib.get_close_matches(str(name), CONNECTORS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown connector {name!r}; {hint}valid: {', '.join(CONNECTORS)}")
+        raise ValueError(
+            f"unknown connector {name!r}; {did_you_mean(name, CONNECTORS)}valid: {', '.join(CONNECTORS)}"
+        )
     return CONNECTORS[name]
+
+
+def declared_options(name: str) -> dict[str, Key]:
+    """The options of a connector as configuration keys.
+
+    A field's default tells its type: whole numbers are at least 1 and others at least 0, unless the default is less
+    or the connector declares another range with `option`.
+
+    Raises:
+      ValueError: unknown name; the nearest valid one is named.
+    """
+    connector, fixed = _entry(name)
+    given_by_model = {field.name for field in dataclasses.fields(Connector)} | set(fixed)
+    return {f.name: _declared(f) for f in dataclasses.fields(connector) if f.name not in given_by_model}
+
+
+def _declared(field: dataclasses.Field) -> Key:
+    if OPTION in field.metadata:
+        return field.metadata[OPTION]
+    kind = type(field.default)
+    least = min(1 if kind is int else 0, field.default) if kind in (int, float) else None
+    return Key(field.default, least=least, items=int if kind is tuple else None)
 
 
 def options(name: str) -> dict[str, Any]:
@@ -88,37 +112,25 @@ def options(name: str) -> dict[str, Any]:
     Raises:
       ValueError: unknown name; the nearest valid one is named.
     """
-    connector, fixed = _entry(name)
-    given_by_model = {field.name for field in dataclasses.fields(Connector)} | set(fixed)
-    return {f.name: f.default for f in dataclasses.fields(connector) if f.name not in given_by_model}
+    return {option: key.default for option, key in declared_options(name).items()}
 
 
-def _checked(name: str, key: str, value: Any) -> Any:
+def _checked(name: str, option: str, value: Any) -> Any:
     """An option's value in its default's type.
 
     Raises:
-      ValueError: no such option, or another type.
+      ValueError: no such option, or not a value of it.
     """
-    valid = options(name)
-    if key not in valid:
-        having = [other for other in CONNECTORS if key in options(other)]
+    valid = declared_options(name)
+    if option not in valid:
+        having = [other for other in CONNECTORS if option in declared_options(other)]
         hint = f"; {', '.join(having)} have it" if having else ""
         raise ValueError(
-            f"connector {name!r} has no option {key!r}; valid: {', '.join(valid) or 'none'}{hint}"
+            f"connector {name!r} has no option {option!r}; valid: {', '.join(valid) or 'none'}{hint}"
         )
-    kind = type(valid[key])
-    if kind is tuple and isinstance(value, list | tuple) and all(type(v) is int for v in value):
-        return tuple(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind or kind is tuple:
-        wanted = "a list of integers" if kind is tuple else kind.__name__
-        raise ValueError(f"option {key!r} of connector {name!r} must be {wanted}, not {value!r}")
-    least = 1 if kind is int and key not in MAY_BE_ZERO else 0
-    least = min(least, valid[key]) if kind in (int, float) else least
-    if kind in (int, float) and value < least:
-        raise ValueError(f"option {key!r} of connector {name!r} must be at least {least}: {value!r}")
-    return value
+    if problem := valid[option].problem(value):
+        raise ValueError(f"option {option!r} of connector {name!r} {problem}")
+    return valid[option].kind(value)
 
 
 def create(

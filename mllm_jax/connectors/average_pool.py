@@ -7,7 +7,7 @@ in DeCo) is the default, `mode="1d"` pools the flattened row-major sequence.
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.grids import pool_grid, pooled_side
 from mllm_jax.connectors.layers import project
 
@@ -22,15 +22,13 @@ class AveragePool(Connector):
     """
 
     tokens: int = 144
-    mode: str = "2d"
+    mode: str = option("2d", choices=("1d", "2d"))
     layers: int = 2
 
     @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         if self.mode == "2d":
             pooled_side(self.tokens, grid, "average_pool.tokens")
-        elif self.mode != "1d":
-            raise ValueError(f'average_pool.mode={self.mode!r}; valid: "1d", "2d"')
         elif not 1 <= self.tokens <= grid[0] * grid[1]:
             raise ValueError(
                 f"average_pool.tokens={self.tokens} cannot be pooled from {grid[0] * grid[1]} patches"

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.schema import Key
+
+OPTION = "option"  # where a field's metadata keeps its `Key`
 Grid = tuple[int, int]  # patch rows, patch columns
 
 NORM_EPS = 1e-5  # of the affine-free LayerNorm behind `FeatureRequest.normalized_means`
@@ -99,11 +102,23 @@ def collect(request: FeatureRequest, states: Sequence[Float[Array, "B N C"]], gr
     )
 
 
+def option(default: Any, **declaration: Any) -> Any:
+    """A connector's field with choices or a range that its default does not tell.
+
+        mode: str = option("2d", choices=("1d", "2d"))
+
+    Args:
+      declaration: fields of `mllm_jax.schema.Key`.
+    """
+    return dataclasses.field(default=default, metadata={OPTION: Key(default, **declaration)})
+
+
 class Connector(nn.Module):
     """Base of all connectors. Subclasses live in one file each and stand in the table of `connectors`.
 
     The fields below are given by the model; a subclass adds its options as further fields, each with a
-    default, and these (and only these) are what `config.model.connector.<name>` may set.
+    default, and these (and only these) are what `config.model.connector.<name>` may set. `option` declares
+    choices or a range.
 
     Attributes:
       vision: the encoder.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.grids import check_table_grid, pool_grid, pooled_side
 from mllm_jax.connectors.layers import append_tokens, conv, dense, layer_norm, position_table
 
@@ -62,7 +62,7 @@ class CAbstractor(Connector):
     """
 
     tokens: int = 144
-    depth: int = 3
+    depth: int = option(3, least=0)
     hidden: int = 1024
     mlp_depth: int = 2
     position_table: bool = True

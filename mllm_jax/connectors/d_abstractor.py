@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.deformable import STD, DeformableLayer
 from mllm_jax.connectors.grids import check_table_grid, pool_grid, pooled_side
 from mllm_jax.connectors.layers import append_tokens, dense, position_table
@@ -47,15 +47,13 @@ class DAbstractor(Connector):
     points: int = 4
     mlp: int = 1024
     dropout: float = 0.1
-    pooled: str = "query"
+    pooled: str = option("query", choices=("query", "target", "none"))
     position_table: bool = True
     end_tokens: int = 0
     ring_offsets: bool = False
 
     @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
-        if self.pooled not in ("query", "target", "none"):
-            raise ValueError(f'd_abstractor.pooled={self.pooled!r}; valid: "query", "target", "none"')
         if self.hidden % self.heads:
             raise ValueError(
                 f"d_abstractor.heads={self.heads} does not divide d_abstractor.hidden={self.hidden}"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.layers import attend, dense, layer_norm, project
 
 
@@ -54,7 +54,7 @@ class Perceiver(Connector):
     """
 
     tokens: int = 128
-    variant: str = "tlf"
+    variant: str = option("tlf", choices=("tlf", "next"))
     depth: int = 3
     heads: int = 8
     head_width: int = 64
@@ -63,8 +63,6 @@ class Perceiver(Connector):
 
     @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
-        if self.variant not in ("tlf", "next"):
-            raise ValueError(f'perceiver.variant={self.variant!r}; valid: "tlf", "next"')
         return self.tokens
 
     @nn.compact

@@ -8,7 +8,7 @@ Channels of a token are ordered by patch row, patch column, channel. Sources: Op
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.grids import divided
 from mllm_jax.connectors.layers import dense, layer_norm, project
 
@@ -36,12 +36,10 @@ class PixelShuffle(Connector):
     """
 
     factor: int = 2
-    variant: str = "internvl"
+    variant: str = option("internvl", choices=("internvl", "idefics3"))
 
     @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
-        if self.variant not in ("internvl", "idefics3"):
-            raise ValueError(f'pixel_shuffle.variant={self.variant!r}; valid: "internvl", "idefics3"')
         rows, columns = divided(grid, self.factor, "pixel_shuffle.factor")
         return rows * columns
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.layers import attend, dense, layer_norm, project
 
 EPS = 1e-12  # BERT
@@ -68,7 +68,7 @@ class QFormer(Connector):
     """
 
     tokens: int = 144
-    variant: str = "tlf"
+    variant: str = option("tlf", choices=("tlf", "next"))
     hidden: int = 768
     depth: int = 12
     heads: int = 12
@@ -79,8 +79,6 @@ class QFormer(Connector):
 
     @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
-        if self.variant not in ("tlf", "next"):
-            raise ValueError(f'q_former.variant={self.variant!r}; valid: "tlf", "next"')
         if self.hidden % self.heads:
             raise ValueError(f"q_former.heads={self.heads} does not divide q_former.hidden={self.hidden}")
         return self.tokens

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Shaped
 
@@ -77,6 +78,11 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self._where)
+
+    @property
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one picture's features."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
     def __contains__(self, picture: bytes) -> bool:
         return picture in self._where

@@ -19,25 +19,17 @@ import grain
 import numpy as np
 from absl import flags
 
-from mllm_jax.data.feature_cache import FeatureCache
-from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.reading import DataError
-from mllm_jax.data.rows import RowEncoder, stack_rows
+from mllm_jax.data.rows import RowEncoder, Rows, stack_rows
 from mllm_jax.data.samples import Source
-from mllm_jax.data.templates import Template
 
 STATE_VERSION = 1
 
 
 def make_train_iterator(
     sources: Sequence[Source],
+    encoder: RowEncoder,
     *,
-    processor: ImageProcessor,
-    tokenizer: Any,
-    template: str | Template,
-    num_tokens_per_image: int,
-    seq_len: int,
-    image_slots: int,
     batch_size: int,
     seed: int,
     epochs: int | None = 1,
@@ -46,18 +38,12 @@ def make_train_iterator(
     process_count: int = 1,
     num_threads: int | None = None,
     num_workers: int = 0,
-    overlong: str = "error",
-    label_tokens: int | None = None,
-    compat: str | None = None,
-    max_image_pixels: int | None = None,
-    features: FeatureCache | None = None,
 ) -> "TrainIterator":
     """The batches of a training run, as this process sees them.
 
     Args:
       sources: data sets; anything with a length and `source[i] -> Sample`.
-      processor, tokenizer, template, num_tokens_per_image, seq_len, image_slots, overlong, label_tokens,
-        compat, max_image_pixels, features: how a sample becomes a row, see `rows.RowEncoder`.
+      encoder: how a sample becomes a row.
       batch_size: `B` over all processes.
       seed: of the order.
       epochs: passes over the data; None never ends.
@@ -84,19 +70,6 @@ def make_train_iterator(
     if weights is not None:
         _check_weights(weights, sources)
 
-    encoder = RowEncoder(
-        processor=processor,
-        tokenizer=tokenizer,
-        template=template,
-        num_tokens_per_image=num_tokens_per_image,
-        seq_len=seq_len,
-        image_slots=image_slots,
-        overlong=overlong,
-        label_tokens=label_tokens,
-        compat=compat,
-        max_image_pixels=max_image_pixels,
-        features=features,
-    )
     rows = _global_order(sources, weights, seed, epochs).map(encoder)
     num_samples = None if epochs is None else len(rows)
     if num_samples is not None:
@@ -121,12 +94,9 @@ def make_train_iterator(
 
 
 class TrainIterator:
-    """Iterates over batches of NumPy arrays and can be stopped and continued exactly.
+    """Iterates over batches and can be stopped and continued exactly.
 
-    Each batch is a dict: `tokens`, `positions`, `segment_ids`, `visual_index` int32 [B, T], `loss_weights`
-    float32 [B, T], `images` uint8 [B, I, S, S, 3] (or `features` [B, I, F, N, C]), `image_mask` bool [B, I], where
-    `B` is this process's share of the batch; and for people `ids`, a list of `B` strings ("" for an empty row), and
-    `skipped`, the messages of the samples left out of this batch.
+    Each batch is a `rows.Rows` of this process's share: NumPy arrays, the samples' ids and what was skipped.
 
     Attributes:
       num_batches: of the whole run; None without an end.
@@ -159,7 +129,7 @@ class TrainIterator:
     def __iter__(self) -> "TrainIterator":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Rows:
         if self._failure is not None:
             raise self._failure  # after an error Grain's iterator would go on with the batch behind it
         if self._iterator is None:
@@ -172,7 +142,7 @@ class TrainIterator:
             self._failure = error
             raise
         self._next_batch += 1
-        self.skipped += len(batch["skipped"])
+        self.skipped += len(batch.skipped)
         return batch
 
     def get_state(self) -> dict[str, Any]:

@@ -1,23 +1,52 @@
 """From one sample to one row of a batch: the conversation as tokens, its images as pixels in slots."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
+from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.feature_cache import FeatureCache, digest
 from mllm_jax.data.images import decode_image
+from mllm_jax.data.layout import LayoutRule
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.templates import Template
-from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
+from mllm_jax.data.tokens import EncodedSample, SampleTooLong, TooManyImages, encode_sample, layout_row
 
-ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "images", "image_mask")
-FEATURES = "features"  # in place of "images" where rows hold features
+
+class Row(NamedTuple):
+    """A row of a batch, and for people whose it is.
+
+    Attributes:
+      arrays: of a single row.
+      id: the sample's; "" for an empty row.
+      skipped: why the sample was left out and the row is empty, or "".
+    """
+
+    arrays: Batch
+    id: str
+    skipped: str
+
+
+class Rows(NamedTuple):
+    """Rows stacked to a batch.
+
+    Attributes:
+      arrays: what the model reads.
+      ids: of the `B` samples; "" for an empty row.
+      skipped: why samples were left out of this batch, one message each.
+    """
+
+    arrays: Batch
+    ids: list[str]
+    skipped: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +69,30 @@ class ImageReader:
         Raises:
           ImageError: for what is not a readable image within the size limit, naming sample and image.
         """
+        return self.processor(self._decode(sample, index))
+
+    def size(self, sample: Sample, index: int) -> Size:
+        """Height and width of an image of a sample.
+
+        Raises:
+          ImageError: as above.
+        """
+        height, width = self._decode(sample, index).shape[:2]
+        return height, width
+
+    def _decode(self, sample: Sample, index: int) -> UInt8[np.ndarray, "h w 3"]:
         image = sample.images[index]
-        if isinstance(image, bytes):
-            name = f"sample {sample.id!r}, {sample.image_name(index)}"
-            limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
-            image = decode_image(image, source=name, compat=self.compat, **limit)
-        return self.processor(image)
+        if not isinstance(image, bytes):
+            return image
+        name = f"sample {sample.id!r}, {sample.image_name(index)}"
+        limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
+        return decode_image(image, source=name, compat=self.compat, **limit)
 
 
 class TooManyLabels(SampleError):
     """A sample has more supervised tokens than the loss makes logits for."""
 
-    way_out = "raise data.label_tokens, or set data.overlong=skip"
+    fix = "raise data.label_tokens, or set data.overlong=skip"
 
     def __init__(self, sample: str, count: int, limit: int):
         super().__init__(
@@ -65,62 +106,52 @@ class TooManyLabels(SampleError):
 
 
 class RowEncoder:
-    """Lays samples out as rows of static shape.
+    """Lays samples out as rows of static shape, one sample a row.
 
-    A row holds, for `T` positions and `I` image slots of side `S`:
-
-    * `tokens`, `positions`, `segment_ids` int32 [T], `loss_weights` float32 [T], `visual_index` int32 [T], as
-      `tokens.layout_row` makes them;
-    * `images` uint8 [I, S, S, 3], pixels before normalisation, zeros in empty slots; `image_mask` bool [I]; with a
-      feature cache, `features` [I, F, N, C] instead of `images`;
-    * `id` and `skipped`, strings for people. A padding row has neither; a skipped sample's row is as empty,
-      with why it was skipped in `skipped`.
+    Attributes:
+      spec: shapes and dtypes of a row.
     """
 
     def __init__(
         self,
-        *,
-        processor: ImageProcessor,
+        read_image: ImageReader,
+        visual_layout: LayoutRule,
         tokenizer: Any,
         template: str | Template,
-        num_tokens_per_image: int,
+        *,
         seq_len: int,
         image_slots: int,
         overlong: str = "error",
         label_tokens: int | None = None,
-        compat: str | None = None,
-        max_image_pixels: int | None = None,
         features: FeatureCache | None = None,
     ):
         """Takes what every sample is laid out with.
 
         Args:
-          processor: brings an image to side `S`.
+          read_image: decodes images and brings them to size; its `compat` holds for conversations too.
+          visual_layout: how images become visual tokens.
           tokenizer: a Hugging Face tokenizer, or a `SpanTokenizer`.
           template: the conversation template or its name.
-          num_tokens_per_image: visual tokens of one image slot (`connector.num_tokens(grid)`).
           seq_len: `T`, visual tokens included.
           image_slots: `I`.
           overlong: what to do with a sample of more than `T` tokens, or of more than `label_tokens` supervised ones:
             "error", or "skip" for an empty row.
           label_tokens: supervised tokens that a row may hold; None for any number.
-          compat: None or "llava", for conversations and for image decoding.
-          max_image_pixels: images with more pixels are refused; None for the default limit.
           features: where the images' features are; the images themselves are then not decoded.
         """
         if overlong not in ("error", "skip"):
             raise ValueError(f"overlong {overlong!r}: choose 'error' or 'skip'")
-        self.processor = processor
+        self.read_image = read_image
+        self.visual_layout = visual_layout
         self.tokenizer = tokenizer
         self.template = resolve_template(template, tokenizer)
-        self.num_tokens_per_image = num_tokens_per_image
-        self.seq_len = seq_len
-        self.image_slots = image_slots
         self.overlong = overlong
         self.label_tokens = label_tokens
-        self.compat = compat
         self.features = features
-        self.read_image = ImageReader(processor, compat, max_image_pixels)
+        size = visual_layout.slot.size if features is None else None
+        self.spec = Batch.spec(
+            length=seq_len, slots=image_slots, image_size=size, features=features and features.spec
+        )
 
     def encode(self, sample: Sample) -> EncodedSample:
         """The sample's tokens and labels, without a limit on their number and without reading its images.
@@ -128,11 +159,14 @@ class RowEncoder:
         Raises:
           SampleError: for a conversation that does not fit the template or the sample's images.
         """
-        spans = render_sample(sample.id, sample.conversations, len(sample.images), self.template, self.compat)
-        counts = [self.num_tokens_per_image] * len(sample.images)
-        return encode_sample(spans, self.tokenizer, counts, sample=sample.id)
+        images, compat = len(sample.images), self.read_image.compat
+        spans = render_sample(sample.id, sample.conversations, images, self.template, compat)
+        layouts = [
+            self.visual_layout(functools.partial(self.read_image.size, sample, i)) for i in range(images)
+        ]
+        return encode_sample(spans, self.tokenizer, layouts, sample=sample.id)
 
-    def __call__(self, sample: Sample) -> dict[str, Any]:
+    def __call__(self, sample: Sample) -> Row:
         """The row of one sample.
 
         Raises:
@@ -141,35 +175,22 @@ class RowEncoder:
         """
         encoded = self.encode(sample)
         try:
-            row = self._lay_out([encoded])
+            row, slots = layout_row([encoded], self.spec)
             check_labels(encoded, self.label_tokens)
         except (SampleTooLong, TooManyLabels) as error:
             if self.overlong == "error":
                 raise
-            return self.padding() | {"skipped": str(error)}
-        for slot, (_, index) in enumerate(row.pop("slots")):
+            return self.padding()._replace(skipped=str(error))
+        for slot, (_, index) in enumerate(slots):
             if self.features is None:
-                row["images"][slot] = self.read_image(sample, index)
+                row.images[slot] = self.read_image(sample, index)
             else:
-                row[FEATURES][slot] = self.features.read(digest(sample.images[index]))
-            row["image_mask"][slot] = True
-        return row | {"id": sample.id, "skipped": ""}
+                row.features[slot] = self.features.read(digest(sample.images[index]))
+        return Row(row, sample.id, "")
 
-    def padding(self, _: int = 0) -> dict[str, Any]:
-        """An empty row: segment 0 everywhere, no weight, no image."""
-        row = self._lay_out([])
-        del row["slots"]
-        return row | {"id": "", "skipped": ""}
-
-    def _lay_out(self, encoded: Sequence[EncodedSample]) -> dict[str, Any]:
-        row = layout_row(encoded, self.seq_len, self.image_slots, self.num_tokens_per_image)
-        side, slots = self.processor.size, self.image_slots
-        if self.features is None:
-            row["images"] = np.zeros((slots, side, side, 3), np.uint8)
-        else:
-            row[FEATURES] = np.zeros((slots, *self.features.shape), self.features.dtype)
-        row["image_mask"] = np.zeros(self.image_slots, np.bool_)
-        return row
+    def padding(self, _: int = 0) -> Row:
+        """An empty row."""
+        return Row(self.spec.empty(), "", "")
 
 
 def check_fits(sample: EncodedSample, seq_len: int, label_tokens: int | None) -> None:
@@ -181,6 +202,16 @@ def check_fits(sample: EncodedSample, seq_len: int, label_tokens: int | None) ->
     if len(sample) > seq_len:
         raise SampleTooLong(sample.sample, len(sample), seq_len)
     check_labels(sample, label_tokens)
+
+
+def check_slots(sample: str, images: int, slots: int, limit: int | None) -> None:
+    """Refuses a sample whose images fill more slots than `limit` (None: any number).
+
+    Raises:
+      TooManyImages: naming the sample.
+    """
+    if limit is not None and slots > limit:
+        raise TooManyImages(sample, images, slots, limit)
 
 
 def check_labels(sample: EncodedSample, limit: int | None) -> None:
@@ -212,15 +243,7 @@ def render_sample(
     return render(template, parsed.turns, sample=sample_id)
 
 
-def stack_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rows to a batch: arrays stacked along `B`, `ids` a list, `skipped` a list of the reasons there are."""
-    keys = [key for key in (*ARRAYS, FEATURES) if key in rows[0]]
-    batch: dict[str, Any] = {key: np.stack([row[key] for row in rows]) for key in keys}
-    batch["ids"] = [row["id"] for row in rows]
-    batch["skipped"] = [row["skipped"] for row in rows if row["skipped"]]
-    return batch
-
-
-def padding_share(segment_ids: Int32[np.ndarray, "B T"]) -> float:
-    """The share of positions that hold no token, from 0 to 1."""
-    return float(np.mean(segment_ids == 0))
+def stack_rows(rows: Sequence[Row]) -> Rows:
+    """Rows to a batch, stacked along `B`."""
+    arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *(row.arrays for row in rows))
+    return Rows(arrays, [row.id for row in rows], [row.skipped for row in rows if row.skipped])

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data import llava_json
+from mllm_jax.data.batch import Size
+from mllm_jax.data.images import decode_image
 from mllm_jax.data.reading import read_image_file
 
 
@@ -61,3 +63,21 @@ class FolderSource:
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self._root)!r}, samples={len(self)})"
+
+
+def image_file_size(
+    root: str | Path, name: str, sample_id: str, compat: str | None = None, **limit: int
+) -> Size:
+    """Height and width in pixels of an image file.
+
+    Args:
+      root, name: as in `read_image_file`.
+      compat, **limit: as in `images.decode_image`.
+
+    Raises:
+      DataError: as `read_image_file`.
+      ImageError: it is not a usable image, naming sample and path.
+    """
+    data = read_image_file(root, name, sample_id)
+    image = decode_image(data, source=f"sample {sample_id!r}, {name}", compat=compat, **limit)
+    return image.shape[0], image.shape[1]

@@ -23,6 +23,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mllm_jax.console import progress_bar
 from mllm_jax.data import llava_json
 from mllm_jax.data.images import decode_image
 from mllm_jax.data.reading import DataError, read_image_file
@@ -33,7 +34,6 @@ from mllm_jax.data.tfds_versions import (
     VersionBuilder,
     find_version,
     plan_shards,
-    progress_bar,
     read_metadata,
     write_version,
 )
@@ -204,7 +204,7 @@ def _check_images(
 
 
 def _checked(what: str, checks: Iterable[Any], total: int, show_progress: bool) -> None:
-    with progress_bar(show_progress) as progress:
+    with progress_bar(show=show_progress) as progress:
         task = progress.add_task(what, total=total)
         for _ in checks:
             progress.advance(task)

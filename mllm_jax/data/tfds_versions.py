@@ -16,8 +16,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mllm_jax.console import progress_bar
 from mllm_jax.data.reading import DataError
 
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
@@ -76,7 +76,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             )
             examples = self._split_generators(dl_manager)[self.split_name]
             num_bytes = 0
-            with progress_bar(self._show_progress) as progress:
+            with progress_bar(show=self._show_progress) as progress:
                 task = progress.add_task(f"preparing {self.name}", total=len(self._records))
                 for shard, length in enumerate(self._shards):
                     path = os.fspath(
@@ -226,9 +226,3 @@ def sync_file(path: str) -> None:
     """Forces a file to the disk, so that a version that appears complete also is after a power failure."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def progress_bar(show: bool) -> Progress:
-    """The bar of a preparation."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, disable=not show)

@@ -1,4 +1,4 @@
-"""From spans to token ids, labels and visual positions, and from samples to the fixed-size rows of a batch.
+"""From spans to token ids, labels and visual positions, and from samples to rows of static shape.
 
 Every maximal run of text of one kind (learned or not) is tokenized by one call, in the context it stands in;
 no prefix is ever re-tokenized to count. A prompt's tokens are thus always a prefix of the training sample's.
@@ -10,14 +10,16 @@ for them: a user who types ``</s>`` gets the characters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, Turn, render
+from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.templates import Template
 
@@ -25,7 +27,7 @@ from mllm_jax.data.templates import Template
 class SampleTooLong(SampleError):
     """A sample has more tokens than a row; ``length`` and ``limit`` are in tokens."""
 
-    way_out = "raise the stage's seq_len (data.seq_len where it has none), or set data.overlong=skip"
+    fix = "raise the stage's seq_len (data.seq_len where it has none), or set data.overlong=skip"
 
     def __init__(self, sample: str, length: int, limit: int):
         super().__init__(
@@ -38,6 +40,22 @@ class SampleTooLong(SampleError):
         return type(self), (self.sample, self.length, self.limit)
 
 
+class TooManyImages(SampleError):
+    """A sample's images fill more slots (``slots``) than a row has (``limit``)."""
+
+    fix = "raise data.image_slots"
+
+    def __init__(self, sample: str, images: int, slots: int, limit: int):
+        filling = "" if images == slots else f", which fill {slots} slots"
+        super().__init__(sample, f"has {images} images{filling}, more than the row's {limit} image slots")
+        self.images = images
+        self.slots = slots
+        self.limit = limit
+
+    def __reduce__(self):
+        return type(self), (self.sample, self.images, self.slots, self.limit)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedSample:
     """A sample as the model reads it.
@@ -46,9 +64,10 @@ class EncodedSample:
         sample: its id.
         tokens: token ids; 0 at the visual tokens, which the model fills in.
         loss_weights: weight of predicting ``tokens[t]``; 0 at the first token, which nothing predicts.
-        visual_index: running number of the visual token within the sample, all images in order; -1 for text.
+        visual_index: which visual token stands here, counted over all tokens of the sample's image slots, slot after
+            slot; -1 for text.
         image_of: which image of the sample the visual token belongs to; -1 for text.
-        image_tokens: number of visual tokens of each image, in order.
+        layouts: of each image, in order.
     """
 
     sample: str
@@ -56,10 +75,15 @@ class EncodedSample:
     loss_weights: Float32[np.ndarray, " T"]
     visual_index: Int32[np.ndarray, " T"]
     image_of: Int32[np.ndarray, " T"]
-    image_tokens: tuple[int, ...]
+    layouts: tuple[VisualLayout, ...]
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def num_slots(self) -> int:
+        """Image slots that the sample's images fill."""
+        return sum(len(layout.slots) for layout in self.layouts)
 
 
 def stop_ids(template: str | Template, tokenizer: Any) -> list[int]:
@@ -78,13 +102,10 @@ def stop_ids(template: str | Template, tokenizer: Any) -> list[int]:
     return sorted(ids)
 
 
-VisualTokens = Sequence[int] | Callable[[int], int]
-
-
 def encode_sample(
     spans: Sequence[Span],
     tokenizer: Any,
-    num_visual_tokens: VisualTokens,
+    layouts: Sequence[VisualLayout],
     *,
     sample: str = "?",
     labels: bool = True,
@@ -97,8 +118,7 @@ def encode_sample(
     Args:
         spans: from ``render``.
         tokenizer: a Hugging Face tokenizer, or a ``SpanTokenizer`` around one.
-        num_visual_tokens: how many tokens each image becomes: one number per image, or a function of the
-            image's index within the sample.
+        layouts: of each image, in order.
         sample: its id, for messages.
         labels: False leaves every weight 0 (prompts).
 
@@ -109,14 +129,8 @@ def encode_sample(
     wrapped = span_tokenizer(tokenizer)
     markers = {span.text: wrapped.special(span.text) for span in spans if span.special}
     num_images = sum(span.image for span in spans)
-    if not callable(num_visual_tokens) and len(num_visual_tokens) != num_images:
-        raise SampleError(
-            sample, f"{num_images} placeholder(s) but token counts for {len(num_visual_tokens)} image(s)"
-        )
-    count = num_visual_tokens if callable(num_visual_tokens) else num_visual_tokens.__getitem__
-    image_tokens = tuple(int(count(index)) for index in range(num_images))
-    if any(number < 1 for number in image_tokens):
-        raise SampleError(sample, f"every image needs at least one visual token, got {image_tokens}")
+    if len(layouts) != num_images:
+        raise SampleError(sample, f"{num_images} placeholder(s) but {len(layouts)} image(s)")
 
     tokens: list[int] = []
     weights: list[float] = []
@@ -132,7 +146,7 @@ def encode_sample(
     context, image = "start", 0
     for span in _join_runs(spans):
         if span.image:
-            put([0] * image_tokens[image], False, image)
+            put([0] * layouts[image].num_tokens, False, image)
             context, image = "start", image + 1
         elif span.special:
             put([markers[span.text]], span.learn)
@@ -151,14 +165,18 @@ def encode_sample(
     elif not loss_weights.any():
         raise SampleError(sample, "has no supervised token: no answer for the loss to cover")
     image_of = np.asarray(images, np.int32)
-    visual = image_of >= 0
+    visual_index = np.full(len(tokens), -1, np.int32)
+    first = 0  # of the image's slots' tokens
+    for image, layout in enumerate(layouts):
+        visual_index[image_of == image] = first + np.asarray(layout.kept, np.int32)
+        first += layout.slot_tokens
     return EncodedSample(
         sample=sample,
         tokens=np.asarray(tokens, np.int32),
         loss_weights=loss_weights,
-        visual_index=np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32),
+        visual_index=visual_index,
         image_of=image_of,
-        image_tokens=image_tokens,
+        layouts=tuple(layouts),
     )
 
 
@@ -166,7 +184,7 @@ def encode_prompt(
     template: str | Template,
     turns: Sequence[Turn],
     tokenizer: Any,
-    num_visual_tokens: VisualTokens,
+    layouts: Sequence[VisualLayout],
     *,
     sample: str = "?",
 ) -> EncodedSample:
@@ -176,7 +194,7 @@ def encode_prompt(
         SampleError: the last turn is not a human's.
     """
     spans = render(resolve_template(template, tokenizer), turns, add_generation_prompt=True, sample=sample)
-    return encode_sample(spans, tokenizer, num_visual_tokens, sample=sample, labels=False)
+    return encode_sample(spans, tokenizer, layouts, sample=sample, labels=False)
 
 
 def _join_runs(spans: Sequence[Span]) -> list[Span]:
@@ -192,72 +210,51 @@ def _join_runs(spans: Sequence[Span]) -> list[Span]:
     return runs
 
 
-def layout_row(
-    samples: Sequence[EncodedSample], T: int, image_slots: int, tokens_per_image: int
-) -> dict[str, Any]:
+def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, list[tuple[int, int]]]:
     """One row of a batch: one sample, or several packed one after the other.
 
     Args:
         samples: in the order in which they are laid out.
-        T: length of the row in tokens.
-        image_slots: images the row has room for.
-        tokens_per_image: visual tokens a slot holds.
+        spec: shapes of the row, `Batch.spec` without a number of rows.
 
     Returns:
-        ``tokens`` int32 [T], 0 at padding and at visual tokens;
-        ``positions`` int32 [T], restarting at each sample, 0 at padding;
-        ``segment_ids`` int32 [T], 1, 2, ... per sample, 0 at padding;
-        ``loss_weights`` float32 [T], weight of predicting ``tokens[t]``;
-        ``visual_index`` int32 [T], -1 for text, else ``slot * tokens_per_image + m``, an index into the row's
-        visual tokens flattened over slots;
-        ``slots``: list of (sample's index in ``samples``, image's index in that sample), one per slot in use.
+        The row, with empty images or features in its slots; and for each slot in use, in order, (the sample's index
+        in ``samples``, the image's index in that sample).
 
     Raises:
         SampleTooLong: one sample alone is longer than the row.
-        SampleError: one sample alone has more images than slots, or an image more tokens than a slot.
+        TooManyImages: the images of one sample alone fill more slots than there are.
         ValueError: the samples fit one by one but not together.
     """
+    room = spec.tokens.shape[0]
+    image_slots = 0 if spec.image_mask is None else spec.image_mask.shape[0]
     for sample in samples:
-        if len(sample) > T:
-            raise SampleTooLong(sample.sample, len(sample), T)
-        if len(sample.image_tokens) > image_slots:
-            problem = f"has {len(sample.image_tokens)} images, more than the row's {image_slots} image slots"
-            raise SampleError(sample.sample, problem)
-        if max(sample.image_tokens, default=0) > tokens_per_image:
-            problem = (
-                f"an image becomes {max(sample.image_tokens)} tokens, more than a slot's {tokens_per_image}"
-            )
-            raise SampleError(sample.sample, problem)
+        if len(sample) > room:
+            raise SampleTooLong(sample.sample, len(sample), room)
+        if sample.num_slots > image_slots:
+            raise TooManyImages(sample.sample, len(sample.layouts), sample.num_slots, image_slots)
     length = sum(len(sample) for sample in samples)
-    images = sum(len(sample.image_tokens) for sample in samples)
-    if length > T or images > image_slots:
+    slots_needed = sum(sample.num_slots for sample in samples)
+    if length > room or slots_needed > image_slots:
         names = ", ".join(repr(sample.sample) for sample in samples)
         raise ValueError(
-            f"samples {names} do not fit one row: {length} tokens of {T}, {images} images of {image_slots}"
+            f"samples {names} do not fit one row: {length} tokens of {room}, {slots_needed} image slots of "
+            f"{image_slots}"
         )
 
-    row: dict[str, Any] = {
-        "tokens": np.zeros(T, np.int32),
-        "positions": np.zeros(T, np.int32),
-        "segment_ids": np.zeros(T, np.int32),
-        "loss_weights": np.zeros(T, np.float32),
-        "visual_index": np.full(T, -1, np.int32),
-        "slots": [],
-    }
-    start = 0
+    row = spec.empty()
+    slots: list[tuple[int, int]] = []
+    start = first = 0  # position of the sample, and the number of its first slot's first token in the row
     for index, sample in enumerate(samples):
         here = slice(start, start + len(sample))
-        row["tokens"][here] = sample.tokens
-        row["positions"][here] = np.arange(len(sample))
-        row["segment_ids"][here] = index + 1
-        row["loss_weights"][here] = sample.loss_weights
-        firsts = np.cumsum([0, *sample.image_tokens])[
-            :-1
-        ]  # running number of each image's first visual token
-        visual = sample.visual_index >= 0
-        image = sample.image_of[visual]
-        within = sample.visual_index[visual] - firsts[image]
-        row["visual_index"][here][visual] = (len(row["slots"]) + image) * tokens_per_image + within
-        row["slots"] += [(index, i) for i in range(len(sample.image_tokens))]
+        row.tokens[here] = sample.tokens
+        row.positions[here] = np.arange(len(sample))
+        row.segment_ids[here] = index + 1
+        row.loss_weights[here] = sample.loss_weights
+        row.visual_index[here] = np.where(sample.image_of >= 0, first + sample.visual_index, -1)
+        slots += [(index, image) for image, layout in enumerate(sample.layouts) for _ in layout.slots]
         start += len(sample)
-    return row
+        first += sum(layout.slot_tokens for layout in sample.layouts)
+    if slots:
+        row.image_mask[: len(slots)] = True
+    return row, slots

@@ -6,6 +6,7 @@ template or a tokenizer is given, every conversation laid out as training will l
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.data.batch import Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
+from mllm_jax.data.layout import LayoutRule
 from mllm_jax.data.llava_json import DuplicateIds, Problem, Record, scan
 from mllm_jax.data.reading import DataError, read_image_file
-from mllm_jax.data.rows import TooManyLabels, check_fits, render_sample
+from mllm_jax.data.rows import TooManyLabels, check_fits, check_slots, render_sample
+from mllm_jax.data.samples import image_file_size
 from mllm_jax.data.templates import Template
 from mllm_jax.data.threads import map_in_order
-from mllm_jax.data.tokens import SampleTooLong, encode_sample
+from mllm_jax.data.tokens import SampleTooLong, TooManyImages, encode_sample
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,7 +37,7 @@ class Layout:
       template: a conversation template or its name; None checks no template.
       tokenizer: a Hugging Face tokenizer; None checks no lengths.
       seq_len: the row length in tokens, visual tokens included.
-      tokens_per_image: visual tokens of one image.
+      visual_layout: how images become visual tokens; needed for lengths.
       image_slots: images a row has room for; None for any number.
       label_tokens: supervised tokens a row may hold; None for any number.
     """
@@ -41,13 +45,13 @@ class Layout:
     template: str | Template | None = None
     tokenizer: Any = None
     seq_len: int | None = None
-    tokens_per_image: int | None = None
+    visual_layout: LayoutRule | None = None
     image_slots: int | None = None
     label_tokens: int | None = None
 
     def __post_init__(self):
-        if self.tokenizer is not None and None in (self.template, self.seq_len, self.tokens_per_image):
-            raise ValueError("lengths can be checked with a template, seq_len and tokens_per_image only")
+        if self.tokenizer is not None and None in (self.template, self.seq_len, self.visual_layout):
+            raise ValueError("lengths can be checked with a template, seq_len and visual_layout only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +147,11 @@ def validate(
     supervised: list[int] = []
     if layout is not None and layout.template is not None:
 
+        def read_size(record: Record, image: str) -> Size:
+            return image_file_size(image_root or "", image, record.id, compat, max_pixels=max_image_pixels)
+
         def check_layout(record: Record) -> tuple[Problem | None, int, int]:
-            return _check_layout(record, layout, compat)
+            return _check_layout(record, layout, read_size, compat)
 
         for done, (_, outcome) in enumerate(map_in_order(check_layout, records, threads), 1):
             problem, length, learned = outcome
@@ -174,18 +181,25 @@ def _check_image(root: Path, name: str, compat: str | None, max_pixels: int) -> 
     return width, height
 
 
-def _check_layout(record: Record, layout: Layout, compat: str | None) -> tuple[Problem | None, int, int]:
+def _check_layout(
+    record: Record, layout: Layout, read_size: Callable[[Record, str], Size], compat: str | None
+) -> tuple[Problem | None, int, int]:
     """What is wrong with a conversation, its length in tokens and how many of them are learned."""
     images = len(record.images)
-    if layout.image_slots is not None and images > layout.image_slots:
-        message = f"has {images} images, more than the row's {layout.image_slots} image slots"
-        return Problem("too-many-images", record.id, message), 0, 0
     try:
+        check_slots(record.id, images, images, layout.image_slots)  # every image fills at least one
         spans = render_sample(record.id, record.conversations, images, layout.template, compat)
         if layout.tokenizer is None:
             return None, 0, 0
-        counts = [layout.tokens_per_image] * images
-        encoded = encode_sample(spans, layout.tokenizer, counts, sample=record.id)
+        layouts = [
+            layout.visual_layout(functools.partial(read_size, record, image)) for image in record.images
+        ]
+        encoded = encode_sample(spans, layout.tokenizer, layouts, sample=record.id)
+        check_slots(record.id, images, encoded.num_slots, layout.image_slots)
+    except TooManyImages as error:
+        return Problem("too-many-images", record.id, error.problem), 0, 0
+    except (DataError, ImageError):  # reported with the images
+        return None, 0, 0
     except SampleError as error:
         return Problem("conversation", record.id, error.problem), 0, 0
     problem = None

@@ -11,6 +11,7 @@ A folder holds one benchmark's answers by one model:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mllm_jax import files
+from mllm_jax.console import progress_bar
+from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
+from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 from mllm_jax.evaluation.benchmarks import MAIN, OPEN, Benchmark, Question
@@ -142,9 +138,9 @@ def ask_model(
     template = resolve_template(model.template, model.tokenizer)
 
     def request(question: Question) -> Request:
-        counts = [model.config.tokens_per_image] * len(question.images)
+        layouts = _layouts(model, benchmark, question.images, blind)
         which = str(question.row["question_id"])
-        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, counts, sample=which)
+        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, layouts, sample=which)
         # Blind, all images are the same one.
         return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
 
@@ -202,12 +198,12 @@ def ask_likelihood(
 
     def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
         for question in questions:
-            counts = [model.config.tokens_per_image] * len(question.images)
+            layouts = _layouts(model, benchmark, question.images)
             which = str(question.row["question_id"])
             options = []
             for option in question.options:
                 spans = render(template, [question_turn(question), Turn("gpt", (option,))], sample=which)
-                sample = encode_sample(spans, model.tokenizer, counts, sample=which)
+                sample = encode_sample(spans, model.tokenizer, layouts, sample=which)
                 options.append(Request(which, sample, question.images))
             yield options
 
@@ -288,19 +284,8 @@ def _append_missing(
             "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
             "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
         )
-    progress = Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not _is_first_process(),
-        refresh_per_second=2,
-    )
     try:
-        with progress:
+        with progress_bar(console, show=_is_first_process()) as progress:
             task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
             rows = answers(left, lambda count: progress.advance(task, count))
             for question, row in zip(left, rows, strict=True):
@@ -327,14 +312,30 @@ def question_turn(question: Question) -> Turn:
     return Turn("human", (*[""] * len(question.images), f"\n{question.prompt}"))
 
 
+def _layouts(
+    model: Model, benchmark: Benchmark, images: Sequence[str], blind: bool = False
+) -> list[VisualLayout]:
+    """How each image of a question becomes visual tokens."""
+    rule = model.config.visual_layout
+
+    def read_size(name: str) -> Size:
+        if blind:
+            return model.blind_picture().shape[:2]
+        return model.image_size(benchmark.read_image(name), _image_source(benchmark, name))
+
+    return [rule(functools.partial(read_size, name)) for name in images]
+
+
+def _image_source(benchmark: Benchmark, name: str) -> str:
+    return f"question {benchmark.question_about(name)!r}, {name}"
+
+
 def _image_loader(model: Model, benchmark: Benchmark, blind: bool) -> Callable[[Any], np.ndarray]:
     if blind:
         return lambda _: model.blind_picture()
 
     def load(name: str) -> np.ndarray:
-        return model.picture(
-            benchmark.read_image(name), f"question {benchmark.question_about(name)!r}, {name}"
-        )
+        return model.picture(benchmark.read_image(name), _image_source(benchmark, name))
 
     return load
 

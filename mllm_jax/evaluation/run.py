@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mllm_jax import files
+from mllm_jax.console import make_console, say
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published, read_benchmark
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.store import StoreError
-from mllm_jax.evaluation.tables import markdown_table, rich_table, row_dicts, score_rows
+from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, score_rows
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
@@ -48,7 +49,7 @@ def evaluate(
         before the first is answered.
       StoreError: the folder holds the evaluation of another model.
     """
-    console = console or Console()
+    console = console or make_console()
     workdir = Path(workdir)
     out = workdir / "eval"
     benchmarks = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
@@ -96,17 +97,17 @@ def evaluate(
             "scores": scores,
         }
         if rows:
-            console.print(rich_table(f"{name}: {scores['n']} questions", rows))
+            print_scores(console, f"{name}: {scores['n']} questions", rows)
             tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
-        console.print(_summary_line(name, scores), highlight=False, soft_wrap=True)
+        say(console, _summary_line(name, scores))
         for line in benchmark.submit(out / name) if isinstance(benchmark, Published) else ():
-            console.print(f"{name}: {line}", highlight=False, soft_wrap=True)
+            say(console, f"{name}: {line}")
     if jax.process_index():
         return summary
     files.write_json(out / "summary.json", summary)
     files.write_text(out / "table.md", "\n".join(tables))
     report = write_report([workdir], out)
-    console.print(f"report: [bold]{report}[/bold]", soft_wrap=True, highlight=False)
+    say(console, f"report: {report}", "bold")
     return summary
 
 
@@ -135,7 +136,7 @@ def check_limit(model: Model, name: str, max_new_tokens: int) -> None:
     Raises:
       BenchmarkError: names the benchmark and the way out.
     """
-    room = model.config.llm.max_positions - model.config.tokens_per_image
+    room = model.config.llm.max_positions - model.config.visual_layout.slot.num_tokens
     if max_new_tokens >= room:
         raise BenchmarkError(
             f"{name}: answers of up to {max_new_tokens} tokens do not fit the model's context of "
@@ -197,7 +198,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "connector": config.connector,
         "connector_options": dict(config.connector_options),
-        "visual_tokens": config.tokens_per_image,
+        "visual_tokens": config.visual_layout.slot.num_tokens,
         "image_size": config.image_size,
         "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
+
+from mllm_jax import escape
+from mllm_jax.console import print_table
 
 # Column -> where the score contract's object of that condition is found in `scores.json`.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -139,35 +142,28 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def rich_table(title: str, rows: Sequence[Row]) -> Table:
+def print_scores(console: Console, title: str, rows: Sequence[Row]) -> None:
     """The table for the terminal, in percent."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("n", justify="right")
     columns = columns_of(rows)
-    for column in columns:
-        table.add_column(f"{column} %", justify="right")
+    cells, styles = [], []
     for row in rows:
-        style = {"all": "bold", "group": "bold cyan", "ability": ""}[row.level]
         indent = "  " if row.level == "ability" and row.group else ""
-        cells = [percent(row.values.get(column)) for column in columns]
-        table.add_row(indent + label(row.name), str(row.n or ""), *cells, style=style)
-    return table
+        cells.append(
+            (indent + label(row.name), str(row.n or ""), *(percent(row.values.get(c)) for c in columns))
+        )
+        styles.append({"all": "bold", "group": "bold cyan", "ability": ""}[row.level])
+    print_table(console, ("", "n", *(f"{column} %" for column in columns)), cells, title, styles)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """The same table as Markdown."""
     columns = columns_of(rows)
-    lines = [
-        "| | n | " + " | ".join(f"{column} %" for column in columns) + " |",
-        "|---|---:|" + "---:|" * len(columns),
+    cells = [
+        (label(row.name), str(row.n or ""), *(percent(row.values.get(column)) for column in columns))
+        for row in rows
     ]
-    for row in rows:
-        bold = "" if row.level == "ability" else "**"
-        cells = [f"{bold}{percent(row.values.get(column))}{bold}" for column in columns]
-        name = f"{bold}{label(row.name)}{bold}"
-        lines.append(f"| {name} | {row.n or ''} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    strong = {index for index, row in enumerate(rows) if row.level != "ability"}
+    return escape.markdown_table(("", "n", *(f"{column} %" for column in columns)), cells, strong)
 
 
 def row_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.layout import Slot
 from mllm_jax.data.tokens import EncodedSample
 
 DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
@@ -34,13 +36,17 @@ class Request:
     prompt: EncodedSample
     images: tuple[Hashable, ...] = ()
 
-    def check(self, tokens_per_image: int) -> None:
-        """Raises SampleError if the prompt's visual tokens are not those of its images."""
-        if self.prompt.image_tokens != (tokens_per_image,) * len(self.images):
+    def check(self, slot: Slot) -> None:
+        """Raises SampleError if the prompt's visual tokens are not those of its images in a model of this slot."""
+        layouts = self.prompt.layouts
+        if len(layouts) != len(self.images) or any(
+            each != slot for layout in layouts for each in layout.slots
+        ):
+            found = [layout.num_tokens for layout in layouts]
             raise SampleError(
                 self.id,
-                f"the prompt holds pictures of {self.prompt.image_tokens} visual tokens; the request has "
-                f"{len(self.images)} image(s) and the model makes {tokens_per_image} tokens of each",
+                f"the prompt holds images of {found} visual tokens; the request has {len(self.images)} image(s) and "
+                f"the model makes {slot.num_tokens} tokens of each image slot",
             )
 
     @property
@@ -59,22 +65,6 @@ class Request:
         cut = self.cut
         prompt = self.prompt
         return self.images, prompt.tokens[:cut].tobytes(), prompt.image_of[:cut].tobytes()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rows:
-    """Pieces of prompts as arrays, padded on the right.
-
-    Attributes:
-      tokens, positions, segment_ids (1, or 0 at padding), visual_index: as in the batch contract.
-      lengths: tokens that are no padding; 0 for a row that only fills the batch.
-    """
-
-    tokens: Int32[np.ndarray, "B T"]
-    positions: Int32[np.ndarray, "B T"]
-    segment_ids: Int32[np.ndarray, "B T"]
-    visual_index: Int32[np.ndarray, "B T"]
-    lengths: Int32[np.ndarray, " B"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,11 +90,11 @@ class Chunk:
     @property
     def image_slots(self) -> int:
         """Slots for pictures per prefix, a power of two."""
-        return 1 << (max(1, *(len(request.images) for request in self.prefixes)) - 1).bit_length()
+        return 1 << (max(1, *(request.prompt.num_slots for request in self.prefixes)) - 1).bit_length()
 
     def suffix_batches(
         self, batch_size: int, buckets: Sequence[int]
-    ) -> Iterator[tuple[Int32[np.ndarray, " n"], Rows]]:
+    ) -> Iterator[tuple[Int32[np.ndarray, " n"], Batch]]:
         """Yields which requests and their suffixes; shorter ones come first, so that little is padded."""
         lengths = np.asarray([len(r.prompt) - r.cut for r in self.requests])
         order = np.argsort(lengths, kind="stable").astype(np.int32)
@@ -141,27 +131,19 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
     return min((b for b in buckets if b >= length), default=1 << (length - 1).bit_length())
 
 
-def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch_size: int) -> Rows:
+def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch_size: int) -> Batch:
     """`(prompt, start, stop)` pieces as rows of `length` tokens, with empty rows up to `batch_size`."""
-    shape = (batch_size, length)
-    rows = Rows(
-        np.zeros(shape, np.int32),
-        np.zeros(shape, np.int32),
-        np.zeros(shape, np.int32),
-        np.full(shape, -1, np.int32),
-        np.zeros(batch_size, np.int32),
-    )
+    rows = Batch.spec(batch_size, length=length, labels=False).empty()
     for row, (prompt, start, stop) in enumerate(pieces):
         here = slice(0, stop - start)
         rows.tokens[row, here] = prompt.tokens[start:stop]
         rows.positions[row, here] = np.arange(start, stop)
         rows.segment_ids[row, here] = 1
         rows.visual_index[row, here] = prompt.visual_index[start:stop]
-        rows.lengths[row] = stop - start
     return rows
 
 
-def prefix_rows(prefixes: Sequence[Request], length: int, batch_size: int) -> Rows:
+def prefix_rows(prefixes: Sequence[Request], length: int, batch_size: int) -> Batch:
     """The prefixes of requests as rows."""
     return lay_out([(request.prompt, 0, request.cut) for request in prefixes], length, batch_size)
 

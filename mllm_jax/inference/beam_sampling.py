@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.inference.prefixes import Prefixes, everywhere, run_suffix
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
@@ -72,7 +73,7 @@ def sample_answers(
     max_new_tokens: int,
     params: Params,
     prefixes: Prefixes,
-    rows: dict[str, Array],
+    rows: Batch,
     lengths: Int[Array, " B"],
     stops: Int[Array, " n"],
     keys: UInt[Array, "B 2"],
@@ -81,12 +82,12 @@ def sample_answers(
 
     Rows of length 0 fill the batch. `keys` are `Sampling.key`s.
     """
-    batch, length = rows["tokens"].shape
+    batch, length = rows.tokens.shape
     width = sampling.beams
     cache = prefixes.cache(length + max_new_tokens)
     hidden, cache = mllm.apply(config, params, rows, prefixes.visual, cache, method=run_suffix)
     last = jnp.maximum(lengths - 1, 0)
-    start = jnp.repeat(rows["positions"][jnp.arange(batch), last], width)
+    start = jnp.repeat(rows.positions[jnp.arange(batch), last], width)
     hidden = jnp.repeat(hidden[jnp.arange(batch), last], width, axis=0)
     cache = cache.replace(
         k=jnp.repeat(cache.k, width, axis=1),

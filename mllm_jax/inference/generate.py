@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.beam_sampling import Sampling, sample_answers
 from mllm_jax.inference.prefixes import (
     LoadImage,
     Prefixes,
-    arrays,
     everywhere,
     prefix_pools,
     row_shards,
@@ -58,7 +58,7 @@ def _answer(
     max_new_tokens: int,
     params: Params,
     prefixes: Prefixes,
-    rows: dict[str, Array],
+    rows: Batch,
     lengths: Int[Array, " B"],
     stops: Int[Array, " n"],
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"], Bool[Array, " B"]]:
@@ -66,7 +66,7 @@ def _answer(
 
     Rows of length 0 fill the batch; they count as stopped from the start.
     """
-    batch, length = rows["tokens"].shape
+    batch, length = rows.tokens.shape
     cache = prefixes.cache(length + max_new_tokens)
     hidden, cache = mllm.apply(config, params, rows, prefixes.visual, cache, method=run_suffix)
     index = jnp.arange(batch)
@@ -81,7 +81,7 @@ def _answer(
 
     first = pick(hidden[index, last])
     tokens = jnp.zeros((batch, max_new_tokens), jnp.int32).at[:, 0].set(first)
-    start = rows["positions"][index, last]
+    start = rows.positions[index, last]
     stopped = is_stop(first)
     done = stopped | (lengths == 0)
     counts = jnp.where(done, 0, 1).astype(jnp.int32)
@@ -168,7 +168,7 @@ def generate(
         for chosen, rows in chunk.suffix_batches(questions, buckets):
             which = np.zeros(questions, np.int32)
             which[: len(chosen)] = chunk.prefix_of[chosen]
-            batch = (params, select(pool, which), arrays(rows), rows.lengths, stops)
+            batch = (params, select(pool, which), rows, (rows.segment_ids != 0).sum(1, dtype=np.int32), stops)
             if sampling is None:
                 found = _answer(config, max_new_tokens, *batch)
             else:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request, bucket
 from mllm_jax.inference.prefixes import (
     LoadImage,
     Prefixes,
-    arrays,
     everywhere,
     prefix_pools,
     row_shards,
@@ -33,13 +33,13 @@ def _score(
     config: ModelConfig,
     params: Params,
     prefixes: Prefixes,
-    rows: dict[str, Array],
+    rows: Batch,
     columns: Int[Array, "B A"],
     targets: Int[Array, "B A"],
     valid: Bool[Array, "B A"],
 ) -> Float[Array, " B"]:
     """Sum over the answer of the log-probability of `targets`, each predicted at its column of the suffix."""
-    cache = prefixes.cache(rows["tokens"].shape[1])
+    cache = prefixes.cache(rows.tokens.shape[1])
     hidden, _ = mllm.apply(config, params, rows, prefixes.visual, cache, method=run_suffix)
     hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
     logits = mllm.apply(config, params, hidden, method="logits")
@@ -90,7 +90,7 @@ def answer_log_likelihoods(
             which = np.zeros(batch_size, np.int32)
             which[: len(chosen)] = chunk.prefix_of[chosen]
             targets = _targets([chunk.requests[i] for i in chosen], batch_size)
-            scores = _score(config, params, select(pool, which), arrays(rows), *targets)
+            scores = _score(config, params, select(pool, which), rows, *targets)
             found[chosen] = np.asarray(scores)[: len(chosen)]
             if on_batch is not None:
                 on_batch(len(chosen))

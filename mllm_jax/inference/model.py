@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 
+from mllm_jax.data.batch import Size
 from mllm_jax.data.images import MAX_PIXELS, decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.models.mllm import ModelConfig, Params
@@ -69,8 +70,19 @@ class Model:
         Raises:
           ImageError: it cannot be used; names `source`.
         """
-        image = decode_image(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
-        return self.processor(image)
+        return self.processor(self._decode(data, source))
+
+    def image_size(self, data: bytes, source: str) -> Size:
+        """Height and width of an encoded image in pixels.
+
+        Raises:
+          ImageError: it cannot be used; names `source`.
+        """
+        height, width = self._decode(data, source).shape[:2]
+        return height, width
+
+    def _decode(self, data: bytes, source: str) -> UInt8[np.ndarray, "h w 3"]:
+        return decode_image(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
     def blind_picture(self) -> UInt8[np.ndarray, "S S 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""

@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.inference.batching import Chunk, Request, Rows, chunks, prefix_rows, stack_images
+from mllm_jax.data.batch import Batch
+from mllm_jax.inference.batching import Chunk, Request, chunks, prefix_rows, stack_images
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
-from mllm_jax.models.mllm import MLLM, Batch, ModelConfig, Params
+from mllm_jax.models.mllm import MLLM, ModelConfig, Params
 from mllm_jax.parallel.mesh import ROWS
 
 LoadImage = Callable[[Hashable], np.ndarray]
@@ -57,24 +58,24 @@ def without_remat(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, remat="none", vision_remat="none")
 
 
-def run_suffix(module: MLLM, rows: dict[str, Array], visual: Array, cache: Cache) -> tuple[Array, Cache]:
+def run_suffix(module: MLLM, rows: Batch, visual: Array, cache: Cache) -> tuple[Array, Cache]:
     """Hidden states of suffixes behind the prefixes in the cache, and the cache with them."""
-    embeddings = module.embed(rows["tokens"], rows["visual_index"], visual)
-    return module.llm(embeddings, rows["positions"], rows["segment_ids"], cache)
+    embeddings = module.embed(rows.tokens, rows.visual_index, visual)
+    return module.llm(embeddings, rows.positions, rows.segment_ids, cache)
 
 
 def _run_prefix(module: MLLM, batch: Batch, cache: Cache) -> tuple[Array, Cache]:
-    visual = module.encode_images(batch["images"], batch["image_mask"])
+    visual = module.visual_tokens(batch)
     return visual, run_suffix(module, batch, visual, cache)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def compute_prefixes(config: ModelConfig, params: Params, batch: Batch) -> Prefixes:
     """Encodes pictures and runs the LLM over prefixes; `batch` is of the batch contract."""
-    rows, length = batch["tokens"].shape
+    rows, length = batch.tokens.shape
     if length == 0:  # text only: nothing is shared
         cache = mllm.empty_cache(config, rows, 0)
-        width = (rows, config.tokens_per_image, config.llm.width)
+        width = (rows, config.visual_layout.slot.num_tokens, config.llm.width)
         return Prefixes(jnp.zeros(width, cache.k.dtype), cache.k, cache.v, cache.segments)
     cache = mllm.empty_cache(config, rows, length)
     visual, cache = mllm.apply(config, params, batch, cache, method=_run_prefix)
@@ -110,12 +111,6 @@ def everywhere(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def arrays(rows: Rows) -> dict[str, np.ndarray]:
-    """The fields of rows that the model takes."""
-    names = ("tokens", "positions", "segment_ids", "visual_index")
-    return {name: getattr(rows, name) for name in names}
-
-
 def prefix_pools(
     config: ModelConfig,
     params: Params,
@@ -136,12 +131,12 @@ def prefix_pools(
       threads: how many load pictures.
     """
     per_prefix = 2 * config.llm.depth * config.llm.kv_heads * config.llm.head_width
-    per_prefix *= jnp.dtype(config.dtype).itemsize * (config.tokens_per_image + 32)
+    per_prefix *= jnp.dtype(config.dtype).itemsize * (config.visual_layout.slot.num_tokens + 32)
     max_prefixes = max(batch_size, _POOL_BYTES // per_prefix)
 
     def checked() -> Iterator[Request]:
         for request in requests:
-            request.check(config.tokens_per_image)
+            request.check(config.visual_layout.slot)
             if request.images and load_image is None:
                 raise ValueError(f"request {request.id!r} has pictures, but no load_image was given")
             yield request
@@ -150,7 +145,7 @@ def prefix_pools(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as loaders:
         shards = row_shards()  # the current mesh is not known to other threads
 
-        def read() -> tuple[Chunk, list[dict[str, Any]]] | None:
+        def read() -> tuple[Chunk, list[Batch]] | None:
             chunk = next(source, None)
             if chunk is None:
                 return None
@@ -169,12 +164,11 @@ def prefix_pools(
 
 def _prefix_batches(
     config: ModelConfig, chunk: Chunk, pictures: list[list[np.ndarray]], batch_size: int, shards: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Batch]:
     for start in range(0, len(chunk.prefixes), batch_size):
         some = chunk.prefixes[start : start + batch_size]
         size = shards if len(chunk.prefixes) == 1 else batch_size
         images, mask = stack_images(
             pictures[start : start + batch_size], size, chunk.image_slots, config.image_size
         )
-        rows = arrays(prefix_rows(some, chunk.prefix_length, size))
-        yield rows | {"images": images, "image_mask": mask}
+        yield prefix_rows(some, chunk.prefix_length, size).replace(images=images, image_mask=mask)

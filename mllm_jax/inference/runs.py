@@ -51,7 +51,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
             f"config key 'model.vision.image_size' is {model.image_size}, less than one patch of {model.vision.patch}"
         )
     with config_key_error("model.connector"):
-        visual = model.tokens_per_image
+        visual = model.visual_layout.slot.num_tokens
     lengths = {
         f"stages.{name}.seq_len": stage.seq_len for name, stage in config.stages.items() if stage.seq_len
     }

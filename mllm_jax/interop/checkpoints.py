@@ -318,7 +318,7 @@ def save_llava_hf(
         "vision_config": vision_family.write(tower),
         "text_config": llm_family.write(llm_config),
         "image_token_index": token,
-        "image_seq_length": model.tokens_per_image,
+        "image_seq_length": model.visual_layout.slot.num_tokens,
         "projector_hidden_act": "gelu",
         "vision_feature_layer": _feature_layers(model, depth),
         "vision_feature_select_strategy": "default" if tower.class_token else "full",

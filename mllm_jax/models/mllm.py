@@ -8,10 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from mllm_jax import connectors
 from mllm_jax.connectors.base import VisionFeatures
+from mllm_jax.data.batch import Batch
+from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.features import stack, unstack
 from mllm_jax.models.fused import FusedVisionConfig, vision_encoder
@@ -19,7 +21,6 @@ from mllm_jax.models.lora import LoRA
 from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
-Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +73,10 @@ class ModelConfig:
         )
 
     @functools.cached_property
-    def tokens_per_image(self) -> int:
-        """M: visual tokens of one image slot; plain Python, used by the data pipeline."""
-        return self.make_connector().num_tokens(self.vision_spec.grid)
+    def visual_layout(self) -> LayoutRule:
+        """How an image becomes visual tokens; plain Python, for whatever needs their number."""
+        num_tokens = self.make_connector().num_tokens(self.vision_spec.grid)
+        return WholeImage(Slot(num_tokens, size=(self.image_size, self.image_size)))
 
 
 class MLLM(nn.Module):
@@ -97,56 +99,49 @@ class MLLM(nn.Module):
         )
         self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora)
 
-    def encode_images(
-        self, images: Array, image_mask: Bool[Array, "B I"], deterministic: bool = True
-    ) -> Float[Array, "B IM D"]:
-        """Visual tokens of every slot, I*M per row; empty slots give zeros.
+    def visual_tokens(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B IM D"] | None:
+        """Visual tokens of all slots, `I * M` per row, 0 in empty slots; None for rows without slots.
 
-        Args:
-          images: uint8[B, I, S, S, 3], or float and already normalised.
-          image_mask: which slots hold an image.
+        Where the batch holds `features` in place of `images`, the vision encoder is not run.
         """
-        features = self.vision(images.reshape(-1, *images.shape[2:]))
-        return self._connect(features, image_mask, deterministic)
+        if batch.image_mask is None:
+            return None
+        if batch.features is not None:
+            features = self._unstack(batch.features)
+        else:
+            features = self.vision(batch.images.reshape(-1, *batch.images.shape[2:]))
+        tokens = self.connector(features, deterministic)
+        tokens = tokens * batch.image_mask.reshape(-1, 1, 1).astype(tokens.dtype)
+        return tokens.reshape(batch.image_mask.shape[0], -1, tokens.shape[2])
 
-    def features(self, images: Array) -> Float[Array, "B F N C"]:
-        """What the tower gives the connector, as one array: what a feature cache keeps of pictures [B, S, S, 3]."""
+    def features(self, images: UInt8[Array, "n H W 3"]) -> Float[Array, "n F N C"]:
+        """What the vision encoder gives the connector of each image, as one array: what a feature cache keeps."""
         return stack(self.vision(images), self.connector.request())
 
-    def connect_features(
-        self, stacked: Float[Array, "B I F N C"], image_mask: Bool[Array, "B I"], deterministic: bool = True
-    ) -> Float[Array, "B IM D"]:
-        """`encode_images` from features that were computed before; the tower is not run."""
-        features = stacked.reshape(-1, *stacked.shape[2:]).astype(self.config.dtype)
-        spec, request = self.config.vision_spec, self.connector.request()
-        return self._connect(unstack(features, request, spec.grid), image_mask, deterministic)
-
-    def _connect(
-        self, features: VisionFeatures, image_mask: Bool[Array, "B I"], deterministic: bool
-    ) -> Float[Array, "B IM D"]:
-        tokens = self.connector(features, deterministic)
-        tokens = tokens * image_mask.reshape(-1, 1, 1).astype(tokens.dtype)
-        return tokens.reshape(image_mask.shape[0], -1, tokens.shape[2])
+    def _unstack(self, features: Float[Array, "B I F N C"]) -> VisionFeatures:
+        stacked = features.reshape(-1, *features.shape[2:]).astype(self.config.dtype)
+        return unstack(stacked, self.connector.request(), self.config.vision_spec.grid)
 
     def embed(
-        self, tokens: Int[Array, "B T"], visual_index: Int[Array, "B T"], visual: Float[Array, "B IM D"]
+        self,
+        tokens: Int[Array, "B T"],
+        visual_index: Int[Array, "B T"],
+        visual: Float[Array, "B IM D"] | None,
     ) -> Float[Array, "B T D"]:
-        """Token embeddings with visual tokens put where `visual_index` >= 0."""
-        index = jnp.maximum(visual_index, 0)[..., None]
-        at_place = jnp.take_along_axis(visual, index, axis=1)
-        return jnp.where(visual_index[..., None] >= 0, at_place, self.llm.embed(tokens))
+        """Token embeddings, and the row's visual tokens where `visual_index` >= 0."""
+        embeddings = self.llm.embed(tokens)
+        if visual is None:
+            return embeddings
+        at_place = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
+        return jnp.where(visual_index[..., None] >= 0, at_place, embeddings)
 
-    def hidden_states(self, batch: Batch, cache: Cache | None = None, deterministic: bool = True):
-        """Final-normed hidden states [B, T, D] and the cache, for a Batch of the design's contract.
-
-        A batch may hold `features` in place of `images`.
-        """
-        if "features" in batch:
-            visual = self.connect_features(batch["features"], batch["image_mask"], deterministic)
-        else:
-            visual = self.encode_images(batch["images"], batch["image_mask"], deterministic)
-        embeddings = self.embed(batch["tokens"], batch["visual_index"], visual)
-        return self.llm(embeddings, batch["positions"], batch["segment_ids"], cache)
+    def hidden_states(
+        self, batch: Batch, cache: Cache | None = None, deterministic: bool = True
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Final-normed hidden states, and the cache with these positions written if there is one."""
+        visual = self.visual_tokens(batch, deterministic)
+        embeddings = self.embed(batch.tokens, batch.visual_index, visual)
+        return self.llm(embeddings, batch.positions, batch.segment_ids, cache)
 
     def decode(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache):
         """Text-only continuation: hidden states of `tokens` and the cache with them written."""
@@ -162,22 +157,16 @@ class MLLM(nn.Module):
         return self.logits(hidden)
 
 
-def example_batch(config: ModelConfig, batch: int = 1, length: int = 8) -> Batch:
-    """Zeros of the right shapes, for initialisation."""
-    ints = jnp.zeros((batch, length), jnp.int32)
-    return {
-        "tokens": ints,
-        "positions": ints,
-        "segment_ids": ints,
-        "visual_index": ints - 1,
-        "images": jnp.zeros((batch, 1, config.image_size, config.image_size, 3), jnp.uint8),
-        "image_mask": jnp.zeros((batch, 1), bool),
-    }
+def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, labels: bool = False) -> Batch:
+    """Shapes and dtypes of rows with images for this model; see `Batch.spec`."""
+    size = config.visual_layout.slot.size
+    return Batch.spec(*rows, length=length, slots=slots, image_size=size, labels=labels)
 
 
 def init(config: ModelConfig, rng: Array) -> Params:
     """Random parameters as a plain nested dict."""
-    return MLLM(config).init(rng, example_batch(config))["params"]
+    batch = jax.tree.map(jnp.asarray, batch_spec(config, 1, length=8).empty())
+    return MLLM(config).init(rng, batch)["params"]
 
 
 def abstract_params(config: ModelConfig) -> Params:

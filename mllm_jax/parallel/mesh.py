@@ -9,6 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mllm_jax.config import ConfigError
+from mllm_jax.data.batch import Batch
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
@@ -56,6 +57,14 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch split over the data axes."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
+    """The sharding of every field of a batch (arrays or shapes) that a jitted function takes."""
+    rules = dict(ACTIVATION_RULES)
+    return batch.map(
+        lambda _, field: NamedSharding(mesh, PartitionSpec(*(rules.get(axis) for axis in field["axes"])))
+    )
 
 
 def num_row_shards(mesh: Mesh) -> int:

@@ -1,5 +1,6 @@
 """From a configuration to a model, its data and its starting parameters."""
 
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from ml_collections import ConfigDict
 
 from mllm_jax import interop
 from mllm_jax.data import tfds_llava
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
-from mllm_jax.data.rows import ImageReader, check_fits, render_sample
-from mllm_jax.data.samples import Source
+from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
+from mllm_jax.data.samples import Source, image_file_size
 from mllm_jax.data.templates import CHAT
 from mllm_jax.data.tokens import encode_sample
 from mllm_jax.inference.runs import image_processor
@@ -32,6 +33,12 @@ from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import adapters, features
+
+
+def image_reader(config: ConfigDict, stage: ConfigDict) -> ImageReader:
+    """How a stage decodes and preprocesses its images."""
+    processor = image_processor(config, stage.aspect)
+    return ImageReader(processor, config.data.compat or None, config.data.max_image_pixels)
 
 
 def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
@@ -113,9 +120,10 @@ def prepare_sources(
         first process looks for. A stage that has begun is not checked again: it goes on with the same data only.
     """
     data_dir, stage = _data_dir(config, workdir), config.stages[name]
+    tokenizer = None if jax.process_index() else tokenizer
     check = None
     if not (workdir / "checkpoints" / name).exists():
-        check = _record_check(config, stage, model, None if jax.process_index() else tokenizer)
+        check = functools.partial(_record_check, config, stage, model, tokenizer)
 
     def prepare() -> dict[str, Source]:
         return {
@@ -127,27 +135,32 @@ def prepare_sources(
 
 
 def _record_check(
-    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any
+    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any, root: pathlib.Path
 ) -> Callable[[Record], None]:
-    """Raises what makes a record unusable in a stage; lengths are looked at with a tokenizer only."""
+    """Raises what makes a record unusable in a stage; lengths are looked at with a tokenizer only.
+
+    Args:
+      root: folder that the records' images are relative to.
+    """
     lengths = tokenizer is not None and config.data.overlong == "error"
     template = stage.template
     if lengths:
         template = resolve_template(template, tokenizer)
 
     def check(record: Record) -> None:
-        images = len(record.images)
-        if images > config.data.image_slots:
-            raise SampleError(
-                record.id,
-                f"has {images} images, more than the row's {config.data.image_slots} image slots; raise "
-                "data.image_slots",
-            )
+        images, limit = len(record.images), config.data.image_slots
+        check_slots(record.id, images, images, limit)  # every image fills at least one
         if template == CHAT:  # which any conversation fits, and which only the tokenizer knows
             return
         spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
         if lengths:
-            encoded = encode_sample(spans, tokenizer, [model.tokens_per_image] * images, sample=record.id)
+            sizes = [
+                functools.partial(image_file_size, root, image, record.id, config.data.compat or None)
+                for image in record.images
+            ]
+            layouts = [model.visual_layout(read_size) for read_size in sizes]
+            encoded = encode_sample(spans, tokenizer, layouts, sample=record.id)
+            check_slots(record.id, images, encoded.num_slots, limit)
             check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
 
     return check
@@ -158,7 +171,7 @@ def _prepare(
     name: str,
     source: ConfigDict,
     data_dir: pathlib.Path,
-    check: Callable[[Record], None] | None,
+    check: Callable[[pathlib.Path], Callable[[Record], None]] | None,
 ) -> Source:
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
@@ -174,7 +187,7 @@ def _prepare(
         name=dataset,
         duplicate_ids=source.duplicate_ids,
         compat=config.data.compat or None,
-        check=check,
+        check=check and check(pathlib.Path(images or "")),
         max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
     )
 
@@ -196,9 +209,7 @@ def feature_cache(
         return None
     dtype = config.model.frozen_dtype
     tower = jax.tree.map(lambda leaf: _on_host(leaf).astype(jnp.dtype(dtype)), params["vision"])
-    reader = ImageReader(
-        image_processor(config, stage.aspect), config.data.compat or None, config.data.max_image_pixels
-    )
+    reader = image_reader(config, stage)
     root = _data_dir(config, workdir) / "features"
     cache = features.open_cache(root, model, tower, reader, dtype)
     features.fill(cache, prepared, model, tower, reader, threads=config.data.threads)
@@ -209,6 +220,18 @@ def _on_host(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # trained on several hosts
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
+
+
+def batch_spec(config: ConfigDict, stage: ConfigDict, model: ModelConfig) -> Batch:
+    """Shapes and dtypes of a stage's batches, over all processes."""
+    kept = features.features_spec(model) if stage.cache_features else None
+    return Batch.spec(
+        stage.batch_size,
+        length=stage.seq_len or config.data.seq_len,
+        slots=config.data.image_slots,
+        image_size=None if kept else model.visual_layout.slot.size,
+        features=kept,
+    )
 
 
 def stage_iterator(
@@ -225,14 +248,20 @@ def stage_iterator(
       SampleError, ImageError: naming file and sample.
     """
     weights = [stage.sources[name].weight for name in prepared]
-    return make_train_iterator(
-        list(prepared.values()),
-        processor=image_processor(config, stage.aspect),
-        tokenizer=tokenizer,
-        template=stage.template,
-        num_tokens_per_image=model.tokens_per_image,
+    encoder = RowEncoder(
+        image_reader(config, stage),
+        model.visual_layout,
+        tokenizer,
+        stage.template,
         seq_len=stage.seq_len or config.data.seq_len,
         image_slots=config.data.image_slots,
+        overlong=config.data.overlong,
+        label_tokens=config.data.label_tokens,
+        features=cache,
+    )
+    return make_train_iterator(
+        list(prepared.values()),
+        encoder,
         batch_size=stage.batch_size,
         seed=config.seed,
         epochs=None if stage.steps else stage.epochs,
@@ -241,11 +270,6 @@ def stage_iterator(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.data.threads,
-        overlong=config.data.overlong,
-        label_tokens=config.data.label_tokens,
-        compat=config.data.compat or None,
-        max_image_pixels=config.data.max_image_pixels,
-        features=cache,
     )
 
 

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from mllm_jax import files
+from mllm_jax.console import make_console, progress_bar, say
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
 from mllm_jax.data.images import decoder_versions
 from mllm_jax.data.rows import ImageReader
@@ -51,9 +52,15 @@ def open_cache(
         "compat": reader.compat,
         "decoders": decoder_versions(),
     }
+    spec = features_spec(model)
+    return FeatureCache(root, key, spec.shape, spec.dtype)
+
+
+def features_spec(model: ModelConfig) -> jax.ShapeDtypeStruct:
+    """Shape `[F, N, C]` and dtype of what the cache holds of one image."""
     rows, columns = model.vision_spec.grid
-    shape = (num_features(request), rows * columns, model.vision.width)
-    return FeatureCache(root, key, shape, jax.numpy.dtype(model.dtype))
+    shape = (num_features(model.make_connector().request()), rows * columns, model.vision.width)
+    return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(model.dtype))
 
 
 def fingerprint(params: Any, dtype: str) -> str:
@@ -90,7 +97,7 @@ def fill(
       ImageError, DataError: a picture that cannot be used; sample and file are named.
       FeatureCacheError: the disk has less room than the features will take.
     """
-    console = console or Console()
+    console = console or make_console()
     threads = max(threads, 1)
     files.remove_stale(cache.directory)
     places = _missing(cache, sources, threads, console)
@@ -109,8 +116,7 @@ def fill(
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=jax.process_index() > 0)
+    return progress_bar(console, show=jax.process_index() == 0)
 
 
 def _missing(
@@ -137,11 +143,10 @@ def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
     need, free = count * cache.record, shutil.disk_usage(cache.directory).free
     size = " x ".join(map(str, cache.shape))
     if jax.process_index() == 0:
-        console.print(
+        say(
+            console,
             f"feature cache: {count:,} pictures of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
             f"({_bytes(free)} free)",
-            highlight=False,
-            soft_wrap=True,
         )
     if need > free:
         raise FeatureCacheError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.models import mllm
 from mllm_jax.models.mllm import ModelConfig
 
@@ -14,12 +15,11 @@ CHUNK = 128  # positions of a row whose logits exist at a time
 
 
 def weighted_loss(
-    config: ModelConfig, params: Any, batch: dict[str, Any], label_tokens: int, rng: Array | None = None
+    config: ModelConfig, params: Any, batch: Batch, label_tokens: int, rng: Array | None = None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of loss * weight, and sum of weights, both float32: what accumulates over micro-batches and devices.
 
     Args:
-      batch: the design's Batch; `loss_weights[t]` is the weight of predicting `tokens[t]` from what is before it.
       label_tokens: most supervised tokens that a row may hold. The supervised positions of each row are brought
         together, so that logits [B, label_tokens, V] are made in chunks and nothing else; the pipeline makes sure that
         no row has more.
@@ -29,10 +29,10 @@ def weighted_loss(
     hidden, _ = mllm.apply(
         config, params, batch, method="hidden_states", deterministic=rng is None, rngs=rngs
     )
-    weights = batch["loss_weights"].astype(jnp.float32).at[:, 0].set(0.0)  # nothing predicts the first token
+    weights = batch.loss_weights.astype(jnp.float32).at[:, 0].set(0.0)  # nothing predicts the first token
     order = jnp.argsort(weights == 0, axis=1, stable=True)[:, :label_tokens]
     weights = jnp.take_along_axis(weights, order, axis=1)
-    targets = jnp.take_along_axis(batch["tokens"], order, axis=1)
+    targets = jnp.take_along_axis(batch.tokens, order, axis=1)
     hidden = jnp.take_along_axis(hidden, jnp.maximum(order - 1, 0)[..., None], axis=1)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)

@@ -13,17 +13,8 @@ import time
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from tensorboardX import SummaryWriter
 
+from mllm_jax.console import make_console, progress_bar, say
 from mllm_jax.files import no_links
 from mllm_jax.parallel import processes
 
@@ -61,25 +52,16 @@ class RunLog:
         self._time = time.perf_counter()
         self._path = workdir / "metrics.jsonl"
         self._write = write
+        from tensorboardX import SummaryWriter  # imports torch where that is installed, for seconds
+
         # What an earlier, killed run wrote about steps from here on is repeated.
         purge = start + 1 if start else None
         self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
         if write and self._path.exists():
             with open(self._path, "r+b", opener=no_links) as file:
                 file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
-        self._console = Console()
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not write,
-            refresh_per_second=2,
-        )
+        self._console = make_console()
+        self._progress = progress_bar(self._console, show=write)
         self._task = self._progress.add_task(stage, total=steps, completed=start, shown="")
         self._progress.start()
 
@@ -88,7 +70,7 @@ class RunLog:
         self.window.append(_Pending(step, metrics, ids))
         for message in skipped:
             self.skipped += 1
-            self._console.print(f"[yellow]skipped[/yellow] {message}", highlight=False)
+            say(self._console, f"skipped {message}", "yellow")
         self._progress.advance(self._task)
 
     def flush(self, learning_rate: float) -> dict[str, Any]:

@@ -7,19 +7,16 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import flatten, merge
-from mllm_jax.parallel.mesh import replicated, row_sharding
+from mllm_jax.parallel.mesh import batch_shardings, replicated
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
-
-ARRAYS = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index", "image_mask")
-PICTURES = ("images", "features")  # pixels, or what a feature cache holds of them
 
 
 @flax.struct.dataclass
@@ -68,18 +65,16 @@ def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
     return TrainState(replicated(mesh), shardings, jax.tree_util.tree_map_with_path(of, state.opt_state))
 
 
-def to_device(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows as global arrays, split over the data axes; host-only entries are left out."""
-    sharding = row_sharding(mesh)
-    keys = (*ARRAYS, *(key for key in PICTURES if key in batch))
-    return {key: jax.make_array_from_process_local_data(sharding, np.asarray(batch[key])) for key in keys}
+def to_device(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's rows (NumPy) as global arrays, laid out as the step takes them."""
+    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh), batch)
 
 
 def loss_and_grads(
     config: ModelConfig,
     params: Any,
     frozen: Any,
-    batch: dict[str, Any],
+    batch: Batch,
     label_tokens: int,
     accumulation: int,
     rng: Array,
@@ -89,7 +84,7 @@ def loss_and_grads(
     The mean is over all tokens of all devices and micro-batches, so neither their number nor the way rows are dealt
     out changes it. Sums and gradients are float32.
     """
-    total = batch["loss_weights"].astype(jnp.float32)[:, 1:].sum()
+    total = batch.loss_weights.astype(jnp.float32)[:, 1:].sum()
     scale = 1.0 / jnp.maximum(total, 1e-8)
 
     def micro(params, rows, rng):
@@ -151,12 +146,13 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     frozen_shardings: Any,
+    batch: Batch,
     *,
     label_tokens: int,
     accumulation: int,
     seed: int,
 ):
-    """Builds `step(state, frozen, batch) -> (state, metrics)`.
+    """Builds `step(state, frozen, batch) -> (state, metrics)` for batches of the shapes of `batch`.
 
     Metrics are float32 scalars: loss, label_tokens, tokens (not padding), positions (rows * T), grad_norm (before
     clipping), `grad_norm/<module>` and finite. A step whose loss or gradient norm is not finite changes nothing but
@@ -166,10 +162,10 @@ def make_train_step(
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        in_shardings=(shardings, frozen_shardings, row_sharding(mesh)),
+        in_shardings=(shardings, frozen_shardings, batch_shardings(batch, mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
-    def step(state: TrainState, frozen: Any, batch: dict[str, Array]):
+    def step(state: TrainState, frozen: Any, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, grads, total = loss_and_grads(
             config, state.params, frozen, batch, label_tokens, accumulation, rng
@@ -187,8 +183,8 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "label_tokens": total,
-            "tokens": (batch["segment_ids"] != 0).sum(),
-            "positions": batch["segment_ids"].size,
+            "tokens": (batch.segment_ids != 0).sum(),
+            "positions": batch.segment_ids.size,
             "grad_norm": norm,
             "finite": finite,
             **{f"grad_norm/{name}": value for name, value in norms.items()},

@@ -49,7 +49,7 @@ def test_windows_are_those_of_the_reference():
         ({"tokens": 140}, (24, 24), r"average_pool.tokens=140 is not a perfect square; .* 121 and 144"),
         ({"tokens": 169}, (12, 20), "cannot be pooled from a 12x20 patch grid"),
         ({"tokens": 300, "mode": "1d"}, (12, 20), "cannot be pooled from 240 patches"),
-        ({"mode": "3d"}, (24, 24), 'mode=\'3d\'; valid: "1d", "2d"'),
+        ({"mode": "3d"}, (24, 24), "'mode' of connector 'average_pool' is '3d'; valid: '1d', '2d'"),
     ],
 )
 def test_impossible_pooling_says_so(options, grid, message):

@@ -114,13 +114,17 @@ def test_unknown_names_and_options_name_the_nearest():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("average_pool", {"tokens": "144"}, "'tokens' of connector 'average_pool' must be int, not '144'"),
-        ("average_pool", {"tokens": True}, "must be int, not True"),
-        ("sti", {"layers": 7}, "'layers' of connector 'sti' must be a list of integers, not 7"),
-        ("sti", {"layers": [7, "15"]}, "must be a list of integers"),
-        ("dci", {"learnable": 1}, "must be bool, not 1"),
+        (
+            "average_pool",
+            {"tokens": "144"},
+            "'tokens' of connector 'average_pool' must be of type int, not '144'",
+        ),
+        ("average_pool", {"tokens": True}, "must be of type int, not True"),
+        ("sti", {"layers": 7}, "'layers' of connector 'sti' must be of type tuple of integers, not 7"),
+        ("sti", {"layers": [7, "15"]}, "must be of type tuple of integers"),
+        ("dci", {"learnable": 1}, "must be of type bool, not 1"),
         ("q_former", {"dropout": -0.1}, "'dropout' of connector 'q_former' must be at least 0"),
-        ("average_pool", {"tokens": 0}, "must be at least 1: 0"),
+        ("average_pool", {"tokens": 0}, "must be at least 1, not 0"),
     ],
 )
 def test_option_values_of_the_wrong_type_say_so(name, options, message):
@@ -143,7 +147,7 @@ def test_whole_numbers_whose_default_is_not_positive_may_be_that(monkeypatch):
     spec = connectors.VisionSpec(8, 20, 19, (16, 16))
     made = connectors.create("shifted", spec, 8, connectors.options("shifted"))
     assert (made.shift, made.layer) == (0, -2)
-    with pytest.raises(ValueError, match="'shift' of connector 'shifted' must be at least 0: -1"):
+    with pytest.raises(ValueError, match="'shift' of connector 'shifted' must be at least 0, not -1"):
         connectors.create("shifted", spec, 8, {"shift": -1})
 
 

@@ -149,7 +149,7 @@ def test_ring_offsets_start_as_in_deformable_detr():
     [
         ({"tokens": 150}, (24, 24), "d_abstractor.tokens=150 is not a perfect square"),
         ({}, (8, 24), "cannot be pooled from a 8x24"),
-        ({"pooled": "keys"}, (24, 24), 'valid: "query", "target", "none"'),
+        ({"pooled": "keys"}, (24, 24), "valid: 'query', 'target', 'none'"),
         ({"heads": 6}, (24, 24), "d_abstractor.heads=6 does not divide d_abstractor.hidden=1024"),
     ],
 )

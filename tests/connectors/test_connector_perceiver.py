@@ -40,5 +40,5 @@ def test_parity(case, grid):
 
 
 def test_unknown_variant_says_so():
-    with pytest.raises(ValueError, match='valid: "tlf", "next"'):
+    with pytest.raises(ValueError, match="valid: 'tlf', 'next'"):
         Case("perceiver", {"variant": "flamingo"}).create((24, 24))

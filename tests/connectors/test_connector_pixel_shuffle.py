@@ -85,5 +85,5 @@ def test_equals_internvl_of_transformers():
 
 
 def test_unknown_variant_says_so():
-    with pytest.raises(ValueError, match='valid: "internvl", "idefics3"'):
+    with pytest.raises(ValueError, match="valid: 'internvl', 'idefics3'"):
         Case("pixel_shuffle", {"variant": "pixel"}).create((24, 24))

@@ -95,7 +95,7 @@ def test_equals_blip2_of_transformers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "blip"}, 'valid: "tlf", "next"'),
+        ({"variant": "blip"}, "valid: 'tlf', 'next'"),
         ({"heads": 7}, "q_former.heads=7 does not divide q_former.hidden=768"),
         ({"tokens": 0}, "'tokens' of connector 'q_former' must be at least 1"),
         ({"cross_every": 0}, "must be at least 1"),

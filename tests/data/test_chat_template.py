@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from mllm_jax.data.chat_template import ARGUMENTS, chat_template, check_template, resolve_template
 from mllm_jax.data.conversations import parse_turns, render
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
@@ -83,7 +84,7 @@ def test_chat_templates_give_transformers_ids(name, rounds):
 def test_images_stand_where_the_question_has_them(name):
     tokenizer = load(name)
     spans = render(chat_template(tokenizer), turns("<image>\nWhat is there?", "A cat."))
-    sample = encode_sample(spans, tokenizer, [3], sample="s")
+    sample = encode_sample(spans, tokenizer, [WholeImage(Slot(3))()], sample="s")
     visual = sample.visual_index >= 0
     assert visual.sum() == 3
     before = tokenizer.decode(sample.tokens[: int(np.argmax(visual))].tolist()).replace(" ", "")
@@ -114,12 +115,12 @@ def test_fixed_templates_give_the_ids_of_the_whole_text(name, template):
     texts = ["<image>\nWhat is there?", "A black  cat.", "How many?", "three    dogs, 7"]
     texts = texts[:2] if template == "plain" else texts
     spans = render(template, turns(*texts))
-    sample = encode_sample(spans, tokenizer, [1], sample="s")
+    sample = encode_sample(spans, tokenizer, [WholeImage(Slot(1))()], sample="s")
     text = "".join(span.text for span in spans).removeprefix(tokenizer.bos_token or "<s>")
     bos = span_tokenizer(tokenizer).bos
     first, second = ([*bos, *tokenizer(piece).input_ids[len(bos) :]] for piece in text.split("<image>"))
     assert sample.tokens.tolist() == [*first, 0, *second[len(bos) :]]
-    prompt = encode_prompt(template, turns(*texts)[:-1], tokenizer, [1], sample="s")
+    prompt = encode_prompt(template, turns(*texts)[:-1], tokenizer, [WholeImage(Slot(1))()], sample="s")
     np.testing.assert_array_equal(prompt.tokens, sample.tokens[: len(prompt)])
     assert sample.loss_weights[len(prompt) :].all()
     assert tokenizer.decode(sample.tokens[-4:].tolist()).endswith(TEMPLATES[template].answer_close)

@@ -9,8 +9,9 @@ import pytest
 
 from mllm_jax import files
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.rows import RowEncoder, stack_rows
+from mllm_jax.data.rows import ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
 
 KEY = {"weights": "abc", "image_size": 28}
@@ -121,22 +122,22 @@ def test_rows_hold_features_in_place_of_pictures(tmp_path):
     cache.write([digest(b"not even an image"), digest(pixels)], features)
     cache.refresh()
     encoder = RowEncoder(
-        processor=ImageProcessor.clip(8),
-        tokenizer=TOKENIZER,
-        template="mistral_instruct",
-        num_tokens_per_image=4,
+        ImageReader(ImageProcessor.clip(8)),
+        WholeImage(Slot(4, size=(8, 8))),
+        TOKENIZER,
+        "mistral_instruct",
         seq_len=48,
         image_slots=3,
         features=cache,
     )
     turns = ({"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "ok"})
     row = encoder(Sample("two", (b"not even an image", pixels), turns))
-    batch = stack_rows([row, encoder.padding()])
-    assert "images" not in batch
-    assert batch["features"].shape == (2, 3, *SHAPE)
-    np.testing.assert_array_equal(batch["features"][0, :2], features)
-    assert not batch["features"][0, 2].any()
-    assert not batch["features"][1].any()
-    assert batch["image_mask"].tolist() == [[True, True, False], [False] * 3]
+    batch = stack_rows([row, encoder.padding()]).arrays
+    assert batch.images is None
+    assert batch.features.shape == (2, 3, *SHAPE)
+    np.testing.assert_array_equal(batch.features[0, :2], features)
+    assert not batch.features[0, 2].any()
+    assert not batch.features[1].any()
+    assert batch.image_mask.tolist() == [[True, True, False], [False] * 3]
     with pytest.raises(FeatureCacheError, match="has no features"):
         encoder(Sample("new", (b"a", b"b"), turns))

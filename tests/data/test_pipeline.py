@@ -5,21 +5,24 @@ import io
 import json
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
+from mllm_jax.data.layout import Slot, VisualLayout, WholeImage
 from mllm_jax.data.pipeline import make_train_iterator
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.reading import DataError
-from mllm_jax.data.rows import ARRAYS, RowEncoder, TooManyLabels, padding_share
+from mllm_jax.data.rows import ImageReader, RowEncoder, Rows, TooManyLabels
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_llava import prepare
-from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.data.tokens import SampleTooLong, TooManyImages
 
 VISUAL, SIDE, LENGTH = 4, 8, 48
 
@@ -55,65 +58,79 @@ def source(count, prefix="s", images=1, answer="ok"):
     return [sample(f"{prefix}{i}", [picture(i)] * images, answer) for i in range(count)]
 
 
-SHORT_TEMPLATE_OPTIONS = {"template": "mistral_instruct", "num_tokens_per_image": VISUAL, "seq_len": LENGTH}
+RULE = WholeImage(Slot(VISUAL, size=(SIDE, SIDE)))
+
+
+def encoder(rule=RULE, compat=None, max_image_pixels=None, **options):
+    """A row encoder with short rows and the byte tokenizer."""
+    processor = ImageProcessor.clip(rule.slot.size[0], aspect="pad")
+    reader = ImageReader(processor, compat, max_image_pixels)
+    settings = {"seq_len": LENGTH, "image_slots": 2} | options
+    return RowEncoder(reader, rule, TOKENIZER, "mistral_instruct", **settings)
+
+
+OF_ENCODER = (
+    "rule",
+    "compat",
+    "max_image_pixels",
+    "seq_len",
+    "image_slots",
+    "overlong",
+    "label_tokens",
+    "features",
+)
 
 
 def make(sources, **options):
-    defaults = {
-        "processor": ImageProcessor.clip(SIDE, aspect="pad"),
-        "tokenizer": TOKENIZER,
-        "image_slots": 2,
-        "batch_size": 4,
-        "seed": 0,
-        "num_threads": 0,
-    }
-    return make_train_iterator(sources, **(defaults | SHORT_TEMPLATE_OPTIONS | options))
+    rows = encoder(**{key: options.pop(key) for key in OF_ENCODER if key in options})
+    return make_train_iterator(sources, rows, **({"batch_size": 4, "seed": 0, "num_threads": 0} | options))
 
 
 def ids_of(iterator):
-    return [row for batch in iterator for row in batch["ids"]]
+    return [row for batch in iterator for row in batch.ids]
 
 
 def assert_same(batches, others):
     for batch, other in zip(batches, others, strict=True):
-        assert batch["ids"] == other["ids"]
-        for key in ARRAYS:
-            np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
-            assert batch[key].dtype == other[key].dtype
+        assert batch.ids == other.ids
+        jax.tree.map(np.testing.assert_array_equal, batch.arrays, other.arrays)
+        assert jax.tree.map(lambda x: x.dtype, batch.arrays) == jax.tree.map(lambda x: x.dtype, other.arrays)
 
 
 def test_batches_have_the_documented_shapes_and_contents():
     samples = [sample("none"), sample("one", [picture(9)]), sample("two", [picture(1), picture(2)], "yes")]
     iterator = make([samples], image_slots=3)
-    (batch,) = list(iterator)
-    for key in ("tokens", "positions", "segment_ids", "visual_index"):
-        assert batch[key].shape == (4, LENGTH)
-        assert batch[key].dtype == np.int32
-    assert batch["loss_weights"].dtype == np.float32
-    assert batch["images"].shape == (4, 3, SIDE, SIDE, 3)
-    assert batch["images"].dtype == np.uint8
-    assert batch["image_mask"].dtype == np.bool_
+    (rows,) = list(iterator)
+    batch = rows.arrays
+    spec = Batch.spec(4, length=LENGTH, slots=3, image_size=(SIDE, SIDE))
+    assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch) == spec
 
-    row = batch["ids"].index("two")
-    assert batch["image_mask"][row].tolist() == [True, True, False]
+    row = rows.ids.index("two")
+    assert batch.image_mask[row].tolist() == [True, True, False]
     expected = ImageProcessor.clip(SIDE, aspect="pad")(np.full((4, 6, 3), (2, 0, 253), np.uint8))
-    np.testing.assert_array_equal(batch["images"][row, 1], expected)
-    assert not batch["images"][row, 2].any()
-    index = batch["visual_index"][row]
+    np.testing.assert_array_equal(batch.images[row, 1], expected)
+    assert not batch.images[row, 2].any()
+    index = batch.visual_index[row]
     assert index[index >= 0].tolist() == list(range(2 * VISUAL))
-    learned = batch["tokens"][row][batch["loss_weights"][row] > 0]
+    learned = batch.tokens[row][batch.loss_weights[row] > 0]
     assert TOKENIZER.decode(learned) == " yes </s>"
 
-    row = batch["ids"].index("none")
-    assert not batch["image_mask"][row].any()
-    assert (batch["visual_index"][row] == -1).all()
-    assert batch["loss_weights"][row].sum() > 0
+    row = rows.ids.index("none")
+    assert not batch.image_mask[row].any()
+    assert (batch.visual_index[row] == -1).all()
+    assert batch.loss_weights[row].sum() > 0
 
-    row = batch["ids"].index("")  # the fourth row of a batch of four, for three samples
-    for key in ("tokens", "positions", "segment_ids", "loss_weights", "images", "image_mask"):
-        assert not batch[key][row].any(), key
-    assert (batch["visual_index"][row] == -1).all()
-    assert padding_share(batch["segment_ids"]) == np.mean(batch["segment_ids"] == 0)
+    row = rows.ids.index("")  # the fourth row of a batch of four, for three samples
+    for field in (
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        batch.loss_weights,
+        batch.images,
+        batch.image_mask,
+    ):
+        assert not field[row].any()
+    assert (batch.visual_index[row] == -1).all()
     assert (iterator.num_samples, iterator.num_batches, iterator.skipped) == (3, 1, 0)
 
 
@@ -155,9 +172,9 @@ def test_processes_share_every_batch_without_overlap(weights, processes):
         for index in range(processes)
     ]
     for step, batch in enumerate(whole):
-        joined = {key: np.concatenate([part[step][key] for part in parts]) for key in ARRAYS}
-        joined["ids"] = [row for part in parts for row in part[step]["ids"]]
-        assert_same([joined], [batch])
+        arrays = jax.tree.map(lambda *shares: np.concatenate(shares), *(part[step].arrays for part in parts))
+        ids = [row for part in parts for row in part[step].ids]
+        assert_same([Rows(arrays, ids, [])], [batch])
     assert {len(part) for part in parts} == {len(whole)}
 
 
@@ -179,7 +196,7 @@ def test_resuming_gives_bitwise_the_same_remaining_batches(weights, threads):
     halves = [make(data, **options, process_index=index, process_count=2) for index in (0, 1)]
     for half in halves:  # also on another number of processes
         half.set_state(state)
-    assert next(halves[0])["ids"] + next(halves[1])["ids"] == unbroken[9]["ids"]
+    assert next(halves[0]).ids + next(halves[1]).ids == unbroken[9].ids
     assert halves[0].get_state() == halves[1].get_state()
 
 
@@ -194,8 +211,8 @@ def test_the_state_can_go_back_and_forth_in_one_iterator():
         assert_same([next(iterator) for _ in range(5)], batches)
         assert iterator.get_state() == later
         iterator.close()
-        following = next(iterator)["ids"]  # closing loses nothing
-    assert sorted(batches[4]["ids"] + following) == sorted(f"s{i}" for i in range(8))
+        following = next(iterator).ids  # closing loses nothing
+    assert sorted(batches[4].ids + following) == sorted(f"s{i}" for i in range(8))
 
 
 def test_a_state_of_other_data_is_refused():
@@ -217,8 +234,7 @@ def test_a_state_of_other_data_is_refused():
 
 def test_too_many_labels_are_an_error_or_counted_and_left_out():
     data = [*source(3), sample("chatty", [picture(0)], "yes yes")]
-    learned = int((RowEncoder(processor=ImageProcessor.clip(SIDE), tokenizer=TOKENIZER, image_slots=1,
-                              **SHORT_TEMPLATE_OPTIONS)(data[3])["loss_weights"] != 0).sum())  # fmt: skip
+    learned = int((encoder()(data[3]).arrays.loss_weights != 0).sum())
     assert sorted(ids_of(make([data], label_tokens=learned))) == ["chatty", "s0", "s1", "s2"]
     with pytest.raises(TooManyLabels, match=rf"'chatty': has {learned} supervised tokens, more") as error:
         list(make([data], label_tokens=learned - 1))
@@ -226,10 +242,10 @@ def test_too_many_labels_are_an_error_or_counted_and_left_out():
     assert (str(again), again.count, again.limit) == (str(error.value), learned, learned - 1)
     iterator = make([data], label_tokens=learned - 1, overlong="skip")
     (batch,) = list(iterator)
-    row = batch["ids"].index("")
-    assert not batch["loss_weights"][row].any()
-    assert not batch["image_mask"][row].any()
-    assert batch["skipped"] == [str(error.value)]
+    row = batch.ids.index("")
+    assert not batch.arrays.loss_weights[row].any()
+    assert not batch.arrays.image_mask[row].any()
+    assert batch.skipped == [str(error.value)]
     assert iterator.skipped == 1
 
 
@@ -242,17 +258,17 @@ def test_overlong_samples_are_an_error_or_counted_and_left_out():
     iterator = make([data], overlong="skip", epochs=2, batch_size=2)
     batches = list(iterator)
     assert iterator.skipped == 2
-    assert sorted(row for batch in batches for row in batch["ids"]) == sorted(["", "s0", "s1", "s2"] * 2)
-    messages = [message for batch in batches for message in batch["skipped"]]
+    assert sorted(row for batch in batches for row in batch.ids) == sorted(["", "s0", "s1", "s2"] * 2)
+    messages = [message for batch in batches for message in batch.skipped]
     assert (
         messages
         == [f"sample 'long': has {length} tokens (visual tokens included), more than the limit of 48"] * 2
     )
     for batch in batches:
-        rows = [index for index, row in enumerate(batch["ids"]) if not row]
-        assert not batch["segment_ids"][rows].any()
-        assert not batch["loss_weights"][rows].any()
-    assert "" not in next(make([data], seq_len=length))["ids"]  # exactly fitting is not too long
+        rows = [index for index, row in enumerate(batch.ids) if not row]
+        assert not batch.arrays.segment_ids[rows].any()
+        assert not batch.arrays.loss_weights[rows].any()
+    assert "" not in next(make([data], seq_len=length)).ids  # exactly fitting is not too long
     with pytest.raises(SampleTooLong):
         list(make([data], seq_len=length - 1))
     with pytest.raises(ValueError, match="overlong 'cut': choose"):
@@ -264,7 +280,7 @@ def test_bad_samples_stop_the_run_and_are_named(threads):
     bad = {
         "junk": (sample("junk", [b"not an image"]), ImageError, r"sample 'junk', 0\.png: not an image"),
         "cut": (sample("cut", [picture(3)[:50]]), ImageError, r"sample 'cut', 0\.png: damaged or truncated"),
-        "many": (sample("many", [picture(0)] * 3), SampleError, "'many': has 3 images, more than"),
+        "many": (sample("many", [picture(0)] * 3), TooManyImages, "'many': has 3 images, more than"),
         "mute": (sample("mute", answer=" "), SampleError, "'mute': turn 1 .answer. is empty"),
         "swap": (Sample("swap", (), sample("x").conversations[::-1]), SampleError, "'swap': the first turn"),
     }
@@ -278,7 +294,7 @@ def test_bad_samples_stop_the_run_and_are_named(threads):
 
 def test_image_bombs_are_refused_by_the_limit():
     data = [[sample("big", [picture(0)])]]
-    assert next(make(data, max_image_pixels=24))["ids"][0] == "big"
+    assert next(make(data, max_image_pixels=24)).ids[0] == "big"
     with pytest.raises(ImageError, match=r"'big'.*24 pixels exceed the limit of 23"):
         list(make(data, max_image_pixels=23))
 
@@ -305,12 +321,35 @@ def test_compat_llava_reads_images_and_turns_as_llava_does():
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(buffer, "PNG")
     data = sample("a", [buffer.getvalue()])
     data = Sample("a", data.images, ({"from": "gpt", "value": "Hi"}, *data.conversations))
-    processor = ImageProcessor.clip(4)
-    encoder = {"processor": processor, "tokenizer": TOKENIZER, "image_slots": 1, **SHORT_TEMPLATE_OPTIONS}
-    row = RowEncoder(**encoder, compat="llava")(data)
-    np.testing.assert_array_equal(row["images"][0, 0, 0], (10, 20, 30))  # the hidden colour
+    small = WholeImage(Slot(VISUAL, size=(4, 4)))
+    row = encoder(small, compat="llava")(data)
+    np.testing.assert_array_equal(row.arrays.images[0, 0, 0], (10, 20, 30))  # the hidden colour
     upright = Sample("a", data.images, data.conversations[1:])
-    np.testing.assert_array_equal(RowEncoder(**encoder)(upright)["images"][0, 0, 0], (255, 255, 255))
+    np.testing.assert_array_equal(encoder(small)(upright).arrays.images[0, 0, 0], (255, 255, 255))
+
+
+class WideImagesKeepMore:
+    """A rule that depends on the size: half of the slot's tokens of images that are taller than wide."""
+
+    slot = RULE.slot
+
+    def __call__(self, read_size):
+        height, width = read_size()
+        return VisualLayout((self.slot,), range(VISUAL) if width >= height else range(0, VISUAL, 2))
+
+
+def test_counts_follow_each_image_size():
+    tall = np.zeros((6, 4, 3), np.uint8)
+    both = sample("both", [picture(1), tall, picture(2)])
+    encode = encoder(WideImagesKeepMore(), image_slots=3)
+    row = encode(both).arrays
+    index = row.visual_index[row.visual_index >= 0]
+    assert index.tolist() == [0, 1, 2, 3, 4, 6, 8, 9, 10, 11]
+    assert row.image_mask.all()
+    shorter = encoder(image_slots=3)(both).arrays.segment_ids.sum() - row.segment_ids.sum()
+    assert shorter == VISUAL // 2
+    with pytest.raises(ImageError, match=r"sample 'junk', 0\.png: not an image"):
+        encode(sample("junk", [b"not an image"]))
 
 
 def test_prepared_data_gives_the_same_rows_and_a_fingerprint(tmp_path):

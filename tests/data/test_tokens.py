@@ -26,11 +26,14 @@ from tokenizers import (
 )
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError, parse_turns, render
+from mllm_jax.data.layout import Slot, VisualLayout, WholeImage
 from mllm_jax.data.span_tokenizer import SpanTokenizer, span_tokenizer
 from mllm_jax.data.tokens import (
     EncodedSample,
     SampleTooLong,
+    TooManyImages,
     encode_prompt,
     encode_sample,
     layout_row,
@@ -119,7 +122,12 @@ def encode(template, texts, family, counts=None, **options):
     conversation = turns(*texts)
     counts = [1] * sum(turn.num_images for turn in conversation) if counts is None else counts
     spans = render(template, conversation)
-    return encode_sample(spans, make(family), counts, sample="s1", **options)
+    return encode_sample(spans, make(family), layouts(*counts), sample="s1", **options)
+
+
+def layouts(*counts):
+    """Of whole images that become so many tokens each."""
+    return [WholeImage(Slot(count))() for count in counts]
 
 
 def text_of(template, texts):
@@ -282,11 +290,8 @@ def test_visual_positions(family):
     assert (sample.image_of[~visual] == -1).all()
     assert (sample.tokens[visual] == 0).all()
     assert (sample.loss_weights[visual] == 0).all()
-    assert sample.image_tokens == (2, 3, 1)
-    by_function = encode(
-        "v1", ("<image> and <image>?", "A", "<image>", "B"), family, counts=[2, 3, 1].__getitem__
-    )
-    np.testing.assert_array_equal(by_function.visual_index, sample.visual_index)
+    assert sample.layouts == tuple(layouts(2, 3, 1))
+    assert sample.num_slots == 3
     one_each = encode("v1", ("<image> and <image>?", "A", "<image>", "B"), family)
     np.testing.assert_array_equal(one_each.tokens[one_each.image_of < 0], sample.tokens[~visual])
     for array, dtype in (
@@ -301,8 +306,7 @@ def test_visual_positions(family):
     ("texts", "counts", "message"),
     [
         (("Q",), [], "no supervised token"),
-        (("<image>", "A"), [3, 3], r"1 placeholder\(s\) but token counts for 2 image\(s\)"),
-        (("<image>", "A"), [0], "at least one visual token"),
+        (("<image>", "A"), [3, 3], r"1 placeholder\(s\) but 2 image\(s\)"),
     ],
 )
 def test_samples_without_labels_or_with_wrong_counts(texts, counts, message):
@@ -324,7 +328,7 @@ def test_threads():
     expected = encode("v1", TWO_ROUNDS, "llama").tokens
     with ThreadPoolExecutor(8) as pool:
         spans = render("v1", turns(*TWO_ROUNDS))
-        for sample in pool.map(lambda _: encode_sample(spans, tokenizer, [1]), range(100)):
+        for sample in pool.map(lambda _: encode_sample(spans, tokenizer, layouts(1)), range(100)):
             np.testing.assert_array_equal(sample.tokens, expected)
 
 
@@ -375,8 +379,8 @@ def test_sentencepiece_tokens_spell_the_text_but_for_dummy_spaces(pairs, family,
 @given(rounds, st.sampled_from(FAMILIES), st.sampled_from(["v1", "llava_llama_2", "mistral_instruct", "v0"]))
 def test_a_prompt_is_a_prefix_of_its_training_sample(pairs, family, template):
     conversation = turns(*flat(pairs, 1))
-    sample = encode_sample(render(template, conversation), make(family), [2])
-    prompt = encode_prompt(template, conversation[:-1], make(family), [2], sample="s1")
+    sample = encode_sample(render(template, conversation), make(family), layouts(2))
+    prompt = encode_prompt(template, conversation[:-1], make(family), layouts(2), sample="s1")
     assert (prompt.loss_weights == 0).all()
     np.testing.assert_array_equal(prompt.tokens, sample.tokens[: len(prompt)])
     np.testing.assert_array_equal(prompt.visual_index, sample.visual_index[: len(prompt)])
@@ -389,85 +393,113 @@ def test_a_prompt_must_end_with_a_question():
         encode_prompt("v1", turns("Q", "A"), make("llama"), [], sample="x")
 
 
-def sample_of(name, kinds):
-    """A sample from letters: t text, a answer, digits the image a visual token belongs to."""
+def sample_of(name, kinds, slot_tokens=2):
+    """A sample from letters: t text, a answer, digits the image a visual token belongs to.
+
+    An image fills one slot and keeps the first of its `slot_tokens` tokens, as many as there are letters.
+    """
     image_of = np.array([int(kind) if kind.isdigit() else -1 for kind in kinds], np.int32)
     visual = image_of >= 0
-    images = tuple(int((image_of == i).sum()) for i in range(image_of.max(initial=-1) + 1))
+    counts = [int((image_of == i).sum()) for i in range(image_of.max(initial=-1) + 1)]
+    index = np.full(len(kinds), -1, np.int32)
+    for image, count in enumerate(counts):
+        index[image_of == image] = image * slot_tokens + np.arange(count)
     return EncodedSample(
         sample=name,
         tokens=np.where(visual, 0, np.arange(1, len(kinds) + 1)).astype(np.int32),
         loss_weights=np.array([kind == "a" for kind in kinds], np.float32),
-        visual_index=np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32),
+        visual_index=index,
         image_of=image_of,
-        image_tokens=images,
+        layouts=tuple(VisualLayout((Slot(slot_tokens),), range(count)) for count in counts),
     )
 
 
+def layout(samples, length, slots):
+    return layout_row(samples, Batch.spec(length=length, slots=slots))
+
+
 def test_layout_of_one_sample():
-    row = layout_row([sample_of("x", "t00t11a")], T=9, image_slots=3, tokens_per_image=2)
-    assert row["tokens"].tolist() == [1, 0, 0, 4, 0, 0, 7, 0, 0]
-    assert row["positions"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
-    assert row["segment_ids"].tolist() == [1] * 7 + [0] * 2
-    assert row["loss_weights"].tolist() == [0] * 6 + [1] + [0] * 2
-    assert row["visual_index"].tolist() == [-1, 0, 1, -1, 2, 3, -1, -1, -1]
-    assert row["slots"] == [(0, 0), (0, 1)]
-    assert {key: value.dtype.name for key, value in row.items() if key != "slots"} == {
-        "tokens": "int32",
-        "positions": "int32",
-        "segment_ids": "int32",
-        "loss_weights": "float32",
-        "visual_index": "int32",
-    }
+    row, slots = layout([sample_of("x", "t00t11a")], 9, 3)
+    assert row.tokens.tolist() == [1, 0, 0, 4, 0, 0, 7, 0, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
+    assert row.segment_ids.tolist() == [1] * 7 + [0] * 2
+    assert row.loss_weights.tolist() == [0] * 6 + [1] + [0] * 2
+    assert row.visual_index.tolist() == [-1, 0, 1, -1, 2, 3, -1, -1, -1]
+    assert row.image_mask.tolist() == [True, True, False]
+    assert slots == [(0, 0), (0, 1)]
 
 
 def test_layout_of_packed_samples():
-    packed = [sample_of("x", "t0a"), sample_of("y", "ta"), sample_of("z", "t0011a")]
-    row = layout_row(packed, T=12, image_slots=4, tokens_per_image=5)
-    assert row["tokens"].tolist() == [1, 0, 3, 1, 2, 1, 0, 0, 0, 0, 6, 0]
-    assert row["positions"].tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5, 0]
-    assert row["segment_ids"].tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 0]
+    packed = [sample_of("x", "t0a", 5), sample_of("y", "ta"), sample_of("z", "t0011a", 5)]
+    row, slots = layout(packed, 12, 4)
+    assert row.tokens.tolist() == [1, 0, 3, 1, 2, 1, 0, 0, 0, 0, 6, 0]
+    assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5, 0]
+    assert row.segment_ids.tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 0]
     # Slot 0 holds x's image, 1 and 2 those of z; tokens 1 to 4 of slot 0 and so on are not used.
-    assert row["visual_index"].tolist() == [-1, 0, -1, -1, -1, -1, 5, 6, 10, 11, -1, -1]
-    assert row["slots"] == [(0, 0), (2, 0), (2, 1)]
+    assert row.visual_index.tolist() == [-1, 0, -1, -1, -1, -1, 5, 6, 10, 11, -1, -1]
+    assert slots == [(0, 0), (2, 0), (2, 1)]
+
+
+def test_images_of_several_slots_and_counts_in_one_sample():
+    """An image in three slots that keeps some tokens in an order of its own, then a small one, packed twice."""
+    tiled = VisualLayout((Slot(4),) * 3, (0, 1, 2, 3, 4, 8, 9, 7))
+    small = VisualLayout((Slot(4),), (1, 3))
+    spans = render("v1", turns("<image> and <image>?", "A"))
+    sample = encode_sample(spans, make("gpt"), [tiled, small])
+    assert sample.visual_index[sample.image_of == 0].tolist() == [0, 1, 2, 3, 4, 8, 9, 7]
+    assert sample.visual_index[sample.image_of == 1].tolist() == [13, 15]
+    assert sample.num_slots == 4
+    row, slots = layout([sample, sample], 2 * len(sample) + 1, 9)
+    second = row.visual_index[row.segment_ids == 2]
+    assert second[sample.image_of == 0].tolist() == [16, 17, 18, 19, 20, 24, 25, 23]
+    assert second[sample.image_of == 1].tolist() == [29, 31]
+    assert slots == [(0, 0)] * 3 + [(0, 1)] + [(1, 0)] * 3 + [(1, 1)]
+    assert row.image_mask.tolist() == [True] * 8 + [False]
+    with pytest.raises(
+        TooManyImages, match="has 2 images, which fill 4 slots, more than the row's 3 image slots"
+    ):
+        layout([sample], len(sample), 3)
 
 
 def test_layout_of_nothing():
-    row = layout_row([], T=4, image_slots=0, tokens_per_image=2)
-    assert row["segment_ids"].tolist() == [0] * 4
-    assert row["visual_index"].tolist() == [-1] * 4
-    assert row["slots"] == []
+    row, slots = layout([], 4, 0)
+    assert row.segment_ids.tolist() == [0] * 4
+    assert row.visual_index.tolist() == [-1] * 4
+    assert (row.image_mask, slots) == (None, [])
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(rounds, st.integers(0, 2)), min_size=1, max_size=3), st.integers(0, 5))
 def test_rows_hold_their_samples_unchanged(conversations, spare):
     samples = [encode("v1", flat(pairs, n), "gpt", counts=[2] * n) for pairs, n in conversations]
-    slots = sum(n for _, n in conversations)
+    image_slots = sum(n for _, n in conversations)
     length = sum(map(len, samples))
-    row = layout_row(samples, T=length + spare, image_slots=slots, tokens_per_image=2)
+    row, slots = layout(samples, length + spare, image_slots)
     for index, sample in enumerate(samples):
-        here = row["segment_ids"] == index + 1
-        np.testing.assert_array_equal(row["tokens"][here], sample.tokens)
-        np.testing.assert_array_equal(row["loss_weights"][here], sample.loss_weights)
-        np.testing.assert_array_equal(row["positions"][here], np.arange(len(sample)))
-        for position in np.flatnonzero(row["visual_index"][here] >= 0):
-            slot, _ = divmod(int(row["visual_index"][here][position]), 2)
-            assert row["slots"][slot] == (index, sample.image_of[position])
-    visual = row["visual_index"][row["visual_index"] >= 0]
-    np.testing.assert_array_equal(np.sort(visual), np.arange(2 * slots))  # every visual token once
-    assert (row["segment_ids"] == 0).sum() == spare
+        here = row.segment_ids == index + 1
+        np.testing.assert_array_equal(row.tokens[here], sample.tokens)
+        np.testing.assert_array_equal(row.loss_weights[here], sample.loss_weights)
+        np.testing.assert_array_equal(row.positions[here], np.arange(len(sample)))
+        for position in np.flatnonzero(row.visual_index[here] >= 0):
+            slot, _ = divmod(int(row.visual_index[here][position]), 2)
+            assert slots[slot] == (index, sample.image_of[position])
+    visual = row.visual_index[row.visual_index >= 0]
+    np.testing.assert_array_equal(np.sort(visual), np.arange(2 * image_slots))  # every visual token once
+    assert (row.segment_ids == 0).sum() == spare
 
 
 def test_samples_that_do_not_fit():
     with pytest.raises(SampleTooLong, match=r"^sample 'x': has 7 tokens .* limit of 6") as error:
-        layout_row([sample_of("x", "t00t11a")], T=6, image_slots=2, tokens_per_image=2)
+        layout([sample_of("x", "t00t11a")], 6, 2)
     assert (error.value.length, error.value.limit) == (7, 6)
     again = copy.copy(error.value)  # by way of __reduce__, as pickling
     assert (str(again), again.sample, again.length, again.limit) == (str(error.value), "x", 7, 6)
-    with pytest.raises(SampleError, match=r"^sample 'x': has 2 images, more than the row's 1 image slots"):
-        layout_row([sample_of("x", "t00t11a")], T=9, image_slots=1, tokens_per_image=2)
-    with pytest.raises(SampleError, match=r"^sample 'x': an image becomes 2 tokens, more than a slot's 1"):
-        layout_row([sample_of("x", "t00a")], T=9, image_slots=1, tokens_per_image=1)
-    with pytest.raises(ValueError, match="samples 'x', 'y' do not fit one row: 4 tokens of 3, 0 images of 1"):
-        layout_row([sample_of("x", "ta"), sample_of("y", "ta")], T=3, image_slots=1, tokens_per_image=1)
+    with pytest.raises(
+        TooManyImages, match=r"^sample 'x': has 2 images, more than the row's 1 image slots"
+    ) as error:
+        layout([sample_of("x", "t00t11a")], 9, 1)
+    assert str(copy.copy(error.value)) == str(error.value)
+    with pytest.raises(
+        ValueError, match="samples 'x', 'y' do not fit one row: 4 tokens of 3, 0 image slots of 1"
+    ):
+        layout([sample_of("x", "ta"), sample_of("y", "ta")], 3, 1)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.cli.main import main
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.validate import Layout, validate
 
 
@@ -117,7 +118,7 @@ def test_layout_problems_need_a_template_or_tokenizer(folder):
         ("conversation", "words"),
         ("too-many-images", "pair"),
     ]
-    layout = Layout("v0", tiny_tokenizer(), seq_len=80, tokens_per_image=4)
+    layout = Layout("v0", tiny_tokenizer(), seq_len=80, visual_layout=WholeImage(Slot(4)))
     report = validate(path, folder, layout=layout)
     (problem,) = report.problems
     assert (problem.kind, problem.sample) == ("overlong", "long")
@@ -125,13 +126,13 @@ def test_layout_problems_need_a_template_or_tokenizer(folder):
     assert f"has {longest} tokens" in problem.message
     assert low < 80 < longest
     assert report.stats["learned_tokens"] > 60
-    exact = Layout("v0", tiny_tokenizer(), seq_len=longest, tokens_per_image=4)
+    exact = Layout("v0", tiny_tokenizer(), seq_len=longest, visual_layout=WholeImage(Slot(4)))
     assert validate(path, folder, layout=exact).problems == ()
-    few = Layout("v0", tiny_tokenizer(), seq_len=longest, tokens_per_image=4, label_tokens=60)
+    few = Layout("v0", tiny_tokenizer(), seq_len=longest, visual_layout=WholeImage(Slot(4)), label_tokens=60)
     (problem,) = validate(path, folder, layout=few).problems
     assert (problem.kind, problem.sample) == ("too-many-labels", "long")
     assert re.search(r"has 6\d supervised tokens, more than the limit of 60", problem.message)
-    with pytest.raises(ValueError, match="seq_len and tokens_per_image only"):
+    with pytest.raises(ValueError, match="seq_len and visual_layout only"):
         Layout("plain", tiny_tokenizer())
 
 

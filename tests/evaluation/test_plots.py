@@ -24,7 +24,7 @@ from mllm_jax.evaluation.tables import (
     combined_groups,
     markdown_table,
     percent,
-    rich_table,
+    print_scores,
     rows_from_dicts,
     score_rows,
 )
@@ -104,9 +104,9 @@ def test_rows_of_a_score():
     assert rows[2].values == {"model": 0.8, "blind": 0.3, "majority": 0.25, "open": 0.7}
     assert rows_from_dicts([vars(row) for row in rows]) == rows
     text = markdown_table(rows)
-    assert "| **coarse** | 20 | **80.0** | **30.0** | **25.0** | **70.0** |" in text
+    assert "| **coarse** | **20** | **80.0** | **30.0** | **25.0** | **70.0** |" in text
     console = Console(record=True, width=100, file=io.StringIO())
-    console.print(rich_table("mini", rows))
+    print_scores(console, "mini", rows)
     assert re.search(r"scene\s+│\s+10\s+│\s+80\.0", console.export_text())
     assert score_rows({"score": None, "subtasks": {}, "groups": {}, "n": 3}, {}) == []
     assert percent(None) == "–"

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong
 from mllm_jax.inference.batching import Request, chunks
 from mllm_jax.inference.generate import generate
@@ -69,7 +71,7 @@ def prompt(before, images, after, answer=(), tokens_per_image=4):
         weights,
         np.where(seen, np.cumsum(seen) - 1, -1).astype(np.int32),
         image_of,
-        (tokens_per_image,) * images,
+        (WholeImage(Slot(tokens_per_image, size=(8, 8)))(),) * images,
     )
 
 
@@ -107,14 +109,14 @@ def logits_without_cache(config, params, request, extra=()):
     images = np.zeros((1, 2, 8, 8, 3), np.uint8)
     for slot, key in enumerate(request.images):
         images[0, slot] = load(key)
-    batch = {
-        "tokens": padded([*sample.tokens, *extra], 0),
-        "positions": padded(np.arange(total), 0),
-        "segment_ids": padded(np.ones(total), 0),
-        "visual_index": padded(sample.visual_index, -1),
-        "images": images,
-        "image_mask": np.arange(2)[None] < len(request.images),
-    }
+    batch = Batch(
+        tokens=padded([*sample.tokens, *extra], 0),
+        positions=padded(np.arange(total), 0),
+        segment_ids=padded(np.ones(total), 0),
+        visual_index=padded(sample.visual_index, -1),
+        images=images,
+        image_mask=np.arange(2)[None] < len(request.images),
+    )
     return np.asarray(_all_logits(config, params, batch)[:total])
 
 

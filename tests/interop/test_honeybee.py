@@ -200,7 +200,7 @@ def test_a_whole_honeybee_checkpoint(tmp_path):
     names = honeybee_checkpoint(tmp_path)
     composite = read_composite(tmp_path)
     assert composite.model.connector == "c_abstractor"
-    assert composite.model.tokens_per_image == 5
+    assert composite.model.visual_layout.slot.num_tokens == 5
     _, params, report = load_model(tmp_path)
     assert len(report.used) == len(names)
     assert params["connector"]["end_tokens"].shape == (1, 10)

@@ -120,7 +120,10 @@ def test_both_stages_and_on_to_transformers(tuning, train, tmp_path):
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     model = dataclasses.replace(model, dtype="float32", lora=None)
     tokenizer = load_tokenizer(tokenizer)
-    prompt = encode_prompt("vicuna_v1", [Turn("human", ("", f"\n{QUESTION}"))], tokenizer, [16])
+    prompt = encode_prompt(
+        "vicuna_v1", [Turn("human", ("", f"\n{QUESTION}"))], tokenizer, [model.visual_layout()]
+    )
+    assert (prompt.visual_index >= 0).sum() == 16
     ids = np.where(prompt.visual_index >= 0, theirs.config.image_token_index, prompt.tokens)[None]
     picture = np.random.default_rng(0).integers(0, 256, (70, 70, 3), np.uint8)
     ours = jax.jit(lambda p, b: mllm.apply(model, p, b))(

@@ -260,7 +260,7 @@ def test_the_published_llava_config_with_its_omissions(tmp_path):
     model = composite.model
     assert (model.llm.width, model.llm.depth, model.llm.mlp_width, model.llm.eps) == (4096, 32, 11008, 1e-5)
     assert (model.vision.width, model.vision.depth, model.vision.activation) == (1024, 24, "quick_gelu")
-    assert (model.connector, model.tokens_per_image) == ("mlp2x_gelu", 576)
+    assert (model.connector, model.visual_layout.slot.num_tokens) == ("mlp2x_gelu", 576)
     assert model.make_connector().request().deepest == 23
     assert composite.vocab == 32064
 
@@ -315,7 +315,7 @@ def test_honeybees_words_for_what_is_pooled(theirs, ours, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields | {"projector_config": projector}))
     model = read_composite(tmp_path).model
     assert dict(model.connector_options)["pooled"] == ours
-    assert model.tokens_per_image == 4
+    assert model.visual_layout.slot.num_tokens == 4
     projector["num_feature_levels"] = 2
     (tmp_path / "config.json").write_text(json.dumps(fields | {"projector_config": projector}))
     with pytest.raises(ValueError, match="num_feature_levels=2"):

@@ -9,6 +9,7 @@ import numpy as np
 from parity_cases import random_tensor
 
 from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.data.batch import Batch
 from mllm_jax.models.decoder import Decoder, init_cache
 from mllm_jax.models.vit import VisionTransformer
 
@@ -113,11 +114,11 @@ def llava_batch(tokens, images, image_token):
     """Our batch of token ids [B, T] with image placeholders and one picture [B, S, S, 3] per row."""
     tokens = np.asarray(tokens)
     visual = tokens == image_token
-    return {
-        "tokens": np.where(visual, 0, tokens).astype(np.int32),
-        "positions": np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
-        "segment_ids": np.ones_like(tokens, dtype=np.int32),
-        "visual_index": np.where(visual, np.cumsum(visual, axis=1) - 1, -1).astype(np.int32),
-        "images": images[:, None],
-        "image_mask": np.ones((len(tokens), 1), bool),
-    }
+    return Batch(
+        tokens=np.where(visual, 0, tokens).astype(np.int32),
+        positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
+        segment_ids=np.ones_like(tokens, dtype=np.int32),
+        visual_index=np.where(visual, np.cumsum(visual, axis=1) - 1, -1).astype(np.int32),
+        images=images[:, None],
+        image_mask=np.ones((len(tokens), 1), bool),
+    )

@@ -157,12 +157,12 @@ def test_whole_models(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert count(params["llm"]) == LLMS[llm][2]
     assert count(params["connector"]) == parameters
-    assert config.tokens_per_image == tokens
+    assert config.visual_layout.slot.num_tokens == tokens
     blocks = config.make_connector().request().deepest
     block = count(params["vision"]["blocks"]) // blocks
     assert blocks == config.vision.depth - 1  # the last block is neither built nor read
     assert count(params["vision"]) + block == TOWERS[tower][2]
-    batch = mllm.example_batch(config, length=tokens + 64)
+    batch = mllm.batch_spec(config, 1, length=tokens + 64)
     logits = jax.eval_shape(lambda p, b: mllm.apply(config, p, b), params, batch)
     assert logits.shape == (1, tokens + 64, config.llm.vocab)
 

@@ -98,7 +98,7 @@ def sharding_constraints(model, params, batch, current):
         lowered = jax.jit(
             lambda p, b: weighted_loss(model, p, b, LABELS)[0],
             in_shardings=(param_shardings(params, mesh), row_sharding(mesh)),
-        ).lower(params, {key: batch[key] for key in batch})
+        ).lower(params, batch)
     return lowered.as_text().count("sharding_constraint")
 
 

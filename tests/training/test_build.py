@@ -9,9 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from mllm_jax import files
-from mllm_jax.config import benchmark_config, default_config
-from mllm_jax.config_check import check
+from mllm_jax.config import benchmark_config, check, default_config
 from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.tokens import TooManyImages
 from mllm_jax.inference import runs
 from mllm_jax.interop import saved_params
 from mllm_jax.mini.world import dataset as mini_dataset
@@ -104,7 +104,7 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
     with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches is None  # `steps` is given
-        ids = [row for _ in range(8) for row in next(batches)["ids"]]
+        ids = [row for _ in range(8) for row in next(batches).ids]
     assert sum(row.startswith("caption") for row in ids) == 24
     stage.steps = None
     stage.epochs = 2
@@ -118,7 +118,7 @@ def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tin
     stage = tiny_config.stages.finetune
     model = runs.model_config(tiny_config)
     tiny_config.data.image_slots = 1
-    with pytest.raises(SampleError, match=r"'sample2': has 2 images, more than .* raise data\.image_slots"):
+    with pytest.raises(TooManyImages, match="'sample2': has 2 images, more than"):
         build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     tiny_config.data.image_slots = 2
     assert (
@@ -142,10 +142,10 @@ def test_the_mini_towers_tokens_are_a_quarter_of_clips_and_compress_alike(size, 
     config.model.vision.image_size = size
     config.model.connector.name = "average_pool"
     config.model.connector.average_pool.tokens = tokens
-    assert runs.model_config(config).tokens_per_image == expected
+    assert runs.model_config(config).visual_layout.slot.num_tokens == expected
     config.model.connector.name = "mlp2x_gelu"
     clip = (4 * size // 14) ** 2
-    assert runs.model_config(config).tokens_per_image == clip // 4
+    assert runs.model_config(config).visual_layout.slot.num_tokens == clip // 4
 
 
 def test_the_processor_follows_the_configured_resolution(tiny_config):

@@ -32,16 +32,16 @@ def params(tiny_params):
 def batch(tiny_model):
     """Rows of all kinds, with weights other than 0 and 1, and one on the first token, which nothing predicts."""
     made = tiny.make_batch(tiny_model, ROWS, LENGTH)
-    weights = np.random.default_rng(1).uniform(0.1, 3.0, made["loss_weights"].shape).astype(np.float32)
-    made["loss_weights"] *= weights
-    made["loss_weights"][1, 0] = 100.0
+    weights = np.random.default_rng(1).uniform(0.1, 3.0, made.loss_weights.shape).astype(np.float32)
+    made.loss_weights[:] *= weights
+    made.loss_weights[1, 0] = 100.0
     return jax.tree.map(jnp.asarray, made)
 
 
 def dense_losses(model, params, batch):
     """Loss of every position and its weight, [B, T - 1], from all logits."""
     logits = mllm.apply(model, params, batch)[:, :-1].astype(jnp.float32)
-    targets, weights = batch["tokens"][:, 1:], batch["loss_weights"][:, 1:]
+    targets, weights = batch.tokens[:, 1:], batch.loss_weights[:, 1:]
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0], weights
 
 
@@ -54,7 +54,7 @@ def dense(tiny_model, params, batch):
         return (losses * weights).sum()
 
     value, grads = jax.jit(jax.value_and_grad(total))(params)
-    return value, batch["loss_weights"][:, 1:].sum(), grads
+    return value, batch.loss_weights[:, 1:].sum(), grads
 
 
 # 4-token chunks leave a remainder; the last two limits are the row length and more than it.
@@ -99,7 +99,7 @@ def every_output(jaxpr):
 
 
 def test_nothing_supervised_is_zero_and_not_nan(tiny_model, params, batch):
-    silent = batch | {"loss_weights": jnp.zeros_like(batch["loss_weights"])}
+    silent = batch.replace(loss_weights=jnp.zeros_like(batch.loss_weights))
     total, weights = jax.jit(lambda p: weighted_loss(tiny_model, p, silent, MOST_LABELS))(params)
     assert (float(total), float(weights)) == (0.0, 0.0)
 
@@ -119,8 +119,8 @@ def test_bfloat16_computes_logits_and_sums_in_float32(tiny_model, params, batch,
     logits = np.asarray(hidden[:, :-1], np.float64) @ head
     top = logits.max(axis=-1)
     normalizer = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
-    label = np.take_along_axis(logits, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
-    expected = ((normalizer - label) * batch["loss_weights"][:, 1:]).sum()
+    label = np.take_along_axis(logits, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    expected = ((normalizer - label) * batch.loss_weights[:, 1:]).sum()
     assert total.dtype == jnp.float32
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     np.testing.assert_allclose(total, dense[0], rtol=3e-2)

@@ -50,6 +50,7 @@ def trainer(tiny_model, tiny_params, mesh):
         mesh,
         state_shardings(state, mesh),
         param_shardings(frozen, mesh),
+        mllm.batch_spec(tiny_model, len(ROWS), length=LENGTH, slots=2, labels=True),
         label_tokens=8,
         accumulation=2,
         seed=0,
@@ -120,7 +121,7 @@ def test_parameters_that_overflow_are_never_saved(trainer, batch, mesh, tmp_path
     step, fresh, frozen = trainer
     state = fresh()
     # Weights at the edge of float32 that no supervised token reads: row 3 of the embedding of an unused token.
-    unused = sorted(set(range(260)) - set(batch["tokens"].ravel().tolist()))[0]
+    unused = sorted(set(range(260)) - set(batch.tokens.ravel().tolist()))[0]
     edge = np.finfo(np.float32).max
     params = state.params
     params["llm"]["embedding"] = params["llm"]["embedding"].at[unused, 0].set(edge)
@@ -157,7 +158,7 @@ def test_the_guard_costs_no_memory(mesh, monkeypatch):
 
     def temporaries():
         where = state_shardings(state, mesh), param_shardings(frozen, mesh)
-        step = make_train_step(model, optimizer, mesh, *where, label_tokens=8, accumulation=1, seed=0)
+        step = make_train_step(model, optimizer, mesh, *where, rows, label_tokens=8, accumulation=1, seed=0)
         with use_mesh(mesh):
             return step.lower(state, frozen, rows).compile().memory_analysis().temp_size_in_bytes
 

@@ -96,7 +96,7 @@ def send(
     client: Client,
     workers: int = 4,
     attempts: int = 3,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], None] | None = None,
 ) -> int:
     """Sends requests and appends each reply to `path` at once, so that a stopped run loses nothing.
 
@@ -106,7 +106,7 @@ def send(
         client: the endpoint.
         workers: requests in flight.
         attempts: how often a request is asked until its reply can be read.
-        progress: called with (done, all) after each reply.
+        progress: called after each reply.
 
     Returns:
         How many replies could not be read in the end.
@@ -115,12 +115,12 @@ def send(
         JudgeError: the endpoint refuses or keeps failing. Replies so far are stored.
     """
     lock, stop = threading.Lock(), threading.Event()
-    done = unreadable = 0
+    unreadable = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     _finish_last_line(path)
 
     def work(request: Request) -> None:
-        nonlocal done, unreadable
+        nonlocal unreadable
         for attempt in range(attempts):
             if stop.is_set():
                 return
@@ -135,10 +135,9 @@ def send(
         with lock:
             with open(path, "a", encoding="utf-8", opener=no_links) as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            done += 1
             unreadable += not readable
             if progress is not None:
-                progress(done, len(requests))
+                progress()
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         futures = [pool.submit(work, request) for request in requests]

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.tokens import EncodedSample, encode_sample
 from mllm_jax.mini.world import ABILITIES, Scene, long_caption, make_questions, sample_scene
 from mllm_jax.mini.world.captions import has_lighting
@@ -138,10 +139,12 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
     else:
         pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
 
+    cells_layout = WholeImage(Slot(len(bags)))()  # the note stands for an image
+
     def encode(pairs: list[tuple[str, str]]) -> EncodedSample:
         turns = turns_of(pairs)
         turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
-        return encode_sample(render(template, turns), tokenizer, [len(bags)], sample=f"note {index}")
+        return encode_sample(render(template, turns), tokenizer, [cells_layout], sample=f"note {index}")
 
     encoded = fit_turns(pairs, phase["length"], encode)
     weights = (weight * encoded.loss_weights).astype(np.float32)

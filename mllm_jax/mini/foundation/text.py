@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import render
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, encode_sample, layout_row
 from mllm_jax.mini.foundation.notes import WORDS_PER_CELL, NotedSample, fit_turns, note_sample, turns_of
@@ -74,12 +75,11 @@ def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> Not
 
 def layout_notes(samples: Sequence[NotedSample], length: int) -> dict[str, np.ndarray]:
     """A packed row, as `data.tokens.layout_row` gives it, with `bags` int32 [T, WORDS_PER_CELL] at visual positions."""
-    row = layout_row(
-        [s.encoded for s in samples], length, len(samples), max(len(s.bags) for s in samples) or 1
-    )
+    row, _ = layout_row([s.encoded for s in samples], Batch.spec(length=length, slots=len(samples)))
     bags = np.zeros((length, WORDS_PER_CELL), np.int32)
-    bags[row["visual_index"] >= 0] = np.concatenate([sample.bags for sample in samples])
-    return {key: value for key, value in row.items() if key != "slots"} | {"bags": bags}
+    bags[row.visual_index >= 0] = np.concatenate([sample.bags for sample in samples])
+    names = ("tokens", "positions", "segment_ids", "loss_weights", "visual_index")
+    return {name: getattr(row, name) for name in names} | {"bags": bags}
 
 
 def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
