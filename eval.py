@@ -22,11 +22,11 @@ from mllm_jax.cli import script
 from mllm_jax.config import ConfigError, benchmark_config, default_config
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
+from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference.load import load
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
-from mllm_jax.training import build
 from mllm_jax.workdir import saved_config
 
 flags.adopt_module_key_flags(script)  # --help shows --traceback
@@ -129,7 +129,7 @@ def main(_):
             model = load(workdir, stage=STAGE.value, mesh=mesh)
 
         # ------------------------------------------------------------------------- answers, scores and report
-        run.evaluate(model, build.eval_config(config, workdir), pathlib.Path(OUT.value or workdir))
+        run.evaluate(model, eval_config(config, workdir), pathlib.Path(OUT.value or workdir))
 
 
 if __name__ == "__main__":

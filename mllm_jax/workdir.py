@@ -24,6 +24,11 @@ FOREIGN = ("Thumbs.db", "desktop.ini", "lost+found")  # what systems leave besid
 SHOWN = 5  # further keys that an error names
 
 
+def data_dir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Where a run's prepared data are: `data.dir`, or `data/` in the work directory."""
+    return pathlib.Path(config.data.dir) if config.data.dir else workdir / "data"
+
+
 def saved_config(workdir: pathlib.Path) -> ConfigDict:
     """The configuration that a work directory was trained with.
 

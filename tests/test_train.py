@@ -25,9 +25,10 @@ from mllm_jax.inference import runs
 from mllm_jax.interop.saved_params import CheckpointError, load_params
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training import build
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
+from mllm_jax.training.params import load_stage
+from mllm_jax.training.sources import prepare_sources, stage_iterator
 from mllm_jax.training.step import loss_and_grads, to_device
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def test_a_run_leaves_its_configuration_curves_checkpoints_and_parameters(finish
 def test_each_stage_trains_what_it_names_and_nothing_else(finished, tiny_params):
     config, directory, params = finished
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    pretrained = build.load_stage(directory / "params" / "pretrain", config, runs.model_config(config), mesh)
+    pretrained = load_stage(directory / "params" / "pretrain", config, runs.model_config(config), mesh)
     assert_same_bits(params["vision"], tiny_params["vision"])
     assert_same_bits(pretrained["llm"], tiny_params["llm"])
     unused = np.setdiff1d(
@@ -96,9 +97,9 @@ def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     model = runs.model_config(config)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stage = config.stages.finetune
-    params = build.load_stage(directory / "params" / "pretrain", config, model, mesh)
-    prepared = build.prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
-    with build.stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
+    params = load_stage(directory / "params" / "pretrain", config, model, mesh)
+    prepared = prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
+    with stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
         batch = to_device(next(batches).arrays, mesh)
     run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
     first = read_metrics(directory / "metrics.jsonl")["finetune"][0]

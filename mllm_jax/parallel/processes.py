@@ -106,11 +106,11 @@ def total(count: int) -> int:
     return int(multihost_utils.process_allgather(np.int32(count)).sum())
 
 
-def agreed(wish: bool, now: bool) -> bool:
-    """Whether to do what any process wishes; several processes come together to ask only where `now` is set.
+def any_process(flag: bool, synchronize: bool) -> bool:
+    """Whether `flag` is set in any process; several processes find out only where `synchronize` is set, else False.
 
-    A process alone does as it wishes at once.
+    A single process gets its own flag at once.
     """
     if jax.process_count() == 1:
-        return wish
-    return now and total(int(wish)) > 0
+        return flag
+    return synchronize and total(int(flag)) > 0

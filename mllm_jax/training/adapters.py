@@ -1,4 +1,4 @@
-"""Stages with LoRA adapters and an int8 base: what they add to a model's parameters, and how a later stage goes on.
+"""Stages with LoRA adapters and an int8 base: what they add to a model's parameters, and what a later stage takes over.
 
 A stage with `lora.rank` trains its adapters besides what `trainable` names. The kernels that they adapt stay frozen;
 with `quantize_base="int8"` all frozen kernels of the LLM's blocks are kept as int8.
@@ -66,7 +66,7 @@ def add(params: Tree, stage: ConfigDict, rng: jax.Array, dtype: str) -> Tree:
     return paths.merge(params, jax.device_get(fresh))
 
 
-def go_on(pretrained: Tree, before: Tree, earlier: Sequence[ConfigDict], stage: ConfigDict) -> Tree:
+def carry_over(pretrained: Tree, before: Tree, earlier: Sequence[ConfigDict], stage: ConfigDict) -> Tree:
     """Pretrained parameters with what earlier stages have learned.
 
     Adapters of the stage before are trained further by a stage of the same settings (dropout aside), and otherwise

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,11 +26,43 @@ from mllm_jax.models import mllm, paths
 from mllm_jax.models.features import num_features
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
+from mllm_jax.training.sources import image_reader
+from mllm_jax.workdir import data_dir
 
 SHARD_BYTES = 1 << 28  # so much is lost at most when a run is killed
 PER_DEVICE = 16  # pictures that a device encodes at once
 
 Place = tuple[str, int, int]  # of a picture: source, sample, image
+
+
+def feature_cache(
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    params: Any,
+    prepared: dict[str, Source],
+    workdir: pathlib.Path,
+) -> FeatureCache | None:
+    """The features of all images of a stage, computed now if they are not there; None without `cache_features`.
+
+    Raises:
+      ImageError, DataError: naming sample and file; too little room on the disk.
+    """
+    if not stage.cache_features:
+        return None
+    dtype = config.model.frozen_dtype
+    tower = jax.tree.map(lambda leaf: _on_host(leaf).astype(jnp.dtype(dtype)), params["vision"])
+    reader = image_reader(config, stage)
+    root = data_dir(config, workdir) / "features"
+    cache = open_cache(root, model, tower, reader, dtype)
+    fill(cache, prepared, model, tower, reader, threads=config.data.threads)
+    return cache
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # trained on several hosts
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
 
 
 def open_cache(
@@ -60,14 +94,14 @@ def features_spec(model: ModelConfig) -> jax.ShapeDtypeStruct:
     """Shape `[F, N, C]` and dtype of what the cache holds of one image."""
     rows, columns = model.vision_spec.grid
     shape = (num_features(model.make_connector().request()), rows * columns, model.vision.width)
-    return jax.ShapeDtypeStruct(shape, jax.numpy.dtype(model.dtype))
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype))
 
 
 def fingerprint(params: Any, dtype: str) -> str:
     """A digest of every weight as `dtype`."""
     found = hashlib.sha256()
     for path, leaf in sorted(paths.flatten(params).items()):
-        values = np.asarray(leaf).astype(jax.numpy.dtype(dtype))
+        values = np.asarray(leaf).astype(jnp.dtype(dtype))
         found.update(f"{path} {values.shape} {values.dtype}\n".encode())
         found.update(values.tobytes())
     return found.hexdigest()
@@ -103,14 +137,14 @@ def fill(
     places = _missing(cache, sources, threads, console)
     if places:
         _check_room(cache, len(places), console)  # all of them will lie on this process's disk
-    _meet("searched")
+    _barrier("searched")
     # This process's share, and then what another process has written to a disk of its own.
     for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
         share = list(places.items())[index::count]
         mine = [place for picture, place in share if picture not in cache]
         if mine:
             _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
-        _meet("computed")
+        _barrier("computed")
         cache.refresh()
     return len(places)
 
@@ -217,6 +251,6 @@ def _bytes(count: int | float) -> str:
     return f"{count:,.3g} TB"
 
 
-def _meet(point: str) -> None:
+def _barrier(point: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"feature cache {point}")

@@ -1,4 +1,4 @@
-"""One training update as a pure function, jitted with explicit shardings and a donated state."""
+"""One training step as a pure function, jitted with explicit shardings and a donated state."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class TrainState:
     """What changes during a stage and is checkpointed; a tree of arrays, of their shapes or of their shardings.
 
     Attributes:
-      step: int32, finished updates.
+      step: int32, finished steps.
       params: trained parameters only, in float32 (`model.param_dtype`).
       opt_state: optimizer state of exactly these.
     """
@@ -35,12 +35,12 @@ class TrainState:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
+    """The state before the first step."""
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Shardings of a state (arrays or shapes): what belongs to a parameter lies like it, all else is replicated.
+    """Shardings of a state (arrays or shapes): what belongs to a parameter is sharded like it, all else replicated.
 
     An optimizer's arrays are known by the parameter's path at the end of their own, so that optimizers that hold only
     some of the parameters (Muon) are covered too.
@@ -63,6 +63,15 @@ def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
         return sharding if shape == leaf.shape else replicated(mesh)
 
     return TrainState(replicated(mesh), shardings, jax.tree_util.tree_map_with_path(of, state.opt_state))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes (or arrays) as `jax.ShapeDtypeStruct`s with these shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
@@ -143,27 +152,30 @@ def first_not_finite(state: TrainState) -> str | None:
 def make_train_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    shardings: TrainState,
-    frozen_shardings: Any,
+    state: TrainState,
+    frozen: Any,
     batch: Batch,
     *,
     label_tokens: int,
     accumulation: int,
     seed: int,
 ):
-    """Builds `step(state, frozen, batch) -> (state, metrics)` for batches of the shapes of `batch`.
+    """Builds `step(state, frozen, batch) -> (state, metrics)`, jitted for these shapes and shardings.
 
     Metrics are float32 scalars: loss, label_tokens, tokens (not padding), positions (rows * T), grad_norm (before
     clipping), `grad_norm/<module>` and finite. A step whose loss or gradient norm is not finite changes nothing but
     the count of steps, so that the state that is left can still be looked at; the loop stops there.
+
+    Args:
+      state, frozen, batch: arrays, or shapes with shardings.
     """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
 
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        in_shardings=(shardings, frozen_shardings, batch_shardings(batch, mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=shardings,
+        out_shardings=(shardings[0], replicated(state.step.sharding.mesh)),
     )
     def step(state: TrainState, frozen: Any, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -18,8 +18,8 @@ import tiny
 from mllm_jax.models import lora, mllm, paths, quantize
 from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import build
 from mllm_jax.training.loss import weighted_loss
+from mllm_jax.training.params import place
 from mllm_jax.training.step import loss_and_grads, to_device
 
 LENGTH, LABELS = 24, 14
@@ -62,7 +62,7 @@ def grads_on(model, trained, frozen, batch, shape, accumulation, split):
             in_shardings=(*shardings, row_sharding(mesh)),
             out_shardings=(None, shardings[0], None),
         )
-        parts = [build.place(part, mesh, "float32") for part in (trained, frozen)]
+        parts = [place(part, mesh, "float32") for part in (trained, frozen)]
         loss, grads, total = step(*parts, to_device(batch, mesh))
     grads = paths.flatten(grads)
     found, layers, rows, columns = grads[split].sharding.shard_shape(grads[split].shape), *grads[split].shape

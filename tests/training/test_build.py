@@ -12,12 +12,14 @@ from mllm_jax import files
 from mllm_jax.config import benchmark_config, check, default_config
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.tokens import TooManyImages
+from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.inference import runs
 from mllm_jax.interop import saved_params
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training import build
+from mllm_jax.training.params import load_stage, place, pretrained_params, starting_params
+from mllm_jax.training.sources import prepare_sources, stage_iterator
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +36,20 @@ def assert_equal_trees(found, expected):
 
 def test_first_stage_starts_from_the_checkpoints_and_a_seeded_connector(tiny_config, tiny_params):
     model = runs.model_config(tiny_config)
-    params = build.starting_params(tiny_config, model, "pretrain", None)
+    params = starting_params(tiny_config, model, "pretrain", None)
     assert_equal_trees(params["vision"], tiny_params["vision"])
     assert_equal_trees(params["llm"], tiny_params["llm"])
-    again = build.starting_params(tiny_config, model, "pretrain", None)
+    again = starting_params(tiny_config, model, "pretrain", None)
     assert_equal_trees(params, again)
     tiny_config.seed = 8
-    other = build.starting_params(tiny_config, model, "pretrain", None)["connector"]
+    other = starting_params(tiny_config, model, "pretrain", None)["connector"]
     kernel = "layer_0/kernel"
     assert not np.array_equal(paths.flatten(other)[kernel], paths.flatten(params["connector"])[kernel])
 
 
 def test_tower_is_read_only_as_deep_as_the_connector_needs(tiny_config):
     tiny_config.model.vision.select_layer = -2
-    params = build.pretrained_params(tiny_config, runs.model_config(tiny_config))
+    params = pretrained_params(tiny_config, runs.model_config(tiny_config))
     assert params["vision"]["blocks"]["q"]["kernel"].shape[0] == 1
 
 
@@ -55,11 +57,11 @@ def test_second_stage_takes_what_was_trained_and_unrounded_pretrained_weights(ti
     """Stage 1 froze the LLM in bfloat16; stage 2 trains it, from the checkpoint's float32 values."""
     tiny_config.model.frozen_dtype = "bfloat16"
     model = runs.model_config(tiny_config)
-    start = build.starting_params(tiny_config, model, "pretrain", None)
+    start = starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
-    trained = jax.tree.map(lambda x: x + 1, build.place(trained, mesh, "float32"))
-    after = paths.merge(trained, build.place(frozen, mesh, "bfloat16"))
-    second = build.starting_params(tiny_config, model, "finetune", after)
+    trained = jax.tree.map(lambda x: x + 1, place(trained, mesh, "float32"))
+    after = paths.merge(trained, place(frozen, mesh, "bfloat16"))
+    second = starting_params(tiny_config, model, "finetune", after)
     assert_equal_trees(second["connector"], trained["connector"])
     assert_equal_trees(second["llm"], tiny_params["llm"])
     assert_equal_trees(second["vision"], tiny_params["vision"])
@@ -67,7 +69,7 @@ def test_second_stage_takes_what_was_trained_and_unrounded_pretrained_weights(ti
 
 def test_placing_changes_floating_point_only(mesh):
     params = {"llm": {"embedding": np.ones((4, 2), np.float16), "head": np.ones((2, 4), np.int8)}}
-    placed = build.place(params, mesh, "bfloat16")["llm"]
+    placed = place(params, mesh, "bfloat16")["llm"]
     assert {name: leaf.dtype.name for name, leaf in placed.items()} == {
         "embedding": "bfloat16",
         "head": "int8",
@@ -78,11 +80,11 @@ def test_placing_changes_floating_point_only(mesh):
 def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh, tmp_path):
     tiny_config.model.frozen_dtype = "bfloat16"
     model = runs.model_config(tiny_config)
-    start = build.starting_params(tiny_config, model, "pretrain", None)
+    start = starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
-    params = paths.merge(build.place(trained, mesh, "float32"), build.place(frozen, mesh, "bfloat16"))
+    params = paths.merge(place(trained, mesh, "float32"), place(frozen, mesh, "bfloat16"))
     saved_params.save_params(tmp_path / "pretrain", params)
-    read = build.load_stage(tmp_path / "pretrain", tiny_config, model, mesh)
+    read = load_stage(tmp_path / "pretrain", tiny_config, model, mesh)
     assert_equal_trees(read, params)
     dtypes = {path: leaf.dtype for path, leaf in paths.flatten(read).items()}
     assert dtypes["connector/layer_0/kernel"] == jnp.float32
@@ -91,7 +93,7 @@ def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh
     with pytest.raises(
         saved_params.CheckpointError, match=r"connector/layer_1/bias \(32,\) is in the checkpoint but not"
     ):
-        build.load_stage(tmp_path / "pretrain", tiny_config, runs.model_config(tiny_config), mesh)
+        load_stage(tmp_path / "pretrain", tiny_config, runs.model_config(tiny_config), mesh)
 
 
 def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config, tiny_tokenizer, tmp_path):
@@ -100,16 +102,16 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     stage.sources.captions.weight = 3.0
     check(tiny_config)
     model = runs.model_config(tiny_config)
-    prepared = build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
+    prepared = prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
-    with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
+    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches is None  # `steps` is given
         ids = [row for _ in range(8) for row in next(batches).ids]
     assert sum(row.startswith("caption") for row in ids) == 24
     stage.steps = None
     stage.epochs = 2
     stage.sources.captions.weight = 1.0
-    with build.stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
+    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches == 9
         assert batches.num_samples == 36
 
@@ -119,17 +121,16 @@ def test_samples_that_no_row_can_hold_are_found_before_training(tiny_config, tin
     model = runs.model_config(tiny_config)
     tiny_config.data.image_slots = 1
     with pytest.raises(TooManyImages, match="'sample2': has 2 images, more than"):
-        build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
+        prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     tiny_config.data.image_slots = 2
     assert (
-        len(build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)["instructions"])
-        == 10
+        len(prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)["instructions"]) == 10
     )
     stage.template = "plain"
     with pytest.raises(SampleError, match="'sample0': a caption template needs an image"):
-        build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
+        prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     (tmp_path / "checkpoints" / "finetune").mkdir(parents=True)  # begun: what it reads has been checked
-    assert len(build.prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)) == 1
+    assert len(prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(
 
     monkeypatch.setattr(mini_dataset, "write_benchmark", watched)
     monkeypatch.setattr(files, "write_text", watched_part)
-    found = as_processes(lambda _: build.eval_config(tiny_config, tmp_path))
+    found = as_processes(lambda _: eval_config(tiny_config, tmp_path))
     writes = ["begins", "mini.json", "mini.manifest.json", "ends"]
     assert events == [*((0, event) for event in writes), (1, "begins"), (1, "ends")]
     assert {values.benchmarks.mini.path for values in found} == {

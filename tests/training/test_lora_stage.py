@@ -21,9 +21,10 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import lora, paths, quantize
 from mllm_jax.models.lora import LoRA
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training import adapters, build, preflight
+from mllm_jax.training import adapters, preflight
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.metrics import RunLog
+from mllm_jax.training.params import load_stage, place, starting_params
 from mllm_jax.training.step import loss_and_grads
 
 BOTH = r"(llm|vision)/blocks/(q|down|fc2)/kernel"  # kernels of the LLM and of the tower
@@ -134,7 +135,7 @@ def test_int8_base_is_near_and_computes_as_its_widened_weights(tiny_model, tiny_
 def test_int8_scales_are_not_rounded_when_placed(tiny_params):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stored = quantize.quantize({"llm": tiny_params["llm"]}, adapters.INT8_TARGETS)
-    placed = paths.flatten(build.place(stored, mesh, "bfloat16"))
+    placed = paths.flatten(place(stored, mesh, "bfloat16"))
     scale = placed["llm/blocks/q/kernel_scale"]
     assert scale.dtype == jnp.float32
     np.testing.assert_array_equal(scale, paths.flatten(stored)["llm/blocks/q/kernel_scale"])
@@ -213,7 +214,7 @@ def test_evaluation_gets_merged_weights_and_the_next_stage_the_adapters(finished
     model = runs.model_config(config)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     where = directory / "params" / "finetune"
-    same_bits(build.load_stage(where, config, model, mesh), params)
+    same_bits(load_stage(where, config, model, mesh), params)
     merged = runs.merged(runs.stage_params(where, model), config.stages.finetune, config.model.frozen_dtype)
     assert not [path for path in paths.flatten(merged) if "lora" in path or path.endswith("_scale")]
     same_bits(merged, runs.merged(params, config.stages.finetune, config.model.frozen_dtype))
@@ -233,7 +234,7 @@ def test_the_next_stage_goes_on_from_adapters_or_merges_them(finished, tiny_para
         config.stages.third = third
     config.stage_order = ("pretrain", "finetune", "third")
     model = runs.model_config(config)
-    start = paths.flatten(build.starting_params(config, model, "third", params))
+    start = paths.flatten(starting_params(config, model, "third", params))
     trained = paths.flatten(params)
     a, b = (np.asarray(trained[f"llm/blocks/q/{name}"]) for name in ("lora_a", "lora_b"))
     base = paths.flatten(tiny_params)["llm/blocks/q/kernel"]  # unrounded, though stage 2 kept it as int8

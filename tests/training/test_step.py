@@ -12,12 +12,19 @@ from mllm_jax.config import stage_config
 from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.mesh import batch_shardings, make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.training import build
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.optimizer import make_optimizer
-from mllm_jax.training.step import init_state, loss_and_grads, make_train_step, state_shardings, to_device
+from mllm_jax.training.params import place
+from mllm_jax.training.step import (
+    init_state,
+    loss_and_grads,
+    make_train_step,
+    state_shardings,
+    to_device,
+    with_shardings,
+)
 
 LENGTH = 16
 ROWS = [tiny.Row(1, 9, 5), tiny.Row(0, 12, 1), tiny.Row(2, 6, 2), tiny.Row(1, 4, 0)]
@@ -37,20 +44,19 @@ def trainer(tiny_model, tiny_params, mesh):
     stage.warmup_ratio = 0.0
     trained, frozen = paths.split(tiny_params, TRAINABLE)
     optimizer, _ = make_optimizer(stage, trained, 10)
-    frozen = build.place(frozen, mesh, "bfloat16")
+    frozen = place(frozen, mesh, "bfloat16")
 
     def fresh(**replace):
         params = paths.unflatten(paths.flatten(trained) | replace)
-        return init_state(build.place(params, mesh, "float32"), optimizer)
+        return init_state(place(params, mesh, "float32"), optimizer)
 
     state = fresh()
     step = make_train_step(
         tiny_model,
         optimizer,
-        mesh,
-        state_shardings(state, mesh),
-        param_shardings(frozen, mesh),
-        mllm.batch_spec(tiny_model, len(ROWS), length=LENGTH, slots=2, labels=True),
+        with_shardings(state, state_shardings(state, mesh)),
+        frozen,
+        to_device(tiny.make_batch(tiny_model, ROWS, LENGTH), mesh),
         label_tokens=8,
         accumulation=2,
         seed=0,
@@ -155,12 +161,16 @@ def test_the_guard_costs_no_memory(mesh, monkeypatch):
     optimizer, _ = make_optimizer(stage_config(), trained, 10)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
     rows = tiny.make_batch(model, [tiny.Row(1, 4, 2)] * 2, LENGTH)
+    arguments = (
+        with_shardings(state, state_shardings(state, mesh)),
+        with_shardings(frozen, param_shardings(frozen, mesh)),
+        with_shardings(rows, batch_shardings(rows, mesh)),
+    )
 
     def temporaries():
-        where = state_shardings(state, mesh), param_shardings(frozen, mesh)
-        step = make_train_step(model, optimizer, mesh, *where, rows, label_tokens=8, accumulation=1, seed=0)
+        step = make_train_step(model, optimizer, *arguments, label_tokens=8, accumulation=1, seed=0)
         with use_mesh(mesh):
-            return step.lower(state, frozen, rows).compile().memory_analysis().temp_size_in_bytes
+            return step.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     guarded = temporaries()
     assert guarded > 4 * paths.count(trained)  # the gradient, so that the parameters outweigh everything else

@@ -26,7 +26,7 @@ log.add(2, update, ["a"], ["sample 9"] if index else [])
 log.flush(1e-3)
 log.close()
 wishes = [(bool(index), True), (bool(index), False), (False, True), (True, True)]
-print([processes.agreed(wish, now) for wish, now in wishes])
+print([processes.any_process(wish, now) for wish, now in wishes])
 print([processes.same(b"common"), processes.same(b"own %d" % index)])
 values = np.arange(4 * 50000, dtype=np.int32)
 params = {"llm": {"embedding": values.reshape(4, 50000), "head": values[:40].reshape(4, 10)}}

@@ -1,0 +1,155 @@
+"""The data of a stage: its sources, prepared and checked, and the iterator over its batches."""
+
+import functools
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mllm_jax.data import tfds_llava
+from mllm_jax.data.chat_template import resolve_template
+from mllm_jax.data.feature_cache import FeatureCache
+from mllm_jax.data.llava_json import Record
+from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
+from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
+from mllm_jax.data.samples import Source, image_file_size
+from mllm_jax.data.templates import CHAT
+from mllm_jax.data.tokens import encode_sample
+from mllm_jax.inference.runs import image_processor
+from mllm_jax.mini.world import dataset as mini_dataset
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel import processes
+from mllm_jax.workdir import data_dir
+
+
+def prepare_sources(
+    config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, workdir: pathlib.Path
+) -> dict[str, Source]:
+    """The data sets of stage `name`, written under `data.dir` (or the work directory) unless they are there already.
+
+    The first process writes, then the others read, or write on a disk of their own.
+
+    Raises:
+      DataError, ImageError, SampleError: naming file and sample. A sample that the template cannot take or whose
+        images do not fit a row is one; with `data.overlong=error` also one with too many tokens, which only the
+        first process looks for. A stage that has begun is not checked again: it goes on with the same data only.
+    """
+    directory, stage = data_dir(config, workdir), config.stages[name]
+    tokenizer = None if jax.process_index() else tokenizer
+    check = None
+    if not (workdir / "checkpoints" / name).exists():
+        check = functools.partial(_record_check, config, stage, model, tokenizer)
+
+    def prepare() -> dict[str, Source]:
+        return {
+            source: _prepare(config, source, values, directory, check)
+            for source, values in sorted(stage.sources.items())
+        }
+
+    return processes.first_then_others(prepare, "data prepared")
+
+
+def _record_check(
+    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any, root: pathlib.Path
+) -> Callable[[Record], None]:
+    """Raises what makes a record unusable in a stage; lengths are looked at with a tokenizer only.
+
+    Args:
+      root: folder that the records' images are relative to.
+    """
+    lengths = tokenizer is not None and config.data.overlong == "error"
+    template = stage.template
+    if lengths:
+        template = resolve_template(template, tokenizer)
+
+    def check(record: Record) -> None:
+        images, limit = len(record.images), config.data.image_slots
+        check_slots(record.id, images, images, limit)  # every image fills at least one
+        if template == CHAT:  # which any conversation fits, and which only the tokenizer knows
+            return
+        spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
+        if lengths:
+            sizes = [
+                functools.partial(image_file_size, root, image, record.id, config.data.compat or None)
+                for image in record.images
+            ]
+            layouts = [model.visual_layout(read_size) for read_size in sizes]
+            encoded = encode_sample(spans, tokenizer, layouts, sample=record.id)
+            check_slots(record.id, images, encoded.num_slots, limit)
+            check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
+
+    return check
+
+
+def _prepare(
+    config: ConfigDict,
+    name: str,
+    source: ConfigDict,
+    directory: pathlib.Path,
+    check: Callable[[pathlib.Path], Callable[[Record], None]] | None,
+) -> Source:
+    json_path, images = pathlib.Path(source.json), source.images or None
+    if source.kind == "mini_world":
+        split, form, count, seed = source.split, source.form, source.count, config.seed
+        root = directory / f"mini_world_{split}_{form}_{count}_{seed}"
+        json_path = mini_dataset.write_split(root, split, count, form, seed)
+        images = root / "images"
+    dataset = "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
+    return tfds_llava.prepare(
+        json_path,
+        images,
+        directory,
+        name=dataset,
+        duplicate_ids=source.duplicate_ids,
+        compat=config.data.compat or None,
+        check=check and check(pathlib.Path(images or "")),
+        max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
+    )
+
+
+def image_reader(config: ConfigDict, stage: ConfigDict) -> ImageReader:
+    """How a stage decodes and preprocesses its images."""
+    processor = image_processor(config, stage.aspect)
+    return ImageReader(processor, config.data.compat or None, config.data.max_image_pixels)
+
+
+def stage_iterator(
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    prepared: dict[str, Source],
+    cache: FeatureCache | None = None,
+) -> TrainIterator:
+    """The batches of a stage from its prepared data sets, with features from `cache` in place of images.
+
+    Raises (when iterated):
+      SampleError, ImageError: naming file and sample.
+    """
+    weights = [stage.sources[name].weight for name in prepared]
+    encoder = RowEncoder(
+        image_reader(config, stage),
+        model.visual_layout,
+        tokenizer,
+        stage.template,
+        seq_len=stage.seq_len or config.data.seq_len,
+        image_slots=config.data.image_slots,
+        overlong=config.data.overlong,
+        label_tokens=config.data.label_tokens,
+        features=cache,
+    )
+    return make_train_iterator(
+        list(prepared.values()),
+        encoder,
+        batch_size=stage.batch_size,
+        seed=config.seed,
+        epochs=None if stage.steps else stage.epochs,
+        # Equal weights read every sample once an epoch; others draw in proportion.
+        weights=None if len(set(weights)) == 1 else weights,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads,
+    )
