@@ -51,12 +51,14 @@ def _export(args: argparse.Namespace) -> int:
 
     from mllm_jax import interop
     from mllm_jax.inference import runs
-    from mllm_jax.interop import checkpoints, native, peft
+    from mllm_jax.interop import checkpoints, native, peft, special_tokens
     from mllm_jax.models import lora
 
     target = pathlib.Path(args.to)
     native.refuse_existing(target)
     model, params, tokenizer = load_any(args.source, args.stage)
+    home = interop.resolve_path(tokenizer) if tokenizer else None
+    extras = _extras(args.source, home)
     dtype = jnp.dtype(args.dtype) if args.dtype else None
     adapters = getattr(model, "lora", None)
     if args.format == "adapter":
@@ -75,25 +77,53 @@ def _export(args: argparse.Namespace) -> int:
         import dataclasses
 
         params, model = jax.device_get(lora.merge(params, adapters)), dataclasses.replace(model, lora=None)
-    if args.format == "llava-hf":
-        checkpoints.save_llava_hf(
-            target, model, params, tokenizer and interop.load_tokenizer(tokenizer), dtype
-        )
-    elif args.format == "llm":
-        loaded = tokenizer and interop.load_tokenizer(tokenizer)
-        interop.save_llm(target, model.llm, params["llm"], loaded, dtype)
-    elif args.format == "vision":
+    if args.format == "vision":
         interop.save_vision(target, model.vision, params["vision"], dtype)
+        print(f"{args.format} written to {target}")
+        return 0
+    loaded = interop.load_tokenizer(tokenizer) if tokenizer else None
+    generation = special_tokens.generation(home, loaded, _stops(extras.get("template"), loaded))
+    if args.format == "llava-hf":
+        checkpoints.save_llava_hf(target, model, params, loaded, dtype, generation, **extras)
+    elif args.format == "llm":
+        interop.save_llm(target, model.llm, params["llm"], loaded, dtype, generation)
     else:
         if dtype is not None:
             params = jax.tree.map(
                 lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
             )
-        native.save_native(target, model, params, args.format)
-        if tokenizer:
-            native.copy_tokenizer(interop.resolve_path(tokenizer), target)
+        native.save_native(target, model, params, args.format, **extras)
+        if home:
+            native.copy_tokenizer(home, target)
+        special_tokens.write(target, generation)
+    if not generation.get("eos_token_id") and args.format in ("llava-hf", "llm"):
+        print(
+            "no id that ends an answer is known (the source has no tokenizer): generation will not stop by itself"
+        )
     print(f"{args.format} written to {target}")
     return 0
+
+
+def _extras(source: str, home: pathlib.Path | None) -> dict[str, str | int | None]:
+    """What is known of a source besides its computation, as `native.model_to_json` takes it."""
+    from mllm_jax.inference import runs
+    from mllm_jax.interop import native, special_tokens
+    from mllm_jax.interop.hub import resolve_path
+    from mllm_jax.training.workdir import saved_config
+
+    if runs.is_run(pathlib.Path(source)):
+        template = saved_config(pathlib.Path(source)).eval.template
+        return {"template": template, "image_token_index": special_tokens.image_token(home) if home else None}
+    directory = resolve_path(source)
+    extras = native.load_extras(directory) if native.is_native(directory) else {}
+    return {"image_token_index": special_tokens.image_token(directory), **extras}
+
+
+def _stops(template: str | None, tokenizer: object) -> list[int]:
+    """Ids that end an answer in the template that the model was trained with."""
+    from mllm_jax.data.tokens import stop_ids
+
+    return stop_ids(template, tokenizer) if template and tokenizer is not None else []
 
 
 def load_any(source: str, stage: str | None = None):

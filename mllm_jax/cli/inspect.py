@@ -5,11 +5,14 @@
     mllm-jax inspect mini
 
 Reads configuration and headers only, no tensor data. For vision towers, LLMs, multimodal checkpoints in any layout that
-`mllm-jax import` reads, our own model directories, LoRA adapters and runs of train.py.
+`mllm-jax import` reads, our own model directories, LoRA adapters and runs of train.py. Nothing is fetched unless
+`--fetch` is given: a checkpoint that is neither a directory nor in the hub's cache is named instead, also one that
+another checkpoint's config.json names.
 """
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,13 +24,20 @@ from mllm_jax.console import complain, make_console, print_table, say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument("source", help="directory, hub id, or 'mini'")
+    parser.add_argument("--fetch", action="store_true", help="download what is not here from the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the description; 1 with a message when there is nothing to describe."""
+    from mllm_jax.interop.hub import NotFetchedError, local_only
+
     try:
-        found = describe(args.source)
+        with contextlib.nullcontext() if args.fetch else local_only():
+            found = describe(args.source)
+    except NotFetchedError as error:
+        print(f"mllm-jax inspect: {error}; give --fetch to do so", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
         complain(f"mllm-jax inspect: {error}")
         return 1
@@ -83,7 +93,7 @@ def describe(source: str) -> dict[str, Any]:
 
     fields = read_json(directory / "config.json")
     if composite.is_composite(fields):
-        return _composite(directory, source)
+        return _composite(directory)
     return _lone(directory, llm=fields.get("model_type") in families.LLMS)
 
 
@@ -180,10 +190,10 @@ def _native(directory: pathlib.Path) -> dict[str, Any]:
     return _total(what, _model_geometry(model), _modules(native.stored(directory)))
 
 
-def _composite(directory: pathlib.Path, source: str) -> dict[str, Any]:
+def _composite(directory: pathlib.Path) -> dict[str, Any]:
     from mllm_jax.interop import checkpoints
 
-    composite, planned = checkpoints.plan_model(source)
+    composite, planned = checkpoints.plan_model(directory)
     leaves = {}
     for tensors, placements, shapes, _ in planned:
         leaves |= _placed(tensors, placements, shapes)

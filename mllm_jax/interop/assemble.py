@@ -47,19 +47,21 @@ def plan(
     shapes: Mapping[str, Shape],
     candidates: Callable[[str], list[str]],
     ignored: Iterable[tuple[str, str]] = (),
+    neighbours: Iterable[tuple[str, str]] = (),
 ) -> tuple[list[Placement], Report]:
     """Decides what happens to every tensor of `source` before any is read.
 
     Args:
       shapes: {path: shape} of every parameter to be set.
       candidates: a source's name -> the names it may have in the rules.
-      ignored: (regex over candidates or full source names, why) of tensors known not to be used.
+      ignored: (regex over candidates, why) of tensors known not to be used.
+      neighbours: (regex over a source's names, why) of tensors that belong elsewhere.
 
     Raises:
       ValueError: a tensor neither used nor known, a parameter without a source or with two, a shape that
         differs; each is named.
     """
-    where, ignored = source.directory, list(ignored)
+    where, ignored, neighbours = source.directory, list(ignored), list(neighbours)
     by_path = {rule.path: rule for rule in rules}
     for path in shapes:
         if path not in by_path:
@@ -77,8 +79,9 @@ def plan(
                 raise ValueError(f"{where}: {other!r} and {name!r} both set {path!r}")
             placements[path, index] = Placement(name, path, index, rule)
             continue
-        known = (why for regex, why in ignored if any(re.fullmatch(regex, n) for n in (*names, name)))
-        reason = next(known, spots[0] if spots else None)
+        known = [why for regex, why in ignored if any(re.fullmatch(regex, n) for n in names)]
+        known += spots or [why for regex, why in neighbours if re.fullmatch(regex, name)]
+        reason = next(iter(known), None)
         if reason is None:
             raise ValueError(f"{where}: no parameter takes tensor {name!r} and it is not known to be unused")
         reasons[name] = reason
@@ -88,7 +91,9 @@ def plan(
             if (path, index) not in placements:
                 name = rule.name.replace("{i}", str(index)).split(":", 1)[-1]
                 raise ValueError(f"{where} holds no tensor {name!r} (parameter {path!r})")
-            _check_shape(source, placements[path, index], shape if index is None else shape[1:])
+            placement = placements[path, index]
+            if rest := _unread(source, placement, shape if index is None else shape[1:]):
+                reasons[f"{placement.name} (in part)"] = rest
     return list(placements.values()), Report(tuple(p.name for p in placements.values()), reasons)
 
 
@@ -100,25 +105,39 @@ def _spot(
         index = rule.index(name)
         if index is None:
             continue
-        if rule.path not in shapes:
-            return "not part of this configuration"
-        if rule.stacked and index >= shapes[rule.path][0]:
+        depth = shapes[rule.path][0] if rule.stacked and rule.path in shapes else 0
+        if rule.stacked and index >= depth:
             return f"block {index} is deeper than the deepest hidden state used"
+        if rule.path not in shapes:
+            continue
         return rule.path, index if rule.stacked else None, rule
     return None
 
 
-def _check_shape(source: Source, placement: Placement, wanted: Shape) -> None:
-    stored = source.shape(placement.name)
+def _unread(source: Source, placement: Placement, wanted: Shape) -> str:
+    """Why a part of a tensor is left out; "" when all of it is read.
+
+    Raises:
+      ValueError: the tensor does not give the parameter, or holds more than is read without a known reason.
+    """
+    stored, transform = source.shape(placement.name), placement.rule.transform
     try:
-        found = placement.rule.transform.read(np.broadcast_to(np.zeros((), np.int8), stored)).shape
-    except ValueError:
-        found = None
-    if found != wanted:
+        read = transform.read(_of_shape(stored))
+        found, back = read.shape, transform.write(read).shape
+    except (ValueError, IndexError):
+        found = back = None
+    if found != wanted or (back != stored and not transform.leaves_out):
+        gives = "no such layout" if found is None or found == wanted else found
         raise ValueError(
             f"{source.directory}: parameter {placement.path!r} needs shape {wanted}, {placement.name!r} gives "
-            f"{'no such layout' if found is None else found} (stored as {stored})"
+            f"{gives} (stored as {stored})"
         )
+    return transform.leaves_out if back != stored else ""
+
+
+def _of_shape(shape: Shape) -> np.ndarray:
+    """An array of this shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), np.int8), shape)
 
 
 def leaf_dtypes(source: Source, placements: Sequence[Placement]) -> dict[str, np.dtype]:
@@ -174,7 +193,7 @@ def write_plan(
                 return rule.transform.write(array).astype(target, copy=False)
 
             shape = leaf.shape if index is None else leaf.shape[1:]
-            shape = rule.transform.write(np.broadcast_to(np.zeros((), np.int8), shape)).shape
+            shape = rule.transform.write(_of_shape(shape)).shape
             name = rule.name if index is None else rule.name.replace("{i}", str(index))
             for ours, theirs in prefixes:
                 if name.startswith(ours):

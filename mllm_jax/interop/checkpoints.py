@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,22 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax import files
-from mllm_jax.interop import families, native
+from mllm_jax.interop import families, native, recorded, special_tokens
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
 from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes
 from mllm_jax.interop.hub import resolve_path
-from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
+from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
 from mllm_jax.interop.peft import add_adapter, load_adapter
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.sinks import read_to_devices
 from mllm_jax.interop.source import Source
 from mllm_jax.interop.towers import (
-    OTHER_PARTS,
+    CONNECTOR_NEIGHBOURS,
     VISION_NEIGHBOURS,
     blocks_of,
     llm_config,
     load_llm,
+    log_report,
     with_fillers,
 )
 from mllm_jax.models import lora
@@ -59,12 +60,17 @@ def load_model(
     """
     directory = resolve_path(path)
     if native.is_native(directory):
+        if tower:
+            raise ValueError(
+                f"{directory} holds its own vision tower, so none can be named; leave out {tower!r}"
+            )
         params = native.load_params(directory, None, sharding_of, dtype)
         return native.load_config(directory), params, Report(("params",), {})
     composite, planned = plan_model(path, tower)
     params: Params = {}
     report = Report((), {})
     for source, placements, shapes, told in planned:
+        check_tied(source, told)
         params |= _place(source, placements, shapes, sharding_of, dtype)
         report += told
     if composite.vocab != composite.model.llm.vocab:
@@ -88,9 +94,13 @@ def plan_model(path: str | pathlib.Path, tower: str | None = None) -> tuple[Comp
     llm = llm_part(dataclasses.replace(model.llm, vocab=composite.vocab), composite.llm, "llm")
     parts = [connector_part(model, composite.layout), llm]
     beside = composite.tower is not None and not vision.found(source)
+    if tower and not beside:
+        raise ValueError(
+            f"{source.directory} holds its own vision tower, so none can be named; leave out {tower!r}"
+        )
     if not beside:
         parts.append(vision)
-    neighbours = ((r"(model\.)?image_newline", "only pictures cut into tiles use it"),)
+    neighbours = ((r"(model\.)?image_newline", "only images cut into tiles use it"),)
     planned = [(source, *plan_parts(source, parts, neighbours))]
     if beside:
         planned.append(_plan_tower(composite, vision))
@@ -168,19 +178,26 @@ def load_llava_lora(
     return model, params, report + told + planned[3]
 
 
-def load_connector(path: str | pathlib.Path, model: ModelConfig, dtype: Any = None) -> Params:
+def load_connector(
+    path: str | pathlib.Path, model: ModelConfig, dtype: Any = None, allow_mismatch: bool = False
+) -> Params:
     """A connector alone: LLaVA's stage-1 `mm_projector.bin`, or that of any checkpoint with the same connector.
 
     Args:
       path: a weight file, or a checkpoint's directory (ours too) or hub id.
+      allow_mismatch: take it although the checkpoint says that it was trained in another model (`recorded`).
 
     Raises:
-      ValueError: no layout in which this connector is published is there, or a tensor that does not fit.
+      ValueError: no layout in which this connector is published is there, a tensor that does not fit, or a checkpoint
+        whose own description differs from `model`; both values are named.
     """
-    path = pathlib.Path(path)
-    if not path.is_file() and native.is_native(resolve_path(path)):
-        return _own_connector(resolve_path(path), model, dtype)
-    source = Source(path.parent, [path]) if path.is_file() else Source(resolve_path(path))
+    path = pathlib.Path(path).expanduser()
+    directory = path.parent if path.is_file() else resolve_path(path)
+    if not allow_mismatch:
+        recorded.check(directory, model)
+    if not path.is_file() and native.is_native(directory):
+        return _own_connector(directory, model, dtype)
+    source = Source(directory, [path] if path.is_file() else None)
     tried = []
     for layout in SPELLINGS:
         try:
@@ -189,9 +206,9 @@ def load_connector(path: str | pathlib.Path, model: ModelConfig, dtype: Any = No
             tried.append(str(error))
             continue
         if part.found(source):
-            everything_else = rf"(?!{'|'.join(t for s in part.found(source) for t, _ in s)}).*"
-            planned = plan_parts(source, [part], ((everything_else, OTHER_PARTS),))
-            return _place(source, *planned[:2], None, dtype)["connector"]
+            placements, shapes, report = plan_parts(source, [part], CONNECTOR_NEIGHBOURS)
+            log_report(path, report)
+            return _place(source, placements, shapes, None, dtype)["connector"]
         tried.append(f"{part.what} is not there ({part.rules[0].name!r})")
     raise ValueError(f"{path} holds no connector {model.connector!r}: {'; '.join(tried)}")
 
@@ -267,20 +284,26 @@ def save_llava_hf(
     params: Params,
     tokenizer: Any = None,
     dtype: Any = None,
+    generation: Mapping[str, Any] | None = None,
+    **extras: str | int | None,
 ) -> None:
     """Writes a model that transformers' LlavaForConditionalGeneration loads, with the same logits.
 
     The tower has the blocks that are used; its position table is resized if the model's resolution is not the tower's.
-    An `<image>` token is added behind the vocabulary unless the tokenizer has one. config.json also holds our own
-    description (`mllm_jax`), so that reading it back gives the same model and the same parameters bit for bit.
+    The image token is the one that the model came with (`image_token_index`), or the tokenizer's `<image>`; where there
+    is neither it is added behind the vocabulary. config.json also holds our own description (`mllm_jax`), so that
+    reading it back gives the same model and the same parameters bit for bit.
 
     Args:
       tokenizer: saved beside the weights.
       dtype: to store; None keeps the parameters'.
+      generation: contents of generation_config.json (`special_tokens.generation`); None: the tokenizer's ids.
+      extras: as in `native.model_to_json`.
 
     Raises:
-      ValueError: the connector cannot be expressed (mlp2x_gelu and plain sci can), or the tower or LLM.
-      FileExistsError: the directory holds weights.
+      ValueError: the connector cannot be expressed (mlp2x_gelu and plain sci can), or the tower or LLM, or the
+        tokenizer has another `<image>` than the model.
+      FileExistsError: the directory holds files already.
     """
     directory = pathlib.Path(directory)
     _check_expressible(model)
@@ -289,7 +312,8 @@ def save_llava_hf(
     depth = blocks_of(vision)
     tower = dataclasses.replace(model.vision, depth=depth)
     vision_family = families.for_config(families.VISION, tower)
-    token = _image_token(tokenizer, model.llm.vocab)
+    token = _image_token(tokenizer, model.llm.vocab, extras.get("image_token_index"))
+    generation = special_tokens.generation(None, tokenizer) if generation is None else generation
     vocab = max(model.llm.vocab, token + 1)
     llm_params = params["llm"] if vocab == model.llm.vocab else _grown_vocabulary(params["llm"], vocab)
     llm_config = dataclasses.replace(model.llm, vocab=vocab)
@@ -316,7 +340,7 @@ def save_llava_hf(
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
         "vision_config": vision_family.write(tower),
-        "text_config": llm_family.write(llm_config),
+        "text_config": llm_family.write(llm_config) | special_tokens.for_config(generation),
         "image_token_index": token,
         "image_seq_length": model.visual_layout.slot.num_tokens,
         "projector_hidden_act": "gelu",
@@ -324,11 +348,13 @@ def save_llava_hf(
         "vision_feature_select_strategy": "default" if tower.class_token else "full",
         "tie_word_embeddings": model.llm.tied,
         "torch_dtype": str(tensors[-1][1]),
-        EXTENSION: native.model_to_json(model),
+        EXTENSION: native.model_to_json(model, **{**extras, "image_token_index": None}),
+        **special_tokens.for_config(generation),
     }
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+    special_tokens.write(directory, generation)
     native.write_processor(directory, model)
     files.write_json(
         directory / "processor_config.json",
@@ -367,12 +393,19 @@ def _check_expressible(model: ModelConfig) -> None:
         raise ValueError("transformers' LLaVA would keep the register tokens of this tower as patches")
 
 
-def _image_token(tokenizer: Any, vocab: int) -> int:
-    if tokenizer is None:
-        return vocab
-    if tokenizer.convert_tokens_to_ids("<image>") in (None, tokenizer.unk_token_id):
+def _image_token(tokenizer: Any, vocab: int, recorded: str | int | None) -> int:
+    held = None if tokenizer is None else tokenizer.get_vocab().get("<image>")
+    if recorded is not None and held not in (None, recorded):
+        raise ValueError(
+            f"the model's image_token_index is {recorded}, but <image> is {held} in its tokenizer; use the tokenizer "
+            "that the model came with"
+        )
+    if recorded is None and held is None:
+        if tokenizer is None:
+            return vocab
         tokenizer.add_tokens(["<image>"], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids("<image>")
+        return tokenizer.convert_tokens_to_ids("<image>")
+    return int(held if recorded is None else recorded)
 
 
 def describe(composite: Composite) -> str:

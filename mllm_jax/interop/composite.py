@@ -5,13 +5,15 @@ such as Dense Connector; the vision tower is usually beside it), `honeybee`.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from mllm_jax.interop import families, native
-from mllm_jax.interop.families.base import Family, complete
-from mllm_jax.interop.hub import load_processor_config, read_json, resolve_path
+from mllm_jax.interop.families.base import Family
+from mllm_jax.interop.hub import load_processor_config, named_by, read_json, resolve_path
+from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
@@ -25,6 +27,16 @@ PART_TYPES = {
     ("llava", "text_config"): "llama",
     ("mllm", "vision_config"): "clip_vision_model",
     ("mllm", "text_config"): "llama",
+}
+# What LlavaForConditionalGeneration's config may say besides what is read, with the values that are computed here.
+LLAVA_HF: dict[str, tuple[Any, ...]] = {
+    "multimodal_projector_bias": (True,),
+    "projector_hidden_act": ("gelu",),
+    "quantization_config": (None, {}),
+    "image_grid_pinpoints": (None,),
+    "use_image_newline_parameter": (None, False),
+    "vision_aspect_ratio": (None,),
+    "spatial_merge_size": (None, 1),
 }
 LLAVA_TYPES = {
     "llava": "llama",
@@ -75,7 +87,10 @@ def part_config(
     elif part == "text_config" and outer in LLAVA_TYPES:
         fields = {**fields, "model_type": LLAVA_TYPES[outer]}
     family = families.for_type(table, fields.get("model_type"), where)
-    return family.read(complete(family.model_type, fields)), family
+    try:
+        return family.config(fields), family
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> VisionConfig:
@@ -83,7 +98,20 @@ def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> Vision
     processor = load_processor_config(path)
     if "image_mean" not in processor:
         return config
-    return dataclasses.replace(config, mean=tuple(processor["image_mean"]), std=tuple(processor["image_std"]))
+    mean, std = (_three(processor, key, path) for key in ("image_mean", "image_std"))
+    if not all(std):
+        raise ValueError(f"{path}: the image processor's image_std={list(std)} must not be zero")
+    return dataclasses.replace(config, mean=mean, std=std)
+
+
+def _three(processor: Mapping[str, Any], key: str, path: object) -> tuple[float, ...]:
+    values = processor.get(key)
+    if (
+        not isinstance(values, list)
+        or [type(v) in (int, float) and math.isfinite(v) for v in values] != [True] * 3
+    ):
+        raise ValueError(f"{path}: the image processor's {key}={values!r} must be three numbers")
+    return tuple(values)
 
 
 def is_composite(fields: Mapping[str, Any]) -> bool:
@@ -121,7 +149,11 @@ def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Compos
     file = resolve_path(path) / "config.json"
     fields = read_json(file)
     if "mm_vision_tower" in fields:
-        return _llava(fields, str(file), tower or fields["mm_vision_tower"])
+        return _llava(fields, file, tower)
+    if tower:
+        raise ValueError(
+            f"{file}: this layout holds its own vision tower, so none can be named; leave out {tower!r}"
+        )
     if _is_honeybee(fields):
         return _honeybee(fields, str(file), path)
     if fields.get("model_type") == "llava" and "text_config" in fields:
@@ -143,12 +175,12 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         return Composite(
             "llava-hf", native.model_from_json(extension), vision_family, llm_family, None, vocab
         )
-    if not fields.get("multimodal_projector_bias", True):
-        raise ValueError(f"{where}: a projector without bias is not supported")
-    if fields.get("projector_hidden_act", "gelu") != "gelu":
-        raise ValueError(
-            f"{where}: projector_hidden_act={fields['projector_hidden_act']!r}; supported: 'gelu'"
-        )
+    for key, values in LLAVA_HF.items():
+        if (value := fields.get(key, values[0])) not in values:
+            raise ValueError(f"{where}: {key}={value!r} is not supported; supported: {values[0]!r}")
+    # LlavaForConditionalGeneration has a plain output head of its own, tied by either config.
+    tied = bool(fields.get("tie_word_embeddings")) or llm.tied
+    llm = dataclasses.replace(llm, logit_softcap=None, head_bias=False, tied=tied)
     strategy = fields.get("vision_feature_select_strategy", "default")
     if vision.class_token != (strategy == "default"):
         raise ValueError(
@@ -156,34 +188,29 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
             "tower; only patch features are supported"
         )
     layer, connector, options = fields.get("vision_feature_layer", -2), "mlp2x_gelu", ()
-    if isinstance(layer, list):  # features of several layers on the channel axis
+    if isinstance(layer, list) and layer:  # features of several layers on the channel axis
         if len(layer) > 1:
             connector = "sci"
             options = (("layers", tuple(vision.resolve_layer(k) for k in layer[1:])),)
         layer = layer[0]
+    if type(layer) is not int:
+        raise ValueError(f"{where}: vision_feature_layer={layer!r} must be whole numbers")
     model = _model(vision, llm, select_layer=layer, connector=connector, connector_options=options)
     return Composite("llava-hf", model, vision_family, llm_family, None, vocab)
 
 
-def _llava(fields: dict[str, Any], where: str, tower: str) -> Composite:
+def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Composite:
+    where = str(file)
     llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
+    tower = tower or named_by(file, "mm_vision_tower", fields["mm_vision_tower"])
     tower_file = resolve_path(tower, "mini_vit") / "config.json"
     vision, vision_family = part_config(
         read_json(tower_file), "vision_config", families.VISION, str(tower_file)
     )
     vision = with_normalisation(vision, tower)
-    kept = fields.get("mm_vision_select_feature", "patch")
-    if vision.class_token and kept != "patch":
-        raise ValueError(f"{where}: mm_vision_select_feature={kept!r}; supported: 'patch'")
-    if fields.get("mm_use_im_start_end"):
-        raise ValueError(f"{where}: mm_use_im_start_end=True (tokens around pictures) is not supported")
-    projector = fields.get("mm_projector_type") or "linear"
-    dense = fields.get("mm_dense_connector_type")
-    connector = dense if dense in ("sti", "sci", "dci") else projector
-    if connector in ("sti", "sci", "dci") and projector != "mlp2x_gelu":
-        raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
-    # The last block of SigLIP is deleted in this layout, and what is then last is used, whatever the config says.
-    layer = fields.get("mm_vision_select_layer", -2) if vision.class_token else -2
+    check_fields(fields, where, vision.class_token)
+    connector = connector_of(fields, where)
+    layer = select_layer_of(fields, where, vision.class_token)
     model = _model(vision, llm, select_layer=layer, connector=connector)
     return Composite("llava", model, vision_family, llm_family, tower, llm.vocab)
 

@@ -11,7 +11,7 @@ from mllm_jax.models.paths import flatten
 
 Shape = tuple[int, ...]
 
-TOKENS = Transform(lambda x: x[0], lambda x: x[None])  # [1, N, C] <-> [N, C]
+TOKENS = Transform(lambda x: x.squeeze(0), lambda x: x[None])  # [1, N, C] <-> [N, C]
 
 
 def patch_table(count: int) -> Transform:
@@ -20,13 +20,13 @@ def patch_table(count: int) -> Transform:
     def read(x: np.ndarray) -> np.ndarray:
         if x.shape[1] not in (count, count + 1):
             raise ValueError(f"a table of {x.shape[1]} positions for {count} patches")
-        return x[0, x.shape[1] - count :]
+        return x.squeeze(0)[x.shape[1] - count :]
 
-    return Transform(read, lambda x: x[None])
+    return Transform(read, lambda x: x[None], "its first row is a class token's, which is no patch")
 
 
 POINTWISE = Transform(
-    lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+    lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]
 )  # 1x1 convolution <-> kernel
 DEPTHWISE = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 

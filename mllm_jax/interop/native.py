@@ -18,8 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mllm_jax import files
+from mllm_jax import files, limits
 from mllm_jax.interop.assemble import Placement, read_tree, write_plan
+from mllm_jax.interop.families.base import check_geometry
 from mllm_jax.interop.hub import read_json
 from mllm_jax.interop.rules import Rule
 from mllm_jax.interop.safetensors_io import write_sharded
@@ -41,13 +42,21 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
 
 
-def model_to_json(config: ModelConfig) -> dict[str, Any]:
-    """A `ModelConfig` as plain JSON."""
-    return {"format": FORMAT, **dataclasses.asdict(config)}
+EXTRAS = {"template": str, "image_token_index": int}  # what else model.json may say
+
+
+def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, Any]:
+    """A `ModelConfig` as plain JSON.
+
+    Args:
+      extras: `template`, the conversation template that the model was trained with; `image_token_index`, the id that
+        stands for an image in the tokenizer of a llava-hf checkpoint. None = not known.
+    """
+    known = {key: value for key, value in extras.items() if value is not None}
+    return {"format": FORMAT, **dataclasses.asdict(config), **known}
 
 
 def model_from_json(fields: dict[str, Any]) -> ModelConfig:
@@ -60,7 +69,44 @@ def model_from_json(fields: dict[str, Any]) -> ModelConfig:
     version = fields.pop("format", None)
     if version != FORMAT:
         raise ValueError(f"{FILE}: format {version!r}; this version of mllm-jax reads {FORMAT}")
-    return _dataclass(ModelConfig, fields)
+    _extras(fields)
+    config = _dataclass(ModelConfig, {key: value for key, value in fields.items() if key not in EXTRAS})
+    _check_sizes(config)
+    return config
+
+
+def _extras(fields: dict[str, Any]) -> dict[str, Any]:
+    for key, kind in EXTRAS.items():
+        if key in fields and type(fields[key]) is not kind:
+            raise ValueError(f"{FILE}: {key}={fields[key]!r} must be {kind.__name__}")
+    return {key: fields[key] for key in EXTRAS if key in fields}
+
+
+def _check_sizes(config: ModelConfig) -> None:
+    limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
+    towers = getattr(config.vision, "towers", (config.vision,))
+    for part in (*towers, config.llm):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if type(value) is not int:
+                continue
+            if value < 1 and field.name != "registers":
+                raise ValueError(f"{FILE}: {field.name}={value} must be positive")
+            name = _LIMITS.get(field.name, "MAX_WIDTH")
+            limits.check(name, value, f"{FILE}: {field.name}")
+        try:
+            check_geometry(part)
+        except ValueError as error:
+            raise ValueError(f"{FILE}: {error}") from error
+
+
+_LIMITS = {
+    "depth": "MAX_LAYERS",
+    "image_size": "MAX_IMAGE_SIDE",
+    "vocab": "MAX_VOCABULARY",
+    "max_positions": "MAX_POSITIONS",
+    "rope_theta": "MAX_POSITIONS",
+}
 
 
 def _dataclass(kind: type, fields: dict[str, Any]) -> Any:
@@ -68,22 +114,37 @@ def _dataclass(kind: type, fields: dict[str, Any]) -> Any:
     for name in fields:
         if name not in known:
             raise ValueError(f"{FILE}: {kind.__name__} has no field {name!r}; written by a newer mllm-jax?")
-    return kind(**{name: _value(known[name], value) for name, value in fields.items()})
+    for field in dataclasses.fields(kind):
+        if field.name not in fields and field.default is dataclasses.MISSING:
+            raise ValueError(f"{FILE}: {kind.__name__} lacks {field.name!r}")
+    return kind(**{name: _value(name, known[name], value) for name, value in fields.items()})
 
 
-def _value(hint: Any, value: Any) -> Any:
+def _value(name: str, hint: Any, value: Any) -> Any:
+    """A JSON value in the type of a field.
+
+    Raises:
+      ValueError: it has another type.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if isinstance(value, dict):
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         kinds = [option for option in options if dataclasses.is_dataclass(option)]
         fits = [kind for kind in kinds if value.keys() <= {field.name for field in dataclasses.fields(kind)}]
-        return _dataclass((fits or kinds)[0], value)
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return tuple(_value(typing.get_args(hint)[0], item) for item in value)  # tuple[SomeDataclass, ...]
-    return _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        if kinds:
+            return _dataclass((fits or kinds)[0], value)
+    elif isinstance(value, list):
+        for option in (option for option in options if typing.get_origin(option) is tuple):
+            items = typing.get_args(option)
+            if items[-1] is ...:
+                return tuple(_value(name, items[0], item) for item in value)
+            if len(items) == len(value):
+                return tuple(_value(name, each, item) for each, item in zip(items, value, strict=True))
+        if typing.Any in options:
+            return tuple(_value(name, Any, item) for item in value)
+    elif typing.Any in options or type(value) in options or (type(value) is int and float in options):
+        return value
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ValueError(f"{FILE}: {name}={value!r} must be {wanted}")
 
 
 def is_native(directory: pathlib.Path) -> bool:
@@ -91,14 +152,21 @@ def is_native(directory: pathlib.Path) -> bool:
     return (directory / FILE).exists()
 
 
-def save_native(directory: pathlib.Path, config: ModelConfig, params: Any, form: str = "orbax") -> None:
+def save_native(
+    directory: pathlib.Path,
+    config: ModelConfig,
+    params: Any,
+    form: str = "orbax",
+    **extras: str | int | None,
+) -> None:
     """Writes configuration, parameters and image processor; tokenizer files are added by `copy_tokenizer`.
 
     Args:
       form: "orbax" or "safetensors".
+      extras: as in `model_to_json`.
 
     Raises:
-      FileExistsError: there are parameters already.
+      FileExistsError: the directory holds files already.
     """
     directory = pathlib.Path(directory)
     refuse_existing(directory)
@@ -110,18 +178,18 @@ def save_native(directory: pathlib.Path, config: ModelConfig, params: Any, form:
         rules = [Rule(path, path) for path in flatten(params)]
         write_sharded(directory, write_plan(params, rules))
     write_processor(directory, config)
-    files.write_json(directory / FILE, model_to_json(config))
+    files.write_json(directory / FILE, model_to_json(config, **extras))
 
 
 def refuse_existing(directory: pathlib.Path) -> None:
-    """Weights are never overwritten.
+    """Nothing is overwritten, and no weights are left beside new ones: a checkpoint is written into an empty folder.
 
     Raises:
-      FileExistsError: `directory` holds some.
+      FileExistsError: `directory` holds something (hidden files do not count), or is a file.
     """
-    found = next(
-        iter([*directory.glob("params"), *directory.glob("*.safetensors"), *directory.glob("*.bin")]), None
-    )
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; choose another directory")
+    found = min((path for path in directory.glob("*") if not path.name.startswith(".")), default=None)
     if found is not None:
         raise FileExistsError(f"{found} exists; choose another directory or remove it")
 
@@ -169,6 +237,11 @@ def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> list[str]:
 def load_config(directory: pathlib.Path) -> ModelConfig:
     """The computation of a model directory."""
     return model_from_json(read_json(pathlib.Path(directory) / FILE))
+
+
+def load_extras(directory: pathlib.Path) -> dict[str, Any]:
+    """What model.json says besides the computation: `template`, `image_token_index`, where they are known."""
+    return _extras(read_json(pathlib.Path(directory) / FILE))
 
 
 def load_params(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.interop.assemble import Placement, Report, Shape, plan
@@ -18,6 +19,7 @@ from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 Spelling = tuple[tuple[str, str], ...]  # (their prefix, the prefix in the table), ...
 
+TIED = "a copy of the tied embedding"  # which is checked when the checkpoint is read
 # Where a tower may hang: alone, in CLIP, in llava-hf (hub, transformers 5), in LLaVA's own layout, in Honeybee.
 VISION_SPELLINGS: tuple[Spelling, ...] = tuple(
     ((prefix, ""),)
@@ -53,6 +55,7 @@ class Part:
       shapes: {path: shape} below `path`.
       spellings: alternatives; the part is there if exactly one of them holds the first row's tensor.
       ignored: (regex over canonical names, why).
+      blocks: how many blocks its config.json says; a tensor of a further one is refused.
     """
 
     path: str
@@ -61,6 +64,7 @@ class Part:
     shapes: Mapping[str, Shape]
     spellings: tuple[Spelling, ...]
     ignored: tuple[tuple[str, str], ...] = ()
+    blocks: int | None = None
 
     def key(self, path: str) -> str:
         """A path below this part, from the root."""
@@ -129,6 +133,7 @@ def vision_part(config: VisionConfig, family: Family, depth: int | None = None, 
         vision_shapes(config, depth),
         VISION_SPELLINGS,
         family.ignored,
+        config.depth,
     )
 
 
@@ -136,9 +141,15 @@ def llm_part(config: DecoderConfig, family: Family, path: str = "") -> Part:
     """The LLM."""
     ignored = family.ignored
     if config.tied:
-        ignored += ((r"lm_head\.weight", "a copy of the tied embedding"),)
+        ignored += ((r"lm_head\.weight", TIED),)
     return Part(
-        path, f"a {family.model_type} LLM", family.rules(config), llm_shapes(config), LLM_SPELLINGS, ignored
+        path,
+        f"a {family.model_type} LLM",
+        family.rules(config),
+        llm_shapes(config),
+        LLM_SPELLINGS,
+        ignored,
+        config.depth,
     )
 
 
@@ -158,9 +169,11 @@ def plan_parts(
     """
     names = {part.path: part.names(source) for part in parts}
     rules, shapes = [], {}
-    ignored = [(regex, why) for regex, why in neighbours]
+    ignored: list[tuple[str, str]] = []
     for part in parts:
-        rules += [Rule(part.key(r.path), f"{part.path}:{r.name}", r.transform) for r in part.rules]
+        rules += [
+            Rule(part.key(r.path), f"{part.path}:{r.name}", r.transform, part.blocks) for r in part.rules
+        ]
         shapes |= {part.key(path): shape for path, shape in part.shapes.items()}
         ignored += [(f"{part.path}:{regex}", why) for regex, why in part.ignored]
 
@@ -168,5 +181,22 @@ def plan_parts(
         found = ((path, canonical(name)) for path, canonical in names.items())
         return [f"{path}:{canonical}" for path, canonical in found if canonical is not None]
 
-    placements, report = plan(source, rules, shapes, candidates, ignored)
+    placements, report = plan(source, rules, shapes, candidates, ignored, neighbours)
     return placements, shapes, report
+
+
+def check_tied(source: Source, report: Report) -> None:
+    """Checks that an output head which is not read, because the embedding is tied to it, equals the embedding.
+
+    Raises:
+      ValueError: it differs, so config.json does not describe this checkpoint.
+    """
+    for head in (name for name, why in report.ignored.items() if why == TIED):
+        embedding = next(name for name in report.used if name.endswith("embed_tokens.weight"))
+        if source.shape(head) != source.shape(embedding) or not np.array_equal(
+            source.read(head), source.read(embedding)
+        ):
+            raise ValueError(
+                f"{source.directory}: config.json says tie_word_embeddings, but {head!r} differs from {embedding!r}; "
+                "set tie_word_embeddings to false there if this head is meant"
+            )

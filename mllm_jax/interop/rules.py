@@ -11,13 +11,17 @@ import numpy as np
 class Transform:
     """An invertible change of layout; no arithmetic, so that a round trip is exact bit for bit.
 
+    A stored shape that `write(read(x))` does not give back is refused, so that nothing is cut off.
+
     Attributes:
-      read: their array -> ours.
+      read: their array -> ours. Raises ValueError for a layout that it does not know.
       write: ours -> theirs.
+      leaves_out: why `read` may take only a part of their array; "" = it never does.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
+    leaves_out: str = ""
 
 
 SAME = Transform(lambda x: x, lambda x: x)
@@ -41,11 +45,13 @@ class Rule:
       name: their tensor in the table's canonical spelling. With "{i}" there is one tensor per block and ours
         is their stack on axis 0.
       transform: layout of one tensor.
+      blocks: how many blocks there are by config.json, read or not; None = any number.
     """
 
     path: str
     name: str
     transform: Transform = SAME
+    blocks: int | None = None
 
     @property
     def stacked(self) -> bool:
@@ -57,8 +63,10 @@ class Rule:
         if not self.stacked:
             return 0 if name == self.name else None
         head, tail = self.name.split("{i}")
-        found = re.fullmatch(re.escape(head) + r"(\d+)" + re.escape(tail), name)
-        return int(found[1]) if found else None
+        found = re.fullmatch(re.escape(head) + r"(\d{1,9})" + re.escape(tail), name)
+        if not found or (self.blocks is not None and int(found[1]) >= self.blocks):
+            return None
+        return int(found[1])
 
 
 def linear(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,31 +10,39 @@ import numpy as np
 from absl import logging
 
 from mllm_jax import files
-from mllm_jax.interop import families, native
+from mllm_jax.interop import families, native, special_tokens
 from mllm_jax.interop.assemble import Report, read_tree, write_plan
 from mllm_jax.interop.composite import part_config, with_normalisation
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import read_json, resolve_path
-from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
+from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
+from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 
 OTHER_PARTS = "belongs to another part of the checkpoint"
-CONNECTOR_NAMES = r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor)(\..*)?"
+CONNECTOR_NAMES = (
+    r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor|vision_resampler)(\..*)?"
+)
+TOWER_NAMES = r"(model\.)?(vision_tower|vision_model)\..*"
+LLM_NAMES = r"(model\.)?language_model\..*|lm_head\..*|model\.(embed_tokens|layers|norm|final_layernorm)\..*"
 VISION_NEIGHBOURS = (
     (r"text_model\..*", OTHER_PARTS),
     (r"(visual_projection|text_projection)\..*|logit_scale|logit_bias", OTHER_PARTS),
-    (r"(model\.)?language_model\..*|lm_head\..*|model\.(embed_tokens|layers|norm)\..*", OTHER_PARTS),
+    (LLM_NAMES, OTHER_PARTS),
     (CONNECTOR_NAMES, OTHER_PARTS),
 )
-LLM_NEIGHBOURS = (
-    (r"(model\.)?(vision_tower|vision_model)\..*", OTHER_PARTS),
-    (CONNECTOR_NAMES, OTHER_PARTS),
+LLM_NEIGHBOURS = ((TOWER_NAMES, OTHER_PARTS), (CONNECTOR_NAMES, OTHER_PARTS))
+CONNECTOR_NEIGHBOURS = (
+    (TOWER_NAMES, OTHER_PARTS),
+    (LLM_NAMES, OTHER_PARTS),
+    (r"(model\.)?image_newline", "only images cut into tiles use it"),
 )
 
 
@@ -80,17 +89,28 @@ def llm_config(path: str | pathlib.Path) -> DecoderConfig:
 
 def _read(source: Source, part: Part, neighbours: tuple, dtype: Any) -> tuple[Params, Report]:
     placements, shapes, report = plan_parts(source, [part], neighbours)
+    check_tied(source, report)
     return read_tree(source, placements, shapes, dtype), report
 
 
-def _log(path: Any, report: Report) -> None:
+def log_report(path: Any, report: Report) -> None:
+    """Logs what became of the tensors of a checkpoint."""
     logging.info("%s: %d tensors read, %d ignored", path, len(report.used), len(report.ignored))
     for name, why in report.ignored.items():
         logging.debug("ignored %s: %s", name, why)
 
 
 def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any = None) -> Params:
-    """Parameters of a vision tower as nested dicts of NumPy arrays, blocks stacked on axis 0.
+    """Parameters of a vision tower: `read_vision`, whose report is logged."""
+    params, report = read_vision(path, depth, dtype)
+    log_report(path, report)
+    return params
+
+
+def read_vision(
+    path: str | pathlib.Path, depth: int | None = None, dtype: Any = None
+) -> tuple[Params, Report]:
+    """A vision tower as nested dicts of NumPy arrays, blocks stacked on axis 0, and what became of its tensors.
 
     Args:
       path: "mini", a directory or a hub id; several joined by "+" are towers fused by channels.
@@ -104,21 +124,27 @@ def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any =
         whole = vision_config(path)
         depths = [depth if depth is None else whole.tower_layer(i, depth) for i in range(len(several))]
         pairs = enumerate(zip(several, depths, strict=True))
-        return {f"tower_{i}": load_vision(each, d, dtype) for i, (each, d) in pairs}
+        found = {f"tower_{i}": read_vision(each, d, dtype) for i, (each, d) in pairs}
+        reports = (report for _, report in found.values())
+        return {name: tower for name, (tower, _) in found.items()}, sum(reports, Report((), {}))
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
-        return _shortened(native.load_config(directory).vision, directory, depth, dtype)
+        return _shortened(native.load_config(directory), directory, depth, dtype), Report(("params",), {})
     config, family = _read_config(path, "vision_config")
     if depth is not None and not 0 <= depth <= config.depth:
         raise ValueError(f"{path}: {depth} blocks asked for, the tower has {config.depth}")
-    part = vision_part(config, family, depth)
-    params, report = _read(Source(directory), part, VISION_NEIGHBOURS, dtype)
-    _log(path, report)
-    return params
+    return _read(Source(directory), vision_part(config, family, depth), VISION_NEIGHBOURS, dtype)
 
 
 def load_llm(path: str | pathlib.Path, dtype: Any = None) -> Params:
-    """Parameters of an LLM as nested dicts of NumPy arrays, blocks stacked on axis 0.
+    """Parameters of an LLM: `read_llm`, whose report is logged."""
+    params, report = read_llm(path, dtype)
+    log_report(path, report)
+    return params
+
+
+def read_llm(path: str | pathlib.Path, dtype: Any = None) -> tuple[Params, Report]:
+    """Parameters of an LLM as nested dicts of NumPy arrays, blocks stacked on axis 0, and what became of its tensors.
 
     Args:
       path: "mini", a directory or a hub id.
@@ -129,17 +155,50 @@ def load_llm(path: str | pathlib.Path, dtype: Any = None) -> Params:
     """
     directory = resolve_path(path, "mini_llm")
     if native.is_native(directory):
-        return native.load_params(directory, "llm", dtype=dtype)
+        return _own(native.load_config(directory), directory, "llm", dtype), Report(("params",), {})
     config, family = _read_config(path, "text_config")
-    params, report = _read(Source(directory), llm_part(config, family), LLM_NEIGHBOURS, dtype)
-    _log(path, report)
-    return params
+    return _read(Source(directory), llm_part(config, family), LLM_NEIGHBOURS, dtype)
 
 
-def _shortened(
-    config: VisionConfig | FusedVisionConfig, directory: pathlib.Path, depth: int | None, dtype: Any
-) -> Params:
-    params = native.load_params(directory, "vision", dtype=dtype)
+def _own(model: ModelConfig, directory: pathlib.Path, part: str, dtype: Any) -> Params:
+    """A part of a model directory of ours, with adapters that were kept apart merged into it."""
+    params = native.load_params(directory, part, dtype=dtype)
+    if model.lora is None or not lora.split(params)[1]:
+        return params
+    return jax.device_get(lora.merge({part: params}, model.lora)[part])
+
+
+def check_llm(path: str | pathlib.Path) -> None:
+    """Checks from the headers alone that `load_llm` would find every tensor.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_llm`.
+    """
+    directory = resolve_path(path, "mini_llm")
+    if not native.is_native(directory):
+        config, family = _read_config(path, "text_config")
+        plan_parts(Source(directory), [llm_part(config, family)], LLM_NEIGHBOURS)
+
+
+def check_vision(path: str | pathlib.Path, depth: int | None = None) -> None:
+    """Checks from the headers alone that `load_vision` would find every tensor.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_vision`.
+    """
+    if several := fused_paths(path):
+        whole = vision_config(path)
+        for i, each in enumerate(several):
+            check_vision(each, None if depth is None else whole.tower_layer(i, depth))
+        return
+    directory = resolve_path(path, "mini_vit")
+    if not native.is_native(directory):
+        config, family = _read_config(path, "vision_config")
+        plan_parts(Source(directory), [vision_part(config, family, depth)], VISION_NEIGHBOURS)
+
+
+def _shortened(model: ModelConfig, directory: pathlib.Path, depth: int | None, dtype: Any) -> Params:
+    config, params = model.vision, _own(model, directory, "vision", dtype)
     if not isinstance(config, FusedVisionConfig):
         return _truncated(params, depth, directory)
     depths = [None if depth is None else config.tower_layer(i, depth) for i in range(len(config.towers))]
@@ -171,10 +230,13 @@ def with_fillers(family: Family, config: Any, tensors: list, prefix: str = "") -
     ]
 
 
-def _write(directory: pathlib.Path, family: Family, config: Any, params: Params, dtype: Any) -> None:
+def _write(
+    directory: pathlib.Path, family: Family, config: Any, params: Params, dtype: Any, **extras: Any
+) -> None:
+    native.refuse_existing(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = with_fillers(family, config, write_plan(params, family.rules(config), dtype))
-    fields = {**family.write(config), "torch_dtype": str(tensors[0][1])}
+    fields = {**family.write(config), "torch_dtype": str(tensors[0][1]), **extras}
     files.write_json(directory / "config.json", fields, indent=2)
     write_sharded(directory, tensors)
 
@@ -198,6 +260,7 @@ def save_vision(
 
     Raises:
       ValueError: no family can express the config.
+      FileExistsError: the directory holds files already.
     """
     directory = pathlib.Path(directory)
     if isinstance(config, FusedVisionConfig):
@@ -217,16 +280,22 @@ def save_llm(
     params: Params,
     tokenizer: Any = None,
     dtype: Any = None,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an LLM that transformers' `from_pretrained` loads, with its tokenizer if given.
 
     Args:
       dtype: to store; None keeps the parameters'.
+      generation: contents of generation_config.json (`special_tokens.generation`); None: the tokenizer's ids.
 
     Raises:
       ValueError: no family can express the config.
+      FileExistsError: the directory holds files already.
     """
     directory = pathlib.Path(directory)
-    _write(directory, families.for_config(families.LLMS, config), config, params, dtype)
+    generation = special_tokens.generation(None, tokenizer) if generation is None else generation
+    family, ids = families.for_config(families.LLMS, config), special_tokens.for_config(generation)
+    _write(directory, family, config, params, dtype, **ids)
+    special_tokens.write(directory, generation)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)

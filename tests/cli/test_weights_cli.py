@@ -184,7 +184,7 @@ def test_inspect(tmp_path, capsys):
 def test_messages(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     assert main(["import", "--from", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 1
-    assert "model_type None is not supported; supported: clip_vision_model" in capsys.readouterr().err
+    assert "config.json is missing: not a Hugging Face checkpoint" in capsys.readouterr().err
     config, params = make("average_pool", (("tokens", 4),))
     native.save_native(tmp_path / "pool", config, params)
     assert main(["export", "--from", str(tmp_path / "pool"), "--to", str(tmp_path / "c")]) == 1
@@ -198,7 +198,7 @@ def test_messages(tmp_path, capsys):
 
 
 def test_lora_settings_survive_json():
-    assert native._value(LoRA | None, json.loads(json.dumps(vars(LoRA(rank=3))))) == LoRA(rank=3)
+    assert native._value("lora", LoRA | None, json.loads(json.dumps(vars(LoRA(rank=3))))) == LoRA(rank=3)
 
 
 def test_no_torch_is_needed(run_script, tmp_path):

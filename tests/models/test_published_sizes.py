@@ -89,7 +89,7 @@ def fields_of(model_type, fields):
 
 def read(table, model_type, fields):
     """Our configuration of a published one."""
-    return table[model_type].read(families.complete(model_type, fields_of(model_type, fields)))
+    return table[model_type].config(fields_of(model_type, fields))
 
 
 def size(shapes):

@@ -40,7 +40,7 @@ def for_config(table: Mapping[str, Family], config: Any) -> Family:
     """
     for family in table.values():
         try:
-            found = family.read(complete(family.model_type, family.write(config)))
+            found = family.config(family.write(config))
         except (KeyError, TypeError, ValueError):
             continue  # not this family's
         if _comparable(found) == _comparable(config):

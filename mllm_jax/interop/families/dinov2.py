@@ -9,8 +9,8 @@ from mllm_jax.models.vit import VisionConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAYER = "encoder.layer.{i}"
-TOKEN = Transform(lambda x: x.reshape(-1), lambda x: x[None, None])  # [1, 1, C] <-> [C]
-TABLE = Transform(lambda x: x[0], lambda x: x[None])  # [1, N, C] <-> [N, C]
+TOKEN = Transform(lambda x: x.squeeze((0, 1)), lambda x: x[None, None])  # [1, 1, C] <-> [C]
+TABLE = Transform(lambda x: x.squeeze(0), lambda x: x[None])  # [1, N, C] <-> [N, C]
 
 
 def _gated_width(width: int, ratio: int | float) -> int:

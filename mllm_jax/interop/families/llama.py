@@ -11,16 +11,51 @@ from mllm_jax.models.rope import SCALINGS
 LAYER = "model.layers.{i}"
 
 
-def common(fields: Json) -> dict[str, Any]:
-    """What every family's config.json says in the same words."""
+# Settings of each rope_type; what transformers does not read for a type (Llama 3's factors with "linear") is refused.
+_CONTEXT = "original_max_position_embeddings"
+ROPE_KEYS: dict[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor", _CONTEXT}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", _CONTEXT}),
+    "yarn": frozenset(
+        {
+            "factor",
+            _CONTEXT,
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+        }
+    ),
+}
+
+
+def common(fields: Json, partial_rotary: bool = False) -> dict[str, Any]:
+    """What every family's config.json says in the same words.
+
+    Args:
+      partial_rotary: the family rotates only a part of each head where partial_rotary_factor says so.
+
+    Raises:
+      ValueError: a rope setting that is not supported; it is named.
+    """
     heads = fields["num_attention_heads"]
     rope = dict(fields["rope_parameters"])
     theta = float(rope.pop("rope_theta"))
     kind = rope.get("rope_type", "default")
     rope.pop("type", None)  # the older spelling of rope_type
-    rope.pop("partial_rotary_factor", None)
+    fraction = rope.pop("partial_rotary_factor", None)
     if kind not in ("default", *SCALINGS):
         raise ValueError(f"rope_type {kind!r} is not supported; supported: default, {', '.join(SCALINGS)}")
+    if fraction not in (None, 1) and not partial_rotary:
+        raise ValueError(f"partial_rotary_factor={fraction!r} is not supported for this family")
+    for key, value in rope.items():
+        if key != "rope_type" and key not in ROPE_KEYS[kind] and value is not None:
+            raise ValueError(f"rope_parameters: {key}={value!r} is not supported with rope_type {kind!r}")
+    if kind != "default" and not rope["factor"] > 0:
+        raise ValueError(f"rope_parameters: factor={rope['factor']!r} must be positive")
     return {
         "vocab": fields["vocab_size"],
         "width": fields["hidden_size"],

@@ -14,7 +14,7 @@ def read(fields: Json) -> DecoderConfig:
     if fields["qk_layernorm"]:
         raise ValueError("phi with qk_layernorm=true is not supported (no released checkpoint has it)")
     return DecoderConfig(
-        **llama.common(fields),
+        **llama.common(fields, partial_rotary=True),
         eps=float(fields["layer_norm_eps"]),
         activation=our_activation(fields["hidden_act"]),
         rotary_fraction=float(fields["rope_parameters"].get("partial_rotary_factor", 1.0)),

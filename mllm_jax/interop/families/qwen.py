@@ -9,8 +9,18 @@ from mllm_jax.models.decoder import DecoderConfig
 
 
 def layer_windows(fields: Json) -> tuple[int, ...]:
-    """The window of every block; () when all attend to everything."""
+    """The window of every block; () when all attend to everything.
+
+    Raises:
+      ValueError: another kind of attention than full and sliding, or not one kind a block.
+    """
     window = fields.get("sliding_window") or 0
+    if others := set(fields["layer_types"]) - {"sliding_attention", "full_attention"}:
+        raise ValueError(f"layer_types has {min(others)!r}; supported: full_attention, sliding_attention")
+    if len(fields["layer_types"]) != fields["num_hidden_layers"]:
+        raise ValueError(
+            f"layer_types names {len(fields['layer_types'])} blocks of {fields['num_hidden_layers']}"
+        )
     windows = tuple(window if kind == "sliding_attention" else 0 for kind in fields["layer_types"])
     return windows if any(windows) else ()
 

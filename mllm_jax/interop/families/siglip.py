@@ -9,13 +9,18 @@ from mllm_jax.models.vit import VisionConfig
 
 def read(fields: Json) -> VisionConfig:
     """The tower of a siglip_vision_model config."""
+    return tower(fields, fields["image_size"])
+
+
+def tower(fields: Json, image_size: int) -> VisionConfig:
+    """A SigLIP or SigLIP 2 tower whose position table is for `image_size` pixels a side."""
     return VisionConfig(
         width=fields["hidden_size"],
         depth=fields["num_hidden_layers"],
         heads=fields["num_attention_heads"],
         mlp_width=fields["intermediate_size"],
         patch=fields["patch_size"],
-        image_size=fields["image_size"],
+        image_size=image_size,
         activation=our_activation(fields["hidden_act"]),
         eps=float(fields["layer_norm_eps"]),
         class_token=False,

@@ -16,7 +16,11 @@ from mllm_jax.models.vit import VisionConfig
 def read(fields: Json) -> VisionConfig:
     """The tower of a siglip2_vision_model config; `image_size` is that of its square position table."""
     side = math.isqrt(fields["num_patches"])
-    config = siglip.read({**fields, "image_size": side * fields["patch_size"]})
+    if side * side != fields["num_patches"]:
+        raise ValueError(
+            f"num_patches={fields['num_patches']} is no square; tables of square grids are supported"
+        )
+    config = siglip.tower(fields, side * fields["patch_size"])
     return dataclasses.replace(config, interpolation="bilinear_antialias")
 
 

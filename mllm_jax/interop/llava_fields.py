@@ -1,0 +1,106 @@
+"""LLaVA's own entries in config.json (`mm_...` and their like): each is understood, without effect, or refused by name.
+
+Sources: haotian-liu/LLaVA `llava/model/llava_arch.py`, `llava/train/train.py`; HJYao00/DenseConnector `dc/`;
+LLaVA-VL/LLaVA-NeXT `llava/`; dvlab-research/MGM `mgm/`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+DENSE = ("sti", "sci", "dci")
+LAYER_DEFAULT = -2
+
+# How training was done, where files were, what the tokenizer does: nothing that the trained model computes.
+_TRAINING = re.compile(
+    r"mm_projector_lr|mm_vision_tower_lr|mm_tunable_parts|mm_hidden_size|mm_vision_tower|vision_tower_pretrained"
+    r"|use_mm_proj|(un)?freeze_.*|tune_.*|tokenizer_.*|delay_load|pretrain_.*|optimize_vision_tower|drop_path"
+)
+# Entries that change the computation, with the values that this library computes.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "mm_vision_select_feature": (None, "patch"),
+    "mm_use_im_start_end": (None, False),
+    "mm_use_im_patch_token": (None, False),
+    "mm_resampler_type": (None, ""),
+    "mm_patch_merge_type": (None, "", "flat"),
+    "mm_spatial_pool_mode": (None, ""),
+    "mm_spatial_pool_stride": (None, 1),
+    "mm_spatial_pool_out_channels": (None,),
+    "mm_newline_position": (None,),
+    "image_aspect_ratio": (
+        None,
+        "",
+        "pad",
+        "square",
+        "original",
+    ),  # `data.aspect` of a run chooses between them
+    "s2": (None, False),
+    "s2_scales": (None, ""),
+    "add_faster_video": (None, False),
+    "use_pos_skipping": (None, False),
+    "mm_vision_tower_aux": (None, ""),
+    "image_size_aux": (None, 0),
+    "image_grid": (None, 1),
+    "image_global": (None, False),
+}
+# These say nothing unless one of the entries above uses them.
+_FOLLOWING = ("image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "pos_skipping_range",
+              "faster_token_stride", "force_sample", "max_num_vid", "mm_perceiver_depth", "mm_perceiver_latents",
+              "mm_perceiver_ff_mult", "mm_perceiver_pretrained", "mm_qformer_depth", "mm_qformer_latents",
+              "mm_qformer_pretrained")  # fmt: skip
+_READ = ("mm_projector_type", "mm_dense_connector_type", "mm_vision_select_layer")
+
+
+def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True) -> None:
+    """Refuses entries that make the checkpoint compute something that this library does not.
+
+    Args:
+      class_token: the tower has one; without it there is no choice of features.
+
+    Raises:
+      ValueError: naming the entry and what is supported.
+    """
+    for key, value in fields.items():
+        if key in SUPPORTED:
+            free = key == "mm_vision_select_feature" and not class_token and value == "cls_patch"
+            if not free and (isinstance(value, dict | list) or value not in SUPPORTED[key]):
+                wanted = " or ".join(repr(each) for each in SUPPORTED[key] if each not in (None, ""))
+                raise ValueError(
+                    f"{where}: {key}={value!r} is not supported; supported: {wanted or 'not set'}"
+                )
+            continue
+        known = key in (*_READ, *_FOLLOWING) or _TRAINING.fullmatch(key) or not key.startswith("mm_")
+        if not known and value not in (None, False, ""):
+            raise ValueError(f"{where}: {key}={value!r}: what this entry changes is not known here")
+
+
+def connector_of(fields: Mapping[str, Any], where: str) -> str:
+    """The connector that the entries name.
+
+    Raises:
+      ValueError: no connector here computes it.
+    """
+    projector = fields.get("mm_projector_type") or "linear"
+    dense = fields.get("mm_dense_connector_type")
+    if dense in (None, "", "none"):
+        return projector
+    if dense not in DENSE:
+        raise ValueError(f"{where}: mm_dense_connector_type={dense!r}; supported: {', '.join(DENSE)}, none")
+    if projector != "mlp2x_gelu":
+        raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
+    return dense
+
+
+def select_layer_of(fields: Mapping[str, Any], where: str, class_token: bool) -> int:
+    """The selected hidden state.
+
+    Of a tower without class token (SigLIP) this layout deletes the last block and takes what is then last, whatever
+    the config says.
+
+    Raises:
+      ValueError: not a whole number.
+    """
+    layer = fields.get("mm_vision_select_layer", LAYER_DEFAULT)
+    if type(layer) is not int:
+        raise ValueError(f"{where}: mm_vision_select_layer={layer!r} must be one whole number")
+    return layer if class_token else LAYER_DEFAULT

@@ -1,0 +1,96 @@
+"""What a checkpoint says of the model that its connector was trained in, compared with the model that takes it over.
+
+Shapes alone do not tell: `average_pool`, `sti` and `mlp2x_gelu` have the same parameters and compute different tokens.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from mllm_jax import connectors
+from mllm_jax.interop import native
+from mllm_jax.interop.composite import is_composite, read_composite
+from mllm_jax.interop.hub import read_json
+from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
+from mllm_jax.models.mllm import ModelConfig
+
+TOWER = (
+    "width",
+    "heads",
+    "mlp_width",
+    "patch",
+    "activation",
+    "class_token",
+    "pre_norm",
+    "registers",
+    "mean",
+    "std",
+)
+LLM = ("width", "depth", "heads", "mlp_width")
+
+
+def check(directory: pathlib.Path, model: ModelConfig, template: str | None = None) -> None:
+    """Refuses a checkpoint whose connector was trained in another model than `model`.
+
+    Args:
+      directory: with our model.json, or with the config.json of a published layout; neither: nothing is known.
+      template: the conversation template in use, compared where model.json records one.
+
+    Raises:
+      ValueError: naming every difference with both values.
+    """
+    here, there = {}, {}
+    if native.is_native(directory):
+        here, there = _whole(model), _whole(native.load_config(directory))
+        if template and (known := native.load_extras(directory).get("template")):
+            here["eval.template"], there["eval.template"] = template, known
+    elif (file := directory / "config.json").is_file() and is_composite(fields := read_json(file)):
+        if "mm_vision_tower" in fields:  # the tower itself need not be here
+            here, there = _of_llava(model, fields, str(file))
+        else:
+            here, there = _whole(model), _whole(read_composite(directory).model)
+    different = [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{directory} was trained as another model ({'; '.join(different)}); change the config, or set "
+            "model.connector.allow_mismatch=True to take its weights all the same"
+        )
+
+
+def _whole(model: ModelConfig) -> dict[str, Any]:
+    """What decides the tokens that a connector makes, by config key."""
+    name, options = model.connector, connectors.options(model.connector) | dict(model.connector_options)
+    values = {"model.connector.name": name, "model.vision.image_size": model.image_size}
+    asked = (
+        model.make_connector().request()
+    )  # in place of presets and explicit layers, which may mean the same
+    options = {key: value for key, value in options.items() if key not in ("layers", "edges", "groups")}
+    values |= {f"model.connector.{name}.{key}": _plain(value) for key, value in options.items()}
+    values["hidden states"] = (asked.hidden, asked.means, asked.normalized_means)
+    values["model.vision.select_layer"] = model.vision.resolve_layer(model.select_layer)
+    for i, tower in enumerate(getattr(model.vision, "towers", (model.vision,))):
+        values |= {f"vision tower {i}: {key}": _plain(getattr(tower, key)) for key in TOWER}
+    return values | {f"LLM: {key}": getattr(model.llm, key) for key in LLM}
+
+
+def _of_llava(
+    model: ModelConfig, fields: dict[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    class_token = getattr(model.vision, "class_token", True)
+    check_fields(fields, where, class_token)
+    layer = select_layer_of(fields, where, class_token)
+    name = connector_of(fields, where)
+    trained = dataclasses.replace(model, select_layer=layer, connector=name, connector_options=())
+    if name == model.connector:  # this layout knows no options: they are ours to say
+        trained = dataclasses.replace(trained, connector_options=model.connector_options)
+    return _whole(model), _whole(trained)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_plain(each) for each in value)
+    return round(value, 6) if isinstance(value, float) else value
