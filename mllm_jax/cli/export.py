@@ -109,7 +109,7 @@ def _extras(source: str, home: pathlib.Path | None) -> dict[str, str | int | Non
     from mllm_jax.inference import runs
     from mllm_jax.interop import native, special_tokens
     from mllm_jax.interop.hub import resolve_path
-    from mllm_jax.training.workdir import saved_config
+    from mllm_jax.workdir import saved_config
 
     if runs.is_run(pathlib.Path(source)):
         template = saved_config(pathlib.Path(source)).eval.template
