@@ -15,10 +15,11 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
 from mllm_jax.evaluation.benchmarks import PUBLISHED, BenchmarkError, Question, read_benchmark
 from mllm_jax.evaluation.benchmarks.mme import TASKS
+from mllm_jax.evaluation.examples import pick_examples
 from mllm_jax.evaluation.predictions import Problems
 from mllm_jax.evaluation.run import ability_groups
 from mllm_jax.evaluation.selection import select_benchmarks
-from mllm_jax.evaluation.store import AnswerFile
+from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.evaluation.table_files import read_table
 from mllm_jax.evaluation.tables import score_rows
 from mllm_jax.inference.beam_sampling import Sampling
@@ -65,7 +66,32 @@ def answer(benchmark, directory, texts):
     with AnswerFile(directory / "predictions.jsonl") as file:
         for question, text in zip(benchmark.questions, texts, strict=True):
             file.append(benchmark.answer_row(question, text))
-    return benchmark.score_answers(directory / "predictions.jsonl")
+    scores = benchmark.score_answers(directory / "predictions.jsonl")
+    check_credits(benchmark, directory / "predictions.jsonl", scores)
+    return scores
+
+
+def check_credits(benchmark, path, scores):
+    """What examples mark as right is what the score counted."""
+    credits = benchmark.credits(path)
+    if scores is None or "CIDEr" in scores:
+        assert credits == {}
+        return
+    questions = {}
+    for row in AnswerFile(path, writable=False).rows.values():
+        questions.setdefault(benchmark.counted_as(row), []).append(credits.pop(key_of(row)))
+    assert not credits
+    mean = sum(map(min, questions.values())) / len(questions)
+    details = scores.get("details", {}).values()  # POPE's headline is F1, MME's are points
+    if benchmark.name == "pope":
+        expected = sum(one["accuracy"] * one["n"] for one in details) / scores["n"]
+    elif benchmark.name == "mme":
+        expected = sum(one["acc"] * one["rows"] for one in details) / scores["n"]
+    elif benchmark.name == "blink":  # the mean of the tasks' means
+        expected = scores["micro_accuracy"]
+    else:
+        expected = scores["score"] / (100 if scores["unit"] == "percent" else 1)
+    assert mean == pytest.approx(expected, abs=1e-12)
 
 
 def submission(benchmark, directory):
@@ -346,6 +372,23 @@ def test_vqav2(tmp_path):
         {"question_id": 42000, "answer": "cat"},
         {"question_id": 43001, "answer": "2"},
     ]
+
+
+def test_vqav2_marks_as_right_what_the_score_counts(tmp_path):
+    vqa_files(
+        tmp_path,
+        "v2_OpenEnded_mscoco_val2014_questions.json",
+        "v2_mscoco_val2014_annotations.json",
+        "val2014",
+    )
+    benchmark = read_benchmark("vqav2", tmp_path)
+    # The official script normalises neither side where all ten people agree.
+    scores = answer(benchmark, tmp_path / "out", ["The cat.", "The 2."])
+    assert (scores["score"], scores["score_always_normalised"]) == (50.0, 100.0)
+    credits = benchmark.credits(tmp_path / "out" / "predictions.jsonl")
+    assert credits == {("42000", 0): 0.0, ("43001", 0): 1.0}
+    shown = pick_examples(benchmark, tmp_path / "out", 2)
+    assert {row["question_id"]: row["right"] for row in shown} == {42000: False, 43001: True}
 
 
 def test_vqav2_upload_covers_test2015(tmp_path):

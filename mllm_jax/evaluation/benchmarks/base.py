@@ -76,7 +76,7 @@ class Answer:
       text: the answer.
       where: file and question, for messages.
       credit: what the score counts for it, from 0 (False) to 1 (True).
-      parsed: False if no rule could read it.
+      parsed: False if no rule could read it; at first, whether it holds anything.
       notes: what further figures need.
     """
 
@@ -159,7 +159,15 @@ class Benchmark(abc.ABC):
             raise ValueError(f"{cls.name}: --annotations is needed: {cls.annotations_format}")
         problems = Problems()
         answers = cls.grade_files(Path(predictions), annotations and Path(annotations), problems)
-        figures = {"subtasks": {}, "groups": {}} | cls.figures(answers, problems, **options)
+        mean = ratio(earned(answers), len(answers), 100 if cls.unit == "percent" else 1)
+        figures = {
+            "n": len(answers),
+            "unparsed": unread(answers),
+            "score": mean,
+            "subtasks": {},
+            "groups": {},
+        }
+        figures |= cls.figures(answers, problems, **options)
         return score_result(cls.name, unit=cls.unit, problems=problems, **figures)
 
     @classmethod
@@ -186,7 +194,9 @@ class Benchmark(abc.ABC):
         for key in keys:
             item = found[key] if gold is None else cls.item(found[key], gold[key])
             text = as_text(cls.stored(found[key], f"{predictions}: {key}"))
-            answers.append(Answer(key, found[key], item, text, f"{annotations}: {key}"))
+            answers.append(
+                Answer(key, found[key], item, text, f"{annotations}: {key}", parsed=bool(text.strip()))
+            )
         cls.grade_all(answers)
         return answers
 
@@ -251,8 +261,12 @@ class Benchmark(abc.ABC):
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems, **options: Any) -> dict[str, Any]:
-        """`n`, `unparsed`, `score` and, where there are, `subtasks`, `groups` and further figures."""
-        raise NotImplementedError
+        """`subtasks`, `groups` and further figures, where there are.
+
+        Also `score`, `n` and `unparsed` where they are not the mean credit (in percent or as a fraction), the number of
+        answers and of those that no rule could read.
+        """
+        return {}
 
     @classmethod
     def counted_as(cls, row: Mapping[str, Any]) -> Hashable:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally
 from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, value_of
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
@@ -96,8 +96,6 @@ class Blink(Published):
         tasks = rates(cells)
         order = [t for t in TASKS if t in tasks] + [t for t in tasks if t not in TASKS]
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": ratio(sum(tasks[t] for t in order), len(order)),
             "subtasks": {t: tasks[t] for t in order},
             "micro_accuracy": ratio(earned(answers), len(answers)),

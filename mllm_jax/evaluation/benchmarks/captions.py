@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation import caption_java, caption_metrics, ptb_tokenizer
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, BenchmarkError, Question, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload
 from mllm_jax.evaluation.benchmarks.question_files import read_json as read_question_json
 from mllm_jax.evaluation.predictions import (
@@ -107,7 +107,7 @@ class CaptionScores(Benchmark):
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        answer.parsed = bool(answer.text.strip())
+        """Credits nothing: captions are scored together."""
 
     @classmethod
     def figures(
@@ -118,8 +118,6 @@ class CaptionScores(Benchmark):
         references = [answer.item["references"] for answer in answers]
         figures = score_captions([answer.text for answer in answers], references, tokenizer)
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": figures["CIDEr"],
             "n_references": sum(map(len, references)),
             **figures,

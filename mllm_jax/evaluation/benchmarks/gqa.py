@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally
 from mllm_jax.evaluation.benchmarks.published import File, Upload, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
@@ -79,7 +79,6 @@ class Gqa(ShortAnswer):
     def grade(cls, answer: Answer) -> None:
         gold = as_text(answer.value("answer"))
         answer.credit = normalize(answer.text) == gold
-        answer.parsed = bool(answer.text.strip())
         answer.notes["lmms"] = _lmms(answer.text) == _lmms(gold)
         answer.notes["types"] = answer.item.get("types") or {}
 
@@ -89,19 +88,15 @@ class Gqa(ShortAnswer):
             types = answer.notes["types"]
             return "binary" if types and types.get("structural") != "query" else "open"
 
-        n = len(answers)
         structural, semantic = (
             tally(answers, lambda a, kind=kind: a.notes["types"].get(kind) or None)
             for kind in ("structural", "semantic")
         )
         return {
-            "n": n,
-            "unparsed": unread(answers),
-            "score": 100 * ratio(float(earned(answers)), n),
             "subtasks": rates(structural, 100) | rates(semantic, 100),
             "correct": earned(answers),
             "answer_kinds": rates(tally(answers, binary), 100) if structural else {},
-            "lmms_exact_match": ratio(sum(a.notes["lmms"] for a in answers), n, 100),
+            "lmms_exact_match": ratio(sum(a.notes["lmms"] for a in answers), len(answers), 100),
         }
 
     def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -217,7 +217,6 @@ class LlavaBench(Published):
         means = {part: sum(values) / len(values) for part, values in pooled.items()}
         return {
             "n": len({answer.id for answer in answers}),
-            "unparsed": sum(not answer.parsed for answer in answers),
             "score": means["all"],
             "subtasks": {part: value for part, value in means.items() if part != "all"},
             "runs": details,

@@ -17,7 +17,6 @@ from mllm_jax.evaluation.benchmarks.base import (
     earned,
     rates,
     ratio,
-    unread,
 )
 from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered, value_of
@@ -243,9 +242,6 @@ class MathVista(Published):
             for name, t in tables.items()
         }
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
-            "score": ratio(earned(answers), len(answers)),
             "subtasks": rates(tables["task"]),
             "correct": earned(answers),
             "without_extraction": sum(answer.notes["without"] for answer in answers),

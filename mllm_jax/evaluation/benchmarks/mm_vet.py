@@ -178,8 +178,6 @@ class MmVet(Published):
         result = aggregate(grades, {answer.id: answer.item["capabilities"] for answer in answers})
         mean = result["mean"]
         return {
-            "n": len(answers),
-            "unparsed": 0,
             "score": mean["total"],
             "subtasks": {name: value for name, value in mean.items() if name != "total"},
             "runs": len(answers[0].row["text"]),

@@ -267,8 +267,6 @@ class Mme(Published):
         perception, cognition = (sum(scores[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
         table = load_groups(groups)
         return {
-            "n": len(answers),
-            "unparsed": sum(not answer.parsed for answer in answers),
             "score": perception,
             "subtasks": scores,
             "groups": group_scores("mme", scores, "sum", table),

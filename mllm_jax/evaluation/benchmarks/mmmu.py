@@ -161,7 +161,6 @@ class Mmmu(Published):
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n = len(answers)
         cells = tally(answers, lambda a: a.notes["subject"])
         domains = {
             domain: [sum(cells[s][i] for s in subjects if s in cells) for i in (0, 1)]
@@ -170,9 +169,6 @@ class Mmmu(Published):
         drawn = [answer.id for answer in answers if answer.notes["drawn"]]
         without = earned(answer for answer in answers if not answer.notes["drawn"])
         return {
-            "n": n,
-            "unparsed": sum(not answer.parsed for answer in answers),
-            "score": ratio(earned(answers), n),
             "subtasks": rates(cells),
             "correct": earned(answers),
             "domains": rates(domains),
@@ -180,7 +176,7 @@ class Mmmu(Published):
             "random_fallbacks": len(drawn),
             "fallback_ids": drawn,
             "correct_not_counting_fallback": without,
-            "score_not_counting_fallback": ratio(without, n),
+            "score_not_counting_fallback": ratio(without, len(answers)),
         }
 
     def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:

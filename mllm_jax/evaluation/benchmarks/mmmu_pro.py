@@ -148,18 +148,15 @@ class MmmuPro(Published):
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n, right, unparsed = len(answers), earned(answers), unread(answers)
+        right = earned(answers)
         cells = tally(answers, lambda a: a.notes["subject"])
         drawn = sum(0.0 if answer.parsed else 1 / answer.notes["options"] for answer in answers)
         return {
-            "n": n,
-            "unparsed": unparsed,
-            "score": ratio(right, n, 100),
             "subtasks": rates(cells, 100),
             "correct": right,
             "counts": cells,
-            "random_fallbacks_upstream": unparsed,
-            "expected_score_with_random_fallbacks": ratio(right + drawn, n, 100),
+            "random_fallbacks_upstream": unread(answers),
+            "expected_score_with_random_fallbacks": ratio(right + drawn, len(answers), 100),
         }
 
     def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:

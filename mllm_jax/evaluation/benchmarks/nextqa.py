@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, ratio, tally
 from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
 from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text, take
@@ -61,8 +61,6 @@ class NextQa(Benchmark):
             for name, kinds in GROUPS.items()
         }
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": ratio(100 * earned(answers), len(answers)),
             "subtasks": {name: ratio(100 * right, n) for name, (right, n) in cells.items()},
             "correct": earned(answers),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
 from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, value_of
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, rates
 from mllm_jax.evaluation.predictions import (
@@ -125,8 +125,6 @@ class Pope(Published):
         order += [s for s in f1 if s not in order]
         mean_f1 = ratio(sum(f1[s] for s in order), len(order))
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": mean_f1,
             "subtasks": f1,
             "mean_f1": mean_f1,

@@ -15,9 +15,7 @@ from mllm_jax.evaluation.benchmarks.base import (
     Question,
     earned,
     rates,
-    ratio,
     tally,
-    unread,
 )
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
 from mllm_jax.evaluation.option_match import LETTERS, match_option
@@ -115,9 +113,6 @@ class QBench(Published):
             cells = tally(answers, lambda a, f=field: f"{f} {a.item[f]}" if f in a.item else None)
             subtasks |= rates(cells)
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
-            "score": ratio(earned(answers), len(answers)),
             "subtasks": subtasks,
             "correct": earned(answers),
         }

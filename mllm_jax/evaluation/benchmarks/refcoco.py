@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, value_of
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
@@ -160,8 +160,6 @@ class RefCoco(Published):
             splits.setdefault(as_text(answer.item.get("split", "all")), []).append(answer.notes["pair"])
         figures = _figures([answer.notes["pair"] for answer in answers])
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": figures["ACC@0.5"],
             "subtasks": {split: _figures(part)["ACC@0.5"] for split, part in splits.items()},
             **figures,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, rates, ratio, tally
 from mllm_jax.evaluation.predictions import Problems, as_text
 
 TOLERANCE = 0.05
@@ -50,7 +50,6 @@ class RelaxedAccuracy(Benchmark):
         target = as_text(answer.value("target", "label", *([] if own else ["answer"])))
         wanted = _number(target)
         answer.credit = is_right(answer.text, target)
-        answer.parsed = bool(answer.text.strip())
         answer.notes = {
             "exact": answer.text.strip().lower() == target.strip().lower(),
             "no number": bool(wanted) and math.isfinite(wanted) and _number(answer.text) is None,
@@ -63,9 +62,6 @@ class RelaxedAccuracy(Benchmark):
         n = len(answers)
         subtasks = rates(tally(answers, lambda a: a.notes["split"]))
         return {
-            "n": n,
-            "unparsed": unread(answers),
-            "score": ratio(earned(answers), n),
             "subtasks": subtasks,
             "correct": earned(answers),
             "exact_match": ratio(sum(a.notes["exact"] for a in answers), n),

@@ -110,21 +110,18 @@ class ScienceQa(Published):
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n, right, unparsed = len(answers), earned(answers), unread(answers)
+        n, right = len(answers), earned(answers)
         parts = tally(answers, lambda a: a.notes["part"])
         image = parts.get("IMG", [0, 0])
         no_choice = sum(not a.notes["offered"] for a in answers)
         return {
-            "n": n,
-            "unparsed": unparsed,
-            "score": ratio(right, n, 100),
             "subtasks": {name: ratio(*parts[name], 100) for name in ("IMG", "TXT") if name in parts},
             "correct": right,
             "accuracy": ratio(right, n, 100),
             "img_total": image[1],
             "img_correct": image[0],
             "img_accuracy": ratio(*image, 100),
-            "letter_not_among_the_choices": no_choice - unparsed,
+            "letter_not_among_the_choices": no_choice - unread(answers),
             "pred_idx_minus1": no_choice,
             "lmms_accuracy": ratio(sum(a.notes["lmms"] for a in answers), n, 100),
         }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, ratio, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, ratio
 from mllm_jax.evaluation.benchmarks.published import File, Option, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c
@@ -110,7 +110,6 @@ class TextVqa(ShortAnswer):
     def grade(cls, answer: Answer) -> None:
         text, answers = answer.text, [as_text(a) for a in answer.value("answers")]
         answer.credit = score_question(text, answers)
-        answer.parsed = bool(text.strip())
         answer.notes = {
             "exact": m4c_normalize(text) in {m4c_normalize(a) for a in answers},
             "m4c": anls_m4c(text, answers),
@@ -122,9 +121,6 @@ class TextVqa(ShortAnswer):
         n = len(answers)
         m4c = [a.notes["m4c"] for a in answers if a.notes["m4c"] is not None]
         return {
-            "n": n,
-            "unparsed": unread(answers),
-            "score": 100.0 * ratio(earned(answers), n),
             "anls": {
                 "m4c_STVQAANLS": ratio(sum(m4c), len(m4c)),
                 "m4c_undefined_rows": n - len(m4c),

@@ -228,8 +228,6 @@ class VideoQa(Benchmark):
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
         decided, yes = sum(answer.parsed for answer in answers), int(earned(answers))
         return {
-            "n": len(answers),
-            "unparsed": len(answers) - decided,
             "score": ratio(yes, decided),
             "yes": yes,
             "no": decided - yes,
@@ -305,8 +303,6 @@ class VideoChatGpt(VideoQa):
             scores.setdefault(answer.notes["aspect"], []).append(answer.notes["score"])
         means = {short: ratio(sum(values), len(values)) for short, values in scores.items()}
         return {
-            "n": len(answers),
-            "unparsed": 0,
             "score": ratio(sum(means.values()), len(means)),
             "subtasks": means,
             "judge_models": sorted({a.row["model"] for a in answers if a.row["model"]}),

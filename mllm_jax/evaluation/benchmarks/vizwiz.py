@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, Question, rates, tally
 from mllm_jax.evaluation.benchmarks.published import SHORT, File, Option, Upload, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
 from mllm_jax.evaluation.predictions import Problems, as_text, by_id, read_annotation_rows, take
@@ -72,17 +72,13 @@ class VizWiz(ShortAnswer):
         ]
         said = m4c_normalize(answer.text)
         answer.credit = soft_accuracy(said, human)
-        answer.parsed = bool(answer.text.strip())
         answer.notes["unanswerable"] = said == "unanswerable"
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
         kinds = tally(answers, lambda a: as_text(a.item.get("answer_type", "all")))
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
-            "score": 100 * ratio(earned(answers), len(answers)),
-            "subtasks": {kind: 100 * ratio(*cell) for kind, cell in kinds.items()},
+            "subtasks": rates(kinds, 100),
             "said_unanswerable": sum(a.notes["unanswerable"] for a in answers),
         }
 

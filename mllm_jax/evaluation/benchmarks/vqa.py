@@ -17,7 +17,6 @@ from mllm_jax.evaluation.benchmarks.base import (
     rates,
     ratio,
     tally,
-    unread,
 )
 from mllm_jax.evaluation.benchmarks.mini import same_answer
 from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
@@ -58,7 +57,6 @@ class Vqa(Benchmark):
     @classmethod
     def grade(cls, answer: Answer) -> None:
         gold = as_text(answer.value("answer", "label"))
-        answer.parsed = bool(answer.text.strip())
         answer.credit = answer.parsed and same_answer(answer.text, gold)
         answer.notes["kind"] = as_text(
             answer.item.get("question_type") or answer.item.get("ability") or "all"
@@ -75,9 +73,6 @@ class Vqa(Benchmark):
         gold = Counter(as_text(answer.value("answer", "label")) for answer in answers)
         majority, count = gold.most_common(1)[0] if gold else ("", 0)
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
-            "score": ratio(earned(answers), len(answers)),
             "subtasks": rates(cells),
             "groups": {group: sum(scores) / len(scores) for group, scores in members.items()},
             "counts": cells,

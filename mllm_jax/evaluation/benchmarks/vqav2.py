@@ -8,7 +8,7 @@ worth.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, tally
 from mllm_jax.evaluation.benchmarks.published import (
     LONG_TOKENS,
     SHORT,
@@ -116,7 +116,6 @@ class VqaV2(ShortAnswer):
     def grade(cls, answer: Answer) -> None:
         human = [as_text(take(a, ("answer",), answer.where)) for a in answer.value("answers")]
         answer.credit = score_question(answer.text, human)
-        answer.parsed = bool(answer.text.strip())
         always = soft_accuracy(normalize(_flat(answer.text)), [normalize(_flat(h)) for h in human])
         answer.notes["normalised"] = always
 
@@ -130,8 +129,6 @@ class VqaV2(ShortAnswer):
             for f in ("answer_type", "question_type")
         )
         return {
-            "n": len(answers),
-            "unparsed": unread(answers),
             "score": _percent(sum(a.credit for a in answers), len(answers)),
             "subtasks": kinds,
             "per_question_type": types,
