@@ -19,7 +19,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from mllm_jax.cli import script
-from mllm_jax.config import ConfigError, benchmark_config, default_config
+from mllm_jax.config import ConfigError, benchmark_config, declared, default_config
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
@@ -37,15 +37,15 @@ MODEL = flags.DEFINE_string(
     "model", None, "Instead of --workdir: a model directory or hub id; needs --template, --out."
 )
 TEMPLATE = flags.DEFINE_enum("template", None, [*TEMPLATES, CHAT], "Conversation template of --model.")
-ASPECT = flags.DEFINE_enum("aspect", "pad", ["pad", "square"], "How --model was shown pictures.")
+ASPECT = flags.DEFINE_enum("aspect", "pad", declared("data.aspect").choices, "How --model was shown images.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of --model's parameters and computation."
+    "dtype", "bfloat16", declared("model.dtype").choices, "Of --model's parameters and computation."
 )
 TOWER = flags.DEFINE_string("tower", None, "Vision tower of --model, if not the one that it names.")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer of --model, if not beside it.")
 BENCHMARK = flags.DEFINE_string("benchmark", None, "Kind of a benchmark to answer instead of the run's own.")
 PATH = flags.DEFINE_string("path", None, "Its questions (with --benchmark).")
-IMAGES = flags.DEFINE_string("images", "", "Folder of its pictures (with --benchmark).")
+IMAGES = flags.DEFINE_string("images", "", "Folder of its images (with --benchmark).")
 BENCHMARKS = flags.DEFINE_list(
     "benchmarks", None, "Published benchmarks: NAME or NAME:OPTION=VALUE, by commas."
 )
@@ -57,7 +57,7 @@ PREPARED = flags.DEFINE_string(
     "",
     "Folder where --benchmarks are first written as tensorflow-datasets data, and read from then on.",
 )
-BLIND = flags.DEFINE_bool("blind", True, "Also answer with the picture replaced by its mean.")
+BLIND = flags.DEFINE_bool("blind", True, "Also answer with the image replaced by its mean.")
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also score multiple choice by the options' likelihood.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Prompts at once (default: the run's).", lower_bound=1)
 MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -66,7 +66,7 @@ MAX_NEW_TOKENS = flags.DEFINE_integer(
 OVERLONG = flags.DEFINE_enum(
     "overlong",
     None,
-    ["error", "empty"],
+    declared("eval.overlong").choices,
     "A prompt beyond the context: stop, or count it as an empty answer (default: the run's).",
 )
 DISTRIBUTED = flags.DEFINE_bool(

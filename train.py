@@ -21,6 +21,7 @@ from mllm_jax.cli import script
 from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
+from mllm_jax.evaluation.preflight import check_benchmarks
 from mllm_jax.evaluation.report import plots
 from mllm_jax.inference import runs
 from mllm_jax.inference.load import trained_model
@@ -122,7 +123,9 @@ def train(config, directory, evaluate=True):
     mesh = make_mesh(config.mesh.to_dict())
     model = runs.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
-    preflight.check_stages(config, model, tokenizer, mesh, evaluate)
+    preflight.check_stages(config, model, tokenizer, mesh)
+    if evaluate:
+        check_benchmarks(config, tokenizer)
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(

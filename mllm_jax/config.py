@@ -6,6 +6,7 @@ are declared by the connector. `mllm-jax config` prints what is declared here (d
 """
 
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "benchmark_config",
     "check",
     "check_key",
+    "check_paths",
     "config_key_error",
     "declared",
     "default_config",
@@ -116,7 +118,7 @@ STAGE: Schema = {
                     synonyms=("lr_schedule", "scheduler", "lr_scheduler", "lr_scheduler_type")),
     "warmup_ratio": Key(0.03, "share of the steps in which the rates rise from zero", least=0, below=1,
                         synonyms=("warmup", "warmup_steps")),
-    "weight_decay": Key(0.0, "decoupled, of matrices only", least=0, synonyms=("wd",)),
+    "weight_decay": Key(0.0, "decoupled; not of biases and norm scales", least=0, synonyms=("wd",)),
     "b1": Key(0.9, "decay of the first moment", least=0, below=1, synonyms=("beta1", "adam_beta1", "momentum")),
     "b2": Key(0.999, "decay of the second moment", least=0, below=1, synonyms=("beta2", "adam_beta2")),
     "eps": Key(1e-8, "added to the root of the second moment", above=0, synonyms=("epsilon", "adam_epsilon")),
@@ -310,6 +312,17 @@ def _values(config: ConfigDict, schema: Schema, path: str = "") -> Iterator[tupl
             yield from _values(value, node, here)
 
 
+def check_paths(config: ConfigDict, path: str) -> None:
+    """Checks that every file or folder that the keys right below `path` name is there.
+
+    Raises:
+      FileNotFoundError: naming the key and the file.
+    """
+    for name, value in config.items():
+        if value and declared(key := join(path, name)).path and not pathlib.Path(value).exists():
+            raise FileNotFoundError(f"config key {key!r}: there is no {value}")
+
+
 def differences(
     have: Mapping[str, Any], want: Mapping[str, Any], schema: Schema = SCHEMA, path: str = ""
 ) -> Iterator[tuple[str, Key | Named | None, Any, Any]]:
@@ -364,7 +377,8 @@ def _how_to_create(parent: str, name: str) -> str:
 def check(config: ConfigDict) -> None:
     """Checks keys, types, ranges, choices and what keys say together, before anything is read or computed.
 
-    What depends on the model, the data and the devices is checked by `mllm_jax.training.preflight`.
+    What depends on the model is checked by `mllm_jax.inference.runs.model_config`, what depends on data and devices by
+    `mllm_jax.training.preflight` and `mllm_jax.evaluation.preflight`.
 
     Raises:
       ConfigError: naming the key, what is wrong, and the nearest valid key or value.

@@ -11,7 +11,9 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
+from mllm_jax.cli.main import main
 from mllm_jax.config import (
+    SCHEMA,
     ConfigError,
     benchmark_config,
     check,
@@ -23,6 +25,7 @@ from mllm_jax.config import (
 )
 from mllm_jax.data import images
 from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.schema import Key, walk
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
@@ -79,6 +82,23 @@ def test_recipe_equals_its_golden(name, argument, request):
     assert values == json.loads(path.read_text()), f"differs from {path}; see the top of this file"
 
 
+def test_the_reference_is_up_to_date(request, capsys):
+    assert main(["config"]) == 0
+    text = capsys.readouterr().out
+    path = ROOT / "docs" / "config.md"
+    if request.config.getoption("--update-goldens"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8"), "make it again: mllm-jax config > docs/config.md"
+
+
+def test_the_reference_of_a_part(capsys):
+    assert main(["config", "--only", "stages.*.lora"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 5
+    assert lines[2].startswith("| `stages.*.lora.rank` | int; at least 0 | `0` | ")
+    assert main(["config", "--only", "stages.*.lor"]) == 1
+
+
 def test_resolved_keeps_only_the_chosen_connector(tiny_config):
     values = resolved(tiny_config)
     assert set(values["model"]["connector"]) == {"name", "path", "average_pool"}
@@ -104,6 +124,15 @@ def test_validate_has_the_pixel_limit_of_training():
         ("stages.pretrain.lerning_rate", "did you mean 'stages.pretrain.learning_rate'?"),
         ("stages.pretrain.sources.captions.image", "did you mean 'stages.pretrain.sources.captions.images'?"),
         ("eval.max_tokens", "did you mean 'eval.max_new_tokens'?"),
+        ("stages.pretrain.lr", "did you mean 'stages.pretrain.learning_rate'?"),
+        ("stages.pretrain.LR", "did you mean 'stages.pretrain.learning_rate'?"),
+        ("stages.pretrain.bs", "did you mean 'stages.pretrain.batch_size'?"),
+        ("stages.pretrain.gradient_accumulation_steps", "did you mean 'stages.pretrain.accumulation'?"),
+        ("model.llm.gradient_checkpointing", "did you mean 'model.llm.remat'?"),
+        ("stages.pretrain.lora.r", "did you mean 'stages.pretrain.lora.rank'?"),
+        ("lr", "unknown config key 'lr'; there is 'stages.*.learning_rate'; valid here: data"),
+        ("connector", "there is 'model.connector'; valid here: data"),
+        ("num_workers", "there is 'data.threads'; valid here: data"),
         (
             "weight_decay",
             "unknown config key 'weight_decay'; there is 'stages.*.weight_decay'; valid here: data",
@@ -123,6 +152,25 @@ def test_check_key_walks_the_given_config(tiny_config):
         check_key(tiny_config, "stages.pretrian.steps")
     with pytest.raises(ConfigError, match=r"'seed' holds a value, so there is no 'seed\.x'"):
         check_key(tiny_config, "seed.x")
+
+
+def test_no_synonym_hides_a_key_beside_it():
+    """A synonym leads to one key, and is no valid key of the same place itself."""
+    places = {}
+    for path, node in walk(SCHEMA):
+        parent, _, name = path.rpartition(".")
+        places.setdefault(parent, []).append((name, *getattr(node, "synonyms", ())))
+    for parent, words in places.items():
+        flat = [word for group in words for word in group]
+        assert len(flat) == len(set(flat)), (parent, {word for word in flat if flat.count(word) > 1})
+        assert all(word == word.lower() for word in flat)
+
+
+def test_every_key_says_what_it_means_and_has_a_valid_default():
+    for path, node in walk(SCHEMA):
+        if isinstance(node, Key):
+            assert node.problem(node.default) is None, path
+            assert node.help, path
 
 
 def test_missing_key_is_named(tiny_config):
@@ -163,6 +211,11 @@ def test_missing_key_is_named(tiny_config):
         ("data.dir", "gs://bucket/data", "'data.dir' is 'gs://bucket/data': it is object storage"),
         ("mesh.data", 0, "'mesh.data' must be at least 1 or -1, not 0"),
         ("eval.blind", 1, "'eval.blind' must be of type bool"),
+        (
+            "eval.benchmarks",
+            ConfigDict({"mine": {**benchmark_config(), "options": 3}}),
+            "'eval.benchmarks.mine.options' must be of type dict, not 3",
+        ),
         ("eval.overlong", "skip", "valid: 'error', 'empty'"),
         ("stages", 1, "'stages' must be a dict of named entries"),
         ("stages.pretrain", 1, "'stages.pretrain' must be a dict with"),
@@ -351,48 +404,6 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
         return
     with pytest.raises(error, match=re.escape(message)):
         preflight.check_stages(*arguments)
-
-
-def test_benchmarks_are_read_before_training(tiny_config, tmp_path):
-    import jax
-
-    from mllm_jax.inference import runs
-    from mllm_jax.interop import load_tokenizer
-    from mllm_jax.training import preflight
-
-    questions = [{"question_id": "q7", "image": "dog.png", "question": "what?", "answer": "a dog"}]
-    (tmp_path / "test.json").write_text(json.dumps(questions))
-    (tmp_path / "images").mkdir()
-    tiny_config.eval.benchmarks = ConfigDict({"mine": benchmark_config()})
-    values = tiny_config.eval.benchmarks.mine
-    tokenizer = load_tokenizer(tiny_config.model.llm.path)
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model = runs.model_config(tiny_config)
-
-    def expect(error, message, **changes):
-        for key, value in changes.items():
-            values[key] = value
-        check(tiny_config)
-        with pytest.raises(error, match=re.escape(message)):
-            preflight.check_stages(tiny_config, model, tokenizer, mesh)
-
-    expect(ConfigError, "'eval.benchmarks.mine.count' is 0")
-    values.path = str(tmp_path / "test.json")
-    expect(
-        ConfigError,
-        "'eval.benchmarks.mine': unknown kind of benchmark 'vqaa'; did you mean 'vqa'?",
-        kind="vqaa",
-    )
-    expect(FileNotFoundError, f"question 'q7' of {values.path} needs the picture", kind="vqa")
-    (tmp_path / "images" / "dog.png").write_bytes(b"")
-    preflight.check_stages(tiny_config, model, tokenizer, mesh)
-    expect(ConfigError, "the 'vqa' benchmark has no option 'split'", options=ConfigDict({"split": "val"}))
-    expect(FileNotFoundError, "'eval.benchmarks.mine.path': there is no nowhere.json", path="nowhere.json")
-    expect(ConfigError, "the 'vqa' benchmark needs the path of its JSON file", path="", options=ConfigDict())
-    preflight.check_stages(tiny_config, model, tokenizer, mesh, evaluate=False)
-    set_key(tiny_config, "eval.benchmarks.mine.options", 3)
-    with pytest.raises(ConfigError, match=r"'eval\.benchmarks\.mine\.options' must be of type dict, not 3"):
-        check(tiny_config)
 
 
 @pytest.mark.parametrize(

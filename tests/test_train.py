@@ -463,9 +463,49 @@ def test_overrides_reach_the_configuration(parse):
 
 
 @recipe_loading
+def test_the_command_line_adds_sources_and_benchmarks(parse):
+    own = f"--config={ROOT}/configs/own_data.py:finetune"
+    config = parse(
+        own,
+        "--workdir=x",
+        "--config.stages.finetune.sources.more.images=b",
+        "--config.stages.finetune.sources.more.json=b.json",
+        "--config.stages.finetune.sources.more.weight=2",
+        "--config.eval.benchmarks.gqa.path=gqa",
+        "--config.eval.benchmarks.gqa.kind=gqa",
+    )
+    assert set(config.stages.finetune.sources) == {"main", "more"}
+    more = config.stages.finetune.sources.more
+    assert (more.kind, more.json, more.images, more.weight) == ("llava", "b.json", "b", 2.0)
+    assert set(config.eval.benchmarks) == {"main", "gqa"}
+    assert config.eval.benchmarks.gqa.kind == "gqa"
+
+
+@recipe_loading
+def test_home_is_expanded_in_flags_and_keys(parse, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = tmp_path / "recipe.py"
+    text = "from mllm_jax.config import default_config\n\ndef get_config():\n    config = default_config()\n"
+    recipe.write_text(text + "    config.model.vision.path = '~/tower'\n    return config\n")
+    config = parse("--config=~/recipe.py", "--workdir=~/run", "--config.model.llm.path=~/llm")
+    assert flags.FLAGS.workdir == f"{tmp_path}/run"
+    assert config.model.llm.path == f"{tmp_path}/llm"
+    assert config.model.vision.path == f"{tmp_path}/tower"  # that of a recipe, too
+
+
+@recipe_loading
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([QUICKSTART, "--workdir=gs://bucket/x"], "ConfigError: --workdir: gs://bucket/x is object storage"),
+        ([QUICKSTART, "--config.data.dir=s3://b/x"], "--config.data.dir: s3://b/x is object storage"),
+        ([QUICKSTART, "--config.lr=1"], "there is 'stages.*.learning_rate'; valid here: data, eval"),
+        ([QUICKSTART, "--config.stages.finetune.lr=1"], "did you mean 'stages.finetune.learning_rate'?"),
+        (
+            [QUICKSTART, "--config.stages.finetune.sources.more.weight=2"],
+            "valid here: instructions; give --config.stages.finetune.sources.more.json or "
+            "--config.stages.finetune.sources.more.kind to add it",
+        ),
         ([QUICKSTART, "--config.model.conector.name=x"], "'model.conector'; did you mean 'model.connector'?"),
         ([QUICKSTART, "--config.model.connector.nam=x"], "did you mean 'model.connector.name'?"),
         ([QUICKSTART, "--config.stages.finetun.steps=3"], "did you mean 'stages.finetune'?"),

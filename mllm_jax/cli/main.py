@@ -24,6 +24,7 @@ NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
+    "config": ("mllm_jax.cli.config", "every configuration key: type, default, meaning"),
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
     "export": (
         "mllm_jax.cli.export",

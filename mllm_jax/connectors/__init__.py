@@ -4,6 +4,7 @@ To add one: a file with a `Connector` subclass, a row here, a test.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,11 @@ def declared_options(name: str) -> dict[str, Key]:
     """
     connector, fixed = _entry(name)
     given_by_model = {field.name for field in dataclasses.fields(Connector)} | set(fixed)
-    return {f.name: _declared(f) for f in dataclasses.fields(connector) if f.name not in given_by_model}
+    fields = [field for field in dataclasses.fields(connector) if field.name not in given_by_model]
+    return {
+        field.name: dataclasses.replace(_declared(field), help=_meaning(connector, field.name))
+        for field in fields
+    }
 
 
 def _declared(field: dataclasses.Field) -> Key:
@@ -104,6 +109,15 @@ def _declared(field: dataclasses.Field) -> Key:
     kind = type(field.default)
     least = min(1 if kind is int else 0, field.default) if kind in (int, float) else None
     return Key(field.default, least=least, items=int if kind is tuple else None)
+
+
+def _meaning(connector: type[Connector], option: str) -> str:
+    """What the docstring of the connector, or of a base, says about an option below "Attributes:"."""
+    pattern = rf"(?:\n|  ) *{option}: (.*?)(?=(?:\n|  ) *\w+: |\n *\n|\Z)"
+    for each in connector.__mro__:
+        if found := re.search(pattern, (each.__doc__ or "").partition("Attributes:")[2], re.DOTALL):
+            return " ".join(found[1].split()).rstrip(".")
+    return ""
 
 
 def options(name: str) -> dict[str, Any]:

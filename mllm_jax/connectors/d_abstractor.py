@@ -37,6 +37,7 @@ class DAbstractor(Connector):
       dropout: rate on every residual branch.
       pooled: "query" (the position is pooled; Honeybee's setting), "target" (the content is), "none".
       position_table: learned positions added to the patches; ties the connector to one grid.
+      ring_offsets: sampling offsets and point weights start as in Deformable DETR.
       end_tokens: learned tokens appended to the queries before the output projection.
     """
 
@@ -46,7 +47,7 @@ class DAbstractor(Connector):
     heads: int = 8
     points: int = 4
     mlp: int = 1024
-    dropout: float = 0.1
+    dropout: float = option(0.1, least=0, below=1)
     pooled: str = option("query", choices=("query", "target", "none"))
     position_table: bool = True
     end_tokens: int = 0

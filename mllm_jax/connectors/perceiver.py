@@ -47,8 +47,11 @@ class Perceiver(Connector):
     Variant "next": everything at width C, then `mlp{layers}x_gelu` C -> D (the ordinary projector).
 
     Attributes:
-      tokens: M (TLF's default 128; LLaVA-NeXT's 32).  depth: layers.
-      heads, head_width: attention heads and their width, independent of the model width.
+      tokens: M (TLF's default 128; LLaVA-NeXT's 32).
+      variant: "tlf" or "next", as above.
+      depth: layers.
+      heads: attention heads.
+      head_width: their width, independent of the model width.
       mlp_ratio: inner width of the MLP, in model widths.
       layers: layers of the projector of variant "next".
     """

@@ -32,6 +32,7 @@ class PixelShuffle(Connector):
     Variant "idefics3": one Linear without bias.
 
     Attributes:
+      variant: "internvl" or "idefics3", as above.
       factor: r, patches per side of a token; must divide the grid.
     """
 

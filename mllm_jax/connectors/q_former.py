@@ -61,6 +61,7 @@ class QFormer(Connector):
     `cross_every`, not the number of layers.
 
     Attributes:
+      variant: "tlf" or "next", as above.
       tokens: M.  hidden: E.  depth: layers.  heads: attention heads.  mlp: inner width.
       cross_every: layers 0, n, 2n, ... have cross-attention.
       dropout: rate on embeddings, attention probabilities and every residual branch.
@@ -74,7 +75,7 @@ class QFormer(Connector):
     heads: int = 12
     mlp: int = 3072
     cross_every: int = 2
-    dropout: float = 0.1
+    dropout: float = option(0.1, least=0, below=1)
     layers: int = 2
 
     @nn.nowrap

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mllm_jax.connectors.base import Connector, Grid, VisionFeatures
+from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.grids import check_table_grid
 from mllm_jax.connectors.layers import append_tokens, attend, dense, layer_norm, position_table
 
@@ -65,7 +65,7 @@ class Resampler(Connector):
     depth: int = 6
     heads: int = 16
     mlp: int = 4096
-    dropout: float = 0.1
+    dropout: float = option(0.1, least=0, below=1)
     query_std: float = 0.02
     position_table: bool = False
     end_tokens: int = 0

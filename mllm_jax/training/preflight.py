@@ -1,15 +1,15 @@
-"""What can be known to fail before anything is computed: every stage and the evaluation, not only what runs first."""
+"""What can be known to fail before anything is computed: every stage, not only the first one.
 
-import pathlib
-from collections.abc import Sequence
+`mllm_jax.config.check` comes before it; `mllm_jax.evaluation.preflight` does the same for the evaluation at the end.
+"""
+
 from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mllm_jax.config import ConfigError, config_key_error
+from mllm_jax.config import ConfigError, check_paths, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
-from mllm_jax.evaluation.benchmarks import Benchmark, read_benchmark
 from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.mini.world.dataset import BENCHMARK
@@ -21,13 +21,8 @@ from mllm_jax.training import adapters
 from mllm_jax.training.optimizer import peak_rates
 
 
-def check_stages(
-    config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh, evaluate: bool = True
-) -> None:
-    """Finds before any compute what would stop a later stage or the evaluation at its end.
-
-    Args:
-      evaluate: whether there will be an evaluation; its benchmarks are read then.
+def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh) -> None:
+    """Finds before any compute what would stop a later stage.
 
     Raises:
       ConfigError: naming the key.
@@ -50,7 +45,7 @@ def check_stages(
                 f"({num_row_shards(mesh)}) x accumulation ({stage.accumulation})"
             )
         with config_key_error(f"{here}.template"):
-            _check_template(stage.template, tokenizer)
+            check_template(resolve_template(stage.template, tokenizer), tokenizer)
         if stage.lora.rank:
             with config_key_error(f"{here}.lora.targets"):
                 lora.target_paths(params, runs.lora_settings(stage))
@@ -72,50 +67,13 @@ def check_stages(
             f"config key 'stages.{order[index]}.quantize_base' is 'int8', but {path!r} was changed by an earlier stage "
             f"and {order[index + 1]!r} goes on from it; set it to 'none'"
         )
-    if config.eval.benchmarks and evaluate:
-        with config_key_error("eval.template"):
-            _check_template(config.eval.template, tokenizer)
-    for name, values in config.eval.benchmarks.items() if evaluate else ():
-        _check_benchmark(values, f"eval.benchmarks.{name}")
-
-
-def _check_template(name: str, tokenizer: Any) -> None:
-    check_template(resolve_template(name, tokenizer), tokenizer)
 
 
 def _check_source(values: ConfigDict, key: str) -> None:
     if values.kind == "llava":
-        _check_paths(values, key, ("json", "images"))
+        check_paths(values, key)
     elif values.split not in SPLITS or values.split == BENCHMARK:
         valid = [split for split in SPLITS if split != BENCHMARK]
         raise ConfigError(
             f"config key '{key}.split' is {values.split!r}; valid: {', '.join(map(repr, valid))}"
         )
-
-
-def _check_benchmark(values: ConfigDict, key: str) -> None:
-    """Reads a benchmark's questions and looks for their pictures."""
-    if values.kind == "mini" and not values.path:  # made when it is needed
-        if not values.count:
-            raise ConfigError(f"config key '{key}.count' is 0; give the number of questions per ability")
-        return
-    _check_paths(values, key, ("path", "images"))
-    with config_key_error(key):
-        benchmark = read_benchmark(
-            values.kind, values.path, values.images or None, **values.options.to_dict()
-        )
-    if type(benchmark).read_image is not Benchmark.read_image:  # pictures that are not files
-        return
-    for question in benchmark.questions:
-        for image in question.images:
-            if not (benchmark.images / image).is_file():
-                raise FileNotFoundError(
-                    f"config key '{key}': question {question.row['question_id']!r} of {values.path} needs the picture "
-                    f"{benchmark.images / image}, which is not there"
-                )
-
-
-def _check_paths(values: ConfigDict, key: str, names: Sequence[str]) -> None:
-    for name in names:
-        if values[name] and not pathlib.Path(values[name]).exists():
-            raise FileNotFoundError(f"config key '{key}.{name}': there is no {values[name]}")
