@@ -30,7 +30,7 @@ def test_benchmarks_are_read_before_training(tiny_config, tmp_path):
     values.path = str(tmp_path / "test.json")
     expect(
         ConfigError,
-        "'eval.benchmarks.mine': unknown kind of benchmark 'vqaa'; did you mean 'vqa'?",
+        "'eval.benchmarks.mine': no benchmark 'vqaa'; did you mean 'vqa'?",
         kind="vqaa",
     )
     expect(FileNotFoundError, f"question 'q7' of {values.path} needs the image", kind="vqa")
