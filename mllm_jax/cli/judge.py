@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--send", action="store_true", help="send what is unanswered")
     parser.add_argument("--yes", action="store_true", help="send without asking")
     parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint, for --send")
+    parser.add_argument(
+        "--insecure-http",
+        action="store_true",
+        help="allow plain http:// to another machine of a trusted network",
+    )
     parser.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME")
     parser.add_argument("--workers", type=int, default=4, help="requests in flight")
     parser.add_argument("--retries", type=int, default=6, help="after transient failures, with backoff")
@@ -70,7 +75,7 @@ def _show_cost(args: argparse.Namespace, open_requests: Sequence[Request], answe
     )
 
 
-def _agreed(args: argparse.Namespace) -> bool:
+def _confirmed(args: argparse.Namespace) -> bool:
     if args.yes:
         return True
     if not sys.stdin.isatty():
@@ -95,8 +100,8 @@ def _judge(args: argparse.Namespace) -> int:
     if waiting and args.send:
         if not args.base_url:
             raise ValueError("--send needs --base-url, e.g. https://api.openai.com/v1")
-        client = Client(args.base_url, args.key_variable, args.retries)
-        if _agreed(args):
+        client = Client(args.base_url, args.key_variable, args.retries, insecure_http=args.insecure_http)
+        if _confirmed(args):
             with progress_bar(make_console(sys.stderr)) as bar:
                 task = bar.add_task("judging", total=len(waiting))
                 send(waiting, out / ANSWERS, client, args.workers, progress=lambda: bar.advance(task))

@@ -3,16 +3,18 @@
 import csv
 import io
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax import files
+from mllm_jax import files, limits
 from mllm_jax.escape import spreadsheet
 from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text
 
 TABLES = (".tsv", ".csv", ".xlsx")
+_MOST_ROWS, _MOST_COLUMNS = 1 << 20, 1024  # of a sheet; a row number or column letter costs a file nothing
 _ABSENT = ("", "nan", "none", "null", "n/a", "na")  # what pandas and LLaVA read as no value
 _CELL = 32_767  # characters of a cell of a spreadsheet
 
@@ -56,17 +58,37 @@ def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
 
 
 def _read_xlsx(path: Path) -> list[dict[str, str]]:
+    """The first sheet, by openpyxl in its streaming mode: what the file claims of its size is not believed."""
     import openpyxl  # a slow import that only spreadsheets need
 
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        table = list(book.worksheets[0].iter_rows(values_only=True))
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, IndexError, TypeError, SyntaxError) as error:
-        raise PredictionError(f"{path}: no readable XLSX workbook ({error})") from error
-    if not table:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        limits.check("MAX_TABLE_BYTES", unpacked, path)
+        limits.check("MAX_ARCHIVE_RATIO", unpacked // path.stat().st_size, path)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of features that are not read: styles, validation
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+            sheet = book.worksheets[0]
+            sheet.reset_dimensions()
+            table = [_cells(number, row) for number, row in enumerate(sheet.iter_rows(values_only=True), 1)]
+    except (limits.LimitError, OSError) as error:
+        raise PredictionError(str(error)) from error
+    except Exception as error:  # openpyxl lets out whatever a damaged part of the archive leads to
+        raise PredictionError(
+            f"{path}: no readable XLSX workbook ({type(error).__name__}: {error})"
+        ) from error
+    if not table or not table[0]:
         raise PredictionError(f"{path}: the first sheet is empty")
-    header, *rows = ([("" if cell is None else str(cell)) for cell in row] for row in table)
-    return [dict.fromkeys(header, "") | dict(zip(header, row, strict=False)) for row in rows]
+    header = [(place, name) for place, name in enumerate(table[0]) if name]
+    rows = [row for row in table[1:] if row]
+    return [{name: row[place] if place < len(row) else "" for place, name in header} for row in rows]
+
+
+def _cells(number: int, row: Sequence[Any]) -> list[str]:
+    if number > _MOST_ROWS or len(row) > _MOST_COLUMNS:
+        raise ValueError(f"row {number} has {len(row)} cells; {_MOST_ROWS} rows of {_MOST_COLUMNS} are read")
+    return ["" if value is None else str(value) for value in row]
 
 
 def write_xlsx(

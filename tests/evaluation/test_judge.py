@@ -12,6 +12,7 @@ from mllm_jax.evaluation.judge.requests import (
     build_requests,
     estimate,
     read_answers,
+    summary,
     write_judged,
     write_requests,
 )
@@ -40,8 +41,12 @@ class Endpoint:
                     "usage": {"prompt_tokens": 11, "completion_tokens": 2},
                     "choices": [{"message": {"content": content}}],
                 }
+                if not isinstance(content, str):
+                    reply = content  # a whole reply, of any shape
                 raw = json.dumps(reply).encode() if status == 200 else str(content).encode()
                 self.send_response(status)
+                if 300 <= status < 400:
+                    self.send_header("Location", content)
                 self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
                 self.wfile.write(raw)
@@ -281,3 +286,127 @@ def test_judged_grades_are_stored_per_run(mm_vet, tmp_path):
     answers = {r.id: {"content": f"0.{r.run + 1}"} for r in requests}
     path = write_judged(tmp_path / "judged", "mm_vet", requests, answers, mm_vet[0])
     assert json.loads(path.read_text())["v1_3"] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_does_not_follow_a_redirect(monkeypatch, status):
+    monkeypatch.setenv(KEY, "secret-key")
+    with (
+        Endpoint(lambda body, n: (200, "stolen")) as thief,
+        Endpoint(lambda body, n: (status, thief.url + "/chat/completions")) as server,
+    ):
+        client = Client(server.url, KEY, retries=2, first_wait=0.001)
+        with pytest.raises(JudgeError, match=f"HTTP {status}.*redirects are not followed"):
+            client.complete({})
+    assert (len(server.seen), thief.seen) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://judge.example/v1", "--insecure-http"),
+        ("http://127.0.0.1.example/v1", "--insecure-http"),
+        ("https://user:hunter2@judge.example/v1", "without user, password"),
+        ("https://judge.example/v1?api-key=hunter2", "without user, password"),
+        ("https://judge.example:hunter2/v1", "no address"),
+        ("https://judge.example/v1\nHost: hunter2", "no address|without user"),
+        ("file:///etc/passwd", "without user|must start with"),
+    ],
+)
+def test_addresses_that_no_key_is_sent_to(url, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Client(url)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_plain_http_is_for_this_machine_or_said_aloud():
+    for url in (
+        "http://localhost:8000/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://[::1]:8000/v1",
+        "https://judge.example/v1",
+    ):
+        assert Client(url).url == f"{url}/chat/completions"
+    assert (
+        Client("http://node07:8000/v1/", insecure_http=True).url == "http://node07:8000/v1/chat/completions"
+    )
+
+
+@pytest.mark.parametrize("key", ["secret\n", "secret key", "se\x1bcret", "sécret"])
+def test_a_key_that_cannot_be_one_is_refused_unseen(monkeypatch, key):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ValueError, match=KEY) as caught:
+        Client("https://judge.example/v1", KEY)
+    assert "cret" not in str(caught.value)
+
+
+def test_an_echoed_key_and_terminal_commands_are_neither_shown_nor_stored(mm_vet, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY, "secret-key")
+    requests = _requests(mm_vet)[:1]
+    body = "x" * 295 + "Bearer secret-key \x1b]52;c;eA==\x07"
+    with Endpoint(lambda *_: (401, body)) as server:
+        with pytest.raises(JudgeError) as caught:
+            send(requests, tmp_path / "a.jsonl", Client(server.url, KEY))
+        server.answer = lambda *_: (401, body[250:])
+        with pytest.raises(JudgeError, match=r"Bearer \[key\] \\x1b") as shown:
+            send(requests, tmp_path / "a.jsonl", Client(server.url, KEY))
+        server.answer = lambda *_: (200, "0.5 secret-key \x1b]52;c;eA==\x07\nbecause")
+        assert send(requests, tmp_path / "a.jsonl", Client(server.url, KEY)) == 0
+        server.answer = lambda *_: (200, {"error": "secret-key"})
+        with pytest.raises(JudgeError, match=r"no choices.*\[key\]") as wrong:
+            send(requests, tmp_path / "a.jsonl", Client(server.url, KEY, retries=0))
+    stored = (tmp_path / "a.jsonl").read_text()
+    for text in (str(caught.value), str(shown.value), str(wrong.value), stored):
+        assert "secret" not in text
+        assert "\x1b" not in text
+    assert json.loads(stored)["content"] == "0.5 [key] \\x1b]52;c;eA==\\x07\nbecause"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [],
+        {},
+        {"choices": {}},
+        {"choices": []},
+        {"choices": ["x"]},
+        {"choices": [{"message": "x"}]},
+        {"choices": [{"message": {}}]},
+        {"choices": [{"message": {"content": ["0.5"]}}]},
+        {"choices": [{"message": {"content": 0.5}}]},
+        3,
+    ],
+)
+def test_replies_of_other_shapes_are_messages(mm_vet, tmp_path, reply):
+    with Endpoint(lambda *_: (200, reply)) as server:
+        client = Client(server.url, KEY, retries=1, first_wait=0.001)
+        with pytest.raises(
+            JudgeError, match=r"failed 2 times, last: (no choices in the reply|.* is no text)"
+        ):
+            send(_requests(mm_vet)[:1], tmp_path / "a.jsonl", client)
+
+
+def test_odd_facts_beside_a_reply_are_left_out(mm_vet, tmp_path):
+    reply = {
+        "choices": [{"message": {"content": "0.5"}}],
+        "model": ["x"], "usage": {"prompt_tokens": "many"}, "created": "now", "system_fingerprint": {},
+    }  # fmt: skip
+    requests, path = _requests(mm_vet)[:1], tmp_path / "a.jsonl"
+    with Endpoint(lambda *_: (200, reply)) as server:
+        assert send(requests, path, Client(server.url)) == 0
+    stored = json.loads(path.read_text())
+    assert [stored[key] for key in ("model", "usage", "created", "fingerprint")] == [None] * 4
+    # The same from a file that somebody else wrote; a reply that is no text is asked again.
+    lines(path, [stored | {"usage": [1], "created": "x"}])
+    assert summary("mm_vet", read_answers(path, requests), 1)["prompt_tokens"] == 0
+    lines(path, [stored | {"content": ["0.5"]}])
+    assert read_answers(path, requests) == {}
+
+
+def test_answers_are_not_appended_through_a_link(mm_vet, tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / "answers.jsonl"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    with Endpoint(lambda *_: (200, "0.5")) as server, pytest.raises(OSError, match="symbolic link"):
+        send(_requests(mm_vet)[:1], path, Client(server.url))
+    assert victim.read_text() == "precious"

@@ -5,7 +5,8 @@ from scoring_helpers import lines
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.mmbench import options_of
 from mllm_jax.evaluation.option_match import infer_option
-from mllm_jax.evaluation.predictions import PredictionError
+from mllm_jax.evaluation.predictions import PredictionError, Problems
+from mllm_jax.evaluation.table_files import read_table
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,85 @@ def test_submission_xlsx(tmp_path):
     book.save(tmp_path / "p.xlsx")
     result = get_benchmark("mmbench").score(tmp_path / "p.xlsx")
     assert (result["score"], result["row_correct"]) == (1.0, 2)
-    (tmp_path / "p.xlsx").write_bytes(b"PK")
+
+
+SHEETS = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+PACKAGE = "http://schemas.openxmlformats.org/package/2006"
+
+
+def workbook(path, rows, shared=(), dimension="A1:E3"):
+    """An XLSX file of rows of XML, as spreadsheet programs write it."""
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    strings = "".join(f"<si><t>{text}</t></si>" for text in shared)
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{PACKAGE}/content-types"><Override PartName="/xl/workbook.xml" '
+        f'ContentType="{kind}.sheet.main+xml"/><Override PartName="/xl/worksheets/sheet1.xml" '
+        f'ContentType="{kind}.worksheet+xml"/><Override PartName="/xl/sharedStrings.xml" '
+        f'ContentType="{kind}.sharedStrings+xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{PACKAGE}/relationships"><Relationship Id="r1" '
+        f'Type="{OFFICE}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{SHEETS}" xmlns:r="{OFFICE}"><sheets>'
+        '<sheet name="answers" sheetId="1" r:id="r1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{PACKAGE}/relationships"><Relationship Id="r1" '
+        f'Type="{OFFICE}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+        "xl/sharedStrings.xml": f'<sst xmlns="{SHEETS}">{strings}</sst>',
+        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{SHEETS}"><dimension ref="{dimension}"/>'
+        f"<sheetData>{rows}</sheetData></worksheet>",
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as book:
+        for name, text in parts.items():
+            book.writestr(name, text)
+    return path
+
+
+def cell(column, row, text, kind):
+    value = f"<is><t>{text}</t></is>" if kind == "inlineStr" else f"<v>{text}</v>"
+    return f'<c r="{column}{row}" t="{kind}">{value}</c>'
+
+
+def test_a_workbook_as_spreadsheet_programs_write_it(tmp_path):
+    shared = ["index", "A", "B", "prediction", "answer", "cat", "dog"]
+    body = "".join(cell(c, 1, i, "s") for i, c in enumerate("ABCDE"))
+    rows = f'<row r="1">{body}</row>'
+    table = ((1, 5, 6, "A"), (1_000_001, 6, 5, "B"))
+    for number, (index, a, b, answer) in enumerate(table, 2):
+        cells = cell("A", number, index, "n") + cell("B", number, a, "s") + cell("C", number, b, "s")
+        cells += cell("D", number, "the cat", "inlineStr") + cell("E", number, answer, "inlineStr")
+        rows += f'<row r="{number}">{cells}</row>'
+    path = workbook(tmp_path / "p.xlsx", rows, shared)
+    result = get_benchmark("mmbench").score(path)
+    assert (result["score"], result["row_correct"]) == (1.0, 2)
+    assert read_table(path, Problems())[1]["index"] == "1000001"
+    path.write_bytes(b"PK")
     with pytest.raises(PredictionError, match="no readable XLSX"):
-        get_benchmark("mmbench").score(tmp_path / "p.xlsx")
+        get_benchmark("mmbench").score(path)
+
+
+HEAD = f'<row r="1">{cell("A", 1, "index", "inlineStr")}</row>'
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimension", "message"),
+    [
+        (HEAD + "<row/>" * 3_000_000, "A1:A2", "MLLM_JAX_MAX_ARCHIVE_RATIO="),
+        (HEAD + f'<row r="1000000000000">{cell("A", 10**12, 1, "n")}</row>', "A1:A2", "1048576 rows"),
+        (HEAD + f'<row r="2">{cell("XFD", 2, 1, "n")}</row>', "A1:A2", "row 2 has 16384 cells"),
+        (HEAD + f'<row r="2">{cell("A", 2, 99, "s")}</row>', "A1:A2", "no readable XLSX"),
+        (HEAD + f'<row r="2">{cell("A", 2, "x", "n")}</row>', "A1:A2", "no readable XLSX"),
+        ("", "A1:A2", "the first sheet is empty"),
+    ],
+)
+def test_a_hostile_workbook_is_a_message(tmp_path, rows, dimension, message):
+    path = workbook(tmp_path / "p.xlsx", rows, dimension=dimension)
+    with pytest.raises(PredictionError, match=rf"p\.xlsx: .*{message}"):
+        read_table(path, Problems())
+
+
+def test_what_a_workbook_claims_of_its_size_is_not_believed(tmp_path):
+    rows = HEAD + f'<row r="2">{cell("A", 2, 7, "n")}</row>'
+    path = workbook(tmp_path / "p.xlsx", rows, dimension="A1:XFD1048576")
+    assert read_table(path, Problems()) == [{"index": "7"}]
 
 
 def test_options_end_at_the_first_absent_one():

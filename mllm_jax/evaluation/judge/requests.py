@@ -132,6 +132,31 @@ def estimate(
     return {"requests": len(requests), "input_tokens": tokens_in, "output_tokens": tokens_out, "cost": cost}
 
 
+def checked_reply(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A judge's reply with every field of its type, from an endpoint or a stored line; what is not is left out (None).
+
+    Args:
+        facts: `content`, `model`, `fingerprint`, `created`, `usage`.
+
+    Raises:
+        ValueError: the content is no text.
+    """
+    if not isinstance(facts.get("content"), str):
+        raise ValueError(f"the judge's reply is no text but {facts.get('content')}")
+    usage = facts.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    counts = {
+        key: usage[key] for key in ("prompt_tokens", "completion_tokens") if type(usage.get(key)) is int
+    }
+    created = facts.get("created")
+    return {
+        "content": facts["content"],
+        **{key: facts[key] if isinstance(facts.get(key), str) else None for key in ("model", "fingerprint")},
+        "created": created if type(created) is int else None,
+        "usage": counts or None,
+    }
+
+
 def read_answers(path: Path, requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
     """Readable replies by request id; unreadable ones are asked again.
 
@@ -149,8 +174,12 @@ def read_answers(path: Path, requests: Sequence[Request]) -> dict[str, dict[str,
             continue
         if row.get("digest") != request.digest:
             raise ValueError(f"{path}: {request.id} was asked with another model or prompt; use a new folder")
-        if request.task.parse(row.get("content") or "") is not None:
-            answers[request.id] = row
+        try:
+            reply = checked_reply(row)
+        except ValueError:
+            continue
+        if request.task.parse(reply["content"]) is not None:
+            answers[request.id] = {"requested": str(row.get("requested")), **reply}
     return answers
 
 
@@ -161,7 +190,7 @@ def summary(benchmark: str, answers: Mapping[str, Mapping[str, Any]], runs: int)
     return {
         "benchmark": benchmark,
         "runs": runs,
-        "judge_requested": sorted({str(row.get("requested")) for row in rows}),
+        "judge_requested": sorted({row["requested"] for row in rows}),
         "judge_returned": dict(Counter(str(row.get("model")) for row in rows)),
         "system_fingerprints": sorted({row["fingerprint"] for row in rows if row.get("fingerprint")}),
         "first_reply": min((row["created"] for row in rows if row.get("created")), default=None),
