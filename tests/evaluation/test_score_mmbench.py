@@ -1,3 +1,5 @@
+import zipfile
+
 import openpyxl
 import pytest
 from scoring_helpers import lines
