@@ -5,7 +5,8 @@
 
 `--rows` adds, where DIR has them, the official readings of single answers: parsed letters, accuracies, tokens.
 DIR holds one folder per benchmark (mme, pope, ...) with answers, annotations and an `expected.json`. The exit
-code is 0 if every figure is equal in every digit.
+code is 0 if every figure is equal in every digit, 1 if one differs, and 2 if a folder cannot be compared (the others
+are).
 """
 
 import argparse
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table; returns 1 if any figure differs, 2 if the folder cannot be scored."""
     started = time.perf_counter()
     try:
-        done = score_folder(Path(args.data)) + (check_rows(Path(args.data)) if args.rows else [])
+        done, failed = score_folder(Path(args.data))
+        done += check_rows(Path(args.data)) if args.rows else []
     except (ValueError, OSError, RuntimeError) as error:
         complain(f"mllm-jax score-all: {error}")
         return 2
@@ -82,4 +84,6 @@ def run(args: argparse.Namespace) -> int:
     )
     for line in wrong:
         complain(f"differs (expected, obtained): {line}")
-    return 1 if wrong else 0
+    for message in failed:
+        print(f"mllm-jax score-all: not compared: {message}", file=sys.stderr)
+    return 2 if failed else 1 if wrong else 0

@@ -8,15 +8,16 @@ the last digit is a difference.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks import get_benchmark
+from mllm_jax.evaluation.predictions import Problems, read_json
 from mllm_jax.evaluation.reproduce_rows import CHECKS
 
 Result = dict[str, Any]
@@ -72,14 +73,10 @@ def _flatten(prefix: str, expected: Any, obtained: Any) -> Iterator[tuple[str, f
         yield prefix, expected, obtained if isinstance(obtained, (int, float)) else math.nan
 
 
-def _only(entry: Mapping[str, Any], *skip: str) -> dict[str, Any]:
-    return {k: v for k, v in entry.items() if k not in ("published", "note", "scorer", *skip)}
-
-
-# One case: answers, annotations, headline, and a function (result, expected entry) -> what to compare
-# with it.
 @dataclasses.dataclass(frozen=True)
 class _Case:
+    """One comparison: files in the folder, and which of our figures is which official one."""
+
     benchmark: str
     answers: str
     annotations: str | None
@@ -88,240 +85,221 @@ class _Case:
     obtain: Callable[[Result], Mapping[str, Any]]
 
 
-def _mme(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected, "eval_type").items():
-        answers = name if (folder / name).is_dir() else f"{name}.jsonl"
-        yield _Case(
-            "mme", answers, "ground_truth", "perception", _only(entry),
-            lambda r: {**r, "subtasks": r["details"]},
-        )  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Where a folder keeps the answers that an entry of its `expected.json` is about.
+
+    Attributes:
+        headline: the official figure shown.
+        obtain: our figures under the official names.
+        answers: patterns of the answers, the first that exists is taken; `{...}` are parts of the entry's name.
+        annotations: the same for the annotations.
+        entry: the entry's name, with its parts as named groups.
+        part: where the figures are inside the entry, if it has several.
+        skip: what is in the entry and not compared.
+    """
+
+    headline: str
+    obtain: Callable[[Result], Mapping[str, Any]]
+    answers: tuple[str, ...] = ("{name}.jsonl",)
+    annotations: str | None = None
+    entry: str = "(?P<name>.+)"
+    part: str = ""
+    skip: tuple[str, ...] = ()
 
 
-def _pope(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        if (folder / f"{name}_labels.jsonl").is_file():
-            yield _Case(
-                "pope", f"{name}_answers.jsonl", f"{name}_labels.jsonl", "f1", _only(entry),
-                lambda r: r["details"]["all"],
-            )  # fmt: skip
-        else:
-            yield _Case(
-                "pope", f"{name}.jsonl", ".", "mean_f1", _only(entry), lambda r: {**r, **r["details"]}
-            )
+def _cells(accuracy: Mapping[str, float], counts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    return {k: {"correct": counts[k][0], "n": counts[k][1], "accuracy": v} for k, v in accuracy.items()}
 
 
-def _scienceqa(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "scienceqa", f"{name}.jsonl", "test_answers.json", "accuracy", _only(entry),
-            lambda r: {**r, "total": r["n"]},
-        )  # fmt: skip
+def _mmmu(r: Result) -> Mapping[str, Any]:
+    counts = r["domain_counts"]
+    domains = {name: {"num": counts[name][1], "acc": acc} for name, acc in r["domains"].items()}
+    names = {"overall": "score", "subjects": "subtasks", "n_random_fallback": "random_fallbacks"}
+    return r | {theirs: r[ours] for theirs, ours in names.items()} | {"domains": domains}
 
 
-def _mmmu(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    def obtain(r: Result) -> Mapping[str, Any]:
-        counts = r["domain_counts"]
-        domains = {name: {"num": counts[name][1], "acc": acc} for name, acc in r["domains"].items()}
-        return r | {
-            "overall": r["score"],
-            "subjects": r["subtasks"],
-            "domains": domains,
-            "n_random_fallback": r["random_fallbacks"],
-        }
-
-    files = {"eval_only": "total_val_output.json", "parse_and_eval": "responses.jsonl"}
-    for name, entry in _only(expected).items():
-        for kind, suffix in files.items():
-            yield _Case(
-                "mmmu", f"{name}_{suffix}", "answer_dict_val.json", "overall", _only(entry[kind]), obtain
-            )
+def _seed_dimensions(r: Result) -> Mapping[str, Any]:
+    cells = _cells(r["subtasks"], r["counts"])
+    return {
+        "overall": r["image"],
+        "dimensions": {f"{i} {name}": cell for i, (name, cell) in enumerate(cells.items(), 1)},
+    }
 
 
-def _mmmu_pro(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    def obtain(r: Result) -> Mapping[str, Any]:
-        return {
-            "total": r["n"],
-            "correct_fallback_counted_wrong": r["correct"],
-            "accuracy_fallback_counted_wrong": r["score"],
-            "n_random_fallback": r["unparsed"],
-            "subjects_correct_total": r["counts"],
-        }
-
-    for name, entry in _only(expected).items():
-        # What the authors stored has unseeded random draws in it: nobody can reproduce that figure.
-        wanted = _only(entry, "accuracy_as_stored_by_authors")
-        headline = "accuracy_fallback_counted_wrong"
-        yield _Case("mmmu_pro", f"{name}.jsonl", None, headline, wanted, obtain)
+def _renamed(**names: str) -> Callable[[Result], Mapping[str, Any]]:
+    """Our figures, and under further official names."""
+    return lambda r: {**r, **{theirs: r[ours] for theirs, ours in names.items() if ours in r}}
 
 
-def _mathvista(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "mathvista", f"{name}.jsonl", None, "average.accuracy", _only(entry),
+_MMMU = {"annotations": "answer_dict_val.json", "headline": "overall", "obtain": _mmmu}
+_LAYOUTS: dict[str, tuple[_Layout, ...]] = {
+    "blink": (
+        _Layout(
+            "total",
+            _renamed(total="score", tasks="subtasks"),
+            ("predictions/{name}.json",),
+            "val_answers.json",
+        ),
+    ),
+    "captions": (
+        _Layout("CIDEr", _renamed(n_images="n"), ("{name}_predictions.json",), "{name}_references.json"),
+    ),
+    "llava_bench": (
+        _Layout("all.relative", lambda r: next(iter(r["runs"].values())), ("*-{name}.jsonl",)),
+        _Layout("mean_of_three", _renamed(mean_of_three="score"), (".",), entry="mean_of_three"),
+    ),
+    "mathvista": (
+        _Layout(
+            "average.accuracy",
+            lambda r: (
+                r["breakdown"]
+                | {"average": {"accuracy": r["score"], "correct": r["correct"], "total": r["n"]}}
+            ),
+        ),
+    ),
+    "mm_vet": (
+        _Layout(
+            "mean.total",
+            dict,
+            ("{model}_grades_{runs}.json",),
+            "capabilities.json",
+            "(?P<model>.+)_(?P<runs>.+)",
+        ),
+    ),
+    "mmbench": (
+        _Layout(
+            "circular_accuracy",
+            _renamed(
+                circular_groups="n",
+                circular_correct="correct",
+                circular_accuracy="score",
+                per_row_correct="row_correct",
+                per_row_accuracy="row_accuracy",
+                vanilla_first_pass_correct="vanilla_correct",
+                vanilla_first_pass_accuracy="vanilla_accuracy",
+            ),
+            skip=("group_size_histogram", "first59"),
+        ),
+        _Layout(
+            "circular_correct",
             lambda r: {
-                **r["breakdown"],
-                "average": {"accuracy": r["score"], "correct": r["correct"], "total": r["n"]},
+                "n": r["n"],
+                "circular_correct": r["correct"],
+                "category": r["counts"],
+                "l2-category": r["l2_counts"],
             },
-        )  # fmt: skip
-
-
-def _blink(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "blink", f"predictions/{name}.json", "val_answers.json", "total", _only(entry),
-            lambda r: {**r, "total": r["score"], "tasks": r["subtasks"]},
-        )  # fmt: skip
-
-
-def _mmbench(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    def whole(r: Result) -> Mapping[str, Any]:
-        return {
-            "rows": r["rows"],
-            "circular_groups": r["n"],
-            "circular_correct": r["correct"],
-            "circular_accuracy": r["score"],
-            "per_row_correct": r["row_correct"],
-            "per_row_accuracy": r["row_accuracy"],
-            "vanilla_first_pass_correct": r["vanilla_correct"],
-            "vanilla_first_pass_accuracy": r["vanilla_accuracy"],
-        }
-
-    def part(r: Result) -> Mapping[str, Any]:
-        return {
-            "n": r["n"],
-            "circular_correct": r["correct"],
-            "category": r["counts"],
-            "l2-category": r["l2_counts"],
-        }
-
-    for name, entry in _only(expected).items():
-        subsets = {key: value for key, value in entry.items() if (*folder.glob(f"*_{key}.tsv"),)}
-        rest = _only(entry, "group_size_histogram", *subsets)
-        yield _Case("mmbench", f"{name}.jsonl", None, "circular_accuracy", rest, whole)
-        for key, value in subsets.items():
-            tsv = next(folder.glob(f"*_{key}.tsv")).name
-            yield _Case("mmbench", f"{name}.jsonl", tsv, "circular_correct", value, part)
-
-
-def _seed_bench(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    def by_dimension(r: Result) -> Mapping[str, Any]:
-        cells = enumerate(r["subtasks"].items(), 1)
-        return {
-            "overall": r["image"],
-            "dimensions": {
-                f"{i} {name}": {
-                    "correct": r["counts"][name][0],
-                    "n": r["counts"][name][1],
-                    "accuracy": accuracy,
-                }
-                for i, (name, accuracy) in cells
+            annotations="*_first59.tsv",
+            part="first59",
+        ),
+    ),
+    "mme": (_Layout("perception", _renamed(subtasks="details"), ("{name}", "{name}.jsonl"), "ground_truth"),),
+    "mmmu": (
+        _Layout(answers=("{name}_total_val_output.json",), part="eval_only", **_MMMU),
+        _Layout(answers=("{name}_responses.jsonl",), part="parse_and_eval", **_MMMU),
+    ),
+    "mmmu_pro": (
+        _Layout(
+            "accuracy_fallback_counted_wrong",
+            _renamed(
+                total="n",
+                correct_fallback_counted_wrong="correct",
+                accuracy_fallback_counted_wrong="score",
+                n_random_fallback="unparsed",
+                subjects_correct_total="counts",
+            ),
+            # What the authors stored has unseeded random draws in it: nobody can reproduce that figure.
+            skip=("accuracy_as_stored_by_authors",),
+        ),
+    ),
+    "nextqa": (
+        _Layout(
+            "overall.accuracy",
+            lambda r: {
+                "types": _cells(r["subtasks"], r["counts"]),
+                "groups": _cells(r["question_groups"], r["question_group_counts"]),
+                "overall": {"correct": r["correct"], "n": r["n"], "accuracy": r["score"]},
             },
-        }
-
-    for name, entry in _only(expected).items():
-        if name.endswith("_by_dimension"):
-            model, subset = name.removesuffix("_by_dimension").rsplit("_", 1)
-            questions = f"questions_{subset}.jsonl"
-            yield _Case("seed_bench", f"{model}.jsonl", questions, "overall.accuracy", entry, by_dimension)
-        else:
-            yield _Case("seed_bench", f"{name}.jsonl", None, "image.accuracy", _only(entry), dict)
-
-
-def _textvqa(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    annotations = next(folder.glob("val*.json")).name
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "textvqa", f"{name}.jsonl", annotations, "accuracy", _only(entry),
-            lambda r: {**r, "accuracy": r["score"]},
-        )  # fmt: skip
-
-
-def _vqav2(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    annotations = next(folder.glob("*_annotations.json")).name
-    split = annotations.removesuffix("_annotations.json")
-    for name, entry in _only(expected, "prediction_files").items():
-        if isinstance(entry, Mapping) and "overall" in entry:
-            yield _Case(
-                "vqav2", f"{split}_{name}.json", annotations, "overall", _only(entry),
-                lambda r: {
-                    "n": r["n"],
-                    "overall": r["score"],
-                    "perAnswerType": r["subtasks"],
-                    "perQuestionType": r["per_question_type"],
-                },
-            )  # fmt: skip
-
-
-def _captions(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "captions", f"{name}_predictions.json", f"{name}_references.json", "CIDEr", _only(entry),
-            lambda r: {**r, "n_images": r["n"]},
-        )  # fmt: skip
-
-
-def _relaxed_accuracy(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        yield _Case(
-            "relaxed_accuracy", f"{name}.jsonl", None, "relaxed_accuracy", _only(entry),
-            lambda r: {"n": r["n"], "relaxed_correct": r["correct"], "relaxed_accuracy": r["score"]},
-        )  # fmt: skip
-
-
-def _nextqa(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    def cells(accuracy: Mapping[str, float], counts: Mapping[str, list[int]]) -> dict[str, Any]:
-        return {k: {"correct": counts[k][0], "n": counts[k][1], "accuracy": v} for k, v in accuracy.items()}
-
-    def obtain(r: Result) -> Mapping[str, Any]:
-        return {
-            "types": cells(r["subtasks"], r["counts"]),
-            "groups": cells(r["question_groups"], r["question_group_counts"]),
-            "overall": {"correct": r["correct"], "n": r["n"], "accuracy": r["score"]},
-        }
-
-    for name, entry in _only(expected).items():
-        annotations = f"{name.rsplit('_', 1)[-1]}.csv"
-        wanted = _only(entry, "official_printout")
-        yield _Case("nextqa", f"{name}.json", annotations, "overall.accuracy", wanted, obtain)
-
-
-def _llava_bench(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    runs = [key for key in expected if key.startswith("eval")]
-
-    def one(r: Result) -> Mapping[str, Any]:
-        return next(iter(r["runs"].values()))
-
-    for key in runs:
-        answers = next(folder.glob(f"*-{key}.jsonl")).name
-        yield _Case("llava_bench", answers, None, "all.relative", expected[key], one)
-    mean = {"mean_of_three": expected["mean_of_three"]}
-    yield _Case("llava_bench", ".", None, "mean_of_three", mean, lambda r: {"mean_of_three": r["score"]})
-
-
-def _mm_vet(folder: Path, expected: Mapping[str, Any]) -> Iterator[_Case]:
-    for name, entry in _only(expected).items():
-        model, runs = name.rsplit("_", 1)
-        yield _Case("mm_vet", f"{model}_grades_{runs}.json", "capabilities.json", "mean.total", entry, dict)
-
-
-_FOLDERS: dict[str, Callable[[Path, Mapping[str, Any]], Iterator[_Case]]] = {
-    "mme": _mme,
-    "pope": _pope,
-    "scienceqa": _scienceqa,
-    "mmmu": _mmmu,
-    "mmmu_pro": _mmmu_pro,
-    "mathvista": _mathvista,
-    "blink": _blink,
-    "mmbench": _mmbench,
-    "seed_bench": _seed_bench,
-    "textvqa": _textvqa,
-    "vqav2": _vqav2,
-    "captions": _captions,
-    "relaxed_accuracy": _relaxed_accuracy,
-    "nextqa": _nextqa,
-    "llava_bench": _llava_bench,
-    "mm_vet": _mm_vet,
+            ("{name}.json",),
+            "{split}.csv",
+            "(?P<name>.+_(?P<split>.+))",
+            skip=("official_printout",),
+        ),
+    ),
+    "pope": (
+        _Layout("f1", lambda r: r["details"]["all"], ("{name}_answers.jsonl",), "{name}_labels.jsonl"),
+        _Layout("mean_f1", lambda r: {**r, **r["details"]}, annotations="."),
+    ),
+    "relaxed_accuracy": (
+        _Layout("relaxed_accuracy", _renamed(relaxed_correct="correct", relaxed_accuracy="score")),
+    ),
+    "scienceqa": (_Layout("accuracy", _renamed(total="n"), annotations="test_answers.json"),),
+    "seed_bench": (
+        _Layout("image.accuracy", dict),
+        _Layout(
+            "overall.accuracy",
+            _seed_dimensions,
+            annotations="questions_{subset}.jsonl",
+            entry="(?P<name>.+)_(?P<subset>.+)_by_dimension",
+        ),
+    ),
+    "textvqa": (_Layout("accuracy", _renamed(accuracy="score"), annotations="val*.json"),),
+    "vqav2": (
+        _Layout(
+            "overall",
+            _renamed(overall="score", perAnswerType="subtasks", perQuestionType="per_question_type"),
+            ("*_{name}.json",),
+            "*_annotations.json",
+        ),
+    ),
 }
+_ABOUT = (
+    "published",
+    "note",
+    "notes",
+    "scorer",
+    "eval_type",
+    "prediction_files",
+)  # of expected.json: no figures
+
+
+def _find(folder: Path, pattern: str) -> str | None:
+    if "*" in pattern:
+        return next((path.name for path in sorted(folder.glob(pattern))), None)
+    return pattern if (folder / pattern).exists() else None
+
+
+def _cases(folder: Path) -> Iterator[_Case]:
+    """What there is to compare in a data folder.
+
+    Raises:
+        ValueError: a folder or an entry that no layout describes, or files that are not there.
+    """
+    if folder.name not in _LAYOUTS:
+        raise ValueError(f"{folder}: no rule for this folder; there are {', '.join(sorted(_LAYOUTS))}")
+    for entry, value in read_json(folder / "expected.json", Problems()).items():
+        if entry in _ABOUT:
+            continue
+        found = False
+        for layout in _LAYOUTS[folder.name]:
+            match = re.fullmatch(layout.entry, entry)
+            if match is None or (layout.part and layout.part not in value):
+                continue
+            names = match.groupdict()
+            places = (_find(folder, pattern.format(**names)) for pattern in layout.answers)
+            answers = next((place for place in places if place is not None), None)
+            if answers is None:
+                continue
+            annotations = layout.annotations and _find(folder, layout.annotations.format(**names))
+            figures = value[layout.part] if layout.part else value
+            if isinstance(figures, dict):
+                figures = {k: v for k, v in figures.items() if k not in (*_ABOUT, *layout.skip)}
+            else:
+                figures = {entry: figures}
+            yield _Case(folder.name, answers, annotations, layout.headline, figures, layout.obtain)
+            found = True
+        if not found:
+            raise ValueError(f"{folder}: no file of answers belongs to {entry!r} of expected.json")
 
 
 def _score(folder: Path, case: _Case) -> Comparison:
@@ -353,26 +331,33 @@ def check_rows(data: Path) -> list[Comparison]:
     return done
 
 
-def score_folder(data: Path) -> list[Comparison]:
+def score_folder(data: Path) -> tuple[list[Comparison], list[str]]:
     """Scores everything below a data folder.
 
     Args:
         data: holds folders such as `mme/` and `pope/`, each with an `expected.json`.
 
+    Returns:
+        The comparisons, and what could not be compared: messages that name folder and reason.
+
     Raises:
-        ValueError: a folder has an `expected.json` but no rule here, or there is none at all.
+        ValueError: no folder in it has an `expected.json`.
     """
     data = Path(data)
     found = sorted(path.parent for path in data.glob("*/expected.json"))
     if not found:
         raise ValueError(f"{data}: no folder in it has an expected.json")
-    cases = []
+    cases, done, failed = [], [], []
     for folder in found:
-        if folder.name not in _FOLDERS:
-            raise ValueError(f"{folder}: no rule for this folder; there are {sorted(_FOLDERS)}")
-        expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-        cases += [(folder, case) for case in _FOLDERS[folder.name](folder, expected)]
+        try:
+            cases += [(folder, case) for case in _cases(folder)]
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
     with ThreadPoolExecutor(2) as pool:  # METEOR waits for Java: the others run meanwhile
-        slow = {i: pool.submit(_score, *c) for i, c in enumerate(cases) if c[1].benchmark == "captions"}
-        done = [None if i in slow else _score(*case) for i, case in enumerate(cases)]
-        return [slow[i].result() if one is None else one for i, one in enumerate(done)]
+        slow = {id(case): pool.submit(_score, f, case) for f, case in cases if case.benchmark == "captions"}
+        for folder, case in cases:
+            try:
+                done.append(slow[id(case)].result() if id(case) in slow else _score(folder, case))
+            except (ValueError, OSError, RuntimeError) as error:
+                failed.append(str(error))
+    return done, failed

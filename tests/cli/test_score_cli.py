@@ -117,7 +117,12 @@ def test_score_all_refuses_other_folders(tmp_path, data, capsys):
     assert main(["score-all", "--data", str(tmp_path / "data" / "blink")]) == 2
     _write(data / "other" / "expected.json", {})
     assert main(["score-all", "--data", str(data)]) == 2
-    assert "no rule for this folder" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "no rule for this folder" in output.err
+    assert "4/4" in output.out  # the others are compared
+    (data / "blink" / "predictions" / "m.json").write_text("{")
+    assert main(["score-all", "--data", str(data)]) == 2
+    assert "m.json" in capsys.readouterr().err
 
 
 def test_the_verbs_are_in_the_table():
