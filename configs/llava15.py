@@ -12,12 +12,12 @@ of the whole LLM. Any connector: `--config.model.connector.name=dci`.
 
 from ml_collections import ConfigDict
 
-from mllm_jax.config import default_config, source_config, stage_config
+from mllm_jax.config import ConfigError, default_config, source_config, stage_config
 
 
 def get_config(tuning: str = "full") -> ConfigDict:
     if tuning not in ("full", "lora"):
-        raise ValueError(f"configs/llava15.py:{tuning}: choose full or lora")
+        raise ConfigError(f"configs/llava15.py:{tuning}: choose full or lora")
     config = default_config()
     config.model.vision.path = "openai/clip-vit-large-patch14-336"
     config.model.vision.image_size = 336

@@ -10,12 +10,12 @@ For a real tower and LLM set `model.vision.path`, `model.llm.path`, `model.visio
 
 from ml_collections import ConfigDict
 
-from mllm_jax.config import benchmark_config, default_config, source_config, stage_config
+from mllm_jax.config import ConfigError, benchmark_config, default_config, source_config, stage_config
 
 
 def get_config(stages: str = "both") -> ConfigDict:
     if stages not in ("both", "pretrain", "finetune"):
-        raise ValueError(f"configs/own_data.py:{stages}: choose both, pretrain or finetune")
+        raise ConfigError(f"configs/own_data.py:{stages}: choose both, pretrain or finetune")
     config = default_config()
     config.seed = 0
     config.model.vision.image_size = 84

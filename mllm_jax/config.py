@@ -362,8 +362,17 @@ def check_key(config: ConfigDict, path: str) -> None:
         if not isinstance(node, ConfigDict):
             raise ConfigError(f"config key {done!r} holds a value, so there is no {join(done, name)!r}")
         if name not in node:
-            raise unknown_key(SCHEMA, done, name, list(node), _how_to_create(done, name))
+            raise unknown_key(
+                _without_other_connectors(config), done, name, list(node), _how_to_create(done, name)
+            )
         node, done = node[name], join(done, name)
+
+
+def _without_other_connectors(config: ConfigDict) -> Schema:
+    """The schema with the options of the chosen connector only: the others would do nothing."""
+    chosen = config.model.connector.name
+    connector = {name: node for name, node in CONNECTOR.items() if isinstance(node, Key) or name == chosen}
+    return {**SCHEMA, "model": {**SCHEMA["model"], "connector": connector}}
 
 
 def _how_to_create(parent: str, name: str) -> str:

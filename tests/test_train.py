@@ -217,9 +217,7 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(train, finished, t
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "add", asked_to_stop)
-        with pytest.raises(
-            SystemExit, match="stopped by a signal after update 3; the same command continues"
-        ):
+        with pytest.raises(SystemExit, match="stopped by a signal after step 3; the same command continues"):
             train.train(config, tmp_path / "run", evaluate=False)
     assert signal.getsignal(signal.SIGTERM) is before
     assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
@@ -499,6 +497,14 @@ def test_home_is_expanded_in_flags_and_keys(parse, monkeypatch, tmp_path):
     [
         ([QUICKSTART, "--workdir=gs://bucket/x"], "ConfigError: --workdir: gs://bucket/x is object storage"),
         ([QUICKSTART, "--config.data.dir=s3://b/x"], "--config.data.dir: s3://b/x is object storage"),
+        (
+            [f"--config={ROOT}/configs/own_data.py:all"],
+            "own_data.py:all: configs/own_data.py:all: choose both, pretrain or finetune",
+        ),
+        (
+            [f"{QUICKSTART}:average_pool", "--config.model.connector.tokens=16"],
+            "'model.connector.tokens'; there is 'model.connector.average_pool.tokens'; valid here:",
+        ),
         ([QUICKSTART, "--config.lr=1"], "there is 'stages.*.learning_rate'; valid here: data, eval"),
         ([QUICKSTART, "--config.stages.finetune.lr=1"], "did you mean 'stages.finetune.learning_rate'?"),
         (

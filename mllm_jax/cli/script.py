@@ -73,7 +73,10 @@ class RecipeParser(flags.ArgumentParser):
         self.arguments: Sequence[str] = ()
 
     def parse(self, argument: str) -> ConfigDict:
-        config = self.load(argument)
+        try:
+            config = self.load(argument)
+        except ValueError as error:  # ml_collections puts a traceback into its message
+            raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
         for key in _overridden(self.arguments):
             parent, _, last = key.rpartition(".")
             above, _, name = parent.rpartition(".")
