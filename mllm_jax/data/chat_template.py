@@ -1,24 +1,46 @@
 """The tokenizer's own chat template as one of ours.
 
 A Jinja chat template is a program over a list of messages. What training needs of it is where its strings stand
-between questions and answers, so it is asked to write two small conversations of placeholder words and the text
+between questions and answers, so it is asked to write a few small conversations of placeholder words and the text
 around them is taken as a `Template`. Labels, images and prompts then work as with every other template.
+
+The program runs in a process of its own (`template_worker`), with limits on its time and memory and with a clock that
+stands still: a prompt that names today's date would be another one tomorrow.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from mllm_jax import limits
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.templates import CHAT, TEMPLATES, Template, get_template
 
-# What templates ask for and take defaults for: no reasoning before the answer (Qwen3), and a date that does not depend
-# on the day (Llama 3.2; the value is the one that Llama 3.1's template has).
+# The day on which every chat template is written; Llama 3.1's own where it is given none.
+DATE = "2024-07-26"
+# What templates ask for and take defaults for: no reasoning before the answer (Qwen3), and the date (Llama 3.2).
 ARGUMENTS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-_Q1, _A1, _Q2, _A2 = (f"placeholder{word}" for word in ("alpha", "beta", "gamma", "delta"))
+_WORKER = Path(__file__).with_name("template_worker.py")
+_SYSTEM, _Q1, _A1, _Q2, _A2 = (f"placeholder{word}" for word in ("system", "alpha", "beta", "gamma", "delta"))
+_CHATS: dict[str, tuple[Sequence[str], bool]] = {
+    "one": ((_Q1, _A1), False),
+    "opened": ((_Q1,), True),
+    "two": ((_Q1, _A1, _Q2, _A2), False),
+    "spaced human": ((f" {_Q1} ", _A1), False),
+    "spaced gpt": ((_Q1, f" {_A1} "), False),
+    "system": ((_SYSTEM, _Q1, _A1, _Q2, _A2), False),
+    "spaced system": ((f" {_SYSTEM} ", _Q1, _A1, _Q2, _A2), False),
+}
+_OPTIONAL = ("system", "spaced system")  # templates without a place for a system text may refuse these
 
 
 def resolve_template(name: str | Template, tokenizer: Any) -> Template:
@@ -52,15 +74,16 @@ def chat_template(tokenizer: Any) -> Template:
         raise ValueError(
             f"this tokenizer has no chat template of its own; instead of {CHAT!r} choose one of: {', '.join(TEMPLATES)}"
         )
-    first_open, middle, tail = _around(_render(tokenizer, [_Q1, _A1]), [_Q1, _A1])
-    opened = _render(tokenizer, [_Q1], answer_next=True)
-    begin, header = _around(opened, [_Q1])
+    variables = json.dumps(tokenizer.special_tokens_map | ARGUMENTS, sort_keys=True)
+    texts = _written(tokenizer.get_chat_template(), variables)
+    first_open, middle, tail = _around(texts["one"], [_Q1, _A1])
+    begin, header = _around(texts["opened"], [_Q1])
     if begin != first_open or not middle.startswith(header):
         raise ValueError(
             f"the tokenizer's chat template opens an answer with {header!r} for generation but with {middle!r} before "
             "a given one; choose another template"
         )
-    two = _render(tokenizer, [_Q1, _A1, _Q2, _A2])
+    two = texts["two"]
     between = _around(two, [_Q1, _A1, _Q2, _A2])[2]
     specials = _specials(tokenizer, first_open + middle + between + tail)
     close = _answer_end(_shared_start(tail, between), specials)
@@ -76,8 +99,9 @@ def chat_template(tokenizer: Any) -> Template:
         answer_lead=middle.removeprefix(header),
         answer_close=close,
         specials=specials,
-        stripped=_stripped(tokenizer),
+        stripped=tuple(role for role in ("human", "gpt") if texts[f"spaced {role}"] == texts["one"]),
     )
+    template = _with_system(template, texts, tokenizer)
     answer = template.answer_open + template.answer_lead
     ours = f"{first_open}{_Q1}{answer}{_A1}{close}{template.user_open}{_Q2}{answer}{_A2}{tail}"
     if ours != two:
@@ -97,7 +121,7 @@ def check_template(template: Template, tokenizer: Any) -> None:
     for special in template.specials:
         wrapped.special(special)
     fields = (template.first_open, template.user_open, template.user_close, template.answer_open)
-    for text in (*fields, template.answer_lead, template.answer_close):
+    for text in (*fields, template.answer_lead, template.answer_close, *(template.system or ())):
         for special in _specials(wrapped.tokenizer, text):
             if special not in template.specials:
                 raise ValueError(
@@ -106,17 +130,76 @@ def check_template(template: Template, tokenizer: Any) -> None:
                 )
 
 
-def _render(tokenizer: Any, contents: Sequence[str], answer_next: bool = False) -> str:
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+@functools.lru_cache(maxsize=32)
+def _written(chat_template: str, variables: str) -> dict[str, str]:
+    """What a chat template makes of each of `_CHATS`; those in `_OPTIONAL` may be missing.
+
+    Raises:
+        ValueError: it fails, or takes more time or memory than the limits; says which.
+    """
+    seconds, size = limits.limit("MAX_TEMPLATE_SECONDS"), limits.limit("MAX_TEMPLATE_BYTES")
+    asked = {
+        "template": chat_template,
+        "variables": json.loads(variables),
+        "chats": [(_messages(contents), answer_next) for contents, answer_next in _CHATS.values()],
+        "date": DATE,
+        "seconds": seconds,
+        "bytes": size,
+    }
+    command = [sys.executable, "-P", str(_WORKER)]
     try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answer_next, **ARGUMENTS
+        ran = subprocess.run(
+            command,
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=seconds + 60,
+            check=False,
         )
-    except Exception as error:  # whatever a template raises
+    except subprocess.TimeoutExpired:
+        ran = subprocess.CompletedProcess(command, -1, "", "")
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:]
         raise ValueError(
-            f"the tokenizer's chat template cannot write a conversation of {len(contents)} messages "
-            f"({type(error).__name__}: {error}); choose another template"
-        ) from error
+            f"the tokenizer's chat template takes more than {seconds} s (MLLM_JAX_MAX_TEMPLATE_SECONDS) or {size:,} "
+            f"bytes of memory (MLLM_JAX_MAX_TEMPLATE_BYTES) to write a conversation of four messages{': ' * bool(last)}"
+            f"{''.join(last)[:200]}; choose another template"
+        )
+    answer = json.loads(ran.stdout)
+    if answer["dated"]:
+        logging.warning("the tokenizer's chat template writes today's date; here it is always %s", DATE)
+    texts = dict(zip(_CHATS, answer["texts"], strict=True))
+    for name, text in texts.items():
+        if isinstance(text, dict) and name not in _OPTIONAL:
+            raise ValueError(
+                f"the tokenizer's chat template cannot write a conversation of {len(_CHATS[name][0])} messages "
+                f"({text['error']}); choose another template"
+            )
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _messages(contents: Sequence[str]) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": contents[0]}] if _SYSTEM in contents[0] else []
+    rest = contents[len(system) :]
+    return system + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(rest)]
+
+
+def _with_system(template: Template, texts: dict[str, str], tokenizer: Any) -> Template:
+    """The template with its place for a sample's own system text, if it has one at the beginning."""
+    without = texts["two"].removeprefix(template.first_open)
+    written = texts.get("system", "").removesuffix(without)
+    before, found, after = written.partition(_SYSTEM)
+    if not found or written + without != texts["system"] or _SYSTEM in after:
+        return template
+    if not before.strip() and after.startswith(template.answer_close):
+        return template  # it does not know the role and writes the text as if it were an answer
+    stripped = ("system",) * (texts.get("spaced system") == texts["system"])
+    return dataclasses.replace(
+        template,
+        system=(before, after),
+        specials=_specials(tokenizer, "".join((before, after, *template.specials))),
+        stripped=(*template.stripped, *stripped),
+    )
 
 
 def _around(text: str, words: Sequence[str]) -> list[str]:
@@ -149,10 +232,3 @@ def _answer_end(text: str, specials: Sequence[str]) -> str:
     """`text` up to the end of its first special token; all of it if there is none."""
     ends = [text.index(name) + len(name) for name in specials if name in text]
     return text[: min(ends)] if ends else text
-
-
-def _stripped(tokenizer: Any) -> tuple[str, ...]:
-    """Whose text loses the white space around it."""
-    plain = _render(tokenizer, [_Q1, _A1])
-    spaced = {"human": [f" {_Q1} ", _A1], "gpt": [_Q1, f" {_A1} "]}
-    return tuple(role for role, contents in spaced.items() if _render(tokenizer, contents) == plain)

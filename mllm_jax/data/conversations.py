@@ -57,7 +57,7 @@ class Span:
 class Turn:
     """One turn; an image stands between each two consecutive ``parts`` (n images make n + 1 parts)."""
 
-    role: str  # "human" or "gpt"
+    role: str  # "human" or "gpt"; of the first turn also "system"
     parts: tuple[str, ...]
 
     @property
@@ -67,7 +67,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedConversation:
-    """Checked turns, and how many leading turns were dropped because they were not a human's (0 or 1)."""
+    """Checked turns, and how many turns before the first human one were dropped (0 or 1)."""
 
     turns: tuple[Turn, ...]
     dropped: int
@@ -84,7 +84,7 @@ def parse_turns(
     ordinary text.
 
     Args:
-        conversations: list of ``{"from": "human" | "gpt", "value": str}``.
+        conversations: list of ``{"from": "human" | "gpt", "value": str}``; the first turn may be from "system".
         num_images: how many images the sample has.
         sample: its id, for messages.
         compat: None or "llava".
@@ -103,11 +103,14 @@ def parse_turns(
         ):
             raise SampleError(sample, f"turn {index} is not an object with the strings 'from' and 'value'")
 
-    dropped = int(conversations[0]["from"] != "human")
+    system, first = _system_turn(conversations, sample)
+    if first == len(conversations):
+        raise SampleError(sample, "the conversation has no turn from 'human'")
+    dropped = int(conversations[first]["from"] != "human")
     turns = []
-    for index, raw in enumerate(conversations[dropped:]):
+    for index, raw in enumerate(conversations[first + dropped :], first):
         role, value = raw["from"], raw["value"]
-        expected = ("human", "gpt")[index % 2]
+        expected = ("human", "gpt")[(index - first) % 2]
         if role != expected:
             raise SampleError(sample, f"turn {index + dropped} is from {role!r} where {expected!r} is due")
         if not value.strip():
@@ -118,15 +121,25 @@ def parse_turns(
     if not turns:
         raise SampleError(sample, "the conversation has no turn from 'human'")
 
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(turns, first + dropped):
         if turn.role == "gpt" and turn.num_images and compat is None:
-            raise SampleError(
-                sample, f"turn {index + dropped} is an answer and holds {IMAGE}; images go in questions"
-            )
+            raise SampleError(sample, f"turn {index} is an answer and holds {IMAGE}; images go in questions")
     found = sum(turn.num_images for turn in turns)
     if found != num_images:
         raise SampleError(sample, f"has {found} {IMAGE} placeholder(s) but {num_images} image(s)")
-    return ParsedConversation(tuple(turns), dropped)
+    return ParsedConversation((*system, *turns), dropped)
+
+
+def _system_turn(conversations: Sequence[Mapping[str, str]], sample: str) -> tuple[tuple[Turn, ...], int]:
+    """The system turn, if the conversation begins with one, and the number of turns that this takes."""
+    if conversations[0]["from"] != "system":
+        return (), 0
+    text = conversations[0]["value"]
+    if not text.strip():
+        raise SampleError(sample, "turn 0 (system turn) is empty")
+    if IMAGE in text:
+        raise SampleError(sample, f"turn 0 (system turn) holds {IMAGE}; images go in questions")
+    return (Turn("system", (text,)),), 1
 
 
 def _place_images(turn: Turn, value: str, num_images: int, compat: str | None) -> Turn:
@@ -154,9 +167,20 @@ def render(
 
     Raises:
         SampleError: a caption template with more than one round, or without an image; a generation prompt
-            after an answer.
+            after an answer; a system turn where the template has no place for one.
     """
     template = get_template(template) if isinstance(template, str) else template
+    opening = _fixed(template, template.first_open, learn=False)
+    if turns and turns[0].role == "system":
+        if template.system is None:
+            raise SampleError(
+                sample,
+                "has a system turn, but the template has no place for a system text; choose a template with one (v1, "
+                "chatml_direct, llama_3_fixed, ...), or put the text in the first question",
+            )
+        before, after = (_fixed(template, text, learn=False) for text in template.system)
+        opening = [*before, *_content(_stripped(template, turns[0]), learn=False), *after]
+        turns = turns[1:]
     if add_generation_prompt and (not turns or turns[-1].role != "human"):
         raise SampleError(sample, "a prompt for generation must end with a human turn")
     if template.captions:
@@ -172,7 +196,7 @@ def render(
     spans: list[Span] = []
     for index, turn in enumerate(turns):
         if turn.role == "human":
-            spans += _fixed(template, template.first_open if index == 0 else template.user_open, learn=False)
+            spans += opening if index == 0 else _fixed(template, template.user_open, learn=False)
             spans += _content(_stripped(template, turn), learn=False)
             spans += _fixed(template, template.user_close, learn=False)
         else:

@@ -8,9 +8,10 @@ One sample, as the LLaVA authors publish their data (LLaVA README; paper "Visual
                        {"from": "gpt", "value": "White and red."}]}
 
 Rules, each with its own error: every sample has a unique id, human and gpt turns alternate and start with
-human, no answer is empty, the human turns hold exactly one `<image>` per image, and image paths stay inside
-the image folder. Unknown further keys (such as `model`) are ignored. `read_records` stops at the first
-problem; `iter_problems` yields all of them, for `mllm-jax validate`.
+human (a system turn may come before), no answer is empty, the human turns hold exactly one `<image>` per image, image
+paths stay inside the image folder, and every text can be written as UTF-8. Other forms of turns are in `sample_keys`.
+Keys that name a medium which is not read (`video`, `images`, ...) are errors, further keys (such as `model`) are
+ignored. `read_records` stops at the first problem; `iter_problems` yields all of them, for `mllm-jax validate`.
 """
 
 import dataclasses
@@ -20,8 +21,10 @@ from typing import Any, Literal
 
 from mllm_jax.data.conversations import IMAGE, SampleError, parse_turns
 from mllm_jax.data.reading import DataError, is_safe_name, read_json_rows
+from mllm_jax.data.sample_keys import media_problems, turns_of
 
 ROLES = ("human", "gpt")
+UNSKIPPABLE = ("duplicate-id", "unreadable-file")  # kinds of problems that do not lie in one sample alone
 
 DuplicateIds = Literal["error", "number"]
 Json = Any
@@ -63,6 +66,11 @@ class Scanned:
     images: tuple[str, ...]
     record: "Record | None"
     problems: tuple[Problem, ...]
+
+    @property
+    def skippable(self) -> bool:
+        """Whether leaving the sample out would leave a sound data set."""
+        return not any(problem.kind in UNSKIPPABLE for problem in self.problems)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +160,7 @@ def scan(
     for index, entry in enumerate(entries):
         images = (_image_list(entry) or ()) if isinstance(entry, dict) else ()
         bad_images = {image: list(_image_problems(image, _name(entry, index), root)) for image in images}
-        problems = list(_entry_problems(entry, _name(entry, index), compat))
+        turns, problems = _read_entry(entry, _name(entry, index), compat)
         problems += [problem for found in bad_images.values() for problem in found]
         sample_id = _usable_id(entry)
         if sample_id is not None:
@@ -160,8 +168,8 @@ def scan(
             problems += duplicate
         record = None
         if not problems:
-            turns = tuple({"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"])
-            record = Record(sample_id, tuple(images), turns)
+            kept = tuple({"from": turn["from"], "value": turn["value"]} for turn in turns)
+            record = Record(sample_id, tuple(images), kept)
         readable = tuple(image for image in images if not bad_images[image])
         yield Scanned(sample_id or _name(entry, index), readable, record, tuple(problems))
 
@@ -191,23 +199,50 @@ def _name(entry: Json, index: int) -> str:
     return f"#{index}" if sample_id is None else sample_id
 
 
-def _entry_problems(entry: Json, name: str, compat: str | None) -> Iterator[Problem]:
-    """All problems of one entry, apart from image files and from what concerns other entries."""
+def _read_entry(entry: Json, name: str, compat: str | None) -> tuple[Json, list[Problem]]:
+    """The turns of one entry, and all its problems but those of image files and those with other entries."""
     if not isinstance(entry, dict):
-        yield Problem("wrong-type", name, f"expected an object, found {_type_name(entry)}")
-        return
+        return None, [Problem("wrong-type", name, f"expected an object, found {_type_name(entry)}")]
+    turns, fault = turns_of(entry)
+    problems = list(_entry_problems(entry, turns, name, compat, fault))
+    said = (
+        [turn.get(key) for turn in turns if isinstance(turn, dict) for key in ("from", "value")]
+        if turns
+        else []
+    )
+    if any(_is_broken(text) for text in [name, *said] if isinstance(text, str)):
+        problems.append(
+            Problem("text", name, "holds half a character (a lone surrogate such as \\ud83d); mend it")
+        )
+    return turns, problems
+
+
+def _is_broken(text: str) -> bool:
+    """Whether a text cannot be written as UTF-8: JSON may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _entry_problems(
+    entry: dict[str, Json], turns: Json, name: str, compat: str | None, fault: str
+) -> Iterator[Problem]:
     if "id" not in entry:
         yield Problem("missing-key", name, "has no 'id'")
     elif _usable_id(entry) is None:
         yield Problem("wrong-type", name, f"'id' must be a non-empty string or integer: {entry['id']!r}")
+    for problem in media_problems(entry):
+        yield Problem("unread-medium", name, problem)
     images = _image_list(entry)
     if images is None:
         message = "'image' must be a path or a list of paths (or be left out for a text-only sample), found "
         yield Problem("wrong-type", name, message + repr(entry["image"])[:80])
-    if "conversations" not in entry:
-        yield Problem("missing-key", name, f"has no 'conversations' (keys: {', '.join(map(str, entry))})")
+    if fault:
+        yield Problem("missing-key" if fault.startswith("has no") else "turns", name, fault)
         return
-    turns, count = entry["conversations"], None if images is None else len(images)
+    count = None if images is None else len(images)
     problems = list(_shape_problems(turns, name))
     if not problems and compat is None:
         problems = list(_turn_problems(turns, name, count))
@@ -220,7 +255,9 @@ def _entry_problems(entry: Json, name: str, compat: str | None) -> Iterator[Prob
 
 
 def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:
-    if not is_safe_name(image):
+    if _is_broken(image):
+        yield Problem("image-path", name, f"path {image!r} holds half a character (a lone surrogate)")
+    elif not is_safe_name(image):
         yield Problem("image-path", name, f"path {image!r} must be relative and stay in the image folder")
     elif root is not None and not _is_file(root / image):
         yield Problem("missing-image", name, f"image file {root / image} does not exist")
@@ -247,22 +284,23 @@ def _shape_problems(turns: Json, name: str) -> Iterator[Problem]:
 
 
 def _turn_problems(turns: list[dict[str, str]], name: str, images: int | None) -> Iterator[Problem]:
-    for number, turn in enumerate(turns):
-        expected = ROLES[number % 2]
+    first = int(turns[0]["from"] == "system")
+    for number, turn in enumerate(turns[first:], first):
+        expected = ROLES[(number - first) % 2]
         if turn["from"] != expected:
             message = f"turn {number} is from {turn['from']!r} where {expected!r} must speak: "
-            yield Problem("roles", name, message + "human and gpt alternate, human first")
+            yield Problem("roles", name, message + "human and gpt alternate, human first (or a system turn)")
             break
     else:
-        if len(turns) % 2:
+        if (len(turns) - first) % 2:
             yield Problem("roles", name, "the last human turn has no answer from gpt")
     for number, turn in enumerate(turns):
         if not turn["value"].strip():
-            kind = "answer" if turn["from"] == "gpt" else "question"
-            yield Problem(f"empty-{kind}", name, f"turn {number}: the {kind} is empty")
+            kind = {"gpt": "answer", "system": "system turn"}.get(turn["from"], "question")
+            yield Problem(f"empty-{kind.replace(' ', '-')}", name, f"turn {number}: the {kind} is empty")
         if turn["from"] == "gpt" and IMAGE in turn["value"]:
             yield Problem("image-count", name, f"turn {number}: {IMAGE} in an answer")
-    tags = sum(turn["value"].count(IMAGE) for turn in turns if turn["from"] != "gpt")
+    tags = sum(turn["value"].count(IMAGE) for turn in turns if turn["from"] == "human")
     if images is not None and tags != images:
         message = f"{tags} {IMAGE} in the human turns but {images} image{'s' * (images != 1)}"
         yield Problem("image-count", name, message)

@@ -6,6 +6,7 @@ trained there can be used here. Adding a template is adding a row to ``TEMPLATES
 
 import dataclasses
 import difflib
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Template:
         specials: strings in the fields above that are single tokens of the vocabulary.
         captions: an alignment template: one round, the question's words are dropped, only its images stay.
         stripped: roles ("human", "gpt") whose text loses the white space around it.
+        system: what stands before and after a sample's own system text, all three in the place of ``first_open``;
+            None where the template has no place for one.
     """
 
     first_open: str
@@ -38,6 +41,7 @@ class Template:
     specials: tuple[str, ...] = ()
     captions: bool = False
     stripped: tuple[str, ...] = ()
+    system: tuple[str, str] | None = None
 
 
 _CURIOUS = (
@@ -54,13 +58,22 @@ _HONEST = (
 )
 
 
+def _template(before: str, system: str, after: str, *fields: str, **named: Any) -> Template:
+    """A template with a system text, in whose place a sample may have its own."""
+    return Template(before + system + after, *fields, system=(before, after), **named)
+
+
 def _two_separators(who: str, end: str) -> Template:
-    return Template(f"{_CURIOUS.format(who)} USER: ", "USER: ", " ", "ASSISTANT:", " ", end, (end,))
+    return _template(
+        "", _CURIOUS.format(who), " USER: ", "USER: ", " ", "ASSISTANT:", " ", end, specials=(end,)
+    )
 
 
 def _chatml(system: str) -> Template:
-    return Template(
-        first_open=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
+    return _template(
+        "<|im_start|>system\n",
+        system,
+        "<|im_end|><|im_start|>user\n",
         user_open="<|im_start|>user\n",
         user_close="<|im_end|>",
         answer_open="<|im_start|>assistant\n",
@@ -74,8 +87,10 @@ def _llama_3(assistant: str) -> Template:
     def header(role: str) -> str:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
-    return Template(
-        first_open=f"<|begin_of_text|>{header('system')}{_VISION}<|eot_id|>{header('user')}",
+    return _template(
+        f"<|begin_of_text|>{header('system')}",
+        _VISION,
+        f"<|eot_id|>{header('user')}",
         user_open=header("user"),
         user_close="<|eot_id|>",
         answer_open=header(assistant),
@@ -86,7 +101,7 @@ def _llama_3(assistant: str) -> Template:
 
 
 _V1 = _two_separators("user", "</s>")
-_V0 = Template(f"{_CURIOUS.format('human')}###Human: ", "Human: ", "###", "Assistant:", " ", "###")
+_V0 = _template("", _CURIOUS.format("human"), "###Human: ", "Human: ", "###", "Assistant:", " ", "###")
 _CHATML_DIRECT = _chatml("Answer the questions.")
 
 CHAT = "chat"  # the tokenizer's own chat template (chat_template.py)
@@ -100,8 +115,10 @@ TEMPLATES: dict[str, Template] = {
     "phi": _two_separators("user", "<|endoftext|>"),
     "v0": _V0,
     "llava_v0": _V0,
-    "llava_llama_2": Template(
-        first_open=f"[INST] <<SYS>>\n{_VISION}\n<</SYS>>\n\n",
+    "llava_llama_2": _template(
+        "[INST] <<SYS>>\n",
+        _VISION,
+        "\n<</SYS>>\n\n",
         user_open="<s>[INST] ",
         user_close=" [/INST]",
         answer_open="",

@@ -15,7 +15,7 @@ from tokenizer_files import CHATS
 from transformers import AutoTokenizer
 
 from mllm_jax.data.chat_template import ARGUMENTS, chat_template, check_template, resolve_template
-from mllm_jax.data.conversations import parse_turns, render
+from mllm_jax.data.conversations import SampleError, parse_turns, render
 from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.templates import TEMPLATES
@@ -140,44 +140,121 @@ def test_dates_do_not_depend_on_the_day():
 
 
 def test_only_the_named_roles_lose_their_white_space():
-    assert chat_template(load("gemma")).stripped == ("human", "gpt")
+    assert chat_template(load("gemma")).stripped == ("human", "gpt", "system")
     assert chat_template(load("qwen2")).stripped == ()
     spans = render(chat_template(load("gemma")), turns(" <image>\nQ \n", " A "))
     assert [span.text for span in spans if span.image or span.text in ("\nQ", "A")] == ["<image>", "\nQ", "A"]
 
 
-class Writes:
-    """A tokenizer with a chat template given as a function."""
+class Tokenizer:
+    """What `chat_template` asks of a tokenizer."""
 
-    chat_template = "{{ messages }}"
     all_special_tokens = ("</s>",)
 
-    def __init__(self, write):
-        self.write = write
+    def __init__(self, chat_template):
+        self.chat_template = chat_template
+        self.special_tokens_map = {"eos_token": "</s>"}
+
+    def get_chat_template(self):
+        return self.chat_template
 
     def get_added_vocab(self):
         return {"</s>": 2}
 
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt, **_):
-        return self.write([message["content"] for message in messages], add_generation_prompt)
+
+CONTENTS = "messages | map(attribute='content')"
+EACH = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 @pytest.mark.parametrize(
-    ("write", "message"),
+    ("written", "message"),
     [
-        (lambda texts, _: f"Q {texts[0]}</s>", "does not write every message once and in order"),
-        (lambda texts, _: "".join(f"{text} {text}</s>" for text in texts), "once and in order"),
+        ("Q {{ messages[0].content }}</s>", "does not write every message once and in order"),
+        ("{% for m in messages %}{{ m.content }} {{ m.content }}</s>{% endfor %}", "once and in order"),
         (
-            lambda texts, opened: "|".join(texts) + ("Bot:" if opened else "</s>"),
+            f"{{{{ {CONTENTS} | join('|') }}}}{{{{ 'Bot:' if add_generation_prompt else '</s>' }}}}",
             "opens an answer with 'Bot:'",
         ),
-        (lambda texts, _: "".join(texts), "does not mark the end of an answer"),
-        (lambda texts, _: texts[9], r"cannot write a conversation of 2 messages \(IndexError"),
+        (f"{{{{ {CONTENTS} | join }}}}", "does not mark the end of an answer"),
+        ("{{ raise_exception('no') }}", r"cannot write a conversation of 2 messages \(TemplateError: no"),
+        ("{% for %}", r"cannot write a conversation of 2 messages \(TemplateSyntaxError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
     ],
 )
-def test_templates_that_cannot_be_taken_apart_are_refused(write, message):
+def test_templates_that_cannot_be_taken_apart_are_refused(written, message):
     with pytest.raises(ValueError, match=message):
-        chat_template(Writes(write))
+        chat_template(Tokenizer(written))
+
+
+@pytest.mark.parametrize(
+    ("written", "limit"),
+    [
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "MAX_TEMPLATE_SECONDS",
+        ),
+        ("{{ 'a' * 10 ** 12 }}", "MAX_TEMPLATE_BYTES"),
+        (
+            "{% set n = namespace(t='a') %}{% for i in range(50) %}{% set n.t = n.t + n.t %}{% endfor %}",
+            "BYTES",
+        ),
+        ("{{ 9 ** (9 ** 9) }}", "MAX_TEMPLATE_SECONDS"),
+    ],
+)
+def test_templates_that_loop_or_fill_the_memory_are_stopped(written, limit, monkeypatch):
+    monkeypatch.setenv("MLLM_JAX_MAX_TEMPLATE_SECONDS", "2")
+    with pytest.raises(ValueError, match=f"{limit}.*choose another template"):
+        chat_template(Tokenizer(written))
+
+
+def test_prompts_do_not_depend_on_the_day():
+    dated = "Today is {{ strftime_now('%d %b %Y') }}. " + EACH
+    assert chat_template(Tokenizer(dated)).first_open == "Today is 26 Jul 2024. [user]"
+    asked = "Today is {{ date_string or strftime_now('%d %b %Y') }}. " + EACH
+    assert chat_template(Tokenizer(asked)).first_open == "Today is 26 Jul 2024. [user]"
+
+
+def test_the_place_of_a_samples_own_system_text():
+    assert chat_template(Tokenizer(EACH)).system == ("[system]", "</s>[user]")
+    default = "{% if messages[0].role != 'system' %}[system]Help.</s>{% endif %}" + EACH
+    template = chat_template(Tokenizer(default))
+    assert (template.first_open, template.system) == ("[system]Help.</s>[user]", ("[system]", "</s>[user]"))
+    refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + EACH
+    assert chat_template(Tokenizer(refused)).system is None
+    dropped = EACH.replace(
+        "[{{ m.role }}]", "{% if m.role == 'system' %}{% continue %}{% endif %}[{{ m.role }}]"
+    )
+    assert chat_template(Tokenizer(dropped)).system is None
+    late = (
+        "{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}{% for m in messages %}"
+        "{% if m.role != 'system' %}[{{ m.role }}]{% if m == last and messages[0].role == 'system' %}"
+        "{{ messages[0].content }} {% endif %}{{ m.content }}</s>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )  # before the last question, as some of Mistral's: not the same in every round
+    assert chat_template(Tokenizer(late)).system is None
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_system_turns_give_transformers_ids(name):
+    tokenizer = load(name)
+    template = chat_template(tokenizer)
+    messages = [
+        {"role": "system", "content": "Be brief, ünïcode 犬."},
+        {"role": "user", "content": "How many?"},
+    ]
+    raw = [{"from": "system", "value": messages[0]["content"]}, {"from": "human", "value": "How many?"}]
+    prompt = parse_turns([*raw, {"from": "gpt", "value": "12"}], 0, sample="s").turns[:-1]
+    if template.system is None:
+        with pytest.raises(SampleError, match="has a system turn, but the template has no place"):
+            encode_prompt(template, prompt, tokenizer, [], sample="s")
+        return
+    theirs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, **ARGUMENTS
+    )
+    assert encode_prompt(template, prompt, tokenizer, [], sample="s").tokens.tolist() == list(theirs)
 
 
 def test_a_tokenizer_without_a_chat_template():

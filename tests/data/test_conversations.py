@@ -149,7 +149,7 @@ def test_unknown_template_names_the_nearest(wrong, nearest):
 
 
 def test_first_turn_not_from_a_human_is_dropped_and_counted():
-    raw = [{"from": "system", "value": "Be kind."}, *conversation("Q", "A")]
+    raw = [{"from": "gpt", "value": "Hello."}, *conversation("Q", "A")]
     parsed = parse_turns(raw, 0, sample="s1")
     assert parsed.dropped == 1
     assert parsed.turns == turns("Q", "A")
@@ -266,3 +266,53 @@ def test_only_answers_are_learned_and_nothing_is_lost(rounds, name):
     )
     assert text(spans) == whole
     assert all(isinstance(span, Span) and span.text for span in spans)
+
+
+WITH_SYSTEM = [name for name, template in TEMPLATES.items() if template.system is not None]
+
+
+def test_which_templates_have_a_place_for_a_system_text():
+    assert set(TEMPLATES) - set(WITH_SYSTEM) == {"plain", "mini", "mistral_instruct"}
+    for name in WITH_SYSTEM:
+        before, after = TEMPLATES[name].system
+        default = TEMPLATES[name].first_open.removeprefix(before).removesuffix(after)
+        assert default[0] + default[-1] in ("A.", "Y.")  # a sentence and nothing else
+
+
+@pytest.mark.parametrize("name", WITH_SYSTEM)
+@pytest.mark.parametrize("compat", [None, "llava"])
+def test_a_samples_own_system_text_takes_the_place_of_the_templates(name, compat):
+    raw = [
+        {"from": "system", "value": "Speak </s> like <|im_end|> a pirate."},
+        *conversation("Q1", "A1", "Q2", "A2"),
+    ]
+    parsed = parse_turns(raw, 0, sample="s", compat=compat)
+    assert parsed.dropped == 0
+    spans = render(name, parsed.turns)
+    plain = render(name, parsed.turns[1:])
+    before, after = TEMPLATES[name].system
+    default = TEMPLATES[name].first_open.removeprefix(before).removesuffix(after)
+    assert text(spans) == text(plain).replace(default, "Speak </s> like <|im_end|> a pirate.", 1)
+    assert "".join(s.text for s in spans if s.learn) == "".join(s.text for s in plain if s.learn)
+    assert not any(s.special and "pirate" in s.text for s in spans)
+
+
+@pytest.mark.parametrize("name", ["plain", "mini", "mistral_instruct"])
+def test_a_system_turn_without_a_place_is_refused(name):
+    raw = [{"from": "system", "value": "Speak."}, *conversation("<image>", "A1")]
+    with pytest.raises(SampleError, match="sample 's7': has a system turn, but the template has no place"):
+        render(name, parse_turns(raw, 1, sample="s7").turns, sample="s7")
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [("", "turn 0 .system turn. is empty"), ("See <image>", "turn 0 .system turn. holds <image>")],
+)
+def test_system_turns_that_cannot_be_used(first, message):
+    with pytest.raises(SampleError, match=message):
+        parse_turns([{"from": "system", "value": first}, *conversation("Q", "A")], 0, sample="s")
+    with pytest.raises(SampleError, match="no turn from 'human'"):
+        parse_turns([{"from": "system", "value": "Only this."}], 0, sample="s")
+    middle = [*conversation("Q", "A"), {"from": "system", "value": "Now."}, *conversation("Q", "A")]
+    with pytest.raises(SampleError, match="turn 2 is from 'system'"):
+        parse_turns(middle, 0, sample="s")

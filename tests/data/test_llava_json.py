@@ -177,3 +177,91 @@ def test_compat_llava_accepts_what_llava_accepts(folder):
         ("conversation", "none"),
         ("conversation", "empty"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("images", ["x.png"]),
+        ("video", "clip.mp4"),
+        ("videos", ["clip.mp4"]),
+        ("audio", "a.wav"),
+        ("image_path", "x.png"),
+    ],
+)
+def test_a_medium_that_is_named_and_not_read_is_a_problem(key, value, folder):
+    path = write(folder, [sample("s1", None, "What?", **{key: value}), sample("s2")])
+    (problem,) = llava_json.iter_problems(path, folder)
+    assert (problem.sample, problem.kind) == ("s1", "unread-medium")
+    assert f"the key '{key}'" in problem.message
+    for nothing in (None, "", []):
+        assert not list(llava_json.iter_problems(write(folder, [sample("s1", **{key: nothing})]), folder))
+
+
+def turns_in(folder, entry):
+    (record,) = llava_json.read_records(write(folder, [entry]), folder)
+    return [(turn["from"], turn["value"]) for turn in record.conversations]
+
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "<image>\nWhat?"},
+    {"role": "assistant", "content": "A cat."},
+]
+READ = [("system", "Be brief."), ("human", "<image>\nWhat?"), ("gpt", "A cat.")]
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_messages_of_chat_apis(key, folder):
+    assert turns_in(folder, {"id": "a", "image": "x.png", key: MESSAGES}) == READ
+    parts = [{"type": "image"}, {"type": "text", "text": "\nWhat?"}]
+    user = {"role": "user", "content": parts}
+    assert turns_in(folder, {"id": "a", "image": "x.png", key: [MESSAGES[0], user, MESSAGES[2]]}) == READ
+
+
+@pytest.mark.parametrize("key", ["system", "system_prompt"])
+def test_a_system_text_beside_the_turns(key, folder):
+    assert turns_in(folder, sample(**{key: "Be brief."})) == READ
+    assert turns_in(folder, {"id": "a", "image": "x.png", "messages": MESSAGES[1:], key: "Be brief."}) == READ
+    assert turns_in(folder, sample(**{key: ""})) == READ[1:]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"messages": MESSAGES, "conversations": []}, "only one of them"),
+        ({"messages": MESSAGES, "system": "Another."}, "more than one system text"),
+        (sample(system="One.", system_prompt="Two."), "more than one system text"),
+        (sample(system=7), "'system' must be a string"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "'role' 'tool' is none of 'user'"),
+        ({"messages": [{"role": "user", "content": 7}]}, "'content' must be"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "no text and no image"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "path": "x"}]}]},
+            "under the sample's 'image'",
+        ),
+        ({"messages": MESSAGES[1:2]}, "no answer from gpt"),
+        ({"messages": []}, "non-empty list"),
+        ({"messages": MESSAGES[::2]}, "'human' must speak"),
+        ({"conversations": [{"from": "system", "value": "Alone."}], "image": None}, "no turn from 'human'"),
+    ],
+)
+def test_turns_in_a_form_that_cannot_be_read(entry, said, folder):
+    problems = list(
+        llava_json.iter_problems(write(folder, [{"image": "x.png"} | entry | {"id": "s1"}]), folder)
+    )
+    assert {problem.sample for problem in problems} == {"s1"}
+    assert any(said in problem.message for problem in problems)
+
+
+def test_half_characters_are_named(folder):
+    path = folder / "data.json"
+    path.write_text(
+        json.dumps([sample("s1", answer="cut \ud83d"), sample("s2", question="<image> \udc80"), sample("s3")])
+    )
+    problems = list(llava_json.iter_problems(path, folder))
+    assert [(problem.sample, problem.kind) for problem in problems] == [("s1", "text"), ("s2", "text")]
+    path.write_text(json.dumps([sample("s\ud83d"), sample("s4", image="\ud83d.png")]))
+    problems = list(llava_json.iter_problems(path, folder))
+    assert [problem.kind for problem in problems] == ["text", "image-path"]
+    "".join(problem.describe("x") for problem in problems).encode()

@@ -1,0 +1,112 @@
+"""The forms in which people write a sample's conversation and media, brought to LLaVA's.
+
+Beside `conversations` of `{"from", "value"}` turns: `messages` (or `conversations`) of `{"role", "content"}` turns as
+chat APIs take them, and a system text under a key of its own. A medium that is named and not read is a fault: the
+sample must not become one without it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mllm_jax.data.conversations import IMAGE
+
+Json = Any
+Turns = list[dict[str, str]]
+
+TURNS = ("conversations", "messages")
+SYSTEM = ("system", "system_prompt")
+# Where other programs' data name what is shown; only `image` is read here.
+MEDIA = (
+    "images",
+    "image_path",
+    "image_paths",
+    "img",
+    "picture",
+    "pictures",
+    "video",
+    "videos",
+    "video_path",
+    "audio",
+    "audios",
+    "audio_path",
+    "sound",
+    "speech",
+    "media",
+)
+_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def benchmark_for(rows: Any) -> str | None:
+    """Which of the benchmarks for a user's own data rows are questions of; None if they are training data.
+
+    Example:
+        >>> benchmark_for([{"question_id": "1", "question": "What?", "answer": "bus"}])
+        'vqa'
+    """
+    first = rows[0] if isinstance(rows, list) and rows else None
+    if not isinstance(first, dict) or any(key in first for key in TURNS):
+        return None
+    if "question" in first and "answer" in first:
+        return "mini" if "options" in first else "vqa"
+    return "caption" if "captions" in first else None
+
+
+def media_problems(entry: Mapping[str, Json]) -> Iterator[str]:
+    """What is wrong with keys that name media."""
+    for key in MEDIA:
+        if entry.get(key) not in (None, "", []):
+            known = "image paths belong under 'image', with one <image> for each in the human turns"
+            yield f"the key {key!r} names a medium that is not read: {known}; leave the sample out, or take the key out"
+
+
+def turns_of(entry: Mapping[str, Json]) -> tuple[Json, str]:
+    """The turns of a sample in LLaVA's form, and what is wrong with the form that they were given in ("" = nothing).
+
+    Turns that are neither LLaVA's nor a chat API's are returned as they are.
+    """
+    given = [key for key in TURNS if key in entry]
+    if not given:
+        return None, f"has no 'conversations' (keys: {', '.join(map(str, entry))})"
+    if len(given) > 1:
+        return None, "has 'conversations' and 'messages'; only one of them can be the sample's turns"
+    turns: Json = entry[given[0]]
+    if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "role" in turn for turn in turns):
+        converted: Turns = []
+        for number, message in enumerate(turns):
+            problem, turn = _from_message(message)
+            if problem:
+                return None, f"turn {number}: {problem}"
+            converted.append(turn)
+        turns = converted
+    texts = {key: entry[key] for key in SYSTEM if entry.get(key) not in (None, "")}
+    if texts and isinstance(turns, list):
+        key, text = next(iter(texts.items()))
+        if len(texts) > 1 or any(isinstance(turn, dict) and turn.get("from") == "system" for turn in turns):
+            return None, f"has more than one system text ({key!r} is one of them)"
+        if not isinstance(text, str):
+            return None, f"{key!r} must be a string"
+        turns = [{"from": "system", "value": text}, *turns]
+    return turns, ""
+
+
+def _from_message(message: Mapping[str, Json]) -> tuple[str, dict[str, str]]:
+    """What is wrong with a `{"role", "content"}` message, and the turn that it is."""
+    role, content = message["role"], message.get("content")
+    if role not in _ROLES:
+        return f"'role' {role!r} is none of {', '.join(map(repr, _ROLES))}", {}
+    if isinstance(content, list):
+        pieces = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                pieces.append(part["text"])
+            elif kind == "image" and set(part) <= {"type", "text", "index"}:
+                pieces.append(IMAGE)
+            elif kind == "image":
+                return "an image's path belongs under the sample's 'image', in the order of the images", {}
+            else:
+                return f"a part of the content is no text and no image: {str(part)[:80]}", {}
+        content = "".join(pieces)
+    if not isinstance(content, str):
+        return "'content' must be a string or a list of texts and images", {}
+    return "", {"from": _ROLES[role], "value": content}
