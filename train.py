@@ -35,7 +35,7 @@ from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.params import load_stage, starting_params
-from mllm_jax.training.sources import prepare_sources, stage_iterator
+from mllm_jax.training.sources import prepare_sources, read_noted, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
@@ -123,7 +123,7 @@ def train(config, directory, evaluate=True):
     mesh = make_mesh(config.mesh.to_dict())
     model = runs.model_config(config)
     tokenizer = load_tokenizer(config.model.llm.path)
-    preflight.check_stages(config, model, tokenizer, mesh)
+    preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
     if evaluate:
         check_benchmarks(config, tokenizer)
     side, patch = config.model.vision.image_size, model.vision.patch

@@ -198,6 +198,8 @@ SCHEMA: Schema = {
         "compat": Key("", "`llava` accepts what LLaVA's own loader accepts", choices=("", "llava")),
         "overlong": Key("error", "a sample with more tokens than a row: stop, or skip, count and list it",
                         choices=("error", "skip"), resumable=True, synonyms=("truncate", "truncation")),
+        "broken": Key("error", "a sample whose image or text cannot be used: stop, or skip, count and list it",
+                      choices=("error", "skip"), resumable=True, synonyms=("skip_broken", "on_error")),
         "max_image_pixels": Key(178_956_970, "an image with more is refused", least=1, resumable=True),
         "threads": Key(4, "that read and preprocess samples", least=0, resumable=True,
                        synonyms=("workers", "num_workers", "dataloader_num_workers")),

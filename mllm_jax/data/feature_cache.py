@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from mllm_jax import files
-from mllm_jax.data.reading import DataError
+from mllm_jax.data.reading import DataError, read_json
 
 FORMAT = 1  # raise when what is written changes
 DIGEST = 32  # bytes
@@ -72,7 +72,7 @@ class FeatureCache:
         path = self.directory / "key.json"
         if not path.exists():
             files.write_text(path, text)
-        elif json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        elif read_json(path) != json.loads(text):
             raise FeatureCacheError(f"{path} is not the key of these features; move {self.directory} away")
         self.refresh()
 

@@ -22,22 +22,36 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mllm_jax import files
-from mllm_jax.data.reading import DataError, read_text
+from mllm_jax.data.images import decode_image
+from mllm_jax.data.reading import DataError, read_json, read_text, safe_path
+from mllm_jax.data.source_digest import THREADS
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
-    KeepEncoded,
+    Features,
+    Records,
     VersionBuilder,
+    complete_versions,
     find_version,
     plan_shards,
     read_metadata,
     write_version,
 )
+from mllm_jax.data.threads import map_in_order
 
 FORMAT = 1  # raise when what is written changes
 SPLIT = "test"
 PROMPTS = "prompts.json"
 CHECKSUMS = "SHA256SUMS"
 _CHUNK = 1 << 22
+
+
+def benchmark_features() -> Features:
+    """The features of a record."""
+    return {
+        "images": tfds.features.Sequence(tfds.features.Image()),
+        "image_names": tfds.features.Sequence(tfds.features.Text()),
+        "prompts": tfds.features.Text(),  # JSON: a list of objects
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +87,8 @@ class BenchmarkSource:
         self.metadata = read_metadata(self.directory) or {}
         if not is_prepared(self.directory) or "kind" not in self.metadata:
             raise DataError(f"{directory}: no prepared benchmark here; make one with prepare_benchmark()")
-        raw = json.loads((self.directory / PROMPTS).read_text(encoding="utf-8"))
-        self.sets = [PictureSet(tuple(images), tuple(prompts)) for images, prompts in raw]
-        builder = tfds.builder_from_directory(self.directory)
-        self._records = builder.as_data_source(SPLIT, decoders={"images": KeepEncoded()})
+        self.sets = _read_sets(self.directory / PROMPTS)
+        self._records = Records(self.directory, SPLIT, benchmark_features)
         counts = {len(self._records), len(self.sets), self.metadata["samples"]}
         if len(counts) > 1:
             raise DataError(
@@ -101,6 +113,21 @@ class BenchmarkSource:
         return f"BenchmarkSource({str(self.directory)!r}, records={len(self.sets)})"
 
 
+def _read_sets(path: Path) -> list[PictureSet]:
+    sets = []
+    for one in rows if isinstance(rows := read_json(path), list) else [None]:
+        match one:
+            case [list(images), list(prompts)] if all(isinstance(x, str) for x in images) and all(
+                isinstance(x, dict) for x in prompts
+            ):
+                sets.append(PictureSet(tuple(images), tuple(prompts)))
+            case _:
+                raise DataError(
+                    f"{path}: no questions of a prepared benchmark; move the folder away, prepare again"
+                )
+    return sets
+
+
 def is_prepared(directory: Path) -> bool:
     """Whether a directory is a version of a prepared benchmark."""
     return (directory / PROMPTS).is_file() and (directory / "dataset_info.json").is_file()
@@ -114,7 +141,8 @@ def prepare_benchmark(
     *,
     files: Sequence[Path],
     manual_dir: Path,
-    fingerprint: str,
+    stamp: str,
+    content: Callable[[], str],
     options: dict[str, Any],
     instructions: str = "",
     shard_bytes: int = SHARD_BYTES,
@@ -129,31 +157,49 @@ def prepare_benchmark(
       data_dir: where prepared data sets live.
       files: the question and annotation files, whose digests are noted.
       manual_dir: the folder with the downloaded files, where `SHA256SUMS` is looked for.
-      fingerprint: changes when any of it changes.
+      stamp: stays the same while no file is touched.
+      content: makes a digest of what is read from them; called where the stamp is not known.
       options: how the benchmark was read.
       instructions: what to download, for tfds.
       shard_bytes: a new file is begun after about so many bytes of pictures.
       show_progress: draw a progress bar.
 
     Raises:
-      DataError: a file differs from `SHA256SUMS`, or a picture cannot be read.
+      DataError: a file differs from `SHA256SUMS`, or an image cannot be read.
+      ImageError: a file that is no image: nothing else is copied.
     """
     name = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
     # "refcoco+" is not "refcoco".
     name += "_plus" if "+" in kind else ""
-    fingerprint = hashlib.sha256(f"{FORMAT} {kind} {fingerprint}".encode()).hexdigest()
+    stamp = hashlib.sha256(f"{FORMAT} {kind} {stamp}".encode()).hexdigest()
     root = Path(data_dir) / name
+    for path, noted in complete_versions(root):
+        if stamp in (
+            noted["fingerprint"],
+            noted.get("stamp"),
+        ):  # the first in versions from before contents were noted
+            return BenchmarkSource(path)
+    fingerprint = hashlib.sha256(f"{FORMAT} {kind} {content()}".encode()).hexdigest()
     if (existing := find_version(root, fingerprint)) is not None:
         return BenchmarkSource(existing)
     verify_checksums(manual_dir)
     metadata = {
         "fingerprint": fingerprint,
+        "stamp": stamp,
         "samples": len(sets),
         "kind": kind,
         "options": options,
         "files": {os.path.relpath(path, manual_dir): file_digest(path) for path in files},
     }
-    sizes = (sum(len(read_image(image)) for image in one.images) for one in sets)
+
+    def size(one: PictureSet) -> int:
+        """Bytes of its images, all of which are looked at: no other file is to be handed on in their place."""
+        images = [(name, read_image(name)) for name in one.images]
+        for name, data in images:
+            decode_image(data, source=f"{kind}: {name}")
+        return sum(len(data) for _, data in images)
+
+    sizes = (found for _, found in map_in_order(size, sets, THREADS))
     existing = write_version(
         BenchmarkBuilder,
         data_dir,
@@ -182,13 +228,9 @@ with tfds.core.registered.skip_registration():
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
-            features = {
-                "images": tfds.features.Sequence(tfds.features.Image()),
-                "image_names": tfds.features.Sequence(tfds.features.Text()),
-                "prompts": tfds.features.Text(),  # JSON: a list of objects
-            }
             return self._dataset_info(
-                "Pictures and the questions that a benchmark asks about them, with its prompts.", features
+                "Images and the questions that a benchmark asks about them, with its prompts.",
+                benchmark_features(),
             )
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -223,7 +265,7 @@ def verify_checksums(folder: Path) -> None:
         found = re.fullmatch(r"([0-9a-fA-F]{64})[ \t]+[*]?(.+)", line.strip())
         if found is None:
             raise DataError(f"{path} line {number}: expected a SHA-256 digest and a file name")
-        file = folder / found[2]
+        file = safe_path(folder, found[2])
         if not file.is_file():
             raise DataError(f"{file} is missing, but {path} lists it")
         if (digest := file_digest(file)) != found[1].lower():

@@ -7,31 +7,35 @@ stays JPEG). TensorFlow is not needed, neither to write nor to read::
     source = prepare("llava_v1_5_mix665k.json", "images", "prepared", name="mix665k")
     source[0].id, source[0].images[0][:4], source[0].conversations
 
-Layout: `DATA_DIR/NAME/VERSION/`. A version holds a fingerprint of what it was made from (the JSON's bytes,
-the images' paths, sizes and modification times, the options). Same fingerprint: reused. Any other: written
+Layout: `DATA_DIR/NAME/VERSION/`. A version's fingerprint is a digest of its samples and of their images' bytes, so that
+a copy of the same data elsewhere, or copied again, is the same data set. Same fingerprint: reused. Any other: written
 under the next version number, the old one stays. A version directory appears only once it is complete.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow_datasets as tfds
 
+from mllm_jax import files
 from mllm_jax.console import progress_bar
-from mllm_jax.data import llava_json
-from mllm_jax.data.images import decode_image
-from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data import llava_json, source_digest
+from mllm_jax.data.images import ImageError, decode_image
+from mllm_jax.data.llava_json import Scanned
+from mllm_jax.data.reading import DataError, parse_json, read_image_file, read_text
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
-    KeepEncoded,
+    Features,
+    Records,
     VersionBuilder,
+    complete_versions,
     find_version,
     plan_shards,
     read_metadata,
@@ -39,14 +43,32 @@ from mllm_jax.data.tfds_versions import (
 )
 from mllm_jax.data.threads import map_in_order
 
-FORMAT = 1  # raise when what is written changes, so that older preparations are not reused
 SPLIT = "train"
+STAMPS = "stamps.txt"  # of copies of the data that were found to be the same
+SKIPPED = "skipped.jsonl"  # the samples that were left out, one per line, with what is wrong with them
+
+Broken = Literal["error", "skip"]
+
+
+def sample_features() -> Features:
+    """The features of a sample's record."""
+    return {
+        "id": tfds.features.Text(),
+        "images": tfds.features.Sequence(tfds.features.Image()),
+        "image_paths": tfds.features.Sequence(tfds.features.Text()),
+        "conversations": tfds.features.Text(),  # JSON: a list of {"from", "value"}
+    }
 
 
 class LlavaSource:
     """A prepared data set: `len(source)` samples in the JSON's order, `source[i]` is a `Sample`.
 
     Safe to read from several threads and to send to worker processes.
+
+    Attributes:
+      directory: `DATA_DIR/NAME/VERSION`.
+      fingerprint: of the samples and images in it.
+      skipped: samples of the JSON that are not in it: {"sample", "problem"} each.
     """
 
     def __init__(self, directory: str | Path):
@@ -60,22 +82,27 @@ class LlavaSource:
         if metadata is None:
             raise DataError(f"{directory}: no prepared data set here; make one with prepare()")
         self.fingerprint: str = metadata["fingerprint"]
-        builder = tfds.builder_from_directory(self.directory)
-        self._records = builder.as_data_source(SPLIT, decoders={"images": KeepEncoded()})
+        self.skipped: list[dict[str, str]] = metadata.get("skipped", [])
+        self._records = Records(self.directory, SPLIT, sample_features)
         if len(self._records) != metadata["samples"]:
-            message = f"{directory}: holds {len(self._records)} samples instead of {metadata['samples']}; "
-            raise DataError(message + "files are missing: move the directory away and prepare again")
+            raise DataError(
+                f"{directory}: holds {len(self._records)} samples instead of {metadata['samples']}; files are missing: "
+                "move the directory away and prepare again"
+            )
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
         fields = self._records[index]
+        sample = fields["id"].decode()
         return Sample(
-            id=fields["id"].decode(),
+            id=sample,
             images=tuple(fields["images"]),
             image_paths=tuple(path.decode() for path in fields["image_paths"]),
-            conversations=tuple(json.loads(fields["conversations"])),
+            conversations=tuple(
+                parse_json(fields["conversations"].decode(), f"{self.directory}: {sample!r}")
+            ),
         )
 
     def __repr__(self) -> str:
@@ -90,12 +117,13 @@ def prepare(
     name: str = "llava",
     duplicate_ids: llava_json.DuplicateIds = "error",
     compat: str | None = None,
+    broken: Broken = "error",
     max_image_pixels: int | None = None,
     check: Callable[[llava_json.Record], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     show_progress: bool = True,
 ) -> LlavaSource:
-    """Writes a LLaVA-format data set as ArrayRecord, or reuses what was written from the same files before.
+    """Writes a LLaVA-format data set as ArrayRecord, or reuses what was written from the same data before.
 
     Args:
       json_path: LLaVA-format `.json` or `.jsonl` file.
@@ -103,6 +131,9 @@ def prepare(
       data_dir: where prepared data sets live.
       name: the data set's name below `data_dir`: lower-case letters, digits and underscores.
       duplicate_ids, compat: as in `llava_json.read_records`.
+      broken: what becomes of a sample that cannot be used whatever the settings (an image that is missing or damaged
+        or too large, text that is no text, turns that are no conversation): "error", or "skip" to leave it out and
+        list it in `LlavaSource.skipped` and in `skipped.jsonl`.
       max_image_pixels: every image is decoded before anything is written, and one with more pixels refused; None
         leaves images unread until they are used.
       check: called with every record, to raise what makes it unusable.
@@ -110,7 +141,7 @@ def prepare(
       show_progress: draw a progress bar.
 
     Returns:
-      The data set, one sample per entry and in the same order.
+      The data set, one sample per sound entry and in the same order.
 
     Raises:
       DataError: for anything wrong with the JSON and for a missing or unreadable image, naming the sample.
@@ -121,33 +152,133 @@ def prepare(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"data set name {name!r}: use lower-case letters, digits and underscores")
-    records = llava_json.read_records(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat)
+    json_path, root, versions = Path(json_path), Path(image_root or "."), Path(data_dir) / name
+    entries = list(llava_json.scan(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat))
+    for entry in entries:
+        if entry.problems and (broken == "error" or not entry.skippable):
+            raise DataError(entry.problems[0].describe(json_path))
+    records = [entry.record for entry in entries if entry.record is not None]
     if check is not None:
-        _checked("checking conversations", map(check, records), len(records), show_progress)
+        tolerated = (
+            (DataError, ImageError) if broken == "skip" else ()
+        )  # found again when images are looked at
+
+        def check_record(record: llava_json.Record) -> None:
+            with contextlib.suppress(*tolerated):
+                check(record)
+
+        _checked("checking conversations", map(check_record, records), len(records), show_progress)
     pictured = next((record for record in records if record.images), None)
     if image_root is None and pictured is not None:
-        message = f"{json_path}: sample {pictured.id!r} has an image but no image folder was given"
-        raise DataError(message)
-    root = Path(image_root or ".")
-    # What is read without a repeated id is the same either way, and data with one is never prepared under "error".
-    sizes, fingerprint = _fingerprint(Path(json_path), root, records, f"error {compat}")
+        raise DataError(f"{json_path}: sample {pictured.id!r} has an image but no image folder was given")
 
-    existing = find_version(Path(data_dir) / name, fingerprint)
+    stamps = source_digest.image_stamps(entries, root)
+    stamp = source_digest.stamp(json_path, stamps, compat)
+    policy = {"broken": broken, "max_image_pixels": max_image_pixels}
+    existing = _find(versions, entries, root, stamp, compat, policy)
+    if existing is not None:
+        return LlavaSource(existing)
+
+    digests, faults = _check_images(entries, root, compat, broken, max_image_pixels, show_progress)
+    skipped = [
+        {"sample": entry.sample, "problem": fault}
+        for entry in entries
+        if (fault := entry.problems[0].message if entry.problems else _fault(entry.record, faults))
+    ]
+    left = [entry.record for entry in entries if entry.record and not _fault(entry.record, faults)]
+    if not left:
+        raise DataError(f"{json_path}: every sample is broken; the first: {skipped[0]}")
+    content = source_digest.content(entries, digests, compat)
+    without = hashlib.sha256(json.dumps([content, [one["sample"] for one in skipped]]).encode()).hexdigest()
+    fingerprint = without if skipped else content
+    existing = find_version(versions, fingerprint)
     if existing is None:
-        if max_image_pixels is not None:
-            _check_images(records, root, compat, max_image_pixels, show_progress)
+        sizes = (sum(stamps[image][0] for image in record.images) for record in left)
         existing = write_version(
             LlavaJsonBuilder,
             data_dir,
             name,
             fingerprint,
-            records=records,
+            records=left,
             image_root=root,
-            shards=plan_shards((sum(sizes[image] for image in one.images) for one in records), shard_bytes),
-            metadata={"fingerprint": fingerprint, "samples": len(records), "json": Path(json_path).name},
+            shards=plan_shards(sizes, shard_bytes),
+            metadata={
+                "fingerprint": fingerprint,
+                "content": content,
+                "stamp": stamp,
+                "samples": len(left),
+                "json": json_path.name,
+                "skipped": skipped,
+                "max_image_pixels": max_image_pixels,
+            },
             show_progress=show_progress,
         )
     return LlavaSource(existing)
+
+
+def prepared(data_dir: str | Path, name: str, fingerprint: str) -> LlavaSource | None:
+    """A data set that was prepared before, without its sources; None where it is not there."""
+    existing = find_version(Path(data_dir) / name, fingerprint)
+    return None if existing is None else LlavaSource(existing)
+
+
+def _find(
+    versions: Path,
+    entries: Sequence[Scanned],
+    root: Path,
+    stamp: str,
+    compat: str | None,
+    policy: dict[str, Any],
+) -> Path | None:
+    """The version that was written from this data, also from a copy of it."""
+    usable = [(path, noted) for path, noted in complete_versions(versions) if _serves(noted, policy)]
+    for path, noted in usable:
+        if stamp in (noted.get("stamp", noted["fingerprint"]), *_stamps(path)):
+            return path
+    if not usable:
+        return None
+    images = {image: None for entry in entries for image in entry.images}
+    content = source_digest.content(entries, source_digest.image_digests(images, root), compat)
+    for path, noted in usable:
+        if "content" in noted:
+            same = noted["content"] == content
+        else:  # written before contents were noted; its fingerprint is its stamp
+            same = noted["samples"] == len(entries) and _content(path, compat) == content
+        if same:
+            with contextlib.suppress(
+                OSError
+            ):  # it may be read-only; then the images are read again next time
+                files.write_text(path / STAMPS, "\n".join([*_stamps(path), stamp]))
+            return path
+    return None
+
+
+def _content(directory: Path, compat: str | None) -> str:
+    """The content digest of a version; "" if it is damaged."""
+    try:
+        return source_digest.prepared_content(LlavaSource(directory), compat)
+    except DataError:
+        return ""
+
+
+def _serves(noted: dict[str, Any], policy: dict[str, Any]) -> bool:
+    """Whether a version holds what these settings would prepare."""
+    if noted.get("skipped"):
+        return policy == {"broken": "skip", "max_image_pixels": noted["max_image_pixels"]}
+    checked, limit = noted.get("max_image_pixels"), policy["max_image_pixels"]
+    return checked is None or limit is None or checked <= limit
+
+
+def _stamps(directory: Path) -> list[str]:
+    try:
+        return read_text(directory / STAMPS).split()
+    except DataError:
+        return []
+
+
+def _fault(record: llava_json.Record | None, faults: dict[str, str]) -> str:
+    """What is wrong with the first unusable image of a record; "" if nothing is."""
+    return next((faults[image] for image in record.images if image in faults), "") if record else ""
 
 
 with tfds.core.registered.skip_registration():
@@ -163,44 +294,63 @@ with tfds.core.registered.skip_registration():
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
-            features = {
-                "id": tfds.features.Text(),
-                "images": tfds.features.Sequence(tfds.features.Image()),
-                "image_paths": tfds.features.Sequence(tfds.features.Text()),
-                "conversations": tfds.features.Text(),  # JSON: a list of {"from", "value"}
-            }
             return self._dataset_info(
-                "Images and conversations about them, in the format of LLaVA's training data.", features
+                "Images and conversations about them, in the format of LLaVA's training data.",
+                sample_features(),
             )
 
         def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, record in enumerate(self._records):
-                files = (read_image_file(self._image_root, image, record.id) for image in record.images)
+                images = (read_image_file(self._image_root, image, record.id) for image in record.images)
                 example = {
                     "id": record.id,
-                    "images": [io.BytesIO(data) for data in files],
+                    "images": [io.BytesIO(data) for data in images],
                     "image_paths": list(record.images),
                     "conversations": json.dumps(record.conversations, ensure_ascii=False),
                 }
                 yield index, example
 
+        def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+            super()._download_and_prepare(dl_manager, download_config)
+            lines = [json.dumps(one) + "\n" for one in self._metadata["skipped"]]
+            if lines:
+                files.write_text(Path(self.data_path) / SKIPPED, "".join(lines))
+
 
 def _check_images(
-    records: Sequence[llava_json.Record], root: Path, compat: str | None, max_pixels: int, show_progress: bool
-) -> None:
-    """Decodes every image once: a broken one is found now and not in the middle of training."""
+    entries: Sequence[Scanned],
+    root: Path,
+    compat: str | None,
+    broken: Broken,
+    max_pixels: int | None,
+    show_progress: bool,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Reads and decodes every image once: a broken one is found now and not in the middle of training.
+
+    Returns:
+      The digest of each image, and what is wrong with those that cannot be used.
+    """
     users: dict[str, str] = {}  # image -> first sample that shows it
-    for record in records:
-        for image in record.images:
-            users.setdefault(image, record.id)
+    for entry in entries:
+        for image in entry.images:
+            users.setdefault(image, entry.sample)
+    digests, faults = dict.fromkeys(users, source_digest.MISSING), {}
 
     def check(image: str) -> None:
-        data = read_image_file(root, image, users[image])
-        source = f"sample {users[image]!r}, {root / image}"
-        decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
+        try:
+            data = read_image_file(root, image, users[image])
+            digests[image] = source_digest.image_digest(data)
+            if max_pixels is not None:
+                source = f"sample {users[image]!r}, {root / image}"
+                decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
+        except (DataError, ImageError) as error:
+            if broken == "error":
+                raise
+            faults[image] = str(error)
 
-    checks = map_in_order(check, users, min(16, os.cpu_count() or 1))
+    checks = map_in_order(check, users, source_digest.THREADS)
     _checked("checking images", checks, len(users), show_progress)
+    return digests, faults
 
 
 def _checked(what: str, checks: Iterable[Any], total: int, show_progress: bool) -> None:
@@ -208,19 +358,3 @@ def _checked(what: str, checks: Iterable[Any], total: int, show_progress: bool) 
         task = progress.add_task(what, total=total)
         for _ in checks:
             progress.advance(task)
-
-
-def _fingerprint(
-    json_path: Path, root: Path, records: Sequence[llava_json.Record], options: str
-) -> tuple[dict[str, int], str]:
-    """Sizes of the image files in bytes, and a hash of everything the preparation is made from."""
-    digest = hashlib.sha256(f"{FORMAT} {options}\n".encode())
-    digest.update(hashlib.sha256(json_path.read_bytes()).digest())
-    sizes: dict[str, int] = {}
-    for record in records:
-        for image in record.images:
-            if image not in sizes:
-                status = (root / image).stat()
-                sizes[image] = status.st_size
-                digest.update(f"{image}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return sizes, digest.hexdigest()

@@ -3,25 +3,38 @@
 Layout: `DATA_DIR/NAME/VERSION/`. A version holds a fingerprint of what it was made from. Same fingerprint: reused.
 Any other: written under the next version number, the old one stays. A version directory appears only once it is
 complete. What is written is up to a subclass of `VersionBuilder`: `tfds_llava`, `tfds_benchmarks`.
+
+Any tensorflow-datasets program can read what is written. Here the shards are read with features that the code knows:
+`tfds.builder_from_directory` would import whatever classes the folder's `features.json` names, and prepared data may
+come from strangers.
 """
 
 import contextlib
-import json
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 
 from mllm_jax.console import progress_bar
-from mllm_jax.data.reading import DataError
+from mllm_jax.data.reading import DataError, read_json
 
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
+
+
+Features = Mapping[str, Any]
+
+
+class _DatasetInfo(tfds.core.DatasetInfo):
+    """Without a question to the public data sets' server, which leaves an empty temporary folder behind."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
 
 
 with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not give it its arguments
@@ -52,8 +65,8 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             self._show_progress = show_progress
             super().__init__(**kwargs)
 
-        def _dataset_info(self, description: str, features: dict[str, Any]) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
+        def _dataset_info(self, description: str, features: Features) -> tfds.core.DatasetInfo:
+            return _DatasetInfo(
                 builder=self,
                 description=description,
                 features=tfds.features.FeaturesDict(features),
@@ -168,11 +181,45 @@ def write_version(
     return existing
 
 
-class KeepEncoded(tfds.decode.SkipDecoding):
-    """Leaves the images of a sequence encoded (tfds's own class does so for single images only)."""
+class Records:
+    """The records of a complete version, images encoded as they were; safe in threads and in worker processes."""
 
-    def decode_batch_example_np(self, serialized: Any) -> Any:
-        return serialized
+    def __init__(self, directory: Path, split: str, features: Callable[[], Features]):
+        """Opens the shards of a split.
+
+        Args:
+          features: makes the features that its records were written with; a function of a module, as it is pickled.
+
+        Raises:
+          DataError: shards are missing or damaged.
+        """
+        self._arguments = (directory, split, features)
+        pattern = re.compile(rf".+-{split}\.array_record-(\d{{5}})-of-(\d{{5}})")
+        found = sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name))
+        places = [tuple(map(int, pattern.fullmatch(path.name).groups())) for path in found]
+        if not places or places != [(index, places[0][1]) for index in range(places[0][1])]:
+            raise DataError(
+                f"{directory}: shards of its {split!r} records are missing; move it away, prepare again"
+            )
+        paths = [os.fspath(path) for path in found]
+        try:
+            self._shards = array_record_data_source.ArrayRecordDataSource(paths)
+        except (RuntimeError, ValueError, OSError) as error:
+            said = " ".join(str(error).splitlines()[:1])
+            raise DataError(
+                f"{directory}: a shard is damaged ({said}); move it away, prepare again"
+            ) from None
+        written = tfds.features.FeaturesDict(features()).get_serialized_info()
+        self._parser = tfds.core.example_parser.ExampleParserNp(written)
+
+    def __reduce__(self):
+        return type(self), self._arguments
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._parser.parse_example(self._shards[index])
 
 
 def plan_shards(sizes: Iterable[int], shard_bytes: int) -> list[int]:
@@ -202,24 +249,31 @@ def next_version(directory: Path) -> tfds.core.Version:
     return tfds.core.Version(f"{max((number for number, _ in _versions(directory)), default=0) + 1}.0.0")
 
 
+def complete_versions(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The complete versions of a data set and what was noted beside them, the newest first."""
+    for _, path in reversed(_versions(directory)):
+        if (metadata := read_metadata(path)) is not None:
+            yield path, metadata
+
+
 def find_version(directory: Path, fingerprint: str) -> Path | None:
     """The newest complete version with this fingerprint."""
-    for _, path in reversed(_versions(directory)):
-        metadata = read_metadata(path)
-        if metadata is not None and metadata["fingerprint"] == fingerprint:
-            return path
-    return None
+    return next(
+        (path for path, noted in complete_versions(directory) if noted["fingerprint"] == fingerprint), None
+    )
 
 
 def read_metadata(directory: Path) -> dict[str, Any] | None:
     """What was noted beside the data, or None if this is not a complete version of our making."""
     try:
-        metadata = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
+        metadata = read_json(directory / "metadata.json")
         complete = (directory / "dataset_info.json").is_file()
-    except (OSError, ValueError):
+    except (OSError, DataError):
         return None
-    keys_present = isinstance(metadata, dict) and {"fingerprint", "samples"} <= metadata.keys()
-    return metadata if complete and keys_present else None
+    if not isinstance(metadata, dict) or not complete:
+        return None
+    fits = isinstance(metadata.get("fingerprint"), str) and isinstance(metadata.get("samples"), int)
+    return metadata if fits else None
 
 
 def sync_file(path: str) -> None:

@@ -54,7 +54,8 @@ def prepare(
         data_dir,
         files=benchmark.files_read,
         manual_dir=benchmark.folder,
-        fingerprint=_fingerprint(benchmark, chosen),
+        stamp=_stamp(benchmark, chosen),
+        content=lambda: _content(benchmark, chosen),
         options=chosen,
         instructions=instructions(benchmark),
         show_progress=show_progress,
@@ -75,8 +76,17 @@ def _as_json(question: Question) -> dict[str, Any]:
     return {name: getattr(question, name) for name in _FIELDS}
 
 
-def _fingerprint(benchmark: Published, options: dict[str, bool | str]) -> str:
-    """Prompts, answers, options (but for those of decoding), and sizes and times of all files."""
+def _content(benchmark: Published, options: dict[str, bool | str]) -> str:
+    """A digest of prompts, answers, options (but for those of decoding) and images, wherever their files lie."""
+    digest = hashlib.sha256(f"{benchmark.fingerprint} {json.dumps(options, sort_keys=True)}".encode())
+    images = dict.fromkeys(name for question in benchmark.questions for name in question.images)
+    for name in images:
+        digest.update(f"{name}\0{hashlib.sha256(benchmark.read_image(name)).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _stamp(benchmark: Published, options: dict[str, bool | str]) -> str:
+    """The same with sizes and times of all files in place of their contents: unchanged while no file is touched."""
     digest = hashlib.sha256(f"{benchmark.fingerprint} {json.dumps(options, sort_keys=True)}".encode())
     beside = [
         p

@@ -3,6 +3,7 @@
 `mllm_jax.config.check` comes before it; `mllm_jax.evaluation.preflight` does the same for the evaluation at the end.
 """
 
+from collections.abc import Container
 from typing import Any
 
 from jax.sharding import Mesh
@@ -21,8 +22,13 @@ from mllm_jax.training import adapters
 from mllm_jax.training.optimizer import peak_rates
 
 
-def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh) -> None:
+def check_stages(
+    config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: Mesh, prepared: Container[str] = ()
+) -> None:
     """Finds before any compute what would stop a later stage.
+
+    Args:
+      prepared: sources ("STAGE/SOURCE") that this run has prepared before, whose files may be gone by now.
 
     Raises:
       ConfigError: naming the key.
@@ -59,7 +65,8 @@ def check_stages(config: ConfigDict, model: ModelConfig, tokenizer: Any, mesh: M
         with config_key_error(f"{here}.learning_rates"):
             peak_rates(trained, stage.learning_rate, tuple(tuple(group) for group in stage.learning_rates))
         for source, values in stage.sources.items():
-            _check_source(values, f"{here}.sources.{source}")
+            if f"{name}/{source}" not in prepared:
+                _check_source(values, f"{here}.sources.{source}")
     order = config.stage_order
     if lost := adapters.lost_kernel(params, [config.stages[name] for name in order]):
         index, path = lost

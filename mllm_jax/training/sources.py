@@ -9,11 +9,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mllm_jax import files
+from mllm_jax.console import make_console, say
 from mllm_jax.data import tfds_llava
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
+from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
 from mllm_jax.data.samples import Source, image_file_size
 from mllm_jax.data.templates import CHAT
@@ -24,13 +27,18 @@ from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.workdir import data_dir
 
+NOTED = "sources.json"
+SHOWN = 3  # broken samples that are told one by one
+
 
 def prepare_sources(
     config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, workdir: pathlib.Path
 ) -> dict[str, Source]:
     """The data sets of stage `name`, written under `data.dir` (or the work directory) unless they are there already.
 
-    The first process writes, then the others read, or write on a disk of their own.
+    The first process writes, then the others read, or write on a disk of their own. What a run uses is noted in
+    `WORKDIR/sources.json`, so that it goes on from the prepared copy where the JSON or its images are gone. Samples
+    that `data.broken=skip` leaves out are told and listed beside the prepared data.
 
     Raises:
       DataError, ImageError, SampleError: naming file and sample. A sample that the template cannot take or whose
@@ -43,13 +51,62 @@ def prepare_sources(
     if not (workdir / "checkpoints" / name).exists():
         check = functools.partial(_record_check, config, stage, model, tokenizer)
 
+    noted = read_noted(workdir)
+
     def prepare() -> dict[str, Source]:
-        return {
-            source: _prepare(config, source, values, directory, check)
-            for source, values in sorted(stage.sources.items())
-        }
+        found: dict[str, Source] = {}
+        for source, values in sorted(stage.sources.items()):
+            before = noted.get(f"{name}/{source}")
+            found[source] = _copy_left(source, values, directory, before) or _prepare(
+                config, source, values, directory, check
+            )
+            if jax.process_index() == 0:
+                noted[f"{name}/{source}"] = found[source].fingerprint
+                _tell_skipped(source, found[source])
+        if jax.process_index() == 0:
+            files.write_json(workdir / NOTED, noted)
+        return found
 
     return processes.first_then_others(prepare, "data prepared")
+
+
+def read_noted(workdir: pathlib.Path) -> dict[str, str]:
+    """The fingerprints of the data sets that a run has used so far, by stage and source."""
+    try:
+        noted = read_json(workdir / NOTED)
+    except DataError:
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _copy_left(
+    name: str, source: ConfigDict, directory: pathlib.Path, fingerprint: str | None
+) -> tfds_llava.LlavaSource | None:
+    """The prepared data of a source whose JSON or image folder is gone; None where both are there, or it is not."""
+    gone = [path for path in (source.json, source.images) if path and not pathlib.Path(path).exists()]
+    if source.kind != "llava" or not gone or fingerprint is None:
+        return None
+    found = tfds_llava.prepared(directory, _dataset(name), fingerprint)
+    if found is not None and jax.process_index() == 0:
+        say(make_console(), f"{gone[0]} is gone; going on with the prepared copy in {found.directory}")
+    return found
+
+
+def _dataset(name: str) -> str:
+    return "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
+
+
+def _tell_skipped(name: str, source: tfds_llava.LlavaSource) -> None:
+    if not source.skipped:
+        return
+    console, shown = make_console(), source.skipped[:SHOWN]
+    say(
+        console,
+        f"source {name}: {len(source.skipped):,} broken samples left out of {len(source) + len(source.skipped):,} "
+        f"(data.broken=skip); all are listed in {source.directory / tfds_llava.SKIPPED}",
+    )
+    for one in shown:
+        say(console, f"  {one['sample']!r}: {one['problem']}")
 
 
 def _record_check(
@@ -97,14 +154,14 @@ def _prepare(
         root = directory / f"mini_world_{split}_{form}_{count}_{seed}"
         json_path = mini_dataset.write_split(root, split, count, form, seed)
         images = root / "images"
-    dataset = "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
     return tfds_llava.prepare(
         json_path,
         images,
         directory,
-        name=dataset,
+        name=_dataset(name),
         duplicate_ids=source.duplicate_ids,
         compat=config.data.compat or None,
+        broken=config.data.broken,
         check=check and check(pathlib.Path(images or "")),
         max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
     )

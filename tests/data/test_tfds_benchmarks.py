@@ -5,6 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 import tiny
 
+from mllm_jax.data.images import ImageError
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.tfds_benchmarks import BenchmarkSource, PictureSet, is_prepared, prepare_benchmark
 
@@ -29,7 +30,14 @@ def manual(tmp_path):
 
 
 def prepare(manual, data_dir, **changes):
-    values = {"kind": "toy", "sets": SETS, "read_image": PICTURES.__getitem__, "fingerprint": "1"} | changes
+    values = {
+        "kind": "toy",
+        "sets": SETS,
+        "read_image": PICTURES.__getitem__,
+        "stamp": "1",
+        "content": lambda: "one",
+    }
+    values |= changes
     files = [manual / "questions.json"]
     return prepare_benchmark(
         data_dir=data_dir,
@@ -71,7 +79,9 @@ def test_the_same_files_are_prepared_once(manual, tmp_path):
     before = shard.stat().st_mtime_ns
     assert prepare(manual, tmp_path / "data").directory == first.directory
     assert shard.stat().st_mtime_ns == before
-    assert prepare(manual, tmp_path / "data", fingerprint="2").directory.name == "2.0.0"
+    assert prepare(manual, tmp_path / "data", stamp="2").directory == first.directory  # copied again
+    changed = prepare(manual, tmp_path / "data", stamp="2", content=lambda: "two")
+    assert changed.directory.name == "2.0.0"
     plus = prepare(manual, tmp_path / "data", kind="toy+")
     assert plus.directory.parent.name == "toy_plus"
 
@@ -114,3 +124,38 @@ def test_an_unreadable_picture_leaves_nothing_behind(manual, tmp_path):
     with pytest.raises(DataError, match="picture a cannot be read"):
         prepare(manual, tmp_path / "data", read_image=broken)
     assert not list((tmp_path / "data").glob("toy/1.0.0"))
+
+
+def test_only_images_are_handed_on(manual, tmp_path):
+    files = PICTURES | {"b": b"root:x:0:0:"}
+    with pytest.raises(ImageError, match="toy: b: not an image"):
+        prepare(manual, tmp_path / "data", read_image=files.__getitem__)
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_older_preparations_are_found_by_the_times_of_their_files(manual, tmp_path):
+    first = prepare(manual, tmp_path / "data")
+    path = first.directory / "metadata.json"
+    noted = json.loads(path.read_text())
+    path.write_text(json.dumps(noted | {"fingerprint": noted.pop("stamp")}))
+    assert prepare(manual, tmp_path / "data", content=lambda: "three").directory == first.directory
+
+
+def test_prepared_benchmarks_cannot_name_code_to_run(manual, tmp_path, monkeypatch):
+    source = prepare(manual, tmp_path / "data")
+    (tmp_path / "planted_benchmark.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Image: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    planted = {"pythonClassName": "planted_benchmark.Image", "featuresDict": {"features": {}}}
+    (source.directory / "features.json").write_text(json.dumps(planted))
+    assert BenchmarkSource(source.directory).picture("a") == PICTURES["a"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[[1, 2]]", '[[["a"], [3]]]', "[" * 100_000, "["])
+def test_damaged_questions_are_named(text, manual, tmp_path):
+    source = prepare(manual, tmp_path / "data")
+    (source.directory / "prompts.json").write_text(text)
+    with pytest.raises(DataError, match=r"prompts\.json"):
+        BenchmarkSource(source.directory)

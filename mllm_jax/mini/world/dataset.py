@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mllm_jax import files
+from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.mini.world.captions import long_caption
 from mllm_jax.mini.world.questions import ABILITIES, Question, make_questions
 from mllm_jax.mini.world.render import LOOK_VERSION, render
@@ -58,7 +59,11 @@ def _is_complete(root: Path, name: str, parameters: dict[str, Any]) -> bool:
                 "move it away or choose another folder"
             )
         return False
-    found = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        found = read_json(manifest)
+    except DataError as error:
+        raise DatasetMismatchError(f"{error}; delete {root} and start again") from error
+    found = found if isinstance(found, dict) else {}
     different = [key for key in sorted({*found, *parameters}) if found.get(key) != parameters.get(key)]
     if different:
         listed = ", ".join(f"{k} is {found.get(k)!r}, asked for {parameters.get(k)!r}" for k in different)
