@@ -86,7 +86,7 @@ def _confirmed(args: argparse.Namespace) -> bool:
 def _judge(args: argparse.Namespace) -> int:
     out, predictions = Path(args.out), Path(args.predictions)
     annotations = None if args.annotations is None else Path(args.annotations)
-    user = None if args.prompt is None else Path(args.prompt).read_text(encoding="utf-8")
+    user = None if args.prompt is None else Path(args.prompt).read_text(encoding="utf-8-sig")
     problems = Problems()
     requests = build_requests(args.benchmark, predictions, annotations, problems, args.model, args.runs, user)
     for kind, entry in problems.as_dict().items():

@@ -1,6 +1,7 @@
-"""Read a data set before training and report every problem in it, with the sample's id.
+"""Read a data set before training, or questions before an evaluation, and report every problem in it.
 
     mllm-jax validate --json data.json --images images/
+    mllm-jax validate --json questions.json --images images/
     mllm-jax validate --json data.json --images images/ --template vicuna_v1 \\
         --tokenizer path/to/tokenizer --seq-len 2048 --tokens-per-image 576
 
@@ -17,12 +18,16 @@ from mllm_jax.console import complain, make_console, print_table, progress_bar, 
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
 from mllm_jax.data.layout import Slot, WholeImage
+from mllm_jax.data.reading import DataError, read_json_rows
+from mllm_jax.data.sample_keys import benchmark_for
 from mllm_jax.data.validate import Layout, Report, validate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mllm-jax validate`."""
-    parser.add_argument("--json", required=True, metavar="FILE", help="LLaVA-format .json or .jsonl file")
+    parser.add_argument(
+        "--json", required=True, metavar="FILE", help="LLaVA-format .json or .jsonl file, or questions"
+    )
     parser.add_argument("--images", metavar="DIR", help="the image folder (leave out for text-only data)")
     parser.add_argument("--template", help="also check that every conversation fits this template")
     parser.add_argument(
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         complain(f"mllm-jax validate: {error}")
         return 2
     started = time.perf_counter()
+    if asked := _benchmark(args.json):
+        return _validate_questions(asked, args, console)
     with progress_bar(console, transient=True) as bar:
         tasks = {}
 
@@ -78,9 +85,40 @@ def run(args: argparse.Namespace) -> int:
     if layout.tokenizer is None:
         say(console, "Lengths were not checked; give --tokenizer to do so.")
     if args.json_report:
-        files.write_json(args.json_report, report.to_json())
-        say(console, f"Everything found is in {args.json_report}")
+        _write_report(args.json_report, report, console)
     return 1 if report.problems else 0
+
+
+def _benchmark(path: str) -> str | None:
+    """The benchmark that a file holds the questions of, if it does not hold training data."""
+    try:
+        return benchmark_for(read_json_rows(path))
+    except DataError:
+        return None
+
+
+def _validate_questions(benchmark: str, args: argparse.Namespace, console: Console) -> int:
+    from mllm_jax.evaluation.check_questions import check_questions  # a slow import
+
+    started = time.perf_counter()
+    report = check_questions(
+        benchmark,
+        args.json,
+        args.images,
+        compat=args.compat,
+        max_image_pixels=args.max_image_pixels,
+        num_threads=args.threads,
+    )
+    say(console, f"Questions for the benchmark {benchmark!r} (eval.benchmarks.NAME.kind, or --benchmark):")
+    _show(report, console, args.show, time.perf_counter() - started)
+    if args.json_report:
+        _write_report(args.json_report, report, console)
+    return 1 if report.problems else 0
+
+
+def _write_report(path: str, report: Report, console: Console) -> None:
+    files.write_json(path, report.to_json(), ensure_ascii=True)  # ids may hold halves of characters
+    say(console, f"Everything found is in {path}")
 
 
 def _layout(args: argparse.Namespace) -> Layout:
@@ -134,3 +172,8 @@ def _show(report: Report, console: Console, show: int, seconds: float) -> None:
         print_table(console, ("sample", "problem"), rows, f"{kind}: {len(problems)}", text_columns=2)
     affected = f"{report.samples - report.sound} of {report.samples} samples affected"
     say(console, f"{len(report.problems)} problems; {affected}.", "bold red")
+    if report.broken:
+        say(
+            console,
+            f"Training with --config.data.broken=skip leaves {report.broken} samples out, and lists them.",
+        )

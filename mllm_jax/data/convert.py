@@ -28,17 +28,21 @@ import collections
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mllm_jax import limits
+from mllm_jax.data.images import ImageError, decode_image
 from mllm_jax.data.llava_json import load_entries, read_records
-from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data.reading import DataError, is_safe_name, read_image_file
 from mllm_jax.mini.world.questions import OPEN_SUFFIX
 
-MAX_MEMBER_BYTES = 1 << 28  # of one picture in an archive, unpacked
+_ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the archive
 
 Json = Any
 Turns = list[tuple[str, str]]
@@ -109,13 +113,14 @@ def coco_cc(source: Path, out: Path) -> dict[str, int]:
         split = _text(row, "split", path, index)
         if split not in ("train", "eval"):
             raise DataError(f"{path}: entry #{index}: split {split!r} is neither 'train' nor 'eval'")
-        _check_member(file, path)
         name = PurePosixPath(file).name
         target = out / "images" / name
         if target.exists():
             raise DataError(f"{path}: entry #{index}: two pictures are called {name!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_image_file(source, file, str(image_id)))
+        data = read_image_file(source, file, str(image_id))
+        _check_image(data, f"{source / file}")
+        target.write_bytes(data)
         question = "Describe the image briefly."
         if split == "train":
             train += [
@@ -220,43 +225,61 @@ def _write(out: Path, train: list[Json], test: list[Json]) -> dict[str, int]:
 
 
 def _unpack(archive: Path, names: dict[str, None], target: Path) -> None:
-    """Writes the named members of a zip archive into a folder; other members are left alone."""
+    """Writes the named images of a zip archive into a folder; other members are left alone."""
     target.mkdir(parents=True)
     try:
         with zipfile.ZipFile(archive) as file:
             members = {info.filename: info for info in file.infolist()}
             for name in members:
-                _check_member(name, archive)
+                if not is_safe_name(name) or ":" in name:
+                    raise DataError(
+                        f"{archive}: unsafe file name {name!r}; it would be written outside of the folder"
+                    )
             for name, data in _read_members(file, members, names, archive):
                 path = target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
     except FileNotFoundError:
         raise DataError(f"{archive}: no such file") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except limits.LimitError as error:
+        raise DataError(str(error)) from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise DataError(f"{archive}: damaged or unsupported zip archive: {error}") from None
 
 
 def _read_members(
     file: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], names: dict[str, None], archive: Path
 ) -> Iterator[tuple[str, bytes]]:
+    """The named members; all are images, none is a link, and together they stay within the limits of archives."""
+    packed, unpacked = archive.stat().st_size, 0
     for name in names:
         if name not in members or members[name].is_dir():
             raise DataError(f"{archive}: does not hold {name!r}, which the questions name")
-        if members[name].file_size > MAX_MEMBER_BYTES:
-            raise DataError(f"{archive}: {name!r} unpacks to more than {MAX_MEMBER_BYTES} bytes")
+        if stat.S_ISLNK(members[name].external_attr >> 16):
+            raise DataError(f"{archive}: {name!r} is a symbolic link, which may lead out of the folder")
+        # The declared size may be a lie: no more than that is read, and zipfile checks the sum.
+        size = members[name].file_size
+        unpacked += size
+        limits.check("MAX_IMAGE_FILE_BYTES", size, f"{archive}: {name!r}")
+        limits.check("MAX_UNPACKED_BYTES", unpacked, archive)
+        if unpacked > _ALWAYS_UNPACKED:
+            limits.check("MAX_ARCHIVE_RATIO", -(-unpacked // max(packed, 1)), archive)
         with file.open(members[name]) as member:
-            yield (
-                name,
-                member.read(MAX_MEMBER_BYTES),
-            )  # the declared size may be a lie; zipfile checks the CRC
+            data = member.read(size)
+        _check_image(data, f"{archive}: {name!r}")
+        yield name, data
 
 
-def _check_member(name: str, where: Path) -> None:
-    """Refuses names that would leave the folder they are unpacked into."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
-        raise DataError(f"{where}: unsafe file name {name!r}; it would be written outside of the folder")
+def _check_image(data: bytes, source: str) -> None:
+    """What is handed on is an image, whatever its name says.
+
+    Raises:
+      DataError: it is none.
+    """
+    try:
+        decode_image(data, source=source)
+    except ImageError as error:
+        raise DataError(str(error)) from None
 
 
 def _get(row: Json, key: str, path: Path, index: int) -> Json:

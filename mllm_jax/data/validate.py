@@ -62,6 +62,7 @@ class Report:
       path: the data file.
       samples: entries in it.
       sound: entries nothing is wrong with.
+      broken: entries that `data.broken=skip` leaves out.
       problems: everything found, in file order within each kind of check.
       stats: numbers about the data set: images, text-only samples, answers, sizes and lengths.
     """
@@ -69,6 +70,7 @@ class Report:
     path: str
     samples: int
     sound: int
+    broken: int
     problems: tuple[Problem, ...]
     stats: dict[str, Any]
 
@@ -85,6 +87,7 @@ class Report:
             "data": self.path,
             "samples": self.samples,
             "sound": self.sound,
+            "broken": self.broken,
             "counts": {kind: len(problems) for kind, problems in self.by_kind().items()},
             "stats": self.stats,
             "problems": [dataclasses.asdict(problem) for problem in self.problems],
@@ -122,6 +125,7 @@ def validate(
         for image in dict.fromkeys(entry.images):
             users[image].append(entry.sample)
     records = [entry.record for entry in entries if entry.record is not None]
+    broken = {entry.sample for entry in entries if entry.problems and entry.skippable}
 
     sizes: list[tuple[int, int]] = []
     if image_root is None:
@@ -139,6 +143,7 @@ def validate(
         for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
             if isinstance(outcome, str):
                 problems += [Problem("unusable-image", sample, outcome) for sample in users[image]]
+                broken |= set(users[image])
             else:
                 sizes.append(outcome)
             report_progress("images", done, len(users))
@@ -164,7 +169,7 @@ def validate(
     bad = {problem.sample for problem in problems}
     stats = _statistics(records, len(users), sizes, lengths, supervised)
     sound = sum(entry.sample not in bad for entry in named)
-    return Report(str(json_path), len(named), sound, tuple(problems), stats)
+    return Report(str(json_path), len(named), sound, len(broken), tuple(problems), stats)
 
 
 def _check_image(root: Path, name: str, compat: str | None, max_pixels: int) -> tuple[int, int] | str:

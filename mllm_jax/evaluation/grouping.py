@@ -42,7 +42,7 @@ def load_groups(path: Path | None = None) -> Table:
     """
     path = DEFAULT_FILE if path is None else Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path}: not a readable grouping file ({error}); start from {DEFAULT_FILE.name}"

@@ -15,11 +15,11 @@ Rows = tuple[str, str, list[tuple[Any, Any]]]
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line]
 
 
 def _vqav2(folder: Path) -> Iterator[Rows]:

@@ -15,18 +15,23 @@ from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text
 
 TABLES = (".tsv", ".csv", ".xlsx")
 _MOST_ROWS, _MOST_COLUMNS = 1 << 20, 1024  # of a sheet; a row number or column letter costs a file nothing
-_ABSENT = ("", "nan", "none", "null", "n/a", "na")  # what pandas and LLaVA read as no value
+# What pandas reads as no value, and with it the official evaluations of tables; "Na" and "no" are answers.
+_ABSENT = frozenset(
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split(
+        "|"
+    )
+)
 _CELL = 32_767  # characters of a cell of a spreadsheet
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a cell holds no value: None, NaN, or the text of either.
+    """Whether a cell holds no value: None, NaN, or a text that pandas or LLaVA reads as either.
 
     Example:
-        >>> [is_absent(v) for v in (None, float("nan"), "nan", "A cat")]
-        [True, True, True, False]
+        >>> [is_absent(v) for v in (None, float("nan"), "nan", "NONE", "A cat", "Na")]
+        [True, True, True, True, False, False]
     """
-    return value is None or value != value or str(value).strip().lower() in _ABSENT
+    return value is None or value != value or str(value) in _ABSENT or str(value).lower() in ("nan", "none")
 
 
 def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from mllm_jax.cli.main import main
-from mllm_jax.data import convert as convert_module
 from mllm_jax.data.convert import conversation, convert
 from mllm_jax.data.llava_json import read_records
 from mllm_jax.data.reading import DataError
@@ -126,7 +125,7 @@ def test_coco_cc_gives_a_sample_per_caption_and_references(tmp_path):
     with pytest.raises(DataError, match="coco_cc have one question each"):
         convert("coco_cc", source, tmp_path / "out2", max_turns=3)
     for change, message in (
-        ({"file": "../x.jpg"}, "unsafe file name"),
+        ({"file": "../x.jpg"}, "must be relative"),
         ({"file": "images/12.jpg"}, "two pictures are called '12.jpg'"),
         ({"file": "images/9.jpg"}, "sample '11': image file .*9.jpg cannot be read"),
         ({"split": "dev"}, "'dev' is neither"),
@@ -168,8 +167,8 @@ def test_bad_sources_are_named(easy, tmp_path, monkeypatch):
     out = tmp_path / "out"
     archive = easy / "test_images.zip"
     whole = archive.read_bytes()
-    monkeypatch.setattr(convert_module, "MAX_MEMBER_BYTES", 60)
-    with pytest.raises(DataError, match=r"'1\.png' unpacks to more than 60 bytes"):
+    monkeypatch.setenv("MLLM_JAX_MAX_IMAGE_FILE_BYTES", "60")
+    with pytest.raises(DataError, match=r"'\d\.png': .*MLLM_JAX_MAX_IMAGE_FILE_BYTES"):
         convert("easy_vqa", easy, out)
     monkeypatch.undo()
     archive.write_bytes(whole[: len(whole) // 2])
@@ -212,3 +211,43 @@ def test_command(easy, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", "unknown", "--source", "a", "--out", "b"])
     assert "choose from" in capsys.readouterr().err
+
+
+def test_archives_that_unpack_to_far_more_are_refused_before_they_do(easy, tmp_path):
+    large = Image.new("RGB", (6000, 6000))  # 108 MB as BMP, 105 kB packed
+    buffer = io.BytesIO()
+    large.save(buffer, "BMP")
+    with zipfile.ZipFile(easy / "test_images.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("0.png", buffer.getvalue())
+    with pytest.raises(DataError, match=r"test_images\.zip: .*MLLM_JAX_MAX_ARCHIVE_RATIO"):
+        convert("easy_vqa", easy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"root:x:0:0:", b"", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_only_images_are_handed_on(data, easy, tmp_path):
+    write_zip(easy / "test_images.zip", {"0.png": data})
+    with pytest.raises(DataError, match=r"test_images\.zip: '0\.png': "):
+        convert("easy_vqa", easy, tmp_path / "out")
+
+
+def test_links_in_archives_are_refused(easy, tmp_path):
+    link = zipfile.ZipInfo("0.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(easy / "test_images.zip", "w") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match=r"'0\.png' is a symbolic link"):
+        convert("easy_vqa", easy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "/etc/hostname", "notes.txt"])
+def test_coco_copies_only_images_below_its_folder(file, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (tmp_path / "secret.png").write_bytes(png())
+    (source / "notes.txt").write_text("private")
+    rows = [{"image_id": 1, "file": file, "split": "train", "captions": ["A cat."]}]
+    (source / "annotations.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"notes\.txt: not an image|must be relative"):
+        convert("coco_cc", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -421,10 +421,10 @@ def test_threads_wait_for_memory(monkeypatch):
     running, most = [], []
 
     def load(image, *_):
-        running.append(image)
+        running.append(id(image))
         most.append(len(running))
         time.sleep(0.01)
-        running.remove(image)
+        running.remove(id(image))
         return original(image)
 
     original = PngImageFile.load

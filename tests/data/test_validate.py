@@ -226,3 +226,64 @@ def test_verbs_are_imported_only_when_called(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     assert main(["--help"]) == 0
     assert "mllm_jax.cli.validate" not in sys.modules
+
+
+def question(number, image="ok.png", **fields):
+    return {"question_id": number, "image": image, "question": "What?", "answer": "cat"} | fields
+
+
+def test_questions_are_recognised_and_their_images_read(folder, capsys):
+    path = write(folder, [question("1"), question("2", "ok.jpg"), question("3", None)])
+    assert main(["validate", "--json", str(path), "--images", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert "benchmark 'vqa'" in output
+    assert "3 samples, 3 answers, 2 images, 1 text-only" in output
+    path = write(folder, [question("1", "no.png"), question("2", "../secret.png"), question("3")])
+    assert (
+        main(
+            [
+                "validate",
+                "--json",
+                str(path),
+                "--images",
+                str(folder),
+                "--json-report",
+                str(folder / "r.json"),
+            ]
+        )
+        == 1
+    )
+    report = json.loads((folder / "r.json").read_text(encoding="utf-8"))
+    assert sorted(problem["sample"] for problem in report["problems"]) == ["1", "2"]
+    assert any("must be relative" in problem["message"] for problem in report["problems"])
+    path = write(folder, [question("1"), question("2", question="<image>\nWhat?")])
+    assert main(["validate", "--json", str(path), "--images", str(folder)]) == 1
+    assert "question '2' holds <image>" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_would_be_left_out_is_said(bad_path, folder, capsys):
+    main(["validate", "--json", str(bad_path), "--images", str(folder)])
+    report = validate(bad_path, folder)
+    kinds = {p.sample: p.kind for p in report.problems if p.kind != "duplicate-id"}
+    assert report.broken == len(kinds)
+    assert f"data.broken=skip leaves {report.broken} samples out" in capsys.readouterr().out
+
+
+def test_names_with_half_characters_can_be_shown_and_stored(folder, capsys):
+    path = folder / "half.json"
+    path.write_text(json.dumps([entry("cut \ud83d"), entry("b", answer="\ud83d")]))
+    assert (
+        main(
+            [
+                "validate",
+                "--json",
+                str(path),
+                "--images",
+                str(folder),
+                "--json-report",
+                str(folder / "r.json"),
+            ]
+        )
+        == 1
+    )
+    assert len(json.loads((folder / "r.json").read_text(encoding="utf-8"))["problems"]) == 2

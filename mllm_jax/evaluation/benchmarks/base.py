@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mllm_jax.data.conversations import IMAGE
 from mllm_jax.data.reading import read_image_file
 from mllm_jax.evaluation.benchmarks.judged import JudgeTask
 from mllm_jax.evaluation.predictions import (
@@ -282,7 +283,7 @@ class Benchmark(abc.ABC):
         self.set_questions(self.read())
 
     def set_questions(self, questions: Sequence[Question]) -> None:
-        """Keeps the prompts, after a look at their ids."""
+        """Keeps the prompts, after a look at their ids and at marks that would be read as text."""
         self.questions = questions
         if not self.questions:
             raise BenchmarkError(f"{self.path}: holds no question")
@@ -291,6 +292,11 @@ class Benchmark(abc.ABC):
             if (key := (question.part, *question.key)) in seen:
                 raise BenchmarkError(f"{self.path}: question id {question.row['question_id']!r} occurs twice")
             seen.add(key)
+            if IMAGE in question.prompt and not question.interleaved:
+                raise BenchmarkError(
+                    f"{self.path}: question {question.row['question_id']!r} holds {IMAGE}, the mark of training data; "
+                    "images are shown before the question, so take the mark (and the line break behind it) out"
+                )
 
     def read(self) -> list[Question]:
         """The prompts.

@@ -11,14 +11,18 @@ import collections
 import hashlib
 import itertools
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import limits
 from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_json_rows, read_text
+from mllm_jax.data.sample_keys import SYSTEM, media_problems
 from mllm_jax.evaluation.benchmarks.base import BenchmarkError
 from mllm_jax.evaluation.predictions import PredictionError, Problems
 from mllm_jax.evaluation.table_files import read_table
 
+_BATCH = 16  # rows of a Parquet file that are decoded at once
 _KEPT = 8  # columns of row groups that stay in memory: the images of a question and its neighbours
 
 
@@ -114,12 +118,19 @@ def image_names(row: dict[str, Any], path: Path, index: int) -> tuple[str, ...]:
     """`image`: one name, a list of names, or absent.
 
     Raises:
-      BenchmarkError: something else.
+      BenchmarkError: something else, or a key that names another medium or a system text, which are not read.
     """
-    value = row.get("image")
+    value, which = row.get("image"), row.get("question_id", f"#{index}")
+    for problem in media_problems(row):
+        raise BenchmarkError(f"{path}: entry {which!r}: {problem}")
+    for key in SYSTEM:
+        if row.get(key):
+            raise BenchmarkError(
+                f"{path}: entry {which!r}: {key!r}: questions have no system text of their own; put it in the "
+                "question, or choose a template that has it (eval.template)"
+            )
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        which = row.get("question_id", f"#{index}")
         raise BenchmarkError(f"{path}: entry {which!r}: 'image' must be a file name or a list of them")
     return tuple(names)
 
@@ -175,9 +186,17 @@ class _Parquet:
         import pyarrow.parquet as parquet
 
         self.path = path
+        self._errors = (OSError, pyarrow.ArrowException)
         try:
-            self._file = parquet.ParquetFile(path)
-        except (OSError, pyarrow.ArrowInvalid) as error:
+            texts = [
+                field.name
+                for field in parquet.read_schema(path)
+                if pyarrow.types.is_string(field.type) or pyarrow.types.is_binary(field.type)
+            ]
+            self._file = parquet.ParquetFile(
+                path, read_dictionary=texts
+            )  # repeated texts once, until they are counted
+        except self._errors as error:
             raise BenchmarkError(f"{path}: no readable Parquet file: {error}; fetch it again") from error
         schema = self._file.schema_arrow
         self.columns = list(schema.names)
@@ -195,17 +214,48 @@ class _Parquet:
         """All rows; of images only whether they are there (an empty dict or None)."""
         # `image.path` alone: the bytes stay on the disk.
         wanted = [f"{name}.path" if name in self.image_columns else name for name in self.columns]
-        return self._file.read(columns=wanted).to_pylist()
+        return [row for batch in self._batches(columns=wanted) for row in batch.to_pylist()]
+
+    def _batches(self, **options: Any) -> Iterator[Any]:
+        """A few rows at a time: a cell that is repeated is kept once in the file, but not in memory.
+
+        Raises:
+          BenchmarkError: damaged, or all rows together take more than the limit `MAX_TABLE_BYTES`.
+        """
+        size = 0
+        try:
+            for batch in self._file.iter_batches(batch_size=_BATCH, **options):
+                size += sum(map(_unpacked_size, batch.columns))
+                limits.check("MAX_TABLE_BYTES", size, self.path)
+                yield batch
+        except limits.LimitError as error:
+            raise BenchmarkError(str(error)) from error
+        except self._errors as error:
+            raise BenchmarkError(f"{self.path}: damaged Parquet file: {error}; fetch it again") from error
 
     def image(self, row: int, column: str) -> bytes:
         group = bisect.bisect_right(self._starts, row) - 1
         with self._lock:
             if (group, column) not in self._kept:
-                table = self._file.read_row_group(group, columns=[column])
-                self._kept[group, column] = table.column(0)
+                batches = self._batches(row_groups=[group], columns=[column])
+                self._kept[group, column] = [cell for batch in batches for cell in batch.column(0)]
                 while len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             cell = self._kept[group, column][row - self._starts[group]].as_py()
         if not cell or not cell.get("bytes"):
             raise BenchmarkError(f"{self.path} row {row}: {column!r} holds no image; fetch the file again")
         return cell["bytes"]
+
+
+def _unpacked_size(column: Any) -> int:
+    """Bytes of a column's cells, each counted as often as it occurs."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return column.nbytes
+    try:
+        lengths = compute.binary_length(column.dictionary)
+    except pyarrow.ArrowException:  # numbers
+        return column.nbytes
+    return compute.sum(lengths.take(column.indices)).as_py() or 0

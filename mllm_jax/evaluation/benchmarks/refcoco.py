@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw
 
+from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, value_of
@@ -125,7 +126,9 @@ class RefCoco(Published):
         """The box with the size of its image, which the rule needs."""
         (image,) = question.images
         if image not in self._sizes:
-            self._sizes[image] = Image.open(io.BytesIO(self.read_image(image))).size
+            self._sizes[image] = decode_image(self.read_image(image), source=image, compat="llava").shape[
+                1::-1
+            ]
         width, height = self._sizes[image]
         return super().annotation(question) | {"width": width, "height": height}
 
@@ -239,7 +242,7 @@ class RegionCaptionG(RegionCaption):
 
 def outlined(data: bytes, shape: str, points: Sequence[float]) -> bytes:
     """An image with a red rectangle ("bbox": x, y, width, height) or a polygon ("segmentation"), as PNG."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.fromarray(decode_image(data, source="image", compat="llava"))  # boxes are in stored pixels
     draw = ImageDraw.Draw(image)
     if shape == "bbox":
         x, y, width, height = points
