@@ -57,17 +57,18 @@ class FusedVisionConfig:
         """Of the first tower."""
         return self.towers[0].std
 
-    def grid(self, image_size: int) -> Grid:
-        """Patch grid of a square picture.
+    def grid(self, height: int, width: int | None = None) -> Grid:
+        """Patch grid of an image; see `VisionConfig.grid`.
 
         Raises:
           ValueError: the towers would cut it into different grids.
         """
-        grids = {tower.grid(image_size) for tower in self.towers}
+        grids = {tower.grid(height, width) for tower in self.towers}
         if len(grids) > 1:
-            found = ", ".join(f"{t.grid(image_size)} with patches of {t.patch}" for t in self.towers)
+            found = ", ".join(f"{t.grid(height, width)} with patches of {t.patch}" for t in self.towers)
+            size = height if width is None else (height, width)
             raise ValueError(
-                f"vision.image_size={image_size}: the fused towers have different patch grids ({found}); choose towers "
+                f"vision.image_size={size}: the fused towers have different patch grids ({found}); choose towers "
                 "with one patch size"
             )
         return grids.pop()

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mllm_jax import connectors
 from mllm_jax.connectors.base import VisionFeatures
-from mllm_jax.data.batch import Batch
+from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.features import stack, unstack
@@ -28,7 +28,7 @@ class ModelConfig:
     """Everything that fixes the model's computation (hashable).
 
     Attributes:
-      image_size: input pixels per side.
+      image_size: pixels per side of the encoder's input, or (height, width).
       select_layer: hidden state that is the feature F; may be negative.
       connector: exact name; connector_options: (key, value) pairs.
       dtype: computation dtype.
@@ -39,7 +39,7 @@ class ModelConfig:
 
     vision: VisionConfig | FusedVisionConfig
     llm: DecoderConfig
-    image_size: int
+    image_size: int | Size
     select_layer: int = -2
     connector: str = "mlp2x_gelu"
     connector_options: tuple[tuple[str, Any], ...] = ()
@@ -51,13 +51,19 @@ class ModelConfig:
     lora: LoRA | None = None
 
     @property
+    def slot_size(self) -> Size:
+        """Height and width of the encoder's input in pixels."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
     def vision_spec(self) -> connectors.VisionSpec:
         """What the connector is told of the encoder."""
         return connectors.VisionSpec(
             width=self.vision.width,
             depth=self.vision.depth,
             select_layer=self.vision.resolve_layer(self.select_layer),
-            grid=self.vision.grid(self.image_size),
+            grid=self.vision.grid(*self.slot_size),
         )
 
     def make_connector(self, module_name: str | None = None) -> connectors.Connector:
@@ -76,7 +82,7 @@ class ModelConfig:
     def visual_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
         num_tokens = self.make_connector().num_tokens(self.vision_spec.grid)
-        return WholeImage(Slot(num_tokens, size=(self.image_size, self.image_size)))
+        return WholeImage(Slot(num_tokens, size=self.slot_size))
 
 
 class MLLM(nn.Module):

@@ -63,10 +63,13 @@ class VisionConfig:
         """Tokens before the patches."""
         return int(self.class_token) + self.registers
 
-    def grid(self, image_size: int) -> Grid:
-        """Patch grid of a square picture; pixels that fill no patch are dropped (SigLIP 384/14 -> 27)."""
-        side = image_size // self.patch
-        return (side, side)
+    def grid(self, height: int, width: int | None = None) -> Grid:
+        """Patch grid of an image; pixels that fill no patch are dropped (SigLIP 384/14 -> 27).
+
+        Args:
+          height, width: in pixels; without a width the image is square.
+        """
+        return (height // self.patch, (height if width is None else width) // self.patch)
 
     def resolve_layer(self, layer: int) -> int:
         """0..L for a hidden-state index that may be negative (-1 is hs[L]).
@@ -147,10 +150,10 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, keep_prefix: bool = False) -> VisionFeatures:
-        """Encodes pictures.
+        """Encodes images.
 
         Args:
-          images: uint8[B, S, S, 3] (normalised here) or float[B, S, S, 3] already normalised; any S.
+          images: uint8[B, H, W, 3] (normalised here) or float[B, H, W, 3] already normalised; any size.
           keep_prefix: keep class token and registers in front of every feature (parity tests).
 
         Returns:

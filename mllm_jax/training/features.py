@@ -220,7 +220,7 @@ def _compute(
         parts: list[np.ndarray] = []
         loaded = (item for _, item in map_in_order(load, places, threads))
         for batch in _batches(loaded, size):
-            images = np.zeros((size, model.image_size, model.image_size, 3), np.uint8)
+            images = np.zeros((size, *model.slot_size, 3), np.uint8)
             images[: len(batch)] = [image for _, image in batch]
             pictures += [picture for picture, _ in batch]
             parts.append(np.asarray(run(params, images))[: len(batch)])
