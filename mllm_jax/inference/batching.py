@@ -1,7 +1,7 @@
-"""From requests to batches of static shape, with what prompts share about a picture kept apart.
+"""From requests to batches of static shape, with what prompts share about an image kept apart.
 
-Benchmarks ask the same picture many times (circular evaluation: once per option and more). Every prompt is
-therefore cut behind its last visual token: the *prefix* (template, pictures) and the *suffix* (the question).
+Benchmarks ask about the same image many times (circular evaluation: once per option and more). Every prompt is
+therefore cut behind its last visual token: the *prefix* (template, images) and the *suffix* (the question).
 Equal prefixes are computed once; suffixes are padded on the right to one of a few lengths.
 """
 
@@ -25,10 +25,10 @@ class Request:
     """One prompt.
 
     Attributes:
-      id: for messages.
+      id: for messages, and the number from which random draws are made.
       prompt: from `tokens.encode_prompt`; for likelihoods from `tokens.encode_sample`, whose weights mark
         the answer.
-      images: what stands for each picture, in order; equal keys are the same picture. The picture itself is
+      images: a key for each image, in order; equal keys are the same image. The image itself is
         given by the `load_image` function that goes with the requests.
     """
 
@@ -83,14 +83,15 @@ class Chunk:
 
     @property
     def prefix_length(self) -> int:
-        """Length to which all prefixes are padded; 0 if no request has a picture."""
+        """Length to which all prefixes are padded; 0 if no request has an image."""
         longest = max(request.cut for request in self.prefixes)
         return -(-longest // _PREFIX_STEP) * _PREFIX_STEP
 
     @property
     def image_slots(self) -> int:
-        """Slots for pictures per prefix, a power of two."""
-        return 1 << (max(1, *(request.prompt.num_slots for request in self.prefixes)) - 1).bit_length()
+        """Image slots of every prefix, a power of two; 0 if no request has an image."""
+        most = max(request.prompt.num_slots for request in self.prefixes)
+        return 1 << (most - 1).bit_length() if most else 0
 
     def suffix_batches(
         self, batch_size: int, buckets: Sequence[int]
@@ -143,19 +144,14 @@ def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch
     return rows
 
 
-def prefix_rows(prefixes: Sequence[Request], length: int, batch_size: int) -> Batch:
-    """The prefixes of requests as rows."""
-    return lay_out([(request.prompt, 0, request.cut) for request in prefixes], length, batch_size)
-
-
 def stack_images(
-    pictures: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: int
+    images: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: int
 ) -> tuple[np.ndarray, Bool[np.ndarray, "B I"]]:
-    """uint8[B, I, S, S, 3] and the mask of slots in use, from each row's pictures."""
-    images = np.zeros((batch_size, slots, size, size, 3), np.uint8)
+    """uint8[B, I, S, S, 3] and the mask of slots in use, from each row's images."""
+    stacked = np.zeros((batch_size, slots, size, size, 3), np.uint8)
     mask = np.zeros((batch_size, slots), bool)
-    for row, own in enumerate(pictures):
-        for slot, picture in enumerate(own):
-            images[row, slot] = picture
+    for row, own in enumerate(images):
+        for slot, image in enumerate(own):
+            stacked[row, slot] = image
             mask[row, slot] = True
-    return images, mask
+    return stacked, mask

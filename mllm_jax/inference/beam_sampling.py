@@ -8,7 +8,6 @@ batch, bucket and number of devices, but not torch's.
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import jax
@@ -17,16 +16,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.prefixes import Prefixes, everywhere, run_suffix
+from mllm_jax.inference.prefill import read
+from mllm_jax.inference.sampling import request_key
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.parallel.mesh import replicate
 
 _NEVER = -1e30  # below every score
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class BeamSampling:
     """How answers are drawn: `beams` at once at a `temperature` above 0; another `seed` gives other answers.
 
     Only the `top_k` best tokens of a beam can follow it. 50 is what transformers samples with by default
@@ -46,8 +47,7 @@ class Sampling:
 
     def key(self, name: str) -> np.ndarray:
         """The random key (uint32[2]) of the question of that name."""
-        digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
-        return np.frombuffer(digest[:8], "<u4").astype(np.uint32)
+        return request_key(self.seed, name)
 
 
 @jax.tree_util.register_dataclass
@@ -66,29 +66,29 @@ class _Beams:
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def sample_answers(
     config: ModelConfig,
-    sampling: Sampling,
+    sampling: BeamSampling,
     max_new_tokens: int,
+    limit: int,
     params: Params,
-    prefixes: Prefixes,
     rows: Batch,
     lengths: Int[Array, " B"],
+    visual: Float[Array, "B IM D"] | None,
+    cache: Cache,
     stops: Int[Array, " n"],
     keys: UInt[Array, "B 2"],
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"], Bool[Array, " B"]]:
     """Tokens [B, N] (N = max_new_tokens), how many of them count, and whether the answer ended by a stop id.
 
-    Rows of length 0 fill the batch. `keys` are `Sampling.key`s.
+    Rows of length 0 fill the batch; `limit` is that of `prefill.read`. `keys` are `BeamSampling.key`s.
     """
-    batch, length = rows.tokens.shape
-    width = sampling.beams
-    cache = prefixes.cache(length + max_new_tokens)
-    hidden, cache = mllm.apply(config, params, rows, prefixes.visual, cache, method=run_suffix)
-    last = jnp.maximum(lengths - 1, 0)
-    start = jnp.repeat(rows.positions[jnp.arange(batch), last], width)
-    hidden = jnp.repeat(hidden[jnp.arange(batch), last], width, axis=0)
+    batch, width = len(lengths), sampling.beams
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+    hidden, cache = read(config, params, rows, visual, cache, last, limit)
+    start = jnp.repeat(jnp.take_along_axis(rows.positions, last, axis=1)[:, 0], width)
+    hidden = jnp.repeat(hidden[:, 0], width, axis=0)
     cache = cache.replace(
         k=jnp.repeat(cache.k, width, axis=1),
         v=jnp.repeat(cache.v, width, axis=1),
@@ -127,13 +127,13 @@ def sample_answers(
     best = jnp.argmax(scores, axis=1)
     index = jnp.arange(batch)
     counts = jnp.where(lengths == 0, 0, counts[index, best])
-    return everywhere((tokens[index, best], counts, best < width))
+    return replicate((tokens[index, best], counts, best < width))
 
 
 def _grow(
     state: _Beams,
     logits: Float[Array, "R V"],
-    sampling: Sampling,
+    sampling: BeamSampling,
     stops: Int[Array, " n"],
     keys: UInt[Array, "B 2"],
 ) -> tuple[_Beams, Int[Array, "B W"]]:

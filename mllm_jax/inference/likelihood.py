@@ -12,39 +12,42 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_jax.data.batch import Batch
 from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request, bucket
-from mllm_jax.inference.prefixes import (
-    LoadImage,
-    Prefixes,
-    everywhere,
-    prefix_pools,
-    row_shards,
-    run_suffix,
-    select,
-    without_remat,
-)
+from mllm_jax.inference.prefill import prefill_limit, read, without_remat
+from mllm_jax.inference.prefixes import LoadImage, PromptBatch, answer_in_order
 from mllm_jax.models import mllm
+from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.parallel.mesh import current_row_shards, replicate
 
 _ANSWER_BUCKETS = (4, 8, 16, 32, 64)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _score(
     config: ModelConfig,
+    limit: int,
     params: Params,
-    prefixes: Prefixes,
     rows: Batch,
+    visual: Float[Array, "B IM D"] | None,
+    cache: Cache,
     columns: Int[Array, "B A"],
     targets: Int[Array, "B A"],
     valid: Bool[Array, "B A"],
 ) -> Float[Array, " B"]:
     """Sum over the answer of the log-probability of `targets`, each predicted at its column of the suffix."""
-    cache = prefixes.cache(rows.tokens.shape[1])
-    hidden, _ = mllm.apply(config, params, rows, prefixes.visual, cache, method=run_suffix)
-    hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
-    logits = mllm.apply(config, params, hidden, method="logits")
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return everywhere(jnp.where(valid, chosen - jax.nn.logsumexp(logits, axis=-1), 0).sum(-1))
+    hidden, _ = read(config, params, rows, visual, cache, columns, limit)
+
+    def log_probability(at: tuple[Array, Array]) -> Array:
+        logits = mllm.apply(config, params, at[0], method="logits")
+        return jnp.take_along_axis(logits, at[1][:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+    per_column = (
+        8 * config.llm.vocab * -(-len(targets) // current_row_shards())
+    )  # logits, and their exponentials
+    found = jax.lax.map(
+        log_probability, (hidden.swapaxes(0, 1), targets.T), batch_size=max(1, limit // per_column)
+    )
+    return replicate(jnp.where(valid, found.T, 0).sum(-1))
 
 
 def answer_log_likelihoods(
@@ -57,44 +60,50 @@ def answer_log_likelihoods(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     threads: int = 4,
     on_batch: Callable[[int], None] | None = None,
+    prefill_bytes: int | None = None,
 ) -> Iterator[float]:
     """log p(answer | prompt) of each request, in nats, in the order in which they come.
 
     Args:
       requests: conversations with one or more answers from `tokens.encode_sample`; what the template lets a
         model learn counts, the closing token of the answer included.
-      load_image, batch_size, buckets, threads, on_batch: as in `generation.generate`.
+      load_image, batch_size, buckets, threads, on_batch, prefill_bytes: as in `generate.generate`.
 
     Raises:
       SampleTooLong: longer than the LLM's context.
-      SampleError: the visual tokens do not fit the pictures.
+      SampleError: the visual tokens do not fit the images.
       ValueError: a request without an answer.
     """
-    batch_size += -batch_size % row_shards()
-    config, limit = without_remat(config), config.llm.max_positions
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    config, limit = without_remat(config), prefill_limit(prefill_bytes)
 
-    def checked() -> Iterator[Request]:
+    def fitting_requests() -> Iterator[Request]:
         for request in requests:
-            if len(request.prompt) > limit:
-                raise SampleTooLong(request.id, len(request.prompt), limit)
+            if len(request.prompt) > config.llm.max_positions:
+                raise SampleTooLong(request.id, len(request.prompt), config.llm.max_positions)
             if not request.prompt.loss_weights.any():
                 raise ValueError(f"request {request.id!r} has no answer whose likelihood could be computed")
             yield request
 
-    pools = prefix_pools(
-        config, params, checked(), load_image=load_image, batch_size=batch_size, threads=threads
+    def answer(prompts: PromptBatch) -> list[float]:
+        targets = _targets(prompts.requests, len(prompts.lengths))
+        visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1])
+        scores = _score(config, limit, params, prompts.rows, visual, cache, *targets)
+        return np.asarray(scores)[: len(prompts.requests)].tolist()
+
+    yield from answer_in_order(
+        config,
+        params,
+        fitting_requests(),
+        answer,
+        load_image=load_image,
+        batch_size=batch_size + -batch_size % current_row_shards(),
+        buckets=buckets,
+        threads=threads,
+        limit=limit,
+        on_batch=on_batch,
     )
-    for chunk, pool in pools:
-        found = np.zeros(len(chunk.requests))
-        for chosen, rows in chunk.suffix_batches(batch_size, buckets):
-            which = np.zeros(batch_size, np.int32)
-            which[: len(chosen)] = chunk.prefix_of[chosen]
-            targets = _targets([chunk.requests[i] for i in chosen], batch_size)
-            scores = _score(config, params, select(pool, which), rows, *targets)
-            found[chosen] = np.asarray(scores)[: len(chosen)]
-            if on_batch is not None:
-                on_batch(len(chosen))
-        yield from found.tolist()
 
 
 def option_log_likelihoods(

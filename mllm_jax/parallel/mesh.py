@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -70,3 +71,16 @@ def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
 def num_row_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def current_row_shards() -> int:
+    """Into how many parts the current mesh splits the rows of a batch; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+
+
+def replicate(tree: Any) -> Any:
+    """Arrays inside a jitted function, whole on every device of the mesh, so that every process can read them."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())

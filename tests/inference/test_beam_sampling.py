@@ -11,7 +11,7 @@ import pytest
 from test_generation import STOP, VOCAB, config, logits_without_cache, make_requests, run  # noqa: F401
 
 from mllm_jax.inference import beam_sampling
-from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import BeamSampling
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
 
@@ -84,7 +84,7 @@ def reference(config, params, request, sampling, stops):  # noqa: F811
 
 
 # One setting for all tests of the whole loop: what is compiled for one serves the others.
-SAMPLING, STOPS = Sampling(1, 2, 2.0, top_k=6), (STOP, OTHER_STOP)
+SAMPLING, STOPS = BeamSampling(1, 2, 2.0, top_k=6), (STOP, OTHER_STOP)
 
 
 def answers(config, params, requests, sampling=SAMPLING, **settings):  # noqa: F811
@@ -122,7 +122,7 @@ def test_draws_belong_to_seed_and_question(config, params, found):  # noqa: F811
 @pytest.mark.parametrize(("top_k", "stops"), [(0, (3,)), (3, ()), (1, (3, 5, 6))], ids=str)
 def test_one_step(top_k, stops):
     """Few stop ids and few tokens to choose from: what is drawn, kept and ended."""
-    sampling, vocab, batch = Sampling(5, 2, 0.7, top_k), 9, 40
+    sampling, vocab, batch = BeamSampling(5, 2, 0.7, top_k), 9, 40
     rng = np.random.default_rng(top_k)
     logits = rng.normal(size=(batch, 2, vocab)).astype(np.float32)
     scores = rng.normal(size=(batch, 2)).astype(np.float32) - 2
@@ -165,4 +165,4 @@ def test_one_step(top_k, stops):
 def test_impossible_sampling():
     for values in ({"beams": 0}, {"temperature": 0.0}, {"top_k": -1}):
         with pytest.raises(ValueError, match="at least one beam"):
-            Sampling(**values)
+            BeamSampling(**values)

@@ -76,7 +76,7 @@ def prompt(before, images, after, answer=(), tokens_per_image=4):
 
 
 def make_requests(count=23, seed=0):
-    """Prompts of many lengths, with no, one or two pictures, some of them shared; one ends in its picture."""
+    """Prompts of many lengths, with no, one or two images, some of them shared; one ends in its image."""
     rng = np.random.default_rng(seed)
     made = []
     for index in range(count):
@@ -174,14 +174,14 @@ def test_text_cut_at_stop_text(config, params):
     assert cut[0].stopped
 
 
-def test_text_only_requests_need_no_pictures(config, params):
+def test_text_only_requests_need_no_images(config, params):
     request = Request("t", prompt([1], 0, [4, 5, 6]))
     answers = run(config, params, [request, request], load_image=None)
     assert answers[0].tokens == answers[1].tokens == greedy(config, params, request, 5)[0]
     assert run(config, params, []) == []
 
 
-def test_each_picture_is_loaded_once_per_chunk(config, params):
+def test_each_image_is_loaded_once_per_chunk(config, params):
     loaded = []
 
     def counting(key):
@@ -211,7 +211,7 @@ def test_errors_name_the_request(config, params):
         run(config, params, [Request("long", prompt([1], 0, [4] * 60))])
     with pytest.raises(SampleError, match=r"'odd'.*1 image\(s\)"):
         run(config, params, [Request("odd", prompt([1], 2, [4]), (0,))])
-    with pytest.raises(ValueError, match="'blindfold' has pictures"):
+    with pytest.raises(ValueError, match="'blindfold' has images"):
         run(config, params, [Request("blindfold", prompt([1], 1, [4]), (0,))], load_image=None)
     with pytest.raises(ValueError, match="batch_size=0"):
         run(config, params, [], batch_size=0)
@@ -219,9 +219,9 @@ def test_errors_name_the_request(config, params):
 
 def test_errors_of_the_image_loader_are_passed_on(config, params):
     def broken(key):
-        raise OSError("no such picture")
+        raise OSError("no such image")
 
-    with pytest.raises(OSError, match="no such picture"):
+    with pytest.raises(OSError, match="no such image"):
         run(config, params, make_requests(), load_image=broken)
 
 

@@ -30,7 +30,7 @@ from mllm_jax.evaluation.predictions import (
     take,
 )
 from mllm_jax.evaluation.store import Key, key_of
-from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import BeamSampling
 
 MAIN, OPEN = "main", "open"
 
@@ -307,7 +307,7 @@ class Benchmark(abc.ABC):
         raise NotImplementedError
 
     @property
-    def sampling(self) -> Sampling | None:
+    def sampling(self) -> BeamSampling | None:
         """How answers are drawn; None: greedy."""
         return None
 

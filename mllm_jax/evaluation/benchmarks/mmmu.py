@@ -33,7 +33,7 @@ from mllm_jax.evaluation.benchmarks.published import (
 )
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
-from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import BeamSampling
 
 CHOICE = "multiple-choice"
 DOMAINS = {
@@ -91,9 +91,9 @@ class Mmmu(Published):
     }
 
     @property
-    def sampling(self) -> Sampling | None:
+    def sampling(self) -> BeamSampling | None:
         """Five beams at temperature 1 over the 50 best tokens of each, if asked for."""
-        return Sampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
+        return BeamSampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
 
     @classmethod
     def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:

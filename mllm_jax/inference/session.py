@@ -1,0 +1,239 @@
+"""Answers that grow together, a token a step: `prefill` reads prompts, `step` gives every row its next token.
+
+    session = Session(model.config, model.params, stop_ids=model.stops[0])
+    state = session.prefill(model.prompt_batch(images, prompts), max_new_tokens=64)
+    while not state.done.all():
+        state = session.step(state)
+        print(state.tokens)          # of every row; whoever is done has none
+
+Rows never see each other and padding is masked, so an answer does not depend on its neighbours, and a row that is done
+can be given to another prompt (`insert`). `generate` runs the same steps without coming back to the host in between.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mllm_jax.data.batch import Batch
+from mllm_jax.inference.prefill import prefill_limit, read, without_remat
+from mllm_jax.inference.prefixes import PromptBatch
+from mllm_jax.inference.sampling import Draws, Sampling, choose, make_draws
+from mllm_jax.models import mllm
+from mllm_jax.models.decoder import Cache
+from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.parallel.mesh import replicate
+
+
+@flax.struct.dataclass
+class State:
+    """Answers that grow, one per row.
+
+    Attributes:
+      cache: of everything read so far.
+      logits: from which `tokens` were chosen.
+      tokens: the newest token of each row; not read yet. A stop id in the step in which a row ends with one, and of no
+        meaning afterwards.
+      positions: of `tokens`, in their sequences.
+      counts: tokens of each answer so far, stop ids not counted.
+      limits: most tokens that an answer may have.
+      stopped: a stop id came.
+      done: the answer is complete: a stop id came, it has as many tokens as it may, or the row never held a prompt.
+      draws: how tokens are drawn; None = greedy.
+    """
+
+    cache: Cache
+    logits: Float[Array, "B V"]
+    tokens: Int[Array, " B"]
+    positions: Int[Array, " B"]
+    counts: Int[Array, " B"]
+    limits: Int[Array, " B"]
+    stopped: Bool[Array, " B"]
+    done: Bool[Array, " B"]
+    draws: Draws | None
+
+
+class Session:
+    """Reads prompts and lets their answers grow; holds no state of its own.
+
+    Args:
+      config, params: the model.
+      stop_ids: ids that end an answer.
+      prefill_bytes: on every device, for what reading needs besides the cache; None = `prefill.prefill_limit`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        stop_ids: Sequence[int],
+        prefill_bytes: int | None = None,
+    ):
+        self.config, self.params = without_remat(config), params
+        self.stops = np.asarray(stop_ids, np.int32)
+        self.limit = prefill_limit(prefill_bytes)
+
+    def prefill(
+        self,
+        prompts: PromptBatch,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | Sequence[Sampling | None] | None = None,
+        room: int | None = None,
+    ) -> State:
+        """Reads prompts and chooses the first token of every answer.
+
+        Args:
+          prompts: from `Model.prompt_batch` or `prefixes.answer_in_order`.
+          max_new_tokens: most tokens of an answer, 1 or more.
+          sampling: how tokens are drawn, for all requests or one by one; None = greedy.
+          room: columns of the cache behind the prompts; more than `max_new_tokens` if rows will be inserted later.
+        """
+        lengths = prompts.lengths
+        samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts.requests)
+        draws = make_draws(samplings, [request.id for request in prompts.requests], len(lengths))
+        limits = np.full(len(lengths), max_new_tokens, np.int32)
+        visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1] + (room or max_new_tokens))
+        rows = (prompts.rows, lengths, visual, limits, draws)
+        return _prefill(self.config, self.limit, cache, self.params, *rows, self.stops)
+
+    def step(self, state: State) -> State:
+        """The next token of every row that is not done; `state` is used up."""
+        return _step(self.config, state, self.params, self.stops)
+
+    def insert(self, state: State, rows: Sequence[int], other: State) -> State:
+        """Gives `rows` of `state` to the answers of `other`; `state` is used up.
+
+        Raises:
+          ValueError: `other` has more columns than `state`, or only one of them draws tokens.
+        """
+        if other.cache.segments.shape[1] > state.cache.segments.shape[1]:
+            raise ValueError(
+                f"the inserted rows have {other.cache.segments.shape[1]} columns, more than the state's "
+                f"{state.cache.segments.shape[1]}; prefill the state with more `room`"
+            )
+        if (state.draws is None) != (other.draws is None):
+            raise ValueError(
+                "only one of the states draws tokens; give all requests a `Sampling`, greedy ones one of 0"
+            )
+        return _insert(state, np.asarray(rows, np.int32), other)
+
+    def finish(
+        self, state: State, max_new_tokens: int
+    ) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+        """Runs a state that was just prefilled to its end; it is used up.
+
+        Args:
+          max_new_tokens: N, as in `prefill`.
+
+        Returns:
+          Tokens, how many of them count in each row, and whether a stop id came.
+        """
+        found, _ = _finish(self.config, max_new_tokens, state, self.params, self.stops)
+        return jax.device_get(found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _prefill(
+    config: ModelConfig,
+    limit: int,
+    cache: Cache,
+    params: Params,
+    rows: Batch,
+    lengths: Int[Array, " B"],
+    visual: Float[Array, "B IM D"] | None,
+    limits: Int[Array, " B"],
+    draws: Draws | None,
+    stops: Int[Array, " n"],
+) -> State:
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+    hidden, cache = read(config, params, rows, visual, cache, last, limit)
+    none = jnp.zeros_like(lengths)
+    state = State(
+        cache=cache,
+        logits=mllm.apply(config, params, hidden[:, 0], method="logits"),
+        tokens=none,
+        positions=jnp.take_along_axis(rows.positions, last, axis=1)[:, 0],
+        counts=none,
+        limits=limits,
+        stopped=none > 0,
+        done=lengths == 0,
+        draws=draws,
+    )
+    return _chosen(state, stops)
+
+
+def _chosen(state: State, stops: Int[Array, " n"]) -> State:
+    """The state with the next tokens chosen from its logits."""
+    tokens = choose(state.logits, state.draws, state.counts)
+    stopping = (tokens[:, None] == stops).any(-1) & ~state.done
+    counts = state.counts + ~(state.done | stopping)
+    return state.replace(
+        tokens=tokens,
+        positions=state.positions + 1,
+        counts=counts,
+        stopped=state.stopped | stopping,
+        done=state.done | stopping | (counts >= state.limits),
+    )
+
+
+def _advance(config: ModelConfig, params: Params, state: State, stops: Int[Array, " n"]) -> State:
+    tokens, positions = state.tokens[:, None], state.positions[:, None]
+    hidden, cache = mllm.apply(config, params, tokens, positions, state.cache, method="decode")
+    logits = mllm.apply(config, params, hidden[:, 0], method="logits")
+    return _chosen(state.replace(cache=cache, logits=logits), stops)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _step(config: ModelConfig, state: State, params: Params, stops: Int[Array, " n"]) -> State:
+    return _advance(config, params, state, stops)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _finish(
+    config: ModelConfig, max_new_tokens: int, state: State, params: Params, stops: Int[Array, " n"]
+) -> tuple[tuple[Int[Array, "B N"], Int[Array, " B"], Bool[Array, " B"]], State]:
+    """What `Session.finish` returns, and the state, for only what is returned can be updated in place."""
+    tokens = jnp.zeros((len(state.tokens), max_new_tokens), jnp.int32).at[:, 0].set(state.tokens)
+
+    def unfinished(carry: tuple[Array, Array, State]) -> Array:
+        return (carry[0] < max_new_tokens) & ~carry[2].done.all()
+
+    def advance(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+        index, tokens, state = carry
+        state = _advance(config, params, state, stops)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, state.tokens, index, axis=1)
+        return index + 1, tokens, state
+
+    _, tokens, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), tokens, state))
+    return replicate((tokens, state.counts, state.stopped)), state
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(state: State, rows: Int[Array, " b"], other: State) -> State:
+    """The columns of `other` come first in their rows; those behind them, up to the state's column, stay empty."""
+    cache, new = state.cache, other.cache
+    columns = new.segments.shape[1]
+    written = jnp.arange(columns) < new.column
+
+    def put(field: str) -> Any:
+        return jax.tree.map(
+            lambda mine, theirs: mine.at[rows].set(theirs), getattr(state, field), getattr(other, field)
+        )
+
+    fields = ("logits", "tokens", "positions", "counts", "limits", "stopped", "done", "draws")
+    return State(
+        cache=cache.replace(
+            k=cache.k.at[:, rows, :columns].set(new.k),
+            v=cache.v.at[:, rows, :columns].set(new.v),
+            segments=cache.segments.at[rows].set(0).at[rows, :columns].set(new.segments * written),
+            column=jnp.maximum(cache.column, new.column),
+        ),
+        **{field: put(field) for field in fields},
+    )
