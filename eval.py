@@ -33,10 +33,10 @@ flags.adopt_module_key_flags(script)  # --help shows --traceback
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train.py.")
 STAGE = flags.DEFINE_string("stage", None, "Evaluate the model after this stage (default: the last one).")
 OUT = flags.DEFINE_string("out", None, "Where `eval/` is written (default: the work directory).")
-MODEL = flags.DEFINE_string(
-    "model", None, "Instead of --workdir: a model directory or hub id; needs --template, --out."
+MODEL = flags.DEFINE_string("model", None, "Instead of --workdir: a model directory or hub id; needs --out.")
+TEMPLATE = flags.DEFINE_enum(
+    "template", None, [*TEMPLATES, CHAT], "Conversation template of --model, if it records none."
 )
-TEMPLATE = flags.DEFINE_enum("template", None, [*TEMPLATES, CHAT], "Conversation template of --model.")
 ASPECT = flags.DEFINE_enum("aspect", "pad", declared("data.aspect").choices, "How --model was shown images.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", declared("model.dtype").choices, "Of --model's parameters and computation."
@@ -83,8 +83,6 @@ def check_flags() -> None:
     if bool(WORKDIR.value) == bool(MODEL.value):
         raise ConfigError("give either --workdir (a run of train.py) or --model (a checkpoint)")
     if MODEL.value:
-        if not TEMPLATE.value:
-            raise ConfigError("--model needs --template, that of its training; vicuna_v1 for LLaVA-1.5")
         if not OUT.value:
             raise ConfigError("--model needs --out, the folder for answers, scores and report")
         if not (BENCHMARK.value or BENCHMARKS.value):

@@ -31,6 +31,21 @@ def model_config():
     )
 
 
+def make_tokenizer():
+    """One token per byte; `<pad>`, `<s>` and `</s>` first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "<s>", "</s>"]
+    symbols = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
 def random_params(shapes, seed=0):
     """NumPy parameters of given shapes that keep activations of order one; norm scales near one."""
     rng = np.random.default_rng(seed)

@@ -27,8 +27,7 @@ from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.layout import VisualLayout
-from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
+from mllm_jax.data.tokens import encode_prompt, encode_sample
 from mllm_jax.evaluation.benchmarks import MAIN, OPEN, Benchmark, Question
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
@@ -151,7 +150,7 @@ def ask_model(
 
     def answers(questions: Sequence[Question], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
         fitting = [fits(question) for question in questions]
-        ids, stop_text = _stops(model)
+        ids, stop_text = model.stops
         found = generate(
             model.config,
             model.params,
@@ -320,7 +319,7 @@ def _layouts(
 
     def read_size(name: str) -> Size:
         if blind:
-            return model.blind_picture().shape[:2]
+            return model.blind_image().shape[:2]
         return model.image_size(benchmark.read_image(name), _image_source(benchmark, name))
 
     return [rule(functools.partial(read_size, name)) for name in images]
@@ -332,23 +331,12 @@ def _image_source(benchmark: Benchmark, name: str) -> str:
 
 def _image_loader(model: Model, benchmark: Benchmark, blind: bool) -> Callable[[Any], np.ndarray]:
     if blind:
-        return lambda _: model.blind_picture()
+        return lambda _: model.blind_image()
 
     def load(name: str) -> np.ndarray:
-        return model.picture(benchmark.read_image(name), _image_source(benchmark, name))
+        return model.image(benchmark.read_image(name), _image_source(benchmark, name))
 
     return load
-
-
-def _stops(model: Model) -> tuple[list[int], str]:
-    """Ids that end an answer, and the text that does where the template closes with text."""
-    template = resolve_template(model.template, model.tokenizer)
-    ids = stop_ids(template, model.tokenizer)
-    close = template.answer_close.strip(" ")
-    if close in template.specials:
-        return ids, ""
-    spelled = span_tokenizer(model.tokenizer).middle(close)
-    return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
 
 
 def _parts(benchmark: Benchmark) -> list[str]:

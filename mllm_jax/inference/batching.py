@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from mllm_jax.data.batch import Batch
+from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.layout import Slot
 from mllm_jax.data.tokens import EncodedSample
@@ -145,10 +145,10 @@ def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch
 
 
 def stack_images(
-    images: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: int
+    images: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: Size
 ) -> tuple[np.ndarray, Bool[np.ndarray, "B I"]]:
-    """uint8[B, I, S, S, 3] and the mask of slots in use, from each row's images."""
-    stacked = np.zeros((batch_size, slots, size, size, 3), np.uint8)
+    """uint8[B, I, H, W, 3] and the mask of slots in use, from each row's images."""
+    stacked = np.zeros((batch_size, slots, *size, 3), np.uint8)
     mask = np.zeros((batch_size, slots), bool)
     for row, own in enumerate(images):
         for slot, image in enumerate(own):

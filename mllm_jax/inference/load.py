@@ -15,9 +15,8 @@ from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.templates import CHAT, TEMPLATES
 from mllm_jax.inference import runs
 from mllm_jax.inference.model import Model
-from mllm_jax.interop import load_processor_config, load_tokenizer, resolve_path
+from mllm_jax.interop import load_processor_config, load_tokenizer, native, resolve_path
 from mllm_jax.interop.checkpoints import load_model
-from mllm_jax.interop.native import ShardingOf, processor_json
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
@@ -44,8 +43,9 @@ def load(
     Args:
       path: the work directory of a run of train.py; a directory that `mllm-jax import` or `export` wrote; a
         checkpoint in the llava-hf, llava or honeybee layout, as a directory or a Hugging Face id.
-      template: name of the conversation template that the model was trained with (`data.templates`). A run records
-        it; a published checkpoint does not, so there it must be given ("vicuna_v1" for LLaVA-1.5).
+      template: name of the conversation template that the model was trained with (`data.templates`). A run and what
+        is exported from it record it; a published checkpoint does not, so there it must be given ("vicuna_v1" for
+        LLaVA-1.5).
       stage: of a run: the model after this stage; None = the last one.
       aspect: "pad" or "square", how images that are not square were brought to size in training (`data.aspect`);
         None = "pad", as LLaVA-1.5. A run records it.
@@ -78,7 +78,8 @@ def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, 
     model = runs.model_config(config)
     params = runs.stage_params(directory / "params" / stage, model, _sharding_of(mesh))
     params = runs.merged(params, config.stages[stage], config.model.frozen_dtype)
-    return trained_model(config, model, params, load_tokenizer(config.model.llm.path), template)
+    loaded = trained_model(config, model, params, load_tokenizer(config.model.llm.path), template)
+    return dataclasses.replace(loaded, mesh=mesh)
 
 
 def trained_model(
@@ -109,10 +110,11 @@ def _load_checkpoint(
     tokenizer: str | None,
     mesh: Mesh | None,
 ) -> Model:
+    template = template or _recorded_template(path)
     if template is None:
         raise ConfigError(
-            f"{path} does not say which conversation template it was trained with; give template=NAME, such as "
-            f"vicuna_v1 for LLaVA-1.5; one of: {', '.join([*TEMPLATES, CHAT])}"
+            f"{path} does not say which conversation template it was trained with; give template=NAME (eval.py: "
+            f"--template=NAME), such as vicuna_v1 for LLaVA-1.5; one of: {', '.join([*TEMPLATES, CHAT])}"
         )
     try:
         directory = resolve_path(path)
@@ -124,7 +126,7 @@ def _load_checkpoint(
     if (
         "image_mean" not in fields
     ):  # LLaVA's own layout: the tower's processor, which its config already holds
-        fields = processor_json(config.vision, config.image_size)
+        fields = native.processor_json(config.vision, config.image_size)
     processor = ImageProcessor.from_hf_config(fields, aspect=aspect).at_size(config.image_size)
     try:
         loaded = load_tokenizer(tokenizer or str(directory))
@@ -137,10 +139,16 @@ def _load_checkpoint(
         resolve_template(template, loaded)
     except ValueError as error:
         raise ConfigError(f"template {template!r}: {error}") from error
-    return Model(config, params, loaded, processor, template)
+    return Model(config, params, loaded, processor, template, mesh=mesh)
 
 
-def _sharding_of(mesh: Mesh | None) -> ShardingOf:
+def _recorded_template(path: str | pathlib.Path) -> str | None:
+    """The conversation template that an imported or exported model directory says it was trained with."""
+    directory = resolve_path(path)
+    return native.load_extras(directory).get("template") if native.is_native(directory) else None
+
+
+def _sharding_of(mesh: Mesh | None) -> native.ShardingOf:
     def sharding_of(path: str, shape: tuple[int, ...]) -> Sharding:
         if mesh is None:
             return SingleDeviceSharding(jax.devices()[0])

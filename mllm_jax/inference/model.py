@@ -1,19 +1,32 @@
-"""A model as evaluation needs it: parameters and what turns pictures and words into input."""
+"""A model that can be asked: parameters and what turns images and words into input."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import UInt8
+from jax.sharding import Mesh
+from jaxtyping import Float32, Float64, UInt8
 
 from mllm_jax.data.batch import Size
+from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS, decode_image
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.span_tokenizer import span_tokenizer
+from mllm_jax.data.tokens import stop_ids
+from mllm_jax.inference.generate import generate
+from mllm_jax.inference.likelihood import answer_log_likelihoods
+from mllm_jax.inference.prefixes import PromptBatch, batch_prompts
+from mllm_jax.inference.prompts import Prompts
+from mllm_jax.inference.sampling import Sampling
+from mllm_jax.inference.states import HiddenStates, hidden_states, sequence_logits
 from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.parallel.mesh import use_mesh
 
 _SAMPLED = 1 << 16  # elements of each parameter that enter the fingerprint
 
@@ -22,14 +35,18 @@ _SAMPLED = 1 << 16  # elements of each parameter that enter the fingerprint
 class Model:
     """A model that can be asked.
 
+    Images are paths, bytes of files, PIL images or arrays uint8[h, w, 3]; a list of them where a prompt has several,
+    and None where it has none. An image stands where the prompt says `<image>`, or else in front of it.
+
     Attributes:
       config: the computation.
       params: its parameters, placed wherever they are to be used.
       tokenizer: a Hugging Face tokenizer.
-      processor: brings pictures to the model's size.
+      processor: brings images to the model's size.
       template: name of the conversation template the model was trained with.
       compat: None or "llava": how unusual image files are decoded (see `data.images`).
       max_image_pixels: larger images are refused.
+      mesh: the mesh that the parameters are on; None = the current one, or one device.
 
     Raises:
       ValueError: processor or tokenizer do not fit the configuration.
@@ -42,11 +59,12 @@ class Model:
     template: str
     compat: Literal["llava"] | None = None
     max_image_pixels: int = MAX_PIXELS
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         if self.processor.size != self.config.image_size:
             raise ValueError(
-                f"the image processor makes pictures of {self.processor.size} px, "
+                f"the image processor makes images of {self.processor.size} px, "
                 f"model.image_size is {self.config.image_size}"
             )
         ours = np.asarray((self.processor.mean, self.processor.std))
@@ -56,7 +74,7 @@ class Model:
                 f"the image processor's mean and std {ours.tolist()} are not the vision tower's "
                 f"{towers.tolist()}"
             )
-        # transformers' LLaVA layout adds this token to mark places of pictures; no text of ours becomes it.
+        # transformers' LLaVA layout adds this token to mark places of images; no text of ours becomes it.
         extra = self.tokenizer.get_added_vocab().get("<image>", -1) == self.config.llm.vocab
         if len(self.tokenizer) - extra > self.config.llm.vocab:
             raise ValueError(
@@ -64,8 +82,160 @@ class Model:
                 f"{self.config.llm.vocab}"
             )
 
-    def picture(self, data: bytes, source: str) -> UInt8[np.ndarray, "S S 3"]:
-        """An encoded image as the model takes it.
+    # ------------------------------------------------------------------------------------------------- asking
+
+    def generate(
+        self,
+        images: Any,
+        prompt: str | Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float | int = 0.0,
+        top_p: float | int = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        batch_size: int = 16,
+    ) -> str | list[str]:
+        """The model's answer; of a list of prompts the list of answers.
+
+        Example:
+            model.generate("cat.jpg", "What is this?")
+            model.generate(["cat.jpg", "dog.jpg"], "What is <image> doing that <image> is not?")
+            model.generate(["cat.jpg", None], ["What is this?", "What is a cat?"], temperature=0.7, seed=1)
+
+        Args:
+          images: of the prompt, or for a list of prompts a list with those of each (one image alone serves all).
+          prompt: one, or a list.
+          max_new_tokens: at most so many tokens per answer.
+          temperature: 0 = the likeliest token at every place; above it tokens are drawn, more freely the higher it is.
+          top_p: draw from the most probable tokens only that have this probability together.
+          seed: of the draws. The answer to the n-th prompt depends on seed and n, not on batch size or devices.
+          stop: texts that end an answer, besides those of the template.
+          batch_size: prompts that are answered at once.
+
+        Raises:
+          ImageError, FileNotFoundError, TypeError: an image that cannot be used.
+          SampleTooLong: prompt and answer do not fit the LLM's context.
+          SampleError: `<image>` stands more or less often in a prompt than it has images.
+          ValueError: a setting out of range.
+        """
+        prompts = Prompts(self, images, prompt)
+        ids, texts = self.stops
+        with self._on_mesh():
+            found = generate(
+                self.config,
+                self.params,
+                [prompts.request(index) for index in range(len(prompts.texts))],
+                self.tokenizer,
+                load_image=prompts.load_image,
+                max_new_tokens=max_new_tokens,
+                batch_size=min(batch_size, max(1, len(prompts.texts))),
+                stop_ids=ids,
+                stop_text=[texts, *([stop] if isinstance(stop, str) else stop)],
+                sampling=Sampling(temperature, top_p, seed),
+            )
+            answers = [generation.text for generation in found]
+        return answers[0] if prompts.single else answers
+
+    def likelihood(
+        self,
+        images: Any,
+        prompt: str | Sequence[str],
+        answers: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        batch_size: int = 16,
+    ) -> Float64[np.ndarray, " A"] | list[Float64[np.ndarray, " A"]]:
+        """log p(answer | images, prompt) of each answer, in nats, what closes an answer in the template included.
+
+        Example:
+            model.likelihood("cat.jpg", "What is this?", ["A cat.", "A dog."])    # [-0.2, -5.1]
+
+        Args:
+          images, prompt: as in `generate`.
+          answers: of the prompt; for a list of prompts, a list with those of each.
+          batch_size: answers at once.
+
+        Raises:
+          ImageError, FileNotFoundError, TypeError, SampleTooLong, SampleError: as in `generate`.
+          ValueError: no lists of answers for as many prompts.
+        """
+        prompts = Prompts(self, images, prompt)
+        wanted = [answers] if prompts.single else list(answers)
+        if len(wanted) != len(prompts.texts) or any(isinstance(own, str) for own in wanted):
+            raise ValueError("`answers` is a list of answers; for a list of prompts, a list of such lists")
+        requests = [prompts.request(i, answer) for i, own in enumerate(wanted) for answer in own]
+        with self._on_mesh():
+            found = answer_log_likelihoods(
+                self.config,
+                self.params,
+                requests,
+                load_image=prompts.load_image,
+                batch_size=min(batch_size, max(1, len(requests))),
+            )
+            scores = np.asarray(list(found), np.float64)
+        split = np.split(scores, np.cumsum([len(own) for own in wanted])[:-1])
+        return split[0] if prompts.single else split
+
+    def logits(self, images: Any, prompt: str, answer: str | None = None) -> Float32[np.ndarray, "T V"]:
+        """Logits of the token after each position of the prompt: template, visual tokens and words.
+
+        Args:
+          images: of the prompt.
+          prompt: one.
+          answer: appended to the prompt if given, as in training.
+
+        Raises:
+          ImageError, FileNotFoundError, TypeError, SampleError: as in `generate`.
+        """
+        prompts = Prompts(self, images, prompt)
+        with self._on_mesh():
+            return sequence_logits(self.config, self.params, prompts.request(0, answer), prompts.load_image)
+
+    def hidden_states(self, images: Any, prompt: str, answer: str | None = None) -> HiddenStates:
+        """Every layer's states of vision encoder and LLM, and the visual tokens; see `states.HiddenStates`.
+
+        Example:
+            states = model.hidden_states("cat.jpg", "What is this?")
+            states.encoder.shape    # (images, layers, patches, channels)
+            states.llm[-1][states.image_of == 0]    # the last block's states at the first image's tokens
+
+        Args, Raises: as in `logits`.
+        """
+        prompts = Prompts(self, images, prompt)
+        with self._on_mesh():
+            return hidden_states(self.config, self.params, prompts.request(0, answer), prompts.load_image)
+
+    def prompt_batch(self, images: Any, prompt: str | Sequence[str]) -> PromptBatch:
+        """Prompts as one batch that a `session.Session` reads; images and prompts as in `generate`."""
+        prompts = Prompts(self, images, prompt)
+        requests = [prompts.request(index) for index in range(len(prompts.texts))]
+        with self._on_mesh():
+            return batch_prompts(self.config, self.params, requests, load_image=prompts.load_image)
+
+    @contextlib.contextmanager
+    def _on_mesh(self) -> Iterator[None]:
+        """Makes the model's mesh current, unless one is."""
+        if self.mesh is None or not jax.sharding.get_abstract_mesh().empty:
+            yield
+        else:
+            with use_mesh(self.mesh):
+                yield
+
+    @functools.cached_property
+    def stops(self) -> tuple[list[int], str]:
+        """Ids that end an answer, and the text that does where the template closes with text ("" where not)."""
+        template = resolve_template(self.template, self.tokenizer)
+        ids = stop_ids(template, self.tokenizer)
+        close = template.answer_close.strip(" ")
+        if close in template.specials:
+            return ids, ""
+        spelled = span_tokenizer(self.tokenizer).middle(close)
+        return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
+
+    # ------------------------------------------------------------------------------------------------- images
+
+    def image(self, data: bytes, source: str) -> UInt8[np.ndarray, "S S 3"]:
+        """An image file as the model takes it.
 
         Raises:
           ImageError: it cannot be used; names `source`.
@@ -73,7 +243,7 @@ class Model:
         return self.processor(self._decode(data, source))
 
     def image_size(self, data: bytes, source: str) -> Size:
-        """Height and width of an encoded image in pixels.
+        """Height and width of an image file in pixels.
 
         Raises:
           ImageError: it cannot be used; names `source`.
@@ -84,14 +254,16 @@ class Model:
     def _decode(self, data: bytes, source: str) -> UInt8[np.ndarray, "h w 3"]:
         return decode_image(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
-    def blind_picture(self) -> UInt8[np.ndarray, "S S 3"]:
+    def blind_image(self) -> UInt8[np.ndarray, "S S 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""
         side = self.processor.size
         return np.broadcast_to(np.asarray(self.processor.fill, np.uint8), (side, side, 3))
 
+    # ----------------------------------------------------------------------------------------------- identity
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of what decides answers: configuration, parameter values, tokenizer, pictures, template.
+        """A digest of what decides answers: configuration, parameter values, tokenizer, images, template.
 
         Of each parameter evenly spaced elements are read (all of them up to 65,536), so that it is cheap for
         large models too. How the computation is arranged (remat, attention implementation) does not enter.

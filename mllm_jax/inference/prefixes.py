@@ -258,6 +258,6 @@ def _prefix_batches(
         pieces = [(request.prompt, 0, request.cut) for request in chunk.prefixes[start : start + size]]
         rows = lay_out(pieces, chunk.prefix_length, size)
         if slots:
-            stacked, mask = stack_images(images[start : start + size], size, slots, config.image_size)
+            stacked, mask = stack_images(images[start : start + size], size, slots, config.slot_size)
             rows = rows.replace(images=stacked, image_mask=mask)
         yield rows

@@ -16,7 +16,7 @@ from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
-from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import BeamSampling
 from mllm_jax.inference.generate import Generation
 from mllm_jax.inference.model import Model
 from mllm_jax.models import mllm
@@ -136,7 +136,7 @@ def test_blind_answers_do_not_depend_on_the_picture(model, mini, tmp_path):
 
 def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
     benchmark = read_benchmark("mini", mini)
-    monkeypatch.setattr(type(benchmark), "sampling", Sampling(seed=7))
+    monkeypatch.setattr(type(benchmark), "sampling", BeamSampling(seed=7))
     settings = []
 
     def drawing(config, params, requests, tokenizer, **given):
@@ -146,10 +146,10 @@ def test_a_benchmark_that_samples(model, mini, tmp_path, monkeypatch):
     monkeypatch.setattr(answer_module, "generate", drawing)
     out = tmp_path / "out"
     answer_benchmark(model, benchmark, out, SETTINGS, name="mini", blind=False)
-    assert settings == [Sampling(7)]
+    assert settings == [BeamSampling(7)]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["sampling"] == {"seed": 7, "beams": 5, "temperature": 1.0, "top_k": 50}
-    monkeypatch.setattr(type(benchmark), "sampling", Sampling(seed=8))
+    monkeypatch.setattr(type(benchmark), "sampling", BeamSampling(seed=8))
     with pytest.raises(StoreError, match="sampling"):  # answers of two seeds are not mixed
         answer_benchmark(model, benchmark, out, SETTINGS, name="mini", blind=False)
 
@@ -373,16 +373,16 @@ def test_fingerprint(model):
     assert model.fingerprint == same.fingerprint
 
 
-def test_blind_picture_is_zero_after_normalisation(model):
-    picture = model.blind_picture()
-    assert picture.shape == (8, 8, 3)
-    assert np.abs(model.processor.normalize(picture)).max() < 0.01
+def test_blind_image_is_zero_after_normalisation(model):
+    image = model.blind_image()
+    assert image.shape == (8, 8, 3)
+    assert np.abs(model.processor.normalize(image)).max() < 0.01
 
 
 def test_ids_that_end_an_answer_stand_once(model):
     tokenizer = make_tokenizer()
     plain = dataclasses.replace(model, template="plain", tokenizer=tokenizer)
     newline = tokenizer.convert_tokens_to_ids("Ċ")
-    assert answer_module._stops(plain) == ([tokenizer.eos_token_id, newline], "\n")
+    assert plain.stops == ([tokenizer.eos_token_id, newline], "\n")
     tokenizer.eos_token = "Ċ"  # as models whose answers end with a line
-    assert answer_module._stops(plain) == ([newline], "\n")
+    assert dataclasses.replace(plain).stops == ([newline], "\n")

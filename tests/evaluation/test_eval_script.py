@@ -182,7 +182,6 @@ def test_prompts_beyond_the_context(evaluate, workdir, data, tmp_path):
     [
         ({}, "give either --workdir"),
         ({"workdir": "x", "model": "y"}, "give either --workdir"),
-        ({"model": "y", "out": "o"}, "--model needs --template"),
         ({"model": "y", "template": "plain"}, "--model needs --out"),
         ({"model": "y", "template": "plain", "out": "o"}, "give --benchmarks or --benchmark"),
         ({"workdir": "x", "benchmarks": ["mme"]}, "--benchmarks needs --data_dir"),

@@ -22,7 +22,7 @@ from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.evaluation.table_files import read_table
 from mllm_jax.evaluation.tables import score_rows
-from mllm_jax.inference.beam_sampling import Sampling
+from mllm_jax.inference.beam_sampling import BeamSampling
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -731,7 +731,7 @@ def test_mmmu(tmp_path):
     assert (scores["n"], scores["score"], scores["random_fallbacks"]) == (2, 1.0, 0)
     assert benchmark.sampling is None
     sampled = read_benchmark("mmmu", tmp_path, decoding="sampled", seed="7")
-    assert sampled.sampling == Sampling(seed=7, beams=5, temperature=1.0, top_k=50)
+    assert sampled.sampling == BeamSampling(seed=7, beams=5, temperature=1.0, top_k=50)
     for options, message in (
         ({"decoding": "sampled", "seed": "x"}, "'x' is no whole number"),
         ({"seed": "7"}, "add decoding=sampled"),
