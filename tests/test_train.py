@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,79 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(train, finished, t
             train.train(config, tmp_path / "run", evaluate=False)
     assert signal.getsignal(signal.SIGTERM) is before
     assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
+
+
+@pytest.mark.parametrize("what", ["copied again", "elsewhere", "gone"])
+def test_a_stopped_run_goes_on_with_the_same_data_wherever_it_is(
+    what, train, finished, tmp_path, monkeypatch, capsys
+):
+    config, _, params = finished
+    config = config.copy_and_resolve_references()
+
+    def copy_data(folder):
+        for stage in config.stages.values():
+            for name, source in stage.sources.items():
+                (folder / name).mkdir(parents=True)
+                source.json = shutil.copyfile(source.json, folder / name / "data.json")  # new times
+                source.images = shutil.copytree(
+                    source.images, folder / name / "images", copy_function=shutil.copyfile
+                )
+                source.json, source.images = str(source.json), str(source.images)
+
+    add = RunLog.add
+
+    def asked_to_stop(log, step, *arguments):
+        add(log, step, *arguments)
+        if (log.stage, step) == ("finetune", 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    copy_data(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "add", asked_to_stop)
+        with pytest.raises(SystemExit):
+            train.train(config, tmp_path / "run", evaluate=False)
+    if what == "gone":
+        shutil.rmtree(tmp_path / "data")
+    elif what == "elsewhere":
+        copy_data(tmp_path / "moved")
+        shutil.rmtree(tmp_path / "data")
+    else:
+        (tmp_path / "data").rename(tmp_path / "before")
+        for path in (tmp_path / "before").rglob("*"):
+            os.utime(path, (1, 1))
+        (tmp_path / "before").rename(tmp_path / "data")
+    capsys.readouterr()
+    assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
+    assert ("going on with the prepared copy" in capsys.readouterr().out) == (what == "gone")
+
+
+def test_broken_samples_stop_the_run_or_are_left_out_and_listed(train, tiny_config, tmp_path, capsys):
+    source = tiny_config.stages.pretrain.sources.captions
+    entries = json.loads(pathlib.Path(source.json).read_text())
+    images = pathlib.Path(shutil.copytree(source.images, tmp_path / "images"))
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+    (images / "cut.png").write_bytes(next(images.glob("*.png")).read_bytes()[:-40])
+    broken = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("cut", "missing")]
+    half = [{"id": "half", "conversations": [turns[0], {"from": "gpt", "value": "\ud83d"}]}]
+    source.json, source.images = str(tmp_path / "data.json"), str(images)
+    (tmp_path / "data.json").write_text(json.dumps([*broken, *entries, *half]))
+    tiny_config.stage_order = ("pretrain",)
+    del tiny_config.stages.finetune
+    with pytest.raises(ValueError, match="sample 'missing'"):
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    tiny_config.data.broken = "skip"  # the same directory goes on with it
+    train.train(tiny_config, tmp_path / "run", evaluate=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"source captions: 3 broken samples left out of {len(entries) + 3}" in said
+    (listed,) = (tmp_path / "run" / "data").rglob("skipped.jsonl")
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [row["sample"] for row in rows] == ["cut", "missing", "half"]
+    ids = {
+        name
+        for line in (tmp_path / "run" / "metrics.jsonl").open()
+        for name in json.loads(line).get("ids", ())
+    }
+    assert not ids & {"cut", "missing", "half"}
 
 
 # ------------------------------------------------------------------------------------------------- kill -9

@@ -14,8 +14,8 @@ needed. Training data::
     samples = [{"id": "a-1", "image": "a.jpg", "conversations": turns}]
     json.dump(samples, open("train.json", "w"))
 
-with one `<image>` per image in the human turns, and several questions about one picture as further turns of
-one conversation (cheaper: the picture is encoded once). Run `mllm-jax validate --json train.json --images
+with one `<image>` per image in the human turns, and several questions about one image as further turns of
+one conversation (cheaper: the image is encoded once). Run `mllm-jax validate --json train.json --images
 DIR` before training. Evaluation questions for the benchmark `vqa`::
 
     {"question_id": "q1", "image": "b.jpg", "question": "What is shown?", "answer": "bus", "ability": "nouns"}
@@ -52,17 +52,17 @@ def easy_vqa(source: Path, out: Path, max_turns: int | None = None) -> dict[str,
     """easy-VQA: simple shapes, questions with 13 answers.
 
     Reads `{train,test}_questions.json` (question, answer, image_id) and `{train,test}_images.zip` (`ID.png`).
-    The training questions of a picture become one conversation of several turns.
+    The training questions of an image become one conversation of several turns.
 
     Args:
       source: folder with these files.
       out: folder to fill.
       max_turns: questions per conversation at most; more make several samples. None for no limit.
     """
-    pictures: dict[str, dict[str, None]] = {"train": {}, "test": {}}  # dicts keep the order of first mention
+    names_of: dict[str, dict[str, None]] = {"train": {}, "test": {}}  # dicts keep the order of first mention
     turns: dict[str, Turns] = collections.defaultdict(list)
     test = []
-    for split, names in pictures.items():
+    for split, names in names_of.items():
         path = source / f"{split}_questions.json"
         for index, row in enumerate(load_entries(path)):
             question, answer = _text(row, "question", path, index), _text(row, "answer", path, index)
@@ -101,7 +101,7 @@ def coco_cc(source: Path, out: Path) -> dict[str, int]:
     """Photographs with five captions each: stage-1 data from the train split, references from the rest.
 
     Reads `annotations.json` (image_id, file, split "train" or "eval", captions) and the JPEGs beside it. Each
-    caption is a training sample; `test.json` holds one row per picture, with the list of its captions.
+    caption is a training sample; `test.json` holds one row per image, with the list of its captions.
     """
     path = source / "annotations.json"
     train, test = [], []
@@ -116,7 +116,7 @@ def coco_cc(source: Path, out: Path) -> dict[str, int]:
         name = PurePosixPath(file).name
         target = out / "images" / name
         if target.exists():
-            raise DataError(f"{path}: entry #{index}: two pictures are called {name!r}")
+            raise DataError(f"{path}: entry #{index}: two images are called {name!r}")
         target.parent.mkdir(parents=True, exist_ok=True)
         data = read_image_file(source, file, str(image_id))
         _check_image(data, f"{source / file}")
@@ -172,7 +172,7 @@ def convert(name: str, source: str | Path, out: str | Path, max_turns: int | Non
       name: a key of `CONVERTERS`.
       source: the folder of the data set.
       out: the folder to make; must not exist, or be empty.
-      max_turns: questions per conversation at most, for data sets with several questions per picture.
+      max_turns: questions per conversation at most, for data sets with several questions per image.
 
     Returns:
       How many of what were written.

@@ -1,12 +1,12 @@
-"""Vision features of pictures on disk, for stages whose tower is frozen.
+"""Vision features of images on disk, for stages whose tower is frozen.
 
     DIR/KEY/key.json            what the features were computed with, in full
-    DIR/KEY/*.features          shards: the pictures' digests, then their features, records of one size
+    DIR/KEY/*.features          shards: the images' digests, then their features, records of one size
 
 `KEY` is a digest of everything in `key.json`: the tower's weights and geometry, the hidden states asked for,
 resolution, preprocessing and dtype. Other values have another folder, and a folder whose `key.json` says something
-else is refused, so features of another model are never read. A picture is found by the digest of its bytes, so that
-one picture in many samples, sources or stages is kept once. Shards appear only when they are complete: what a
+else is refused, so features of another model are never read. An image is found by the digest of its bytes, so that
+one image in many samples, sources or stages is kept once. Shards appear only when they are complete: what a
 killed run has written so far is used.
 """
 
@@ -34,7 +34,7 @@ class FeatureCacheError(DataError):
 
 
 def digest(image: Any) -> bytes:
-    """Under which a picture's features are kept: a digest of its encoded bytes, or of its pixels if it is decoded."""
+    """Under which an image's features are kept: a digest of its encoded bytes, or of its pixels if it is decoded."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).digest()
     pixels = np.ascontiguousarray(image)
@@ -47,7 +47,7 @@ class FeatureCache:
     Safe to read from several threads and to send to worker processes.
 
     Attributes:
-      shape: of one picture's features, [F, N, C].
+      shape: of one image's features, [F, N, C].
       dtype: of them.
       directory: of this key.
     """
@@ -81,11 +81,11 @@ class FeatureCache:
 
     @property
     def spec(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one picture's features."""
+        """Shape and dtype of one image's features."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
-    def __contains__(self, picture: bytes) -> bool:
-        return picture in self._where
+    def __contains__(self, image: bytes) -> bool:
+        return image in self._where
 
     def refresh(self) -> None:
         """Takes up the shards that have been written since, by this process or another.
@@ -102,19 +102,19 @@ class FeatureCache:
             with path.open("rb") as file:
                 digests = file.read(count * DIGEST)
             for index in range(count):
-                picture = digests[index * DIGEST : (index + 1) * DIGEST]
-                self._where[picture] = (path.name, count * DIGEST + index * self.record)
+                image = digests[index * DIGEST : (index + 1) * DIGEST]
+                self._where[image] = (path.name, count * DIGEST + index * self.record)
             self._seen.add(path.name)
 
-    def read(self, picture: bytes) -> Shaped[np.ndarray, "F N C"]:
-        """The features of a picture by its digest.
+    def read(self, image: bytes) -> Shaped[np.ndarray, "F N C"]:
+        """The features of an image by its digest.
 
         Raises:
           FeatureCacheError: they are not there.
         """
-        if picture not in self._where:
-            raise FeatureCacheError(f"{self.directory} has no features of a picture; start the run again")
-        name, offset = self._where[picture]
+        if image not in self._where:
+            raise FeatureCacheError(f"{self.directory} has no features of an image; start the run again")
+        name, offset = self._where[image]
         count = self.record // self.dtype.itemsize
         try:
             found = np.fromfile(self.directory / name, self.dtype, count, offset=offset)
@@ -126,14 +126,14 @@ class FeatureCache:
             )
         return found.reshape(self.shape)
 
-    def write(self, pictures: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
+    def write(self, images: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
         """Adds a shard, complete or not at all."""
-        if features.shape != (len(pictures), *self.shape) or features.dtype != self.dtype:
+        if features.shape != (len(images), *self.shape) or features.dtype != self.dtype:
             raise ValueError(
-                f"features {features.shape} {features.dtype} of {len(pictures)} pictures; "
+                f"features {features.shape} {features.dtype} of {len(images)} images; "
                 f"expected {self.shape} {self.dtype} each"
             )
         path = self.directory / f"{uuid.uuid4().hex}{SUFFIX}"
         with files.replacing(path) as file:
-            file.write(b"".join(pictures))
+            file.write(b"".join(images))
             file.write(np.ascontiguousarray(features).view(np.uint8).data)

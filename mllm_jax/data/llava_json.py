@@ -107,7 +107,7 @@ def read_records(
       path: `.json` or `.jsonl` file.
       image_root: when given, every image file must exist below it.
       duplicate_ids: "error", or "number" to keep samples that share an id apart as `id`, `id#2`, `id#3`
-        (LLaVA's own instruction mixture repeats ids, once per kind of conversation about a picture).
+        (LLaVA's own instruction mixture repeats ids, once per kind of conversation about an image).
       compat: "llava" accepts what LLaVA accepts (see `conversations.parse_turns`): a first turn that is not
         from human, several `<image>` in a turn for one image, an `<image>` without an image as text.
 

@@ -27,7 +27,7 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """How a vision tower wants its pictures.
+    """How a vision tower wants its images.
 
     Example:
         >>> processor = ImageProcessor.clip(224, aspect="pad")
@@ -40,7 +40,7 @@ class ImageProcessor:
             "stretch" resizes to the square whatever the aspect ratio (SigLIP).
         mean: per channel, for values in 0..1.
         std: per channel.
-        aspect: "pad" first extends the picture to a centred square filled with the mean colour (LLaVA's
+        aspect: "pad" first extends the image to a centred square filled with the mean colour (LLaVA's
             instruction tuning); "square" leaves everything to the geometry.
         shortest_side: for "crop"; 0 means ``size``.
         resample: "bicubic" or "bilinear".
@@ -105,7 +105,7 @@ class ImageProcessor:
         return red, green, blue
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """Pad, resize and crop one picture; values stay in 0..255."""
+        """Pad, resize and crop one image; values stay in 0..255."""
         height, width = image.shape[:2]
         square = max(height, width) if self.aspect == "pad" else 0
         h, w = square or height, square or width
@@ -201,7 +201,7 @@ def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProce
         raise refuse("crop_size", "the input of a vision tower is square")
     if set(size) == {"shortest_edge"}:
         if not do_crop:
-            raise refuse("do_center_crop", "with size.shortest_edge the picture would not become square")
+            raise refuse("do_center_crop", "with size.shortest_edge the image would not become square")
         return ImageProcessor(crop["height"], "crop", shortest_side=size["shortest_edge"], **common)
     if set(size) != {"height", "width"} or size["height"] != size["width"]:
         raise refuse("size", "needs shortest_edge, or equal height and width")

@@ -21,7 +21,7 @@ class Sample:
 
     Attributes:
       id: unique in its data set.
-      images: encoded image files (bytes), or decoded pictures as uint8 arrays [H, W, 3].
+      images: encoded image files (bytes), or decoded images as uint8 arrays [H, W, 3].
       conversations: turns `{"from": "human" | "gpt", "value": str}`, human first.
       image_paths: where each image came from, for error messages; may be empty.
     """

@@ -1,12 +1,12 @@
 """tensorflow-datasets builders for benchmarks, written as ArrayRecord from files that the user has downloaded.
 
-One parametrised builder for all of them: a record holds the pictures of one or more questions, encoded as they were,
+One parametrised builder for all of them: a record holds the images of one or more questions, encoded as they were,
 and the questions. Nothing is downloaded: the files lie in the benchmark's manual folder (docs/benchmarks.md says
 which). A `SHA256SUMS` file there, as `sha256sum` writes it, is checked before anything is written; the digests of the
 question files are noted beside the data in any case. TensorFlow is not needed.
 
 Layout: `DATA_DIR/NAME/VERSION/`, as in `tfds_versions`, with `prompts.json` beside the shards: the questions again, so
-that they are known without reading the pictures.
+that they are known without reading the images.
 """
 
 import dataclasses
@@ -55,11 +55,11 @@ def benchmark_features() -> Features:
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSet:
-    """Questions about the same pictures.
+class ImageSet:
+    """Questions about the same images.
 
     Attributes:
-      images: names of the pictures, in the order in which they are shown.
+      images: names of the images, in the order in which they are shown.
       prompts: JSON-able objects, in order.
     """
 
@@ -74,7 +74,7 @@ class BenchmarkSource:
       directory: `DATA_DIR/NAME/VERSION`.
       metadata: what was noted: `kind`, `options`, `fingerprint`, `samples` and `files` (path below the manual folder ->
         SHA-256).
-      sets: pictures' names and questions.
+      sets: images' names and questions.
     """
 
     def __init__(self, directory: str | Path):
@@ -92,7 +92,7 @@ class BenchmarkSource:
         counts = {len(self._records), len(self.sets), self.metadata["samples"]}
         if len(counts) > 1:
             raise DataError(
-                f"{directory}: {len(self._records)} records with pictures, {len(self.sets)} with questions, "
+                f"{directory}: {len(self._records)} records with images, {len(self.sets)} with questions, "
                 f"{self.metadata['samples']} were written; move the directory away and prepare again"
             )
         self._place = {
@@ -104,8 +104,8 @@ class BenchmarkSource:
     def __contains__(self, name: object) -> bool:
         return name in self._place
 
-    def picture(self, name: str) -> bytes:
-        """The encoded picture of that name."""
+    def image(self, name: str) -> bytes:
+        """The encoded image of that name."""
         record, index = self._place[name]
         return self._records[record]["images"][index]
 
@@ -113,14 +113,14 @@ class BenchmarkSource:
         return f"BenchmarkSource({str(self.directory)!r}, records={len(self.sets)})"
 
 
-def _read_sets(path: Path) -> list[PictureSet]:
+def _read_sets(path: Path) -> list[ImageSet]:
     sets = []
     for one in rows if isinstance(rows := read_json(path), list) else [None]:
         match one:
             case [list(images), list(prompts)] if all(isinstance(x, str) for x in images) and all(
                 isinstance(x, dict) for x in prompts
             ):
-                sets.append(PictureSet(tuple(images), tuple(prompts)))
+                sets.append(ImageSet(tuple(images), tuple(prompts)))
             case _:
                 raise DataError(
                     f"{path}: no questions of a prepared benchmark; move the folder away, prepare again"
@@ -135,7 +135,7 @@ def is_prepared(directory: Path) -> bool:
 
 def prepare_benchmark(
     kind: str,
-    sets: Sequence[PictureSet],
+    sets: Sequence[ImageSet],
     read_image: Callable[[str], bytes],
     data_dir: str | Path,
     *,
@@ -152,8 +152,8 @@ def prepare_benchmark(
 
     Args:
       kind: the benchmark's name; its directory is the same with other characters than letters and digits as `_`.
-      sets: questions by their pictures.
-      read_image: name -> encoded picture.
+      sets: questions by their images.
+      read_image: name -> encoded image.
       data_dir: where prepared data sets live.
       files: the question and annotation files, whose digests are noted.
       manual_dir: the folder with the downloaded files, where `SHA256SUMS` is looked for.
@@ -161,7 +161,7 @@ def prepare_benchmark(
       content: makes a digest of what is read from them; called where the stamp is not known.
       options: how the benchmark was read.
       instructions: what to download, for tfds.
-      shard_bytes: a new file is begun after about so many bytes of pictures.
+      shard_bytes: a new file is begun after about so many bytes of images.
       show_progress: draw a progress bar.
 
     Raises:
@@ -192,7 +192,7 @@ def prepare_benchmark(
         "files": {os.path.relpath(path, manual_dir): file_digest(path) for path in files},
     }
 
-    def size(one: PictureSet) -> int:
+    def size(one: ImageSet) -> int:
         """Bytes of its images, all of which are looked at: no other file is to be handed on in their place."""
         images = [(name, read_image(name)) for name in one.images]
         for name, data in images:
@@ -218,12 +218,12 @@ def prepare_benchmark(
 with tfds.core.registered.skip_registration():
 
     class BenchmarkBuilder(VersionBuilder):
-        """Writes `PictureSet`s as one ArrayRecord split, and their questions beside it."""
+        """Writes `ImageSet`s as one ArrayRecord split, and their questions beside it."""
 
         split_name = SPLIT
 
         def __init__(self, *, read_image: Callable[[str], bytes], **kwargs: Any):
-            """Takes, beside what `VersionBuilder` takes, how pictures are read."""
+            """Takes, beside what `VersionBuilder` takes, how images are read."""
             self._read_image = read_image
             super().__init__(**kwargs)
 

@@ -168,9 +168,9 @@ def prepare(
                 check(record)
 
         _checked("checking conversations", map(check_record, records), len(records), show_progress)
-    pictured = next((record for record in records if record.images), None)
-    if image_root is None and pictured is not None:
-        raise DataError(f"{json_path}: sample {pictured.id!r} has an image but no image folder was given")
+    with_image = next((record for record in records if record.images), None)
+    if image_root is None and with_image is not None:
+        raise DataError(f"{json_path}: sample {with_image.id!r} has an image but no image folder was given")
 
     stamps = source_digest.image_stamps(entries, root)
     stamp = source_digest.stamp(json_path, stamps, compat)

@@ -44,7 +44,7 @@ def prepare(
     groups = itertools.groupby(enumerate(benchmark.questions), lambda pair: pair[1].images or pair[0])
     for _, group in groups:
         questions = [question for _, question in group]
-        sets.append(tfds_benchmarks.PictureSet(questions[0].images, tuple(map(_as_json, questions))))
+        sets.append(tfds_benchmarks.ImageSet(questions[0].images, tuple(map(_as_json, questions))))
     given = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
     chosen = {name: v for name, v in benchmark.values.items() if name not in benchmark.decoding_options()}
     source = tfds_benchmarks.prepare_benchmark(

@@ -126,7 +126,7 @@ def test_coco_cc_gives_a_sample_per_caption_and_references(tmp_path):
         convert("coco_cc", source, tmp_path / "out2", max_turns=3)
     for change, message in (
         ({"file": "../x.jpg"}, "must be relative"),
-        ({"file": "images/12.jpg"}, "two pictures are called '12.jpg'"),
+        ({"file": "images/12.jpg"}, "two images are called '12.jpg'"),
         ({"file": "images/9.jpg"}, "sample '11': image file .*9.jpg cannot be read"),
         ({"split": "dev"}, "'dev' is neither"),
         ({"captions": []}, "'captions' must be a non-empty list"),

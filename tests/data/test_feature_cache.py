@@ -58,7 +58,7 @@ def test_another_key_never_sees_them(tmp_path, key, shape, dtype):
     other = FeatureCache(tmp_path, key, shape, dtype)
     assert other.directory != cache.directory
     assert len(other) == 0
-    with pytest.raises(FeatureCacheError, match="has no features of a picture"):
+    with pytest.raises(FeatureCacheError, match="has no features of an image"):
         other.read(PICTURES[0])
 
 

@@ -7,16 +7,16 @@ import tiny
 
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.reading import DataError
-from mllm_jax.data.tfds_benchmarks import BenchmarkSource, PictureSet, is_prepared, prepare_benchmark
+from mllm_jax.data.tfds_benchmarks import BenchmarkSource, ImageSet, is_prepared, prepare_benchmark
 
 PICTURES = {name: tiny.png(seed) for seed, name in enumerate("abc")}
 SETS = [
-    PictureSet(
+    ImageSet(
         ("a",),
         ({"prompt": "What?", "row": {"question_id": 1}}, {"prompt": "Wo? ü", "row": {"question_id": 2}}),
     ),
-    PictureSet(("b", "c"), ({"prompt": "Which?", "row": {"question_id": 3}},)),
-    PictureSet((), ({"prompt": "No picture", "row": {"question_id": 4}},)),
+    ImageSet(("b", "c"), ({"prompt": "Which?", "row": {"question_id": 3}},)),
+    ImageSet((), ({"prompt": "No picture", "row": {"question_id": 4}},)),
 ]
 
 
@@ -53,7 +53,7 @@ def test_pictures_and_questions_are_kept(manual, tmp_path):
     source = prepare(manual, tmp_path / "data", shard_bytes=1)
     assert source.directory == tmp_path / "data" / "toy" / "1.0.0"
     assert source.sets == SETS
-    assert {name: source.picture(name) for name in PICTURES} == PICTURES
+    assert {name: source.image(name) for name in PICTURES} == PICTURES
     assert "a" in source
     assert "d" not in source
     assert len(list(source.directory.glob("*.array_record*"))) == 3
@@ -111,7 +111,7 @@ def test_what_is_no_preparation(manual, tmp_path):
     assert is_prepared(source.directory)
     prompts = source.directory / "prompts.json"
     prompts.write_text(json.dumps(json.loads(prompts.read_text())[:2]))
-    with pytest.raises(DataError, match="3 records with pictures, 2 with questions, 3 were written"):
+    with pytest.raises(DataError, match="3 records with images, 2 with questions, 3 were written"):
         BenchmarkSource(source.directory)
     prompts.unlink()
     assert not is_prepared(source.directory)
@@ -149,7 +149,7 @@ def test_prepared_benchmarks_cannot_name_code_to_run(manual, tmp_path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     planted = {"pythonClassName": "planted_benchmark.Image", "featuresDict": {"features": {}}}
     (source.directory / "features.json").write_text(json.dumps(planted))
-    assert BenchmarkSource(source.directory).picture("a") == PICTURES["a"]
+    assert BenchmarkSource(source.directory).image("a") == PICTURES["a"]
     assert not (tmp_path / "ran").exists()
 
 

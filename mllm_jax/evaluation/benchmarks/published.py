@@ -258,7 +258,7 @@ class Published(Benchmark):
         return read_rows(path, self.embedded, key)
 
     def read_image(self, name: str) -> bytes:
-        return self.source.picture(name) if self.source is not None else self.own_image(name)
+        return self.source.image(name) if self.source is not None else self.own_image(name)
 
     def own_image(self, name: str) -> bytes:
         """The encoded image, from the benchmark's own files."""

@@ -1,6 +1,6 @@
 """Writes mini-world data sets: training data in LLaVA's format and the `mini` benchmark.
 
-A data set consists of `root/NAME.json`, pictures under `root/images/` and, written last,
+A data set consists of `root/NAME.json`, images under `root/images/` and, written last,
 `root/NAME.manifest.json` with the parameters it was made from. Whoever asks for the same parameters again
 gets the finished files.
 """
@@ -26,8 +26,8 @@ from mllm_jax.mini.world.text import ask, caption_sample, pick_questions, text_s
 
 STAGES = ("caption", "instruct")
 BENCHMARK = "mini"
-QUESTIONS_PER_PICTURE = 6
-TEXT_ONLY = 0.1  # share of samples without a picture in the stage "instruct"
+QUESTIONS_PER_IMAGE = 6
+TEXT_ONLY = 0.1  # share of samples without an image in the stage "instruct"
 _PROGRESS_EVERY = 500
 
 
@@ -85,7 +85,7 @@ def _write(
     total: int,
     progress: bool,
 ) -> Path:
-    """Writes pictures, then the list of records, then the manifest; returns the list's path."""
+    """Writes images, then the list of records, then the manifest; returns the list's path."""
     root = Path(root)
     path = root / f"{name}.json"
     if _is_complete(root, name, parameters):
@@ -115,7 +115,7 @@ def _turns(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
 def _training_record(
     split: str, stage: str, seed: int, index: int
 ) -> tuple[dict[str, Any], Image.Image | None]:
-    """One training sample in LLaVA's format and its picture, or None for a text-only one."""
+    """One training sample in LLaVA's format and its image, or None for a text-only one."""
     name = f"{split}_{stage}_{index:06d}"
     rng = np.random.default_rng(np.random.SeedSequence([0xDA7A, SPLITS.index(split), seed, index]))
     if stage == "instruct" and rng.random() < TEXT_ONLY:
@@ -124,7 +124,7 @@ def _training_record(
     if stage == "caption":
         pairs = [caption_sample(scene, rng)]
     else:
-        pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_PICTURE)]
+        pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_IMAGE)]
     pairs[0] = ("<image>\n" + pairs[0][0], pairs[0][1])
     return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, render(scene)
 
@@ -138,7 +138,7 @@ def write_split(
         root: folder; gets `SPLIT.json` and `images/*.png` (112 pixels a side).
         split: one of `SPLITS` but the benchmark's own "mini".
         n: number of samples.
-        stage: "caption" (one caption turn per picture) or "instruct" (about six questions per picture, open
+        stage: "caption" (one caption turn per image) or "instruct" (about six questions per image, open
             and multiple choice, and one text-only sample in ten).
         seed: which world.
         progress: print a line now and then.
