@@ -5,6 +5,8 @@ import os
 import pytest
 
 from mllm_jax.cli.main import main
+from mllm_jax.evaluation.grouping import load_groups
+from mllm_jax.interop.hub import read_json
 from mllm_jax.local_path import local_arguments, local_path
 
 
@@ -34,3 +36,11 @@ def test_verbs_expand_home_and_refuse_object_storage(tmp_path, monkeypatch, caps
     assert stop.value.code == 2
     assert "--json: gs://bucket/data.json is object storage" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["data.json"]
+
+
+def test_byte_order_marks_are_accepted_in_configurations_of_others(tmp_path):
+    """Windows editors write them; data and answer files have tests of their own."""
+    path = tmp_path / "file.json"
+    path.write_text('\ufeff{"a": {}}', encoding="utf-8")
+    assert read_json(path) == {"a": {}}
+    assert load_groups(path) == {"a": {}}
