@@ -22,6 +22,7 @@ from mllm_jax.evaluation.benchmarks.base import BenchmarkError
 from mllm_jax.evaluation.predictions import PredictionError, Problems
 from mllm_jax.evaluation.table_files import read_table
 
+_ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the table's file
 _BATCH = 16  # rows of a Parquet file that are decoded at once
 _KEPT = 8  # columns of row groups that stay in memory: the images of a question and its neighbours
 
@@ -220,13 +221,16 @@ class _Parquet:
         """A few rows at a time: a cell that is repeated is kept once in the file, but not in memory.
 
         Raises:
-          BenchmarkError: damaged, or all rows together take more than the limit `MAX_TABLE_BYTES`.
+          BenchmarkError: damaged, or all rows together take more than the limits `MAX_TABLE_BYTES` or
+            `MAX_ARCHIVE_RATIO`.
         """
         size = 0
         try:
             for batch in self._file.iter_batches(batch_size=_BATCH, **options):
                 size += sum(map(_unpacked_size, batch.columns))
                 limits.check("MAX_TABLE_BYTES", size, self.path)
+                if size > _ALWAYS_UNPACKED:
+                    limits.check("MAX_ARCHIVE_RATIO", size // self.path.stat().st_size, self.path)
                 yield batch
         except limits.LimitError as error:
             raise BenchmarkError(str(error)) from error
