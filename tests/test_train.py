@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(trai
 def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
     train, tiny_config, tmp_path, monkeypatch
 ):
-    def stop(config, name, model, batches, mesh, directory, params):
+    def stop(plan, batches, params, directory):
         (directory / "metrics.jsonl").write_text("{}\n")
         raise CheckpointError("a checkpoint could not be written")
 
@@ -382,7 +382,7 @@ def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
         kill_in_stage(process, broken, stage, after=random.randint(7, 12))
     output = finish(start_training(recipe_file, broken, script_environment))
     assert "stage pretrain: done before" in output
-    assert re.search(r"stage finetune: continuing after update \d+", output)
+    assert re.search(r"stage finetune: continuing after step \d+", output)
 
     for stage in ("pretrain", "finetune"):
         first, second = (load_whole(run / "params" / stage) for run in (unbroken, broken))
@@ -401,7 +401,7 @@ def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_
     process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **variables)
     kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(7, 12))
     output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
-    assert re.search(r"stage finetune: continuing after update \d+", output)
+    assert re.search(r"stage finetune: continuing after step \d+", output)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
 
 

@@ -30,7 +30,7 @@ SUFFIX = ".features"
 
 
 class FeatureCacheError(DataError):
-    """A feature cache that cannot be used; the message names the file and the way out."""
+    """A feature cache that cannot be used; the message names the file and the fix."""
 
 
 def digest(image: Any) -> bytes:
@@ -84,8 +84,8 @@ class FeatureCache:
         """Shape and dtype of one image's features."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
-    def __contains__(self, image: bytes) -> bool:
-        return image in self._where
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._where
 
     def refresh(self) -> None:
         """Takes up the shards that have been written since, by this process or another.
@@ -106,15 +106,15 @@ class FeatureCache:
                 self._where[image] = (path.name, count * DIGEST + index * self.record)
             self._seen.add(path.name)
 
-    def read(self, image: bytes) -> Shaped[np.ndarray, "F N C"]:
+    def read(self, digest: bytes) -> Shaped[np.ndarray, "F N C"]:
         """The features of an image by its digest.
 
         Raises:
           FeatureCacheError: they are not there.
         """
-        if image not in self._where:
+        if digest not in self._where:
             raise FeatureCacheError(f"{self.directory} has no features of an image; start the run again")
-        name, offset = self._where[image]
+        name, offset = self._where[digest]
         count = self.record // self.dtype.itemsize
         try:
             found = np.fromfile(self.directory / name, self.dtype, count, offset=offset)
@@ -126,14 +126,14 @@ class FeatureCache:
             )
         return found.reshape(self.shape)
 
-    def write(self, images: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
+    def write(self, digests: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
         """Adds a shard, complete or not at all."""
-        if features.shape != (len(images), *self.shape) or features.dtype != self.dtype:
+        if features.shape != (len(digests), *self.shape) or features.dtype != self.dtype:
             raise ValueError(
-                f"features {features.shape} {features.dtype} of {len(images)} images; "
+                f"features {features.shape} {features.dtype} of {len(digests)} images; "
                 f"expected {self.shape} {self.dtype} each"
             )
         path = self.directory / f"{uuid.uuid4().hex}{SUFFIX}"
         with files.replacing(path) as file:
-            file.write(b"".join(images))
+            file.write(b"".join(digests))
             file.write(np.ascontiguousarray(features).view(np.uint8).data)

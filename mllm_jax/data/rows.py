@@ -54,7 +54,7 @@ class ImageReader:
     """Brings an image of a sample to what the tower takes.
 
     Attributes:
-      processor: brings a picture to side `S`.
+      processor: brings an image to side `S`.
       compat: None or "llava", for decoding.
       max_image_pixels: images with more pixels are refused; None for the default limit.
     """

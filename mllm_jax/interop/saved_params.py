@@ -33,7 +33,7 @@ def writing(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(directory: pathlib.Path, way_out: str) -> Iterator[None]:
+def reading(directory: pathlib.Path, fix: str) -> Iterator[None]:
     """Turns whatever the storage layers raise at damaged files into one error."""
     try:
         yield
@@ -44,7 +44,7 @@ def reading(directory: pathlib.Path, way_out: str) -> Iterator[None]:
         said = ": ".join(
             [type(cause).__name__, *str(cause).splitlines()[:1]]
         )  # it may be pages long, or empty
-        raise CheckpointError(f"checkpoint {directory} cannot be read ({said[:300]}); {way_out}") from error
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({said[:300]}); {fix}") from error
 
 
 def first_difference(saved: Any, wanted: Any) -> str | None:

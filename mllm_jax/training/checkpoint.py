@@ -72,8 +72,8 @@ class StageCheckpoints:
         Raises:
           CheckpointError: the checkpoint holds other parameters or cannot be read.
         """
-        way_out = "move it away, and the same command goes on from the one before"
-        with reading(self.directory / str(step), way_out):
+        fix = "move it away, and the same command goes on from the one before"
+        with reading(self.directory / str(step), fix):
             saved = self._manager.item_metadata(step)["state"]
         if saved is not None:
             difference = first_difference(saved["params"], like.params)
@@ -82,7 +82,7 @@ class StageCheckpoints:
                     f"checkpoint {self.directory}/{step} does not fit this model: {difference}; use the "
                     "configuration that wrote it, or another workdir"
                 )
-        with reading(self.directory / str(step), way_out):
+        with reading(self.directory / str(step), fix):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(

@@ -1,4 +1,4 @@
-"""The feature cache of a stage: its key, and the pictures' features computed once before the stage begins."""
+"""The feature cache of a stage: its key, and the images' features computed once before the stage begins."""
 
 import dataclasses
 import hashlib
@@ -30,9 +30,9 @@ from mllm_jax.training.sources import image_reader
 from mllm_jax.workdir import data_dir
 
 SHARD_BYTES = 1 << 28  # so much is lost at most when a run is killed
-PER_DEVICE = 16  # pictures that a device encodes at once
+PER_DEVICE = 16  # images that a device encodes at once
 
-Place = tuple[str, int, int]  # of a picture: source, sample, image
+Place = tuple[str, int, int]  # source, sample and number of an image
 
 
 def feature_cache(
@@ -73,7 +73,7 @@ def open_cache(
     Args:
       root: folder of all feature caches.
       tower: its parameters, host arrays.
-      reader: how pictures are decoded and preprocessed.
+      reader: how images are decoded and preprocessed.
       weights_dtype: that of the tower's weights when it runs.
     """
     request = model.make_connector().request()
@@ -118,7 +118,7 @@ def fill(
     shard_bytes: int = SHARD_BYTES,
     console: Console | None = None,
 ) -> int:
-    """Computes what the cache lacks of the sources' pictures; returns how many that were.
+    """Computes what the cache lacks of the sources' images; returns how many those were.
 
     Every process takes a share, on its own devices; where they do not share a disk, each then computes the rest for its
     own. What is written stays if this is interrupted.
@@ -128,7 +128,7 @@ def fill(
       threads: threads that read and decode.
 
     Raises:
-      ImageError, DataError: a picture that cannot be used; sample and file are named.
+      ImageError, DataError: an image that cannot be used; sample and file are named.
       FeatureCacheError: the disk has less room than the features will take.
     """
     console = console or make_console()
@@ -141,7 +141,7 @@ def fill(
     # This process's share, and then what another process has written to a disk of its own.
     for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
         share = list(places.items())[index::count]
-        mine = [place for picture, place in share if picture not in cache]
+        mine = [place for found, place in share if found not in cache]
         if mine:
             _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
         _barrier("computed")
@@ -156,7 +156,7 @@ def _progress(console: Console) -> Progress:
 def _missing(
     cache: FeatureCache, sources: Mapping[str, Source], threads: int, console: Console
 ) -> dict[bytes, Place]:
-    """Where each picture stands first that the cache lacks."""
+    """Where each image stands first that the cache lacks."""
     found: dict[bytes, Place] = {}
     with _progress(console) as progress:
         for name, source in sorted(sources.items()):
@@ -165,10 +165,10 @@ def _missing(
             def digests(index: int, source: Source = source) -> list[bytes]:
                 return [digest(image) for image in source[index].images]
 
-            for index, pictures in map_in_order(digests, range(len(source)), threads):
-                for slot, picture in enumerate(pictures):
-                    if picture not in cache:
-                        found.setdefault(picture, (name, index, slot))
+            for index, images in map_in_order(digests, range(len(source)), threads):
+                for slot, image in enumerate(images):
+                    if image not in cache:
+                        found.setdefault(image, (name, index, slot))
                 progress.advance(task)
     return found
 
@@ -179,12 +179,12 @@ def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
     if jax.process_index() == 0:
         say(
             console,
-            f"feature cache: {count:,} pictures of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
+            f"feature cache: {count:,} images of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
             f"({_bytes(free)} free)",
         )
     if need > free:
         raise FeatureCacheError(
-            f"{cache.directory}: {count:,} pictures' features take {_bytes(need)}, and the disk has {_bytes(free)} "
+            f"{cache.directory}: {count:,} images' features take {_bytes(need)}, and the disk has {_bytes(free)} "
             "free; make room, choose another data.dir or set cache_features=False"
         )
 
@@ -216,20 +216,20 @@ def _compute(
         task = progress.add_task("feature cache: encoding", total=len(places))
         run = jax.jit(encode, in_shardings=(replicated(mesh), row_sharding(mesh)))
         params = jax.device_put(tower, replicated(mesh))
-        pictures: list[bytes] = []
+        digests: list[bytes] = []
         parts: list[np.ndarray] = []
         loaded = (item for _, item in map_in_order(load, places, threads))
         for batch in _batches(loaded, size):
             images = np.zeros((size, *model.slot_size, 3), np.uint8)
             images[: len(batch)] = [image for _, image in batch]
-            pictures += [picture for picture, _ in batch]
+            digests += [found for found, _ in batch]
             parts.append(np.asarray(run(params, images))[: len(batch)])
-            if len(pictures) >= per_shard:
-                cache.write(pictures, np.concatenate(parts))
-                pictures, parts = [], []
+            if len(digests) >= per_shard:
+                cache.write(digests, np.concatenate(parts))
+                digests, parts = [], []
             progress.advance(task, len(batch))
-        if pictures:
-            cache.write(pictures, np.concatenate(parts))
+        if digests:
+            cache.write(digests, np.concatenate(parts))
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -36,8 +36,8 @@ class RunLog:
     Args:
       workdir: gets `metrics.jsonl` and `tensorboard/`.
       stage: name, written with every line.
-      steps: updates in the stage.
-      start: updates already done.
+      steps: steps of the stage.
+      start: steps already done.
       write: False on all processes but the first.
 
     Attributes:
@@ -66,7 +66,7 @@ class RunLog:
         self._progress.start()
 
     def add(self, step: int, metrics: dict[str, Any], ids: list[str], skipped: list[str]) -> None:
-        """Takes one update's metrics (device arrays, not waited for) and its sample ids."""
+        """Takes one step's metrics (device arrays, not waited for) and its sample ids."""
         self.window.append(_Pending(step, metrics, ids))
         for message in skipped:
             self.skipped += 1
@@ -74,7 +74,7 @@ class RunLog:
         self._progress.advance(self._task)
 
     def flush(self, learning_rate: float) -> dict[str, Any]:
-        """Waits for the window's updates, checks and writes their means; all processes must come here together.
+        """Waits for the window's steps, checks and writes their means; all processes must come here together.
 
         Raises:
           NonFiniteLoss: naming the first step of the window whose loss or gradient is not finite, and its samples.

@@ -2,7 +2,7 @@
 
 Muon orthogonalises the update of every weight matrix inside the blocks and of the connector's, and leaves all else to
 Adam (with Nesterov's momentum, as Muon itself). On models as small
-as the shipped ones it needs about a tenth of AdamW's updates (docs/results.md).
+as the shipped ones it needs about a tenth of AdamW's steps (docs/results.md).
 """
 
 import math
@@ -21,7 +21,7 @@ from mllm_jax.models.paths import path_of
 def unit_schedule(kind: str, steps: int, warmup_ratio: float) -> optax.Schedule:
     """Share of the peak rate at 0-based step s.
 
-    Linear warm-up s / W over W = ceil(ratio * steps) updates, then 0.5 (1 + cos(pi (s - W) / (steps - W))), or
+    Linear warm-up s / W over W = ceil(ratio * steps) steps, then 0.5 (1 + cos(pi (s - W) / (steps - W))), or
     constant.
     """
     warmup = math.ceil(warmup_ratio * steps)

@@ -108,7 +108,7 @@ def test_bad_pictures_and_full_disks_are_found_before_training(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(
-        FeatureCacheError, match=r"2 pictures' features take 4\.1 kB, and the disk has 1 kB free"
+        FeatureCacheError, match=r"2 images' features take 4\.1 kB, and the disk has 1 kB free"
     ):
         open_and_fill(tmp_path, tiny_model, tiny_params, reader, {"a": source(1, 1)})
 

@@ -204,7 +204,7 @@ def test_stopped_and_resumed_is_the_unbroken_run_bit_for_bit(train, finished, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "add", stop_midway)
-        with pytest.raises(SystemExit, match="after update 2"):
+        with pytest.raises(SystemExit, match="after step 2"):
             train.train(config, tmp_path / "run", evaluate=False)
     same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
 

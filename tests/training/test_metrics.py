@@ -40,7 +40,7 @@ def test_windows_are_weighted_by_supervised_tokens(log, tmp_path):
     assert log.loss_since_checkpoint() == math.inf
 
 
-def test_updates_without_supervised_tokens_do_not_count_as_good(log):
+def test_steps_without_supervised_tokens_do_not_count_as_good(log):
     log.add(1, update(loss=3.0), ["a"], [])
     log.add(2, update(loss=0.0, labels=0.0), [""], [])
     assert log.flush(1e-3)["loss"] == pytest.approx(3.0)
