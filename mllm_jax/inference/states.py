@@ -100,7 +100,7 @@ def _states(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, .
     (visual, embeddings, hidden, logits), kept = MLLM(config).apply(
         {"params": params}, batch, method=run, mutable=["intermediates"]
     )
-    (blocks,) = kept["intermediates"]["llm"]["blocks"]["hidden"]
+    (blocks,) = jax.tree.leaves(kept)  # the outputs of the LLM's blocks [L, B, T, D]; nothing else is kept
     layers = jnp.concatenate([embeddings[:1].astype(blocks.dtype), blocks[:, 0]])
 
     slot_tokens, deepest = config.visual_layout.slot.num_tokens, config.make_connector().request().deepest
