@@ -10,21 +10,15 @@ import pytest
 import mllm_jax
 
 PACKAGE = pathlib.Path(mllm_jax.__file__).parent
+_TOP = {"evaluation", "cli", "serve"}
 ABOVE = {
-    "inference": {"training", "evaluation", "cli", "serve"},
-    "interop": {"inference", "training", "evaluation", "cli", "serve"},
-    "models": {"inference", "interop", "training", "evaluation", "cli", "serve"},
-    "connectors": {
-        "models",
-        "data",
-        "parallel",
-        "inference",
-        "interop",
-        "training",
-        "evaluation",
-        "cli",
-        "serve",
-    },
+    "training": _TOP,
+    "inference": {"training", *_TOP},
+    "interop": {"training", "inference", *_TOP},
+    "data": {"training", "inference", "interop", *_TOP},
+    "parallel": {"training", "inference", "interop", *_TOP},
+    "models": {"training", "inference", "interop", *_TOP},
+    "connectors": {"training", "inference", "interop", "models", "data", "parallel", *_TOP},
 }
 
 

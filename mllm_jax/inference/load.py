@@ -22,6 +22,8 @@ from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.workdir import saved_config
 
+DTYPES = ("float32", "bfloat16")
+
 
 def load(
     path: str | pathlib.Path,
@@ -116,6 +118,8 @@ def _load_checkpoint(
             f"{path} does not say which conversation template it was trained with; give template=NAME (eval.py: "
             f"--template=NAME), such as vicuna_v1 for LLaVA-1.5; one of: {', '.join([*TEMPLATES, CHAT])}"
         )
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
     try:
         directory = resolve_path(path)
         config, params, _ = load_model(path, tower, sharding_of=_sharding_of(mesh), dtype=jnp.dtype(dtype))

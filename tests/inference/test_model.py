@@ -253,6 +253,8 @@ def test_what_a_checkpoint_does_not_say_is_asked_for(directory, tmp_path):
         mllm_jax.load(directory)
     with pytest.raises(ConfigError, match=r"unknown template 'vicuna'.*did you mean"):
         mllm_jax.load(directory, template="vicuna")
+    with pytest.raises(ConfigError, match="dtype='float16'; valid: float32, bfloat16"):
+        mllm_jax.load(directory, template="mistral_instruct", dtype="float16")
     with pytest.raises(ConfigError, match="stage='finetune' is of a run"):
         mllm_jax.load(directory, template="mistral_instruct", stage="finetune")
     with pytest.raises(FileNotFoundError):
