@@ -4,10 +4,12 @@ The plain case is Llama: RMSNorm, rotary positions, grouped-query attention, gat
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -80,6 +82,13 @@ class DecoderConfig:
         windows = self.windows or (0,)
         return tuple(windows[layer % len(windows)] for layer in range(self.depth))
 
+    @property
+    def window_period(self) -> tuple[int, ...]:
+        """The shortest run of windows that the blocks repeat."""
+        found = self.block_windows
+        sizes = (size for size in range(1, self.depth + 1) if self.depth % size == 0)
+        return next(found[:size] for size in sizes if found == found[:size] * (self.depth // size))
+
 
 @flax.struct.dataclass
 class Cache:
@@ -112,27 +121,36 @@ def _norm(config: DecoderConfig, dtype: Any, param_dtype: Any, name: str | None 
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each with a residual."""
+    """Pre-norm attention and MLP, each with a residual.
+
+    Attributes:
+      window: keys that a query sees, 0 = all.
+      keep: return the block's output as well (the hidden state).
+    """
 
     config: DecoderConfig
     dtype: Any
     param_dtype: Any
     attention: str
     lora: LoRA | None
+    window: int
+    keep: bool
 
     @nn.compact
-    def __call__(self, x, cached, positions, mask, column, window):
+    def __call__(self, carry, layer, positions, mask, column):
         cfg = self.config
+        x, cached = carry
         y = self._norm("norm1", x)
-        attended, cached = self._attend(y, cached, positions, self._windowed(mask, window), column)
+        mask = mask.replace(window=self.window or None)
+        attended, cached = self._attend(y, cached, layer, positions, mask, column)
         if cfg.parallel:
             x = x + attended + self._mlp(y)
         else:
             x = x + (self._norm("post_norm1", attended) if cfg.post_norms else attended)
             y = self._mlp(self._norm("norm2", x))
             x = x + (self._norm("post_norm2", y) if cfg.post_norms else y)
-        self.sow("intermediates", "hidden", x)  # dropped unless a caller makes the collection mutable
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), cached
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return (x, cached), x if self.keep else None
 
     def _norm(self, name, x):
         return _norm(self.config, self.dtype, self.param_dtype, name)(x)
@@ -148,12 +166,7 @@ class Block(nn.Module):
             name=name,
         )(x)
 
-    def _windowed(self, mask, window):
-        if window is None:  # the same for all blocks, so it stays static
-            window = self.config.block_windows[0] or None
-        return mask if window is None else mask.replace(window=window)
-
-    def _attend(self, x, cached, positions, mask, column):
+    def _attend(self, x, cached, layer, positions, mask, column):
         cfg = self.config
         batch, length, _ = x.shape
 
@@ -170,10 +183,11 @@ class Block(nn.Module):
         )
         q, k = rotary(q, positions, *angles), rotary(k, positions, *angles)
         if cached is not None:
-            columns = column + jnp.arange(length)
-            k = jnp.asarray(cached[0]).at[:, columns].set(k.astype(cached[0].dtype))
-            v = jnp.asarray(cached[1]).at[:, columns].set(v.astype(cached[1].dtype))
-            cached = (k, v)
+            cached = tuple(
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], (layer, 0, column, 0, 0))
+                for old, new in zip(cached, (k, v), strict=True)
+            )
+            k, v = (jax.lax.dynamic_index_in_dim(old, layer, keepdims=False) for old in cached)
         y = attend(q, k, v, mask, self.attention, cfg.attention_scale, cfg.attention_softcap)
         return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), cached
 
@@ -186,6 +200,58 @@ class Block(nn.Module):
         y = activation(self._dense("gate", cfg.mlp_width, x, cfg.mlp_bias))
         y = y * self._dense("up", cfg.mlp_width, x, cfg.mlp_bias)
         return self._dense("down", cfg.width, y, cfg.mlp_bias)
+
+
+class _Period(nn.Module):
+    """Blocks with these windows in a row; other fields as `Block`'s."""
+
+    config: DecoderConfig
+    dtype: Any
+    param_dtype: Any
+    attention: str
+    lora: LoRA | None
+    windows: tuple[int, ...]
+    keep: bool
+    remat: str
+
+    @nn.compact
+    def __call__(self, carry, period, *shared):
+        fields = (self.config, self.dtype, self.param_dtype, self.attention, self.lora)
+        hidden = []
+        for index, window in enumerate(self.windows):
+            block = remat(Block, self.remat)(*fields, window, self.keep, name=f"{index}")
+            carry, state = block(carry, len(self.windows) * period + index, *shared)
+            hidden.append(state)
+        return carry, jnp.stack(hidden) if self.keep else None
+
+
+def _scanned(block: type[nn.Module], length: int) -> Callable[..., nn.Module]:
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=length,
+    )
+
+
+def _scanned_periods(size: int, length: int) -> Callable[..., nn.Module]:
+    """A scan over periods of `size` blocks whose parameters are one stack of all blocks, [L, ...].
+
+    Seen as [L / size, size, ...], which moves nothing, the stack is cut by the scan, then by place in the period.
+    """
+
+    def fold(params):
+        return jax.tree.map(lambda x: x.reshape(length, size, *x.shape[1:]), params)
+
+    def cut(variables):
+        return {
+            name: {f"{index}": jax.tree.map(lambda x, i=index: x[i], tree) for index in range(size)}
+            for name, tree in variables.items()
+        }
+
+    period = nn.map_variables(_Period, "params", cut)
+    return nn.map_variables(_scanned(period, length), "params", fold)
 
 
 class Decoder(nn.Module):
@@ -203,13 +269,15 @@ class Decoder(nn.Module):
         self.embedding = self.param(
             "embedding", nn.initializers.normal(0.02), (cfg.vocab, cfg.width), self.param_dtype
         )
-        self.blocks = nn.scan(
-            remat(Block, self.remat),
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=cfg.depth,
-        )(cfg, self.dtype, self.param_dtype, self.attention, self.lora)
+        keep = self.is_mutable_collection("intermediates")
+        fields = (cfg, self.dtype, self.param_dtype, self.attention, self.lora)
+        # Parameters are made as one stack of blocks, whatever the windows are.
+        self.period = cfg.window_period[: 1 if self.is_initializing() else None]
+        size = len(self.period)
+        if size == 1:
+            self.blocks = _scanned(remat(Block, self.remat), cfg.depth)(*fields, *self.period, keep)
+        else:
+            self.blocks = _scanned_periods(size, cfg.depth // size)(*fields, self.period, keep, self.remat)
         self.final_norm = _norm(cfg, self.dtype, self.param_dtype)
         if not cfg.tied:
             self.head = self.param(
@@ -249,24 +317,25 @@ class Decoder(nn.Module):
           embeddings: text and visual embeddings, already merged.
           positions: rotary positions, restarting in every segment.
           segment_ids: 0 = padding; rows attend within a segment, causally.
-          cache: columns before these; the T new columns are written at `cache.column`.
+          cache: columns before these, with room for T more, which are written at `cache.column`.
 
         Returns:
-          Hidden states after the final norm, and the updated cache (None without one).
+          Hidden states after the final norm, and the updated cache (None without one). With a mutable collection
+          "intermediates" it gets `hidden`, the outputs of all blocks [L, B, T, D].
         """
-        length = embeddings.shape[1]
-        windows = None
-        if len(set(self.config.block_windows)) > 1:  # blocks read theirs from a scanned array
-            windows = jnp.asarray([w or jnp.iinfo(jnp.int32).max for w in self.config.block_windows])
+        cfg = self.config
+        column = jnp.int32(0) if cache is None else cache.column
+        columns = column + jnp.arange(embeddings.shape[1])
         if cache is None:
-            columns = jnp.arange(length)
-            mask = AttentionMask(segment_ids, segment_ids, columns, columns)
-            hidden, _ = self.blocks(embeddings.astype(self.dtype), None, positions, mask, None, windows)
-            return self.final_norm(hidden), None
-        columns = cache.column + jnp.arange(length)
-        segments = cache.segments.at[:, columns].set(segment_ids)
-        mask = AttentionMask(segment_ids, segments, columns, jnp.arange(segments.shape[1]))
-        hidden, (k, v) = self.blocks(
-            embeddings.astype(self.dtype), (cache.k, cache.v), positions, mask, cache.column, windows
-        )
-        return self.final_norm(hidden), Cache(k, v, segments, cache.column + length)
+            segments = segment_ids
+        else:
+            segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
+        steps = jnp.arange(cfg.depth // len(self.period))
+        carry = (embeddings.astype(self.dtype), None if cache is None else (cache.k, cache.v))
+        mask = AttentionMask(segment_ids, segments, columns)
+        (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
+        if states is not None:
+            self.sow("intermediates", "hidden", states.reshape(cfg.depth, *hidden.shape))
+        if cached is not None:
+            cached = Cache(*cached, segments, column + embeddings.shape[1])
+        return self.final_norm(hidden), cached

@@ -56,7 +56,7 @@ def decoder_states(config, params, tokens):
         return Decoder(config).apply({"params": params}, method=run, mutable=["intermediates"])
 
     (first, last, logits), kept = apply(params)
-    blocks = kept["intermediates"]["blocks"]["hidden"][0]
+    blocks = kept["intermediates"]["hidden"][0]
     return [first, *blocks[:-1], last], logits
 
 

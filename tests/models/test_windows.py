@@ -1,12 +1,14 @@
 """Sliding windows count real columns: padding in a cache and neighbours in a packed row do not matter."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mllm_jax.models.attention import AttentionMask
-from mllm_jax.models.decoder import Decoder, DecoderConfig, init_cache
+from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 
 SIZE = {"vocab": 19, "width": 12, "depth": 3, "heads": 2, "kv_heads": 1, "head_width": 6, "mlp_width": 10}
 TOKENS = np.random.RandomState(0).randint(0, 19, (1, 9))
@@ -24,9 +26,13 @@ def run(config, params, tokens, positions, segments, cache=None):
     )
 
 
-@pytest.fixture(scope="module", params=[(3,), (3, 0)], ids=["uniform", "alternating"])
+CASES = {"uniform": ((3,), 3), "uneven": ((3, 0), 3), "alternating": ((0, 3), 4)}
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def model(request):
-    config = DecoderConfig(**SIZE, windows=request.param)
+    windows, depth = request.param
+    config = DecoderConfig(**(SIZE | {"depth": depth}), windows=windows)
 
     def init(decoder):
         return decoder.logits(
@@ -40,7 +46,7 @@ def model(request):
 def test_mask_by_hand():
     columns = jnp.arange(6)
     segments = jnp.array([[1, 1, 0, 1, 2, 2]])
-    mask = np.asarray(AttentionMask(segments, segments, columns, columns, window=2).dense())[0].astype(int)
+    mask = np.asarray(AttentionMask(segments, segments, columns, window=2).dense())[0].astype(int)
     np.testing.assert_array_equal(
         mask,
         [
@@ -54,9 +60,69 @@ def test_mask_by_hand():
     )
 
 
+def test_mask_of_random_rows():
+    """Packed rows with padding anywhere, queries that are the last columns of a cache: key by key as the rule says."""
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.integers(1, 4, (5, 12)), axis=1) * rng.integers(0, 2, (5, 12))
+    columns = np.arange(7, 12)
+    queries = segments[:, columns]
+    for window in (1, 2, 3, 5, 12, None):
+        mask = AttentionMask(jnp.array(queries), jnp.array(segments), jnp.array(columns), window=window)
+        found = np.asarray(mask.dense())
+        for row, query in np.ndindex(queries.shape):
+            mine = (segments[row] == queries[row, query]) & (segments[row] != 0)
+            keys = np.flatnonzero(mine[: columns[query] + 1]).tolist()
+            assert np.flatnonzero(found[row, query]).tolist() == (keys[-window:] if window else keys)
+
+
+def test_only_windowed_blocks_pay_for_windows(model):
+    """One running count [B, T] per windowed block, never one over [B, T, S], and none for the others."""
+    config, params = model
+    rows = jax.ShapeDtypeStruct((2, 9), jnp.int32)
+
+    def forward(params, tokens, positions, segments):
+        embeddings = Decoder(config).apply({"params": params}, tokens, method="embed")
+        return Decoder(config).apply({"params": params}, embeddings, positions, segments)[0]
+
+    def counts(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "cumsum":
+                yield equation.outvars[0].aval.shape
+            inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+            for part in inner:
+                part = getattr(part, "jaxpr", part)
+                yield from counts(part) if hasattr(part, "eqns") else ()
+
+    found = list(counts(jax.make_jaxpr(forward)(params, rows, rows, rows).jaxpr))
+    assert found == [(2, 9)] * sum(map(bool, config.window_period))
+
+
+@pytest.mark.parametrize("windows", [(), (3, 0)])
+def test_the_cache_is_written_in_place(windows):
+    """A decode step with a donated cache needs a fraction of it besides."""
+    config = DecoderConfig(64, 64, 16, heads=4, kv_heads=4, head_width=16, mlp_width=64, windows=windows)
+    one = jnp.zeros((1, 1), jnp.int32)
+    params = jax.eval_shape(
+        lambda key: Decoder(config).init(key, jnp.zeros((1, 1, 64)), one, one), jax.random.key(0)
+    )
+    cache = jax.eval_shape(lambda: jax.tree.leaves(init_cache(config, 8, 512, jnp.float32)))
+    rows = jax.ShapeDtypeStruct((8, 1), jnp.int32)
+
+    def step(params, tokens, positions, segments, cache):
+        embeddings = Decoder(config).apply(params, tokens, method="embed")
+        hidden, cache = Decoder(config).apply(params, embeddings, positions, segments, Cache(*cache))
+        return hidden, jax.tree.leaves(cache)
+
+    compiled = jax.jit(step, donate_argnums=4).lower(params, rows, rows, rows, cache).compile()
+    found = compiled.memory_analysis()
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in cache)
+    assert found.alias_size_in_bytes >= size
+    assert found.temp_size_in_bytes <= 0.2 * size
+
+
 def test_windows_matter_and_short_rows_are_not_touched(model):
     config, params = model
-    full = DecoderConfig(**SIZE)
+    full = dataclasses.replace(config, windows=())
     arguments = (TOKENS, np.arange(9)[None], np.ones((1, 9)))
     windowed, plain = run(config, params, *arguments)[0], run(full, params, *arguments)[0]
     np.testing.assert_allclose(windowed[:, :3], plain[:, :3], atol=1e-6)
