@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from mllm_jax.config import stage_config
+from mllm_jax.data.batch import Batch
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
-from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.mesh import batch_shardings, make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import step
 from mllm_jax.training.optimizer import make_optimizer
@@ -43,13 +44,15 @@ def train_step(optimizer: str) -> jax.stages.Compiled:
     trained, frozen = paths.split(mllm.abstract_params(MODEL), ("connector/.*", "llm/.*"))
     made, _ = make_optimizer(stage, trained, 10)
     state = jax.eval_shape(lambda params: step.init_state(params, made), trained)
-    batch = jax.eval_shape(
-        lambda: mllm.example_batch(MODEL, 2, 128) | {"loss_weights": jnp.zeros((2, 128), jnp.float32)}
+    batch = Batch.spec(2, length=128, slots=1, image_size=MODEL.image_size)
+    given = (
+        step.with_shardings(state, step.state_shardings(state, mesh, MODEL)),
+        step.with_shardings(frozen, param_shardings(frozen, mesh, MODEL)),
+        step.with_shardings(batch, batch_shardings(batch, mesh)),
     )
-    where = step.state_shardings(state, mesh), param_shardings(frozen, mesh)
     with use_mesh(mesh):
-        fn = step.make_train_step(MODEL, made, mesh, *where, label_tokens=64, accumulation=1, seed=0)
-        return fn.lower(state, frozen, batch).compile()
+        fn = step.make_train_step(MODEL, made, *given, label_tokens=64, accumulation=1, seed=0)
+        return fn.lower(*given).compile()
 
 
 def decode_step() -> tuple[jax.stages.Compiled, float]:

@@ -1,6 +1,7 @@
 """A model that is ready to be asked, from whatever holds one: a run, an imported model, a published checkpoint."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -78,7 +79,7 @@ def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, 
     if stage not in config.stage_order:
         raise ConfigError(f"stage {stage!r}: {directory} has {', '.join(config.stage_order)}")
     model = runs.model_config(config)
-    params = runs.stage_params(directory / "params" / stage, model, _sharding_of(mesh))
+    params = runs.stage_params(directory / "params" / stage, model, _sharding_of(mesh, model))
     params = runs.merged(params, config.stages[stage], config.model.frozen_dtype)
     loaded = trained_model(config, model, params, load_tokenizer(config.model.llm.path), template)
     return dataclasses.replace(loaded, mesh=mesh)
@@ -122,7 +123,9 @@ def _load_checkpoint(
         raise ConfigError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
     try:
         directory = resolve_path(path)
-        config, params, _ = load_model(path, tower, sharding_of=_sharding_of(mesh), dtype=jnp.dtype(dtype))
+        config, params, _ = load_model(
+            path, tower, shardings_for=functools.partial(_sharding_of, mesh), dtype=jnp.dtype(dtype)
+        )
     except ValueError as error:
         raise ConfigError(f"model {path}: {error}") from error
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
@@ -152,11 +155,11 @@ def _recorded_template(path: str | pathlib.Path) -> str | None:
     return native.load_extras(directory).get("template") if native.is_native(directory) else None
 
 
-def _sharding_of(mesh: Mesh | None) -> native.ShardingOf:
+def _sharding_of(mesh: Mesh | None, model: ModelConfig) -> native.ShardingOf:
     def sharding_of(path: str, shape: tuple[int, ...]) -> Sharding:
         if mesh is None:
             return SingleDeviceSharding(jax.devices()[0])
         tree = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32)})
-        return flatten(param_shardings(tree, mesh))[path]
+        return flatten(param_shardings(tree, mesh, model))[path]
 
     return sharding_of

@@ -41,7 +41,7 @@ ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 def load_model(
     path: str | pathlib.Path,
     tower: str | None = None,
-    sharding_of: ShardingOf | None = None,
+    shardings_for: Callable[[ModelConfig], ShardingOf] | None = None,
     dtype: Any = None,
 ) -> tuple[ModelConfig, Params, Report]:
     """A multimodal model from a directory of ours or a checkpoint in the llava-hf, llava or honeybee layout.
@@ -49,7 +49,7 @@ def load_model(
     Args:
       path: a directory or a hub id.
       tower: vision tower of a llava checkpoint, instead of the one that its config names.
-      sharding_of: (path, shape) -> sharding; tensors go one at a time to the devices. None: NumPy arrays.
+      shardings_for: model -> (path, shape) -> sharding; tensors go one at a time to the devices. None: NumPy arrays.
       dtype: of the result; None keeps the checkpoint's.
 
     Returns:
@@ -64,9 +64,11 @@ def load_model(
             raise ValueError(
                 f"{directory} holds its own vision tower, so none can be named; leave out {tower!r}"
             )
-        params = native.load_params(directory, None, sharding_of, dtype)
-        return native.load_config(directory), params, Report(("params",), {})
+        model = native.load_config(directory)
+        params = native.load_params(directory, None, shardings_for and shardings_for(model), dtype)
+        return model, params, Report(("params",), {})
     composite, planned = plan_model(path, tower)
+    sharding_of = shardings_for and shardings_for(composite.model)
     params: Params = {}
     report = Report((), {})
     for source, placements, shapes, told in planned:

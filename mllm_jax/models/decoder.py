@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.models.attention import AttentionMask, attend
+from mllm_jax.models.heads import repeated
 from mllm_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, layer_norm, remat
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.rope import frequencies, rotary
@@ -188,6 +189,7 @@ class Block(nn.Module):
                 for old, new in zip(cached, (k, v), strict=True)
             )
             k, v = (jax.lax.dynamic_index_in_dim(old, layer, keepdims=False) for old in cached)
+        k, v = repeated(k, cfg.heads), repeated(v, cfg.heads)
         y = attend(q, k, v, mask, self.attention, cfg.attention_scale, cfg.attention_softcap)
         return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), cached
 

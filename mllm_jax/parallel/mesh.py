@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
 
 # What the models' logical activation axes mean on the mesh.
-ACTIVATION_RULES = (("batch", ROWS), ("length", None), ("embed", None))
+ACTIVATION_RULES = (("batch", ROWS), ("length", None), ("embed", None), ("heads", "tensor"))
 
 
 def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:

@@ -3,6 +3,9 @@
 A weight matrix is split over `fsdp` along one side and over `tensor` along the other, column-parallel into a block's
 inner width and row-parallel out of it; what belongs to a matrix (bias, adapters, int8 scales) lies along with it.
 Blocks are stacked for `scan`, so their arrays have a leading layer axis.
+
+No head is ever split: `tensor` divides the number of heads, not the fused width (models/heads.py). Where it cannot,
+attention is whole on every device of a group (28 heads on 8 devices); the MLP is split all the same.
 """
 
 import re
@@ -12,6 +15,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mllm_jax.models.heads import split
+from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import path_of
 
 TOWER = r"vision(/tower_\d+)?"  # one tower, or one of several fused
@@ -53,16 +58,37 @@ def spec_of(path: str) -> P:
     return specs[0]
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-    """Drops a mesh axis from a dimension that it does not divide (odd vocabularies, few heads)."""
+def _splits_heads(path: str, config: ModelConfig, tensor: int) -> bool | None:
+    """Whether `tensor` devices share the heads of a matrix of attention; None for other parameters."""
+    found = re.fullmatch(r"(llm|vision)(?:/tower_(\d+))?/blocks/(q|k|v|o|out)/.*", path)
+    if not found:
+        return None
+    part, tower, matrix = found.groups()
+    geometry = config.llm if part == "llm" else config.vision
+    if tower is not None:
+        geometry = geometry.towers[int(tower)]
+    of_queries, of_keys = split(geometry.heads, getattr(geometry, "kv_heads", geometry.heads), tensor)
+    return (of_keys if matrix in "kv" else of_queries) == tensor
+
+
+def _fit(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, config: ModelConfig) -> P:
+    """The spec of a parameter without mesh axes that do not divide its heads or dimensions (odd vocabularies)."""
+    spec, by_heads = spec_of(path), _splits_heads(path, config, mesh.shape["tensor"])
     axes = []
     for size, axis in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
-        axes.append(axis if axis is None or size % mesh.shape[axis] == 0 else None)
+        fits = axis is None or size % mesh.shape[axis] == 0
+        if axis == "tensor" and by_heads is not None:
+            fits = by_heads
+        axes.append(axis if fits else None)
     return P(*axes)
 
 
-def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """NamedShardings for a parameter tree (arrays or shapes) with top-level keys like the model's."""
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh, config: ModelConfig) -> Any:
+    """NamedShardings for a parameter tree (arrays or shapes) with top-level keys like the model's.
+
+    Args:
+      config: of the model that the parameters belong to; it knows the heads that a fused width is made of.
+    """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _fit(spec_of(path_of(path)), leaf.shape, mesh)), params
+        lambda path, leaf: NamedSharding(mesh, _fit(path_of(path), leaf.shape, mesh, config)), params
     )

@@ -63,12 +63,13 @@ def load_stage(directory: pathlib.Path, config: ConfigDict, model: ModelConfig, 
     """
     trained, frozen = adapters.abstract_split(mllm.abstract_params(model), config.stages[directory.name])
     like = paths.merge(
-        abstract(trained, mesh, config.model.param_dtype), abstract(frozen, mesh, config.model.frozen_dtype)
+        abstract(trained, mesh, config.model.param_dtype, model),
+        abstract(frozen, mesh, config.model.frozen_dtype, model),
     )
     return load_params(directory, like)
 
 
-def place(params: Any, mesh: Mesh, dtype: str) -> Any:
+def place(params: Any, mesh: Mesh, dtype: str, model: ModelConfig) -> Any:
     """Parameters on the mesh, one array at a time, floating point as `dtype` (int8 and its scales as they are)."""
 
     def put(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
@@ -76,15 +77,15 @@ def place(params: Any, mesh: Mesh, dtype: str) -> Any:
             leaf = np.asarray(leaf)
         return jax.device_put(leaf.astype(_dtype(path, leaf, dtype)), sharding)
 
-    return jax.tree_util.tree_map_with_path(put, params, param_shardings(params, mesh))
+    return jax.tree_util.tree_map_with_path(put, params, param_shardings(params, mesh, model))
 
 
-def abstract(params: Any, mesh: Mesh | AbstractMesh, dtype: str) -> Any:
-    """Shapes, dtypes and shardings of `place(params, mesh, dtype)`; `params` may be shapes themselves."""
+def abstract(params: Any, mesh: Mesh | AbstractMesh, dtype: str, model: ModelConfig) -> Any:
+    """Shapes, dtypes and shardings of `place(params, mesh, dtype, model)`; `params` may be shapes themselves."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x, s: jax.ShapeDtypeStruct(x.shape, _dtype(path, x, dtype), sharding=s),
         params,
-        param_shardings(params, mesh),
+        param_shardings(params, mesh, model),
     )
 
 

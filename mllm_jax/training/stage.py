@@ -82,9 +82,9 @@ class StagePlan:
     @functools.cached_property
     def state(self) -> TrainState:
         """Shapes, dtypes and shardings of what is trained: parameters and optimizer state."""
-        trained = abstract(self._split[0], self.mesh, self.config.model.param_dtype)
+        trained = abstract(self._split[0], self.mesh, self.config.model.param_dtype, self.model)
         shapes = jax.eval_shape(lambda params: init_state(params, self.optimizer), trained)
-        return with_shardings(shapes, state_shardings(shapes, self.mesh))
+        return with_shardings(shapes, state_shardings(shapes, self.mesh, self.model))
 
     @functools.cached_property
     def frozen(self) -> Params:
@@ -93,7 +93,7 @@ class StagePlan:
         With `cache_features` the vision encoder is not run and not among them.
         """
         kept = {part: tree for part, tree in self._split[1].items() if part not in self._unused}
-        return abstract(kept, self.mesh, self.config.model.frozen_dtype)
+        return abstract(kept, self.mesh, self.config.model.frozen_dtype, self.model)
 
     @property
     def _unused(self) -> tuple[str, ...]:
@@ -145,17 +145,22 @@ class StagePlan:
         trained, _ = paths.split(params, adapters.trainable(self.stage))
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         create = jax.jit(lambda trained: init_state(trained, self.optimizer), out_shardings=shardings)
-        return create(place(trained, self.mesh, self.config.model.param_dtype))
+        return create(place(trained, self.mesh, self.config.model.param_dtype, self.model))
 
     def place_frozen(self, params: Params) -> Params:
         """The frozen parameters that the step reads, on the mesh."""
         _, frozen = paths.split(params, adapters.trainable(self.stage))
         kept = {part: tree for part, tree in frozen.items() if part not in self._unused}
-        return place(adapters.quantized(self.stage, kept), self.mesh, self.config.model.frozen_dtype)
+        return place(
+            adapters.quantized(self.stage, kept), self.mesh, self.config.model.frozen_dtype, self.model
+        )
 
     def whole(self, state: TrainState, frozen: Params, params: Params) -> Params:
         """All parameters after the stage, on the mesh: the trained, the frozen, and those of `params` not used."""
         unused = place(
-            {part: params[part] for part in self._unused}, self.mesh, self.config.model.frozen_dtype
+            {part: params[part] for part in self._unused},
+            self.mesh,
+            self.config.model.frozen_dtype,
+            self.model,
         )
         return paths.merge(state.params, frozen, unused)

@@ -39,13 +39,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
-def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh) -> TrainState:
+def state_shardings(state: TrainState, mesh: Mesh | AbstractMesh, config: ModelConfig) -> TrainState:
     """Shardings of a state (arrays or shapes): what belongs to a parameter is sharded like it, all else replicated.
 
     An optimizer's arrays are known by the parameter's path at the end of their own, so that optimizers that hold only
     some of the parameters (Muon) are covered too.
     """
-    shardings = param_shardings(state.params, mesh)
+    shardings = param_shardings(state.params, mesh, config)
     by_path = {
         path: (leaf.shape, sharding)
         for (path, leaf), sharding in zip(

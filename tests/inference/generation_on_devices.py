@@ -55,7 +55,7 @@ def main():
         else:
             mesh = make_mesh(dict(zip(AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
             with use_mesh(mesh):
-                placed = jax.tree.map(jax.device_put, params, param_shardings(params, mesh))
+                placed = jax.tree.map(jax.device_put, params, param_shardings(params, mesh, config))
                 found = answer(here, placed, requests)
         results.append({"dtype": dtype, "mesh": shape} | found)
     print(json.dumps({"devices": jax.device_count(), "results": results}))

@@ -56,13 +56,13 @@ def grads_on(model, trained, frozen, batch, shape, accumulation, split):
         dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[: int(np.prod(shape))]
     )
     with use_mesh(mesh):
-        shardings = [param_shardings(part, mesh) for part in (trained, frozen)]
+        shardings = [param_shardings(part, mesh, model) for part in (trained, frozen)]
         step = jax.jit(
             lambda p, f, b: loss_and_grads(model, p, f, b, LABELS, accumulation, jax.random.key(0)),
             in_shardings=(*shardings, row_sharding(mesh)),
             out_shardings=(None, shardings[0], None),
         )
-        parts = [place(part, mesh, "float32") for part in (trained, frozen)]
+        parts = [place(part, mesh, "float32", model) for part in (trained, frozen)]
         loss, grads, total = step(*parts, to_device(batch, mesh))
     grads = paths.flatten(grads)
     found, layers, rows, columns = grads[split].sharding.shard_shape(grads[split].shape), *grads[split].shape
@@ -97,7 +97,7 @@ def sharding_constraints(model, params, batch, current):
     with current(mesh):
         lowered = jax.jit(
             lambda p, b: weighted_loss(model, p, b, LABELS)[0],
-            in_shardings=(param_shardings(params, mesh), row_sharding(mesh)),
+            in_shardings=(param_shardings(params, mesh, model), row_sharding(mesh)),
         ).lower(params, batch)
     return lowered.as_text().count("sharding_constraint")
 

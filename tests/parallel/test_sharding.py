@@ -49,9 +49,11 @@ MODELS = {name: {"llm": decoder} for name, decoder in DECODERS.items()}
 MODELS |= {name: {"vision": tower} for name, tower in TOWERS.items()}
 
 
+BASE = dataclasses.replace(tiny.model_config(), llm=LLAMA, vision=CLIP)
+
+
 def abstract(change):
-    base = dataclasses.replace(tiny.model_config(), llm=LLAMA, vision=CLIP)
-    return mllm.abstract_params(dataclasses.replace(base, **change))
+    return mllm.abstract_params(dataclasses.replace(BASE, **change))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -85,7 +87,7 @@ def test_adapters_and_int8_scales_have_rules_too(name):
 def test_matrices_are_split_over_both_model_axes(name):
     mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     shapes = abstract(MODELS[name])
-    found = flatten(param_shardings(shapes, mesh))
+    found = flatten(param_shardings(shapes, mesh, dataclasses.replace(BASE, **MODELS[name])))
     split = {path for path, leaf in found.items() if {"fsdp", "tensor"} <= set(leaf.spec)}
     kernels = {path for path in found if path.endswith("kernel") and "/blocks/" in path}
     assert kernels
@@ -102,9 +104,9 @@ def test_optimizer_arrays_lie_like_their_parameters(optimizer):
     trained, _ = split(abstract(MODELS["llama"]), ("connector/.*", "llm/.*"))
     made, _ = make_optimizer(stage, trained, 10)
     state = jax.eval_shape(lambda p: init_state(p, made), trained)
-    params = flatten(param_shardings(trained, mesh))
+    params = flatten(param_shardings(trained, mesh, BASE))
     found = dict.fromkeys(params, 0)
-    laid_out = jax.tree_util.tree_leaves_with_path(state_shardings(state, mesh).opt_state)
+    laid_out = jax.tree_util.tree_leaves_with_path(state_shardings(state, mesh, BASE).opt_state)
     for (key_path, where), leaf in zip(laid_out, jax.tree.leaves(state.opt_state), strict=True):
         name = jax.tree_util.keystr(key_path, simple=True, separator="/")
         owner = max((path for path in params if name.endswith(path)), key=len, default=None)
@@ -126,8 +128,41 @@ def test_optimizer_arrays_lie_like_their_parameters(optimizer):
 def test_an_axis_that_does_not_divide_is_left_whole():
     mesh = AbstractMesh((1, 1, 4), ("data", "fsdp", "tensor"))
     shapes = {"llm": {"embedding": jax.ShapeDtypeStruct((63, 16), "float32")}}
-    spec = param_shardings(shapes, mesh)["llm"]["embedding"].spec
+    spec = param_shardings(shapes, mesh, BASE)["llm"]["embedding"].spec
     assert spec == PartitionSpec(None, "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("heads", "tensor", "queries", "keys"),
+    [
+        ((32, 32), 8, True, True),
+        ((28, 4), 4, True, True),
+        ((28, 4), 8, False, False),
+        ((8, 2), 4, True, False),
+    ],
+)
+def test_attention_is_split_by_heads(heads, tensor, queries, keys):
+    """Biases, adapters and int8 scales with their kernels; the MLP is split whatever the heads are."""
+    llm = dataclasses.replace(LLAMA, heads=heads[0], kv_heads=heads[1], head_width=16, qkv_bias=True)
+    model = dataclasses.replace(BASE, llm=llm, vision=dataclasses.replace(CLIP, width=448, heads=heads[0]))
+    both = lora.LoRA(rank=8, targets=r"(llm|vision)/blocks/\w+/kernel")
+
+    def changed(params):
+        params = lora.add({part: params[part] for part in ("llm", "vision")}, both, jax.random.key(0))
+        return quantize.quantize(params, r"(llm|vision)/blocks/\w+/kernel")
+
+    mesh = AbstractMesh((1, 1, tensor), ("data", "fsdp", "tensor"))
+    shapes = jax.eval_shape(changed, mllm.abstract_params(model))
+    for path, found in flatten(param_shardings(shapes, mesh, model)).items():
+        if "/blocks/" not in path or "norm" in path:
+            continue
+        part, _, matrix, leaf = path.split("/")
+        follows = ("kernel", "bias", "kernel_scale", "lora_b")
+        follows = ("kernel", "lora_a") if matrix in ("o", "out", "down", "fc2") else follows
+        wanted = {"q": queries, "o": queries, "out": queries, "k": keys, "v": keys}.get(matrix, True)
+        if part == "vision" and matrix in ("k", "v"):
+            wanted = queries
+        assert ("tensor" in set(found.spec)) == (wanted and leaf in follows), path
 
 
 def test_a_path_without_exactly_one_rule_is_an_error(monkeypatch):

@@ -59,17 +59,17 @@ def test_second_stage_takes_what_was_trained_and_unrounded_pretrained_weights(ti
     model = runs.model_config(tiny_config)
     start = starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
-    trained = jax.tree.map(lambda x: x + 1, place(trained, mesh, "float32"))
-    after = paths.merge(trained, place(frozen, mesh, "bfloat16"))
+    trained = jax.tree.map(lambda x: x + 1, place(trained, mesh, "float32", model))
+    after = paths.merge(trained, place(frozen, mesh, "bfloat16", model))
     second = starting_params(tiny_config, model, "finetune", after)
     assert_equal_trees(second["connector"], trained["connector"])
     assert_equal_trees(second["llm"], tiny_params["llm"])
     assert_equal_trees(second["vision"], tiny_params["vision"])
 
 
-def test_placing_changes_floating_point_only(mesh):
+def test_placing_changes_floating_point_only(tiny_model, mesh):
     params = {"llm": {"embedding": np.ones((4, 2), np.float16), "head": np.ones((2, 4), np.int8)}}
-    placed = place(params, mesh, "bfloat16")["llm"]
+    placed = place(params, mesh, "bfloat16", tiny_model)["llm"]
     assert {name: leaf.dtype.name for name, leaf in placed.items()} == {
         "embedding": "bfloat16",
         "head": "int8",
@@ -82,7 +82,7 @@ def test_a_finished_stage_is_read_back_in_the_dtypes_it_ran_in(tiny_config, mesh
     model = runs.model_config(tiny_config)
     start = starting_params(tiny_config, model, "pretrain", None)
     trained, frozen = paths.split(start, tiny_config.stages.pretrain.trainable)
-    params = paths.merge(place(trained, mesh, "float32"), place(frozen, mesh, "bfloat16"))
+    params = paths.merge(place(trained, mesh, "float32", model), place(frozen, mesh, "bfloat16", model))
     saved_params.save_params(tmp_path / "pretrain", params)
     read = load_stage(tmp_path / "pretrain", tiny_config, model, mesh)
     assert_equal_trees(read, params)

@@ -132,10 +132,10 @@ def test_int8_base_is_near_and_computes_as_its_widened_weights(tiny_model, tiny_
         assert np.linalg.norm(value - gradient[path]) < 0.05 * np.linalg.norm(gradient[path]), path
 
 
-def test_int8_scales_are_not_rounded_when_placed(tiny_params):
+def test_int8_scales_are_not_rounded_when_placed(tiny_model, tiny_params):
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     stored = quantize.quantize({"llm": tiny_params["llm"]}, adapters.INT8_TARGETS)
-    placed = paths.flatten(place(stored, mesh, "bfloat16"))
+    placed = paths.flatten(place(stored, mesh, "bfloat16", tiny_model))
     scale = placed["llm/blocks/q/kernel_scale"]
     assert scale.dtype == jnp.float32
     np.testing.assert_array_equal(scale, paths.flatten(stored)["llm/blocks/q/kernel_scale"])

@@ -44,17 +44,17 @@ def trainer(tiny_model, tiny_params, mesh):
     stage.warmup_ratio = 0.0
     trained, frozen = paths.split(tiny_params, TRAINABLE)
     optimizer, _ = make_optimizer(stage, trained, 10)
-    frozen = place(frozen, mesh, "bfloat16")
+    frozen = place(frozen, mesh, "bfloat16", tiny_model)
 
     def fresh(**replace):
         params = paths.unflatten(paths.flatten(trained) | replace)
-        return init_state(place(params, mesh, "float32"), optimizer)
+        return init_state(place(params, mesh, "float32", tiny_model), optimizer)
 
     state = fresh()
     step = make_train_step(
         tiny_model,
         optimizer,
-        with_shardings(state, state_shardings(state, mesh)),
+        with_shardings(state, state_shardings(state, mesh, tiny_model)),
         frozen,
         to_device(tiny.make_batch(tiny_model, ROWS, LENGTH), mesh),
         label_tokens=8,
@@ -162,8 +162,8 @@ def test_the_guard_costs_no_memory(mesh, monkeypatch):
     state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
     rows = tiny.make_batch(model, [tiny.Row(1, 4, 2)] * 2, LENGTH)
     arguments = (
-        with_shardings(state, state_shardings(state, mesh)),
-        with_shardings(frozen, param_shardings(frozen, mesh)),
+        with_shardings(state, state_shardings(state, mesh, model)),
+        with_shardings(frozen, param_shardings(frozen, mesh, model)),
         with_shardings(rows, batch_shardings(rows, mesh)),
     )
 

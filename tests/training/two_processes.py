@@ -7,8 +7,11 @@ import json
 import pathlib
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
 import jax
 import numpy as np
+import tiny
 
 from mllm_jax.inference.model import sampled
 from mllm_jax.parallel import processes
@@ -31,7 +34,7 @@ print([processes.same(b"common"), processes.same(b"own %d" % index)])
 values = np.arange(4 * 50000, dtype=np.int32)
 params = {"llm": {"embedding": values.reshape(4, 50000), "head": values[:40].reshape(4, 10)}}
 mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
-params = jax.device_put(params, param_shardings(params, mesh))
+params = jax.device_put(params, param_shardings(params, mesh, tiny.model_config()))
 shards = [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(params)]
 with use_mesh(mesh):
     found = [sampled(leaf)[-5:].tolist() for leaf in jax.tree.leaves(params)]

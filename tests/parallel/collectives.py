@@ -1,0 +1,75 @@
+"""Collectives that two blocks of an LLM or a tower compile to under tensor parallelism, as one JSON object.
+
+Run with XLA_FLAGS=--xla_force_host_platform_device_count=8: see test_collectives.py.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import tiny
+
+from mllm_jax.models import mllm
+from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.vit import VisionConfig
+from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
+from mllm_jax.parallel.sharding import param_shardings
+
+KINDS = ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter")
+HEADS = {"32/32": (32, 32), "28/4": (28, 4), "8/2": (8, 2), "8/1": (8, 1)}
+TENSOR = (2, 4, 8)
+
+
+def decode(model, embeddings, positions, segments):
+    return model.llm(embeddings, positions, segments)[0]
+
+
+def encode(model, images):
+    return model.vision(images).hidden[2]
+
+
+def count(model, part, method, arguments, tensor):
+    """Forward and backward of one part of the model with its parameters split over `tensor` devices."""
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, jax.devices()[:tensor])
+    params = {part: mllm.abstract_params(model)[part]}
+
+    def loss(params, *arguments):
+        return mllm.apply(model, params, *arguments, method=method).astype(jnp.float32).sum()
+
+    shardings = param_shardings(params, mesh, model)
+    with use_mesh(mesh):
+        step = jax.jit(
+            jax.value_and_grad(loss),
+            in_shardings=(shardings, *(row_sharding(mesh) for _ in arguments)),
+            out_shardings=(None, shardings),
+        )
+        text = step.lower(params, *arguments).compile().as_text()
+    return {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in KINDS}
+
+
+def main():
+    base = dataclasses.replace(tiny.model_config(), connector="mlp2x_gelu", connector_options=())
+    ints = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+    found = {}
+    for name, (heads, kv_heads) in HEADS.items():
+        llm = DecoderConfig(64, 64, 2, heads, kv_heads, head_width=16, mlp_width=128, qkv_bias=True)
+        vision = VisionConfig(16 * heads, 2, heads, mlp_width=128, patch=7, image_size=28)
+        model = dataclasses.replace(base, llm=llm, vision=vision)
+        embeddings = jax.ShapeDtypeStruct((2, 16, 64), jnp.float32)
+        images = jax.ShapeDtypeStruct((2, 28, 28, 3), jnp.uint8)
+        for tensor in TENSOR:
+            found[f"llm {name} tensor={tensor}"] = count(
+                model, "llm", decode, (embeddings, ints, ints), tensor
+            )
+            if heads > 8:
+                found[f"vision {heads} tensor={tensor}"] = count(model, "vision", encode, (images,), tensor)
+    print(json.dumps(found))
+
+
+main()

@@ -1,0 +1,28 @@
+"""Tensor parallelism costs sums only: no head is split, so nothing of attention is moved between devices."""
+
+import json
+import pathlib
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "collectives.py"
+MOVES = ("all-to-all", "collective-permute", "all-gather", "reduce-scatter")
+
+
+@pytest.fixture(scope="module")
+def outcome(run_script):
+    done = run_script(SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_blocks_are_summed_and_nothing_is_moved(outcome):
+    expected = {
+        f"llm {heads} tensor={tensor}" for heads in ("32/32", "28/4", "8/2", "8/1") for tensor in (2, 4, 8)
+    }
+    expected |= {f"vision {heads} tensor={tensor}" for heads in (32, 28) for tensor in (2, 4, 8)}
+    assert outcome.keys() == expected
+    for name, found in outcome.items():
+        assert not any(found[kind] for kind in MOVES), (name, found)
+        # Two sums a block in either direction, in a scan; where 28 heads are whole on 8 devices, only the MLP's.
+        assert found["all-reduce"] == (2 if "28" in name and "=8" in name else 4), (name, found)
