@@ -75,28 +75,6 @@ def test_mask_of_random_rows():
             assert np.flatnonzero(found[row, query]).tolist() == (keys[-window:] if window else keys)
 
 
-def test_only_windowed_blocks_pay_for_windows(model):
-    """One running count [B, T] per windowed block, never one over [B, T, S], and none for the others."""
-    config, params = model
-    rows = jax.ShapeDtypeStruct((2, 9), jnp.int32)
-
-    def forward(params, tokens, positions, segments):
-        embeddings = Decoder(config).apply({"params": params}, tokens, method="embed")
-        return Decoder(config).apply({"params": params}, embeddings, positions, segments)[0]
-
-    def counts(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "cumsum":
-                yield equation.outvars[0].aval.shape
-            inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
-            for part in inner:
-                part = getattr(part, "jaxpr", part)
-                yield from counts(part) if hasattr(part, "eqns") else ()
-
-    found = list(counts(jax.make_jaxpr(forward)(params, rows, rows, rows).jaxpr))
-    assert found == [(2, 9)] * sum(map(bool, config.window_period))
-
-
 @pytest.mark.parametrize("windows", [(), (3, 0)])
 def test_the_cache_is_written_in_place(windows):
     """A decode step with a donated cache needs a fraction of it besides."""

@@ -22,7 +22,7 @@ from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 
 KINDS = ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter")
-HEADS = {"32/32": (32, 32), "28/4": (28, 4), "8/2": (8, 2), "8/1": (8, 1)}
+HEADS = {"32/32": (32, 32), "28/4": (28, 4), "8/2": (8, 2)}
 TENSOR = (2, 4, 8)
 
 
