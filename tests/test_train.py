@@ -235,11 +235,10 @@ def test_a_stopped_run_goes_on_with_the_same_data_wherever_it_is(
         for stage in config.stages.values():
             for name, source in stage.sources.items():
                 (folder / name).mkdir(parents=True)
-                source.json = shutil.copyfile(source.json, folder / name / "data.json")  # new times
-                source.images = shutil.copytree(
-                    source.images, folder / name / "images", copy_function=shutil.copyfile
-                )
-                source.json, source.images = str(source.json), str(source.images)
+                shutil.copyfile(source.json, folder / name / "data.json")  # with times of its own
+                shutil.copytree(source.images, folder / name / "images", copy_function=shutil.copyfile)
+                source.json = str(folder / name / "data.json")
+                source.images = str(folder / name / "images")
 
     add = RunLog.add
 
@@ -289,11 +288,8 @@ def test_broken_samples_stop_the_run_or_are_left_out_and_listed(train, tiny_conf
     (listed,) = (tmp_path / "run" / "data").rglob("skipped.jsonl")
     rows = [json.loads(line) for line in listed.read_text().splitlines()]
     assert [row["sample"] for row in rows] == ["cut", "missing", "half"]
-    ids = {
-        name
-        for line in (tmp_path / "run" / "metrics.jsonl").open()
-        for name in json.loads(line).get("ids", ())
-    }
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ids = {name for line in lines for name in json.loads(line).get("ids", ())}
     assert not ids & {"cut", "missing", "half"}
 
 

@@ -11,6 +11,7 @@ stands still: a prompt that names today's date would be another one tomorrow.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 import subprocess
@@ -23,12 +24,14 @@ from absl import logging
 
 from mllm_jax import limits
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import CHAT, TEMPLATES, Template, get_template
+from mllm_jax.data.templates import CHAT, TEMPLATES, Template, get_template, is_chat
 
-# The day on which every chat template is written; Llama 3.1's own where it is given none.
-DATE = "2024-07-26"
-# What templates ask for and take defaults for: no reasoning before the answer (Qwen3), and the date (Llama 3.2).
-ARGUMENTS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+DAY = datetime.date(
+    2024, 7, 26
+)  # on which chat templates are written; Llama 3.1's own where it is given none
+ARGUMENTS = {
+    "enable_thinking": False
+}  # what templates take defaults for: no reasoning before the answer (Qwen3)
 _WORKER = Path(__file__).with_name("template_worker.py")
 _SYSTEM, _Q1, _A1, _Q2, _A2 = (f"placeholder{word}" for word in ("system", "alpha", "beta", "gamma", "delta"))
 _CHATS: dict[str, tuple[Sequence[str], bool]] = {
@@ -47,21 +50,27 @@ def resolve_template(name: str | Template, tokenizer: Any) -> Template:
     """The template of that name; "chat" is the tokenizer's own.
 
     Args:
-        name: a name in `TEMPLATES`, "chat", or a template, which is passed through.
+        name: a name in `TEMPLATES`, "chat", "chat@YYYY-MM-DD" to have it written as if on that day, or a template,
+            which is passed through.
         tokenizer: a Hugging Face tokenizer, or a `SpanTokenizer` around one; None when there is none.
 
     Raises:
-        ValueError: no such template, or the tokenizer has none or one that cannot be taken apart.
+        ValueError: no such template or day, or the tokenizer has none or one that cannot be taken apart.
     """
     if isinstance(name, Template):
         return name
-    if name != CHAT or tokenizer is None:
+    if not is_chat(name) or tokenizer is None:
         return get_template(name)  # which says that "chat" needs a tokenizer
-    return chat_template(getattr(tokenizer, "tokenizer", tokenizer))
+    given = name.partition("@")[2]
+    try:
+        day = datetime.date.fromisoformat(given) if "@" in name else DAY
+    except ValueError:
+        raise ValueError(f"template {name!r}: {given!r} is not a day; write {CHAT}@YYYY-MM-DD") from None
+    return chat_template(getattr(tokenizer, "tokenizer", tokenizer), day)
 
 
-def chat_template(tokenizer: Any) -> Template:
-    """The tokenizer's `chat_template` taken apart.
+def chat_template(tokenizer: Any, day: datetime.date = DAY) -> Template:
+    """The tokenizer's `chat_template` taken apart, as it is written on a day.
 
     Every answer is written as the template writes the last one, where it writes earlier ones otherwise (Qwen3: an
     empty block of reasoning before it). What the template writes after the end of the last answer (ChatML: a newline)
@@ -74,8 +83,9 @@ def chat_template(tokenizer: Any) -> Template:
         raise ValueError(
             f"this tokenizer has no chat template of its own; instead of {CHAT!r} choose one of: {', '.join(TEMPLATES)}"
         )
-    variables = json.dumps(tokenizer.special_tokens_map | ARGUMENTS, sort_keys=True)
-    texts = _written(tokenizer.get_chat_template(), variables)
+    dated = {"date_string": f"{day:%d %b %Y}"}  # Llama 3.2
+    variables = json.dumps(tokenizer.special_tokens_map | ARGUMENTS | dated, sort_keys=True)
+    texts = _written(tokenizer.get_chat_template(), variables, day.isoformat())
     first_open, middle, tail = _around(texts["one"], [_Q1, _A1])
     begin, header = _around(texts["opened"], [_Q1])
     if begin != first_open or not middle.startswith(header):
@@ -131,7 +141,7 @@ def check_template(template: Template, tokenizer: Any) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def _written(chat_template: str, variables: str) -> dict[str, str]:
+def _written(chat_template: str, variables: str, day: str) -> dict[str, str]:
     """What a chat template makes of each of `_CHATS`; those in `_OPTIONAL` may be missing.
 
     Raises:
@@ -142,7 +152,7 @@ def _written(chat_template: str, variables: str) -> dict[str, str]:
         "template": chat_template,
         "variables": json.loads(variables),
         "chats": [(_messages(contents), answer_next) for contents, answer_next in _CHATS.values()],
-        "date": DATE,
+        "date": day,
         "seconds": seconds,
         "bytes": size,
     }
@@ -167,7 +177,11 @@ def _written(chat_template: str, variables: str) -> dict[str, str]:
         )
     answer = json.loads(ran.stdout)
     if answer["dated"]:
-        logging.warning("the tokenizer's chat template writes today's date; here it is always %s", DATE)
+        logging.warning(
+            "the tokenizer's chat template writes the day's date, here always %s; the template %r sets another",
+            day,
+            f"{CHAT}@YYYY-MM-DD",
+        )
     texts = dict(zip(_CHATS, answer["texts"], strict=True))
     for name, text in texts.items():
         if isinstance(text, dict) and name not in _OPTIONAL:

@@ -104,7 +104,7 @@ _V1 = _two_separators("user", "</s>")
 _V0 = _template("", _CURIOUS.format("human"), "###Human: ", "Human: ", "###", "Assistant:", " ", "###")
 _CHATML_DIRECT = _chatml("Answer the questions.")
 
-CHAT = "chat"  # the tokenizer's own chat template (chat_template.py)
+CHAT = "chat"  # the tokenizer's own chat template (chat_template.py), see `is_chat`
 TEMPLATES: dict[str, Template] = {
     "plain": Template("", "", "", "", "", "\n", captions=True),
     "v1": _V1,
@@ -137,13 +137,18 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+def is_chat(name: str | Template) -> bool:
+    """Whether a name is that of the tokenizer's own template: "chat", or "chat@2025-01-31" with the day's date."""
+    return isinstance(name, str) and name.partition("@")[0] == CHAT
+
+
 def get_template(name: str) -> Template:
     """The template of that exact name; for "chat", which needs a tokenizer, see `chat_template.resolve_template`.
 
     Raises:
         ValueError: no such template; the message names the nearest and lists all.
     """
-    if name == CHAT:
+    if is_chat(name):
         raise ValueError("template 'chat' is the tokenizer's own: a tokenizer is needed to know it")
     if name not in TEMPLATES:
         nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]

@@ -19,7 +19,7 @@ from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
 from mllm_jax.data.samples import Source, image_file_size
-from mllm_jax.data.templates import CHAT
+from mllm_jax.data.templates import is_chat
 from mllm_jax.data.tokens import encode_sample
 from mllm_jax.inference.runs import image_processor
 from mllm_jax.mini.world import dataset as mini_dataset
@@ -125,7 +125,7 @@ def _record_check(
     def check(record: Record) -> None:
         images, limit = len(record.images), config.data.image_slots
         check_slots(record.id, images, images, limit)  # every image fills at least one
-        if template == CHAT:  # which any conversation fits, and which only the tokenizer knows
+        if is_chat(template):  # which any conversation fits, and which only the tokenizer knows
             return
         spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
         if lengths:

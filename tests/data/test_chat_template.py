@@ -23,6 +23,7 @@ from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 
 HAS_SENTENCEPIECE = importlib.util.find_spec("sentencepiece") is not None
 needs_sentencepiece = pytest.mark.skipif(not HAS_SENTENCEPIECE, reason="sentencepiece reads tokenizer.model")
+THEIRS = ARGUMENTS | {"date_string": "26 Jul 2024"}
 TEXTS = ("What is there?\n 12 dogs", "A black cat.\nAnd Ünïcode 犬!", " How many? ", "three\n\nof them ")
 
 
@@ -43,7 +44,7 @@ def theirs(tokenizer, texts, answer_next=False):
     """ids of the whole conversation, as transformers makes them."""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     made = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=answer_next, return_dict=False, **ARGUMENTS
+        messages, add_generation_prompt=answer_next, return_dict=False, **THEIRS
     )
     return list(made)
 
@@ -213,8 +214,12 @@ def test_templates_that_loop_or_fill_the_memory_are_stopped(written, limit, monk
 def test_prompts_do_not_depend_on_the_day():
     dated = "Today is {{ strftime_now('%d %b %Y') }}. " + EACH
     assert chat_template(Tokenizer(dated)).first_open == "Today is 26 Jul 2024. [user]"
+    assert resolve_template("chat@2025-01-31", Tokenizer(dated)).first_open == "Today is 31 Jan 2025. [user]"
+    with pytest.raises(ValueError, match="'soon' is not a day; write chat@YYYY-MM-DD"):
+        resolve_template("chat@soon", Tokenizer(dated))
     asked = "Today is {{ date_string or strftime_now('%d %b %Y') }}. " + EACH
     assert chat_template(Tokenizer(asked)).first_open == "Today is 26 Jul 2024. [user]"
+    assert resolve_template("chat@2025-01-31", Tokenizer(asked)).first_open == "Today is 31 Jan 2025. [user]"
 
 
 def test_the_place_of_a_samples_own_system_text():
@@ -251,9 +256,7 @@ def test_system_turns_give_transformers_ids(name):
         with pytest.raises(SampleError, match="has a system turn, but the template has no place"):
             encode_prompt(template, prompt, tokenizer, [], sample="s")
         return
-    theirs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False, **ARGUMENTS
-    )
+    theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **THEIRS)
     assert encode_prompt(template, prompt, tokenizer, [], sample="s").tokens.tolist() == list(theirs)
 
 
