@@ -77,10 +77,10 @@ def train_stage(plan, batches, params, directory):
                 log.add(step, metrics, batch.ids, batch.skipped)
                 stop = processes.any_process(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
-                if save or step % stage.log_every == 0:
-                    log.flush(
-                        plan.learning_rate(step - 1)
-                    )  # refuses what is not finite, so it comes before saving
+                if (
+                    save or step % stage.log_every == 0
+                ):  # refuses what is not finite, so it comes before saving
+                    log.flush(plan.learning_rate(step - 1))
                 if save:
                     checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
                 if stop and step < steps:
