@@ -53,7 +53,7 @@ def test_every_picture_is_encoded_once_and_as_the_model_does(
     cache, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
     assert count == len(cache) == 9
     said = capsys.readouterr().out
-    assert "9 pictures of 1 x 16 x 32 float32 take 18.4 kB in" in said
+    assert "9 images of 1 x 16 x 32 float32 take 18.4 kB in" in said
     assert "free)" in said
     images = np.stack([reader(sample, 0) for sample in data["a"][:5]])
     expected = jax.jit(lambda p, x: mllm.apply(tiny_model, p, x, method="features"))(tiny_params, images)
