@@ -152,6 +152,7 @@ CONNECTOR: Schema = {
                 synonyms=("type", "mm_projector_type", "projector")),
     "path": Key("", "a checkpoint whose connector training starts from; \"\" = fresh weights", path=True,
                 synonyms=("pretrain_mm_mlp_adapter", "checkpoint")),
+    "allow_mismatch": Key(False, "take its weights although it was trained as another model (docs/models.md)"),
     **{name: keys for name in connectors.CONNECTORS if (keys := connectors.declared_options(name))},
 }  # fmt: skip
 
@@ -277,7 +278,9 @@ def resolved(config: ConfigDict) -> dict[str, Any]:
     values = config.to_dict()
     chosen = values["model"]["connector"]["name"]
     values["model"]["connector"] = {
-        key: value for key, value in values["model"]["connector"].items() if key in ("name", "path", chosen)
+        key: value
+        for key, value in values["model"]["connector"].items()
+        if key in ("name", "path", chosen) or (key == "allow_mismatch" and value)
     }
     return _plain(values)
 

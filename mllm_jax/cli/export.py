@@ -57,7 +57,8 @@ def _export(args: argparse.Namespace) -> int:
     target = pathlib.Path(args.to)
     native.refuse_existing(target)
     model, params, tokenizer = load_any(args.source, args.stage)
-    home = interop.resolve_path(tokenizer) if tokenizer else None
+    run = runs.is_run(pathlib.Path(args.source))
+    home = interop.resolve_path(tokenizer if run else args.source)
     extras = _extras(args.source, home)
     dtype = jnp.dtype(args.dtype) if args.dtype else None
     adapters = getattr(model, "lora", None)
@@ -69,7 +70,7 @@ def _export(args: argparse.Namespace) -> int:
                 f"{args.source} also adapts the vision tower, which an adapter of the LLM cannot hold; export another "
                 "format, with the adapters merged"
             )
-        base = args.base or (tokenizer if runs.is_run(pathlib.Path(args.source)) else "")
+        base = args.base or (tokenizer if run else "")
         peft.save_adapter(target, adapters, model.llm, params["llm"], base)
         print(f"adapter written to {target}")
         return 0
@@ -93,8 +94,7 @@ def _export(args: argparse.Namespace) -> int:
                 lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
             )
         native.save_native(target, model, params, args.format, **extras)
-        if home:
-            native.copy_tokenizer(home, target)
+        native.copy_tokenizer(home, target)
         special_tokens.write(target, generation)
     if not generation.get("eos_token_id") and args.format in ("llava-hf", "llm"):
         print(
@@ -104,19 +104,20 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _extras(source: str, home: pathlib.Path | None) -> dict[str, str | int | None]:
-    """What is known of a source besides its computation, as `native.model_to_json` takes it."""
+def _extras(source: str, home: pathlib.Path) -> dict[str, str | int | None]:
+    """What is known of a source besides its computation, as `native.model_to_json` takes it.
+
+    Args:
+      home: the directory that its tokenizer is from.
+    """
     from mllm_jax.inference import runs
     from mllm_jax.interop import native, special_tokens
-    from mllm_jax.interop.hub import resolve_path
     from mllm_jax.workdir import saved_config
 
+    extras: dict[str, str | int | None] = {"image_token_index": special_tokens.image_token(home)}
     if runs.is_run(pathlib.Path(source)):
-        template = saved_config(pathlib.Path(source)).eval.template
-        return {"template": template, "image_token_index": special_tokens.image_token(home) if home else None}
-    directory = resolve_path(source)
-    extras = native.load_extras(directory) if native.is_native(directory) else {}
-    return {"image_token_index": special_tokens.image_token(directory), **extras}
+        return {**extras, "template": saved_config(pathlib.Path(source)).eval.template}
+    return {**extras, **(native.load_extras(home) if native.is_native(home) else {})}
 
 
 def _stops(template: str | None, tokenizer: object) -> list[int]:

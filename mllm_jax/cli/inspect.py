@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.nullcontext() if args.fetch else local_only():
             found = describe(args.source)
     except NotFetchedError as error:
-        print(f"mllm-jax inspect: {error}; give --fetch to do so", file=sys.stderr)
+        complain(f"mllm-jax inspect: {error}; give --fetch to do so")
         return 1
     except (OSError, ValueError) as error:
         complain(f"mllm-jax inspect: {error}")

@@ -34,6 +34,7 @@ from mllm_jax.connectors.pixel_shuffle import PixelShuffle
 from mllm_jax.connectors.q_former import QFormer
 from mllm_jax.connectors.resampler import Resampler
 from mllm_jax.connectors.sci import SCI
+from mllm_jax.connectors.spatial_pool import SpatialPool
 from mllm_jax.connectors.sti import STI
 from mllm_jax.connectors.token_packer import TokenPacker
 from mllm_jax.schema import Key, did_you_mean
@@ -65,6 +66,7 @@ CONNECTORS: dict[str, tuple[type[Connector], dict[str, Any]]] = {
     "dci": (DCI, {}),
     # feature-compressing
     "average_pool": (AveragePool, {}),
+    "spatial_pool": (SpatialPool, {}),
     "q_former": (QFormer, {}),
     "resampler": (Resampler, {}),
     "perceiver": (Perceiver, {}),

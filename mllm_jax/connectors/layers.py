@@ -119,16 +119,18 @@ def attend(
     return out.reshape(*out.shape[:-2], -1)
 
 
-def project(module: Any, x: Float[Array, "B M C"], layers: int = 2) -> Float[Array, "B M D"]:
-    """LLaVA's projector `mlp{layers}x_gelu` to `module.width`, as the last part of a compact `__call__`.
+def project(
+    module: Any, x: Float[Array, "B M C"], layers: int = 2, name: str = "layer"
+) -> Float[Array, "B M D"]:
+    """LLaVA's projector `mlp{layers}x_gelu` to `module.width`, in a compact `__call__`.
 
-    Dense C -> D, then (layers - 1) times [exact GELU, Dense D -> D], all with bias; parameters `layer_0`,
-    `layer_1`, ...
+    Dense C -> D, then (layers - 1) times [exact GELU, Dense D -> D], all with bias; parameters `{name}_0`,
+    `{name}_1`, ... A connector that projects twice names each.
     """
     for i in range(layers):
         if i:
             x = jax.nn.gelu(x, approximate=False)
-        x = dense(module, x, module.width, f"layer_{i}")
+        x = dense(module, x, module.width, f"{name}_{i}")
     return x
 
 

@@ -2,6 +2,8 @@
 
 from mllm_jax.interop.hub import load_processor_config, load_tokenizer, resolve_path
 from mllm_jax.interop.towers import (
+    check_llm,
+    check_vision,
     llm_config,
     load_llm,
     load_vision,
@@ -11,6 +13,8 @@ from mllm_jax.interop.towers import (
 )
 
 __all__ = [
+    "check_llm",
+    "check_vision",
     "llm_config",
     "load_llm",
     "load_processor_config",

@@ -16,7 +16,7 @@ from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
 from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes
 from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
-from mllm_jax.interop.peft import add_adapter, load_adapter
+from mllm_jax.interop.peft import add_adapter, load_adapter, merge_adapter
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.sinks import read_to_devices
 from mllm_jax.interop.source import Source
@@ -131,15 +131,15 @@ def merged_llm(
 def merged_model(
     adapter: str | pathlib.Path, base: str, tower: str | None = None, dtype: Any = None
 ) -> tuple[ModelConfig, Params, Report]:
-    """A multimodal model with a PEFT adapter merged into its LLM; `base` as in `load_model`.
+    """A multimodal model with a PEFT adapter of any of its parts merged into it; `base` as in `load_model`.
 
     Raises:
       ValueError: the adapter does not fit, or `base` is not given.
     """
     _need_base(adapter, base)
     model, params, report = load_model(base, tower, dtype=dtype)
-    llm, told = _merge(adapter, model.llm, params["llm"])
-    return model, {**params, "llm": llm}, report + told
+    params, told = merge_adapter(adapter, model, params)
+    return model, params, report + told
 
 
 def _need_base(adapter: str | pathlib.Path, base: str) -> None:
@@ -181,13 +181,18 @@ def load_llava_lora(
 
 
 def load_connector(
-    path: str | pathlib.Path, model: ModelConfig, dtype: Any = None, allow_mismatch: bool = False
+    path: str | pathlib.Path,
+    model: ModelConfig,
+    dtype: Any = None,
+    allow_mismatch: bool = False,
+    template: str | None = None,
 ) -> Params:
     """A connector alone: LLaVA's stage-1 `mm_projector.bin`, or that of any checkpoint with the same connector.
 
     Args:
       path: a weight file, or a checkpoint's directory (ours too) or hub id.
       allow_mismatch: take it although the checkpoint says that it was trained in another model (`recorded`).
+      template: the conversation template in use, where it is to be compared too.
 
     Raises:
       ValueError: no layout in which this connector is published is there, a tensor that does not fit, or a checkpoint
@@ -196,7 +201,7 @@ def load_connector(
     path = pathlib.Path(path).expanduser()
     directory = path.parent if path.is_file() else resolve_path(path)
     if not allow_mismatch:
-        recorded.check(directory, model)
+        recorded.check(directory, model, template)
     if not path.is_file() and native.is_native(directory):
         return _own_connector(directory, model, dtype)
     source = Source(directory, [path] if path.is_file() else None)

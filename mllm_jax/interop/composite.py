@@ -111,7 +111,7 @@ def _three(processor: Mapping[str, Any], key: str, path: object) -> tuple[float,
         or [type(v) in (int, float) and math.isfinite(v) for v in values] != [True] * 3
     ):
         raise ValueError(f"{path}: the image processor's {key}={values!r} must be three numbers")
-    return tuple(values)
+    return tuple(float(value) for value in values)
 
 
 def is_composite(fields: Mapping[str, Any]) -> bool:

@@ -28,16 +28,19 @@ def patch_table(count: int) -> Transform:
 POINTWISE = Transform(
     lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]
 )  # 1x1 convolution <-> kernel
-DEPTHWISE = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+CONVOLUTION = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 
 # Connectors that are LLaVA's projector behind a parameter-free rearrangement of features.
-PROJECTORS = ("linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "sti", "sci", "dci")
+PROJECTORS = (
+    "linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "sti", "sci", "dci", "average_pool", "spatial_pool"
+)  # fmt: skip
 
 SPELLINGS: dict[str, tuple[Spelling, ...]] = {
     "llava": (
-        (("model.mm_projector.", "mm_projector."),),
-        (("mm_projector.", "mm_projector."),),
-        (("base_model.model.model.mm_projector.", "mm_projector."),),
+        *(
+            tuple((f"{prefix}{name}.", f"{name}.") for name in ("mm_projector", "vision_resampler"))
+            for prefix in ("model.", "", "base_model.model.model.")
+        ),
     ),
     "llava-hf": (
         (("multi_modal_projector.", ""),),
@@ -77,12 +80,19 @@ def _projector_only(config: ModelConfig, layout: str) -> None:
 
 
 def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
-    """LLaVA and Dense Connector: `mm_projector.{0,2,...}`, or without a number for a single linear layer."""
+    """LLaVA, Dense Connector, LLaVA-NeXT: `mm_projector.{0,2,...}`, or without a number for a single linear layer."""
     _projector_only(config, "llava")
     if config.connector == "linear":
         return linear("layer_0", "mm_projector")
     count = sum(path.endswith("/kernel") and path.startswith("layer_") for path in shapes)
-    return tuple(rule for i in range(count) for rule in linear(f"layer_{i}", f"mm_projector.{2 * i}"))
+    rules = tuple(rule for i in range(count) for rule in linear(f"layer_{i}", f"mm_projector.{2 * i}"))
+    if "conv/bias" not in shapes or config.connector != "spatial_pool":
+        return rules
+    return (
+        *rules,
+        Rule("conv/kernel", "vision_resampler.pool.weight", CONVOLUTION),
+        Rule("conv/bias", "vision_resampler.pool.bias"),
+    )
 
 
 def llava_hf_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
@@ -106,7 +116,7 @@ def _regnet_block(path: str, name: str) -> tuple[Rule, ...]:
     return (
         *_pointwise(f"{path}/conv1", f"{name}.conv1.conv", bias=False),
         *norm(f"{path}/norm1", f"{name}.conv1.bn"),
-        Rule(f"{path}/conv2/kernel", f"{name}.conv2.conv.weight", DEPTHWISE),
+        Rule(f"{path}/conv2/kernel", f"{name}.conv2.conv.weight", CONVOLUTION),
         *norm(f"{path}/norm2", f"{name}.conv2.bn"),
         *_pointwise(f"{path}/squeeze", f"{name}.se.fc1"),
         *_pointwise(f"{path}/excite", f"{name}.se.fc2"),

@@ -63,8 +63,11 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
 
 def _whole(model: ModelConfig) -> dict[str, Any]:
     """What decides the tokens that a connector makes, by config key."""
-    name, options = model.connector, connectors.options(model.connector) | dict(model.connector_options)
+    name, options = model.connector, dict(model.connector_options)
     values = {"model.connector.name": name, "model.vision.image_size": model.image_size}
+    if name not in connectors.CONNECTORS:  # somebody's own, which is not installed here
+        return values | {f"model.connector.{name}.{key}": _plain(value) for key, value in options.items()}
+    options = connectors.options(name) | options
     asked = (
         model.make_connector().request()
     )  # in place of presets and explicit layers, which may mean the same

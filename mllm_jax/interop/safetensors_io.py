@@ -5,6 +5,7 @@ Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian heade
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mllm_jax import files
+from mllm_jax import files, limits
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -31,8 +32,8 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_DIMENSIONS = 32  # of an array in NumPy
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-MAX_HEADER = 100 << 20  # the reference implementation's limit
 
 
 class SafetensorsFile:
@@ -51,35 +52,53 @@ class SafetensorsFile:
         size = self.path.stat().st_size
         with open(self.path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+            if size < 8 or not 2 <= length <= size - 8:
                 raise self._damaged(f"its header claims {length} bytes of a {size}-byte file")
+            limits.check("MAX_HEADER_BYTES", length, self.path)
             try:
-                header = json.loads(file.read(length))
-            except ValueError as error:
+                header = json.loads(file.read(length), object_pairs_hook=_once)
+            except (ValueError, RecursionError) as error:
                 raise self._damaged(f"its header is not JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is not an object")
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        header.pop("__metadata__", None)
         self.tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
         self._starts: dict[str, int] = {}
         for name, entry in header.items():
             self.tensors[name], self._starts[name] = self._entry(name, entry, size - 8 - length)
             self._starts[name] += 8 + length
+        self._check_apart()
 
     def _damaged(self, what: str) -> ValueError:
         return ValueError(f"{self.path} is not a valid safetensors file: {what}. Download it again.")
 
     def _entry(self, name: str, entry: Any, data_bytes: int) -> tuple[tuple[np.dtype, tuple[int, ...]], int]:
-        try:
-            code, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            count = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 1
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"entry {name!r} is malformed") from error
-        if code not in DTYPES:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), list) and all(type(n) is int and n >= 0 for n in entry[key])
+            for key in ("shape", "data_offsets")
+        ):
+            raise self._damaged(f"entry {name!r} is malformed")
+        code, shape = entry.get("dtype"), tuple(entry["shape"])
+        if len(entry["data_offsets"]) != 2 or len(shape) > _DIMENSIONS:
+            raise self._damaged(f"entry {name!r} is malformed")
+        start, end = entry["data_offsets"]
+        if not isinstance(code, str) or code not in DTYPES:
             raise self._damaged(f"tensor {name!r} has dtype {code!r}; known: {', '.join(DTYPES)}")
-        if not 0 <= start <= end <= data_bytes or end - start != count * DTYPES[code].itemsize:
+        if not 0 <= start <= end <= data_bytes or end - start != math.prod(shape) * DTYPES[code].itemsize:
             raise self._damaged(f"tensor {name!r} of shape {shape} does not fit its {end - start} bytes")
         return (DTYPES[code], shape), start
+
+    def _check_apart(self) -> None:
+        """Tensors that share bytes would make a small file large in memory."""
+        end, before = 0, ""
+        for name in sorted(self._starts, key=lambda name: (self._starts[name], self._bytes(name))):
+            if self._starts[name] < end and self._bytes(name):
+                raise self._damaged(f"tensors {before!r} and {name!r} share bytes")
+            end, before = max(end, self._starts[name] + self._bytes(name)), name
+
+    def _bytes(self, name: str) -> int:
+        dtype, shape = self.tensors[name]
+        return math.prod(shape) * dtype.itemsize
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, copied from the file (no memory map: what is not used any more is freed)."""
@@ -87,6 +106,18 @@ class SafetensorsFile:
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.fromfile(self.path, dtype, count, offset=self._starts[name])
         return flat.reshape(shape)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different.
+
+    Raises:
+      ValueError: one is there twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 # (name, dtype, shape, function that gives the array)

@@ -91,11 +91,14 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _indexed(directory: pathlib.Path, index: str) -> list[pathlib.Path]:
-    names = sorted(set(read_json(directory / index)["weight_map"].values()))
+    weight_map = read_json(directory / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{directory / index}: weight_map must say which file holds each tensor")
+    names = sorted(set(weight_map.values()))
     for name in names:
-        if pathlib.Path(name).name != name:
+        if pathlib.Path(name).name != name or name.startswith(".") or "\0" in name:
             raise ValueError(f"{directory / index} names {name!r}, which is not a file beside it")
-    missing = [name for name in names if not (directory / name).exists()]
+    missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{directory / index} names {missing[0]}, which is not there ({len(missing)} missing)"

@@ -10,6 +10,7 @@ Formats: the zip archives of PyTorch >= 1.6 and the older stream format.
 
 import dataclasses
 import io
+import math
 import pathlib
 import pickletools
 import zipfile
@@ -19,6 +20,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from mllm_jax import limits
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype(np.float64),
@@ -39,7 +42,6 @@ ALLOWED = (
     *(f"torch {name}" for name in STORAGES),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MAX_PICKLE = 16 << 20  # bytes of a state dict without its data; real ones are below 1 MB
 
 
 class UnsafeFileError(ValueError):
@@ -77,6 +79,7 @@ class Tensor:
 
 
 _MARK = object()
+_SMALL = 1 << 20  # bytes below which a file is not called small for what it holds
 
 
 class _Damaged(Exception):
@@ -91,6 +94,7 @@ def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> A
     """The value that a pickle describes, with `Name`, `Storage` and `Tensor` in place of objects."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    most = limits.limit("MAX_PICKLE_STEPS")
 
     def pop_to_mark() -> list[Any]:
         for index in range(len(stack) - 1, -1, -1):
@@ -110,7 +114,9 @@ def _interpret(file: io.BufferedIOBase, refuse: Callable[[str], Exception]) -> A
             raise _Damaged("items for something that is no list")
         target.extend(items)
 
-    for opcode, argument, _ in pickletools.genops(file):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if step == most:
+            limits.check("MAX_PICKLE_STEPS", step + 1, getattr(file, "name", "the pickle of a .bin file"))
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -254,6 +260,8 @@ class TorchFile:
             value = self._open_zip() if zipfile.is_zipfile(self.path) else self._open_stream()
         except (UnsafeFileError, DamagedFileError):
             raise
+        except limits.LimitError as error:
+            raise limits.LimitError(f"{self.path}: {error}") from error
         except (
             _Damaged,
             KeyError,
@@ -268,6 +276,7 @@ class TorchFile:
         self._tensors = self._named(value)
         for name, tensor in self._tensors.items():
             self._check(name, tensor)
+        self._check_total()
         self.tensors = {name: (t.storage.dtype, t.shape) for name, t in self._tensors.items()}
 
     def _damaged(self, what: str) -> DamagedFileError:
@@ -290,8 +299,7 @@ class TorchFile:
         order = members.get(f"{root}byteorder")
         if order and (order.file_size > len("little") or self._zip.read(order) != b"little"):
             raise self._damaged("big-endian data")
-        if members[pickles[0]].file_size > MAX_PICKLE:
-            raise self._damaged(f"a pickle of {members[pickles[0]].file_size} bytes")
+        limits.check("MAX_PICKLE_BYTES", members[pickles[0]].file_size, self.path)
         self._members = {
             name.removeprefix(f"{root}data/"): info
             for name, info in members.items()
@@ -333,7 +341,7 @@ class TorchFile:
             raise self._damaged(f"it holds a {type(value).__name__}, not tensors by name")
         for name, item in value.items():
             if not isinstance(name, str) or not isinstance(item, Tensor):
-                raise self._damaged(f"entry {name!r} is a {type(item).__name__}, not a tensor")
+                raise self._damaged(f"entry {str(name)[:80]!r} is a {type(item).__name__}, not a tensor")
         return value
 
     def _check(self, name: str, tensor: Tensor) -> None:
@@ -350,6 +358,12 @@ class TorchFile:
             held = self._members[storage.key].file_size if storage.key in self._members else -1
         if held < storage.count * storage.dtype.itemsize:
             raise self._damaged(f"the data of tensor {name!r} are missing or cut off")
+
+    def _check_total(self) -> None:
+        """Bounds what the tensors take in memory: data may be compressed, shared or repeated by a stride of zero."""
+        taken = sum(t.storage.dtype.itemsize * math.prod(t.shape) for t in self._tensors.values())
+        size = max(self.path.stat().st_size, _SMALL)
+        limits.check("MAX_UNPACK_RATIO", -(-taken // size), f"{self.path}: tensors of {taken:,} bytes")
 
     def read(self, name: str) -> np.ndarray:
         """One tensor.
@@ -378,7 +392,7 @@ class TorchFile:
                 file.seek(self._offsets[key][0] + start)
                 return file.read(length)
         with self._zip.open(self._members[key]) as member:
-            if start:
+            if start:  # of a compressed member, what lies before is unpacked piece by piece and thrown away
                 member.seek(start)
             return member.read(length)
 

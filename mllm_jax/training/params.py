@@ -25,7 +25,11 @@ def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
     if config.model.connector.path:
-        connector = load_connector(config.model.connector.path, model)
+        connector = load_connector(
+            config.model.connector.path,
+            model,
+            allow_mismatch=config.model.connector.get("allow_mismatch", False),
+        )
     else:
         connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
     return {

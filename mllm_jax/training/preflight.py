@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mllm_jax import interop
 from mllm_jax.config import ConfigError, check_paths, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.inference import runs
@@ -41,7 +42,16 @@ def check_stages(
         )
     if config.model.connector.path:
         with config_key_error("model.connector.path"):
-            load_connector(config.model.connector.path, model)
+            load_connector(
+                config.model.connector.path,
+                model,
+                allow_mismatch=config.model.connector.allow_mismatch,
+                template=config.eval.template,
+            )
+    with config_key_error("model.llm.path"):
+        interop.check_llm(config.model.llm.path)
+    with config_key_error("model.vision.path"):
+        interop.check_vision(config.model.vision.path, model.make_connector().request().deepest)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"

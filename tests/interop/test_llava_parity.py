@@ -75,6 +75,25 @@ def test_whole_llava_in_and_out(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("Gemma2", {"head_dim": 6, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+        ("Phi", {"num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    ],
+)
+def test_llava_hf_has_a_plain_head_whatever_the_llm_has(text, changes, tmp_path):
+    """No soft cap and no bias on its logits, as transformers' class computes them."""
+    config = torch_llava().config
+    config.text_config = getattr(transformers, f"{text}Config")(**{**LLAVA_TEXT, **changes})
+    theirs = randomize(transformers.LlavaForConditionalGeneration(config))
+    save(theirs, tmp_path / "hf")
+    model, params, _ = load_model(tmp_path / "hf")
+    expected = torch_logits(theirs)
+    assert np.abs(expected).max() > 2  # beyond the cap
+    assert_close(our_logits(model, params), expected, "logits")
+
+
 def test_export_at_another_resolution_bakes_the_position_table(tmp_path):
     save(torch_llava(), tmp_path / "hf")
     model, params, _ = load_model(tmp_path / "hf")

@@ -1,5 +1,6 @@
 """What a model family is: a reader and a writer of its config.json and a weight-name table."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -193,6 +194,7 @@ def complete(model_type: str, fields: Json) -> dict[str, Any]:
       ValueError: values that transformers' config class refuses.
     """
     known = {key: value for key, value in fields.items() if key not in ("transformers_version", "model_type")}
+    known = copy.deepcopy(known)  # transformers writes into nested settings
     try:
         return _config_classes()[model_type](**known).to_dict()
     except Exception as error:  # transformers' validation has its own exception types

@@ -21,6 +21,10 @@ def layer_windows(fields: Json) -> tuple[int, ...]:
         raise ValueError(
             f"layer_types names {len(fields['layer_types'])} blocks of {fields['num_hidden_layers']}"
         )
+    if "sliding_attention" in fields["layer_types"] and not window:
+        raise ValueError(
+            f"layer_types has sliding_attention, but sliding_window is {fields.get('sliding_window')!r}"
+        )
     windows = tuple(window if kind == "sliding_attention" else 0 for kind in fields["layer_types"])
     return windows if any(windows) else ()
 
