@@ -8,7 +8,7 @@ import pytest
 
 from mllm_jax import interop
 from mllm_jax.interop import peft as adapters
-from mllm_jax.interop.checkpoints import load_llava_lora, load_model, merged_llm
+from mllm_jax.interop.checkpoints import load_llava_lora, load_model, merged_llm, merged_model
 from mllm_jax.models import lora
 
 torch = pytest.importorskip("torch")
@@ -110,6 +110,9 @@ def test_against_peft_itself(tmp_path):
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"lora_bias": True}, "lora_bias=True"),
+        ({"of_tomorrow": {"x": 1}}, "of_tomorrow"),
+        ({"r": 0}, "r=0 must be"),
+        ({"lora_alpha": "many"}, "lora_alpha=.many. must be"),
         ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out=True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' goes with a changed base"),
@@ -167,3 +170,54 @@ def test_llava_trained_with_lora(tmp_path):
     model, params, _ = load_llava_lora(lora_dir, str(tmp_path / "base"))
     assert model.llm.width == LLAVA_TEXT["hidden_size"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+
+
+@pytest.mark.parametrize("spelling", ["transformers 4", "transformers 5"])
+def test_an_adapter_of_every_part_of_a_llava(spelling, tmp_path):
+    """LoRA on tower, projector and LLM, the projector's second layer and the head trained as a whole."""
+    from test_llava_parity import torch_llava
+
+    theirs = torch_llava()
+    save(theirs, tmp_path / "base")
+    tensors = adapt(theirs, ("q_proj", "linear_1", "fc2"))
+    saved = {"model.multi_modal_projector.linear_2": theirs.model.multi_modal_projector.linear_2,
+             "lm_head": theirs.lm_head}  # fmt: skip
+    for name, module in saved.items():
+        for kind, parameter in module.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(torch.tensor(random_tensor(f"{name}.trained", parameter.shape)))
+            tensors[f"base_model.model.{name}.{kind}"] = parameter.detach().clone()
+    if spelling == "transformers 4":
+        renamed = {
+            "base_model.model.model.vision_tower.": "base_model.model.vision_tower.vision_model.",
+            "base_model.model.model.multi_modal_projector.": "base_model.model.multi_modal_projector.",
+            "base_model.model.model.language_model.": "base_model.model.language_model.model.",
+            "base_model.model.lm_head.": "base_model.model.language_model.lm_head.",
+        }
+        for ours, old in renamed.items():
+            tensors = {
+                old + name.removeprefix(ours) if name.startswith(ours) else name: tensor
+                for name, tensor in tensors.items()
+            }
+    (tmp_path / "a").mkdir()
+    fields = {**SETTINGS, "modules_to_save": ["linear_2", "lm_head"]}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(fields))
+    torch.save(tensors, tmp_path / "a" / "adapter_model.bin")
+    _, params, report = merged_model(tmp_path / "a", str(tmp_path / "base"))
+    save(theirs, tmp_path / "merged")  # its weights were changed by the definition
+    _, expected, _ = load_model(tmp_path / "merged")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+    unused = {name for name in tensors if ".layers.4." in name and "vision_tower" in name}
+    assert set(tensors) - set(report.used) == unused  # the tower's last block is not used
+    assert unused <= report.ignored.keys()
+
+    (tmp_path / "a" / "adapter_config.json").write_text(
+        json.dumps({**fields, "modules_to_save": ["classifier"]})
+    )
+    with pytest.raises(ValueError, match="modules_to_save has 'classifier', but no tensor of it"):
+        merged_model(tmp_path / "a", str(tmp_path / "base"))
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(fields))
+    half = {name: tensor for name, tensor in tensors.items() if not name.endswith("linear_1.lora_B.weight")}
+    torch.save(half, tmp_path / "a" / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"'layer_0/lora_a' is there without 'layer_0/lora_b'"):
+        merged_model(tmp_path / "a", str(tmp_path / "base"))
