@@ -1,6 +1,6 @@
 """Says what a checkpoint is: layout, geometry, parameters per module, dtype and memory.
 
-    mllm-jax inspect llava-hf/llava-1.5-7b-hf
+    mllm-jax inspect llava-hf/llava-1.5-7b-hf --fetch
     mllm-jax inspect runs/quickstart
     mllm-jax inspect mini
 
