@@ -1,6 +1,6 @@
 """Reads a published checkpoint, without torch and without running anything in it, into a directory of ours.
 
-    mllm-jax import --from llava-hf/llava-1.5-7b-hf --to models/llava
+    mllm-jax import --from llava-hf/llava-1.5-7b-hf --to models/llava --template vicuna_v1
     mllm-jax import --from liuhaotian/llava-v1.5-7b --to models/llava-original
     mllm-jax import --from ADAPTER_DIR --base lmsys/vicuna-7b-v1.5 --to models/merged
     mllm-jax import --from ADAPTER_DIR --base llava-hf/llava-1.5-7b-hf --to models/merged
@@ -24,6 +24,7 @@ import collections
 import pathlib
 
 from mllm_jax.console import complain
+from mllm_jax.data.templates import CHAT, TEMPLATES
 
 FORMS = ("safetensors", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("vision", "llm"), help="only this part, in Hugging Face's layout")
     parser.add_argument("--tower", help="vision tower of a LLaVA-layout checkpoint, if not the one it names")
     parser.add_argument("--base", help="model that a LoRA adapter belongs to, if not the one it names")
+    parser.add_argument(
+        "--template",
+        choices=[*TEMPLATES, CHAT],
+        metavar="NAME",
+        help="conversation template it was trained with, to be recorded (vicuna_v1 for LLaVA-1.5)",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the checkpoint's)")
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how parameters are stored")
     parser.add_argument("--verbose", action="store_true", help="list every ignored tensor")
@@ -69,7 +76,7 @@ def _import(args: argparse.Namespace) -> int:
     directory = resolve_path(args.source)
     whole, adapter = composite.is_multimodal(directory), peft.is_adapter(directory)
     if args.part:
-        _says_nothing(args, directory, "base", "tower")
+        _says_nothing(args, directory, "base", "tower", "template")
         return _part(directory, target, args.part, dtype, args.verbose)
     if not adapter:
         _says_nothing(args, directory, "base")
@@ -86,7 +93,7 @@ def _import(args: argparse.Namespace) -> int:
         elif composite.is_multimodal(source):
             model, params, report = checkpoints.merged_model(directory, base, args.tower, dtype=dtype)
         else:
-            _says_nothing(args, source, "tower")
+            _says_nothing(args, source, "tower", "template")
             config, llm, report = checkpoints.merged_llm(directory, base, dtype)
             interop.save_llm(target, config, llm, generation=special_tokens.generation(source))
             native.copy_tokenizer(source, target)
@@ -94,7 +101,7 @@ def _import(args: argparse.Namespace) -> int:
     elif whole:
         model, params, report = checkpoints.load_model(directory, args.tower, dtype=dtype)
     else:
-        _says_nothing(args, directory, "tower")
+        _says_nothing(args, directory, "tower", "template")
         kind = read_json(directory / "config.json").get("model_type")
         towers = [*families.VISION, *DUAL]
         if kind not in (*towers, *families.LLMS):
@@ -106,6 +113,8 @@ def _import(args: argparse.Namespace) -> int:
     extras = {"image_token_index": special_tokens.image_token(source)}
     if native.is_native(source):
         extras |= native.load_extras(source)
+    if args.template:
+        extras["template"] = args.template
     native.save_native(target, model, params, args.form, **extras)
     native.copy_tokenizer(source, target)
     special_tokens.write(target, special_tokens.generation(source))

@@ -10,6 +10,7 @@ import tiny
 from PIL import Image
 
 import mllm_jax
+from mllm_jax.cli.main import main
 from mllm_jax.config import ConfigError
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.data.conversations import SampleError
@@ -216,6 +217,17 @@ def test_a_published_checkpoint_answers_as_it_is(tiny_model, tiny_tokenizer, tmp
     params = tiny.random_params(mllm.abstract_params(config))
     checkpoints.save_llava_hf(tmp_path / "hf", config, params, tiny.make_tokenizer())
     loaded = mllm_jax.load(tmp_path / "hf", template="mistral_instruct", dtype="float32", aspect="square")
+    imported = [
+        "--from",
+        str(tmp_path / "hf"),
+        "--to",
+        str(tmp_path / "ours"),
+        "--template",
+        "mistral_instruct",
+    ]
+    assert main(["import", *imported]) == 0
+    ours = mllm_jax.load(tmp_path / "ours", dtype="float32", aspect="square")  # which records the template
+    np.testing.assert_array_equal(ours.logits(files[0], "what?"), loaded.logits(files[0], "what?"))
     processor = ImageProcessor.clip(28)
     direct = Model(config, params, tiny_tokenizer, processor, "mistral_instruct")
     np.testing.assert_allclose(
