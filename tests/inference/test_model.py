@@ -186,7 +186,7 @@ def test_hidden_states_are_those_that_the_answer_is_made_of(model, files, tiny_t
     )
 
     tower = VisionTransformer(config.vision, FeatureRequest((0, 1, 2)))
-    image = model.image(files[1].read_bytes(), "it")[None]
+    image = jax.numpy.asarray(model.image(files[1].read_bytes(), "it"))[None]
     hidden = tower.apply({"params": model.params["vision"]}, image).hidden
     for layer in range(3):
         np.testing.assert_allclose(states.encoder[1, layer], hidden[layer][0], rtol=1e-5, atol=1e-5)
