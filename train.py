@@ -22,7 +22,7 @@ from mllm_jax.config import check, resolved
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.preflight import check_benchmarks
-from mllm_jax.evaluation.report import plots
+from mllm_jax.evaluation.report import losses
 from mllm_jax.inference import runs
 from mllm_jax.inference.load import trained_model
 from mllm_jax.interop import load_tokenizer
@@ -111,7 +111,7 @@ def draw_losses(directory):
     """Draws the loss curves of the steps so far, if there are any; the first process does."""
     log = directory / "metrics.jsonl"
     if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
-        plots.plot_losses(log, directory / "loss.png")
+        losses.plot_losses(log, directory / "loss.png")
 
 
 def train(config, directory, evaluate=True):

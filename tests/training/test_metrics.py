@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 
 

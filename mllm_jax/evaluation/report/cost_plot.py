@@ -1,4 +1,4 @@
-"""Accuracy against a cost (visual tokens, step time): one small picture per group, so that each reads on a phone."""
+"""Accuracy against a cost (visual tokens, step time): one small plot per group, so that each reads on a phone."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -50,7 +50,7 @@ def plot_radar(
     if len(names) < 3:
         raise ValueError(f"a radar chart needs at least three abilities, got {names}")
     scales = {name: own_scale(series, name) if own_scales else (0.0, 1.0) for name in names}
-    width = 5.4  # inches: small, so that the words stay readable where the picture is as wide as a phone
+    width = 5.4  # inches: small, so that the words stay readable where the chart is as wide as a phone
     rows = -(-len(series) // 2) + 1  # of the legends
     height = 1.05 + 0.56 * width + 0.6 + 0.22 * rows
     figure = new_figure(width, height)

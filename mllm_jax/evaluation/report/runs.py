@@ -9,12 +9,15 @@ from typing import Any
 
 from mllm_jax.evaluation.grouping import Table
 from mllm_jax.evaluation.regroup import regroup
-from mllm_jax.evaluation.report.plots import read_metrics
+from mllm_jax.evaluation.report.example_sheet import image_of
+from mllm_jax.evaluation.report.losses import read_metrics
+from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
 from mllm_jax.evaluation.tables import Row, rows_from_dicts
+from mllm_jax.files import check_name
 
 
 class ReportError(ValueError):
-    """A run that cannot be reported; the message names file and way out."""
+    """A run that cannot be reported; the message names the file and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Run:
       config: the run's resolved configuration; {} if it was not trained here.
       metrics: stage -> records of the training log; {} without one.
       examples: benchmark -> examples.
+      digests: benchmark -> a digest of its questions, prompts and options; none for those evaluated long ago.
     """
 
     name: str
@@ -38,10 +42,34 @@ class Run:
     config: Mapping[str, Any]
     metrics: Mapping[str, Sequence[Mapping[str, Any]]]
     examples: Mapping[str, Sequence[Mapping[str, Any]]]
+    digests: Mapping[str, str]
 
     def rows(self, benchmark: str) -> list[Row]:
         """The run's table of a benchmark; empty if it was not asked."""
         return rows_from_dicts(self.benchmarks.get(benchmark, {}).get("rows", ()))
+
+    def asked(self, benchmark: str) -> "Asked":
+        """What the answers on disk say of the questions; nothing where there are none.
+
+        Raises:
+          ReportError: they are damaged.
+        """
+        path = self.directory / "eval" / benchmark / "predictions.jsonl"
+        odds: dict[str, float] = {}
+        if path.is_file():
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        row = json.loads(line)
+                        key, options = str(row["question_id"]), row.get("options") or ()
+                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                        raise ReportError(f"{path} line {number} is damaged: {error}") from error
+                    # One of several rotations: all of them have to be guessed.
+                    odds[key] = (
+                        odds.get(key, 1.0) / max(len(options), 1) if isinstance(options, list | dict) else 1.0
+                    )
+        known = odds and all(one < 1 for one in odds.values())
+        return Asked(frozenset(odds), statistics.fmean(odds.values()) if known else None)
 
     @property
     def costs(self) -> dict[str, float]:
@@ -58,31 +86,52 @@ class Run:
         return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The questions of a benchmark.
+
+    Attributes:
+      ids: of the questions.
+      chance: the share that guessing among the options gets right; None if some have no options.
+    """
+
+    ids: frozenset[str]
+    chance: float | None
+
+
 def load_run(directory: Path, name: str, table: Table | None = None) -> Run:
     """Reads a work directory; with a grouping `table`, under its groups.
 
     Raises:
-      ReportError: it holds no evaluation, or one of its files is damaged, or the table lacks a sub-task.
+      ReportError: it holds no evaluation, or one of its files is damaged or not of this library's making, or the table
+        lacks a sub-task.
     """
     out = directory / "eval"
     if not (out / "summary.json").is_file():
         raise ReportError(
             f"{directory} holds no evaluation (eval/summary.json); run eval.py --workdir={directory}"
         )
-    summary = _read(out / "summary.json")
-    if table is not None:
-        try:
+    summary = _read(out / "summary.json", _SUMMARY)
+    examples, digests = {}, {}
+    try:
+        for benchmark in summary["benchmarks"]:
+            check_name(benchmark, "benchmark")
+            if (path := out / benchmark / "examples.json").is_file():
+                examples[benchmark] = _read(path, _EXAMPLES)
+                for uri in (uri for one in examples[benchmark] for uri in one["pictures"]):
+                    image_of(uri, str(path))
+            if (path := out / benchmark / "manifest.json").is_file():
+                digests[benchmark] = str(_read(path, {}).get("benchmark", ""))
+        if table is not None:
             summary["benchmarks"] = {name: regroup(one, table) for name, one in summary["benchmarks"].items()}
-        except ValueError as error:
-            raise ReportError(str(error)) from error
-    examples = {}
-    for benchmark in summary["benchmarks"]:
-        if (path := out / benchmark / "examples.json").is_file():
-            examples[benchmark] = _read(path)
-    config = _read(directory / "config.json") if (directory / "config.json").is_file() else {}
-    log = directory / "metrics.jsonl"
-    metrics = read_metrics(log) if log.is_file() and log.stat().st_size else {}
-    return Run(name, directory, summary["model"], summary["benchmarks"], config, metrics, examples)
+        config = _read(directory / "config.json", {}) if (directory / "config.json").is_file() else {}
+        log = directory / "metrics.jsonl"
+        metrics = read_metrics(log) if log.is_file() and log.stat().st_size else {}
+    except ReportError:
+        raise
+    except ValueError as error:
+        raise ReportError(f"{directory}: {error}") from error
+    return Run(name, directory, summary["model"], summary["benchmarks"], config, metrics, examples, digests)
 
 
 def load_runs(directories: Sequence[str | Path], table: Table | None = None) -> list[Run]:
@@ -103,11 +152,42 @@ def load_runs(directories: Sequence[str | Path], table: Table | None = None) -> 
     return [load_run(path, name, table) for path, name in zip(paths, names, strict=True)]
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, shape: Any) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(value, shape, "its contents")
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+_BY_NAME = {...: NUMBER}
+_SCORES = {
+    "n": int,
+    "groups?": _BY_NAME,
+    "micro_groups?": _BY_NAME,
+    "group_normalised?": _BY_NAME,
+    "group_mean?": _BY_NAME,
+    "group_scores?": {...: _BY_NAME},
+}
+_ROW = {"level": str, "name": str, "group": str, "n": int, "values": _BY_NAME}
+_SUMMARY = {
+    "model": {
+        "connector": str, "connector_options": {}, "visual_tokens": NUMBER, "image_size": NUMBER, "vision": str,
+        "llm": str, "parameters": {...: int},
+    },
+    "benchmarks": {...: {"kind": str, "groups": {...: str}, "rows": [_ROW], "scores": _SCORES}},
+}  # fmt: skip
+_EXAMPLES = [
+    {
+        "pictures": [str],
+        "question": str,
+        "answers": [str],
+        "text": str,
+        "right": (bool, type(None)),
+        "ability": str,
+    }
+]
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Cells as text; the first column names the row. `strong` are the indices of rows that stand out."""
 
+    kind: ClassVar[str] = "table"
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     strong: frozenset[int] = frozenset()
@@ -20,7 +21,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG in the report's folder."""
 
     file: str
@@ -28,26 +29,33 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
-    """Example answers and, for Markdown, the sheet with the same."""
+class Figures:
+    """Figures beside each other, where there is room."""
 
-    items: Sequence[dict[str, Any]]
-    sheet: Picture
+    kind: ClassVar[str] = "figures"
+    figures: tuple[Figure, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Strip:
-    """Pictures beside each other, where there is room."""
+class Examples:
+    """Example answers and, for Markdown, the sheet with the same."""
 
-    pictures: tuple[Picture, ...]
+    kind: ClassVar[str] = "examples"
+    items: Sequence[dict[str, Any]]
+    sheet: Figure
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The sheet."""
+        return (self.sheet,)
 
 
-Part = str | Table | Strip | Examples
+Part = str | Table | Figures | Examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it: text, tables, pictures, examples; `folded`: shown when it is clicked."""
+    """A heading and what stands under it: text, tables, figures, examples; `folded`: shown when it is clicked."""
 
     title: str
     parts: tuple[Part, ...]

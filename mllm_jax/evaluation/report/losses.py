@@ -1,0 +1,152 @@
+"""Training curves from a run's `metrics.jsonl`."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from mllm_jax.evaluation.report.plots import LINES, PALETTE, new_figure, plain_axes, save_figure, showable
+
+
+def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> records of `metrics.jsonl` by step; where a step was written again after a restart, the last counts.
+
+    Raises:
+      ValueError: no records, or a damaged line that is not the last; names file and line.
+    """
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            stage, step = str(record.get("stage", "")), int(record["step"])
+            stages.setdefault(stage, {})[step] = record | {"loss": float(record["loss"])}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if number == len(lines):  # cut off while it was written
+                break
+            raise ValueError(f"{path} line {number} is damaged: {error}") from error
+    if not stages:
+        raise ValueError(f"{path}: no records")
+    return {stage: [records[step] for step in sorted(records)] for stage, records in stages.items()}
+
+
+def plot_losses(metrics: Path, out: Path) -> None:
+    """Loss, learning rate and gradient norms of every stage, from a run's `metrics.jsonl`.
+
+    Raises:
+      ValueError: the file holds no records.
+    """
+    plot_loss_curves({"": read_metrics(Path(metrics))}, Path(out))
+
+
+def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> None:
+    """Loss curves of several runs, a column per stage; one run alone also gets learning rate and gradients.
+
+    Args:
+      runs: run's name -> stage -> records.
+      out: the PNG.
+    """
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
+    alone = len(runs) == 1
+    named = 0.2 * -(-len(runs) // 2)  # inches for the legend
+    figure = new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
+    heights = [2, 1] if alone else [1]
+    grid = figure.subplots(len(heights), len(stages), squeeze=False, height_ratios=heights, sharex="col")
+    for column, stage in enumerate(stages):
+        top = grid[0][column]
+        for index, (name, run) in enumerate(runs.items()):
+            records = run.get(stage, ())
+            if records:
+                _loss_line(top, records, name, index, alone)
+        top.set_title(showable(stage), fontsize=12, fontweight="bold")
+        top.set_ylabel("loss per supervised token" if column == 0 else "")
+        plain_axes(top)
+        if not alone:
+            top.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        if alone:
+            _rates(grid[1][column], next(iter(runs.values()))[stage], column == 0, column == len(stages) - 1)
+        grid[-1][column].set_xlabel("step")
+        grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    figure.tight_layout()
+    save_figure(figure, out)
+
+
+def _loss_line(
+    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, index: int, with_raw: bool
+) -> None:
+    color = PALETTE[index % len(PALETTE)]
+    steps = [record["step"] for record in records]
+    losses = np.asarray([record["loss"] for record in records], float)
+    half = len(losses) // 40
+    smooth = np.asarray([losses[max(0, i - half) : i + half + 1].mean() for i in range(len(losses))])
+    if with_raw and half:
+        axes.plot(steps, losses, color=color, alpha=0.3, linewidth=1)
+    axes.plot(
+        steps,
+        smooth,
+        color=color,
+        linewidth=2,
+        linestyle=LINES[index // len(PALETTE) % len(LINES)],
+        label=showable(name),
+        marker="o" if len(steps) < 3 else None,
+    )
+    if with_raw:
+        axes.annotate(
+            f"{smooth[-1]:.3f}",
+            (steps[-1], smooth[-1]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="right",
+            fontsize=10,
+            color=color,
+            fontweight="bold",
+        )
+
+
+def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: bool) -> None:
+    """Gradient norms per module (left scale, logarithmic) and learning rate (right scale)."""
+    steps = [record["step"] for record in records]
+    keys = sorted({key for record in records for key in record if key.startswith("grad_norm")})
+    for index, key in enumerate(keys):
+        name = key.removeprefix("grad_norm").strip("/_") or "all"
+        color = "black" if name == "all" else PALETTE[(index + 1) % (len(PALETTE) - 1)]
+        values = [record.get(key, math.nan) for record in records]
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=1.2,
+            marker="o" if len(steps) < 3 else None,
+            label=f"gradient, {name}",
+        )
+    if any(record.get(key, 0) > 0 for record in records for key in keys):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("gradient norm" if left else "")
+    plain_axes(axes)
+    rate = axes.twinx()
+    rate.plot(
+        steps,
+        [record.get("learning_rate", math.nan) for record in records],
+        color=PALETTE[0],
+        linestyle="--",
+        linewidth=1.4,
+        marker="o" if len(steps) < 3 else None,
+    )
+    rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.tick_params(colors=PALETTE[0], labelsize=9)
+    rate.yaxis.get_offset_text().set_color(PALETTE[0])
+    rate.set_ylabel("learning rate" if right else "", color=PALETTE[0])
+    rate.spines["top"].set_visible(False)
+    if keys:
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
