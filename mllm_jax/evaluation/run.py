@@ -52,6 +52,11 @@ def evaluate(
     console = console or make_console()
     workdir = Path(workdir)
     out = workdir / "eval"
+    try:
+        for name in config.benchmarks:
+            files.check_name(name, "benchmark")
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
     benchmarks = {name: open_benchmark(values) for name, values in config.benchmarks.items()}
     limits = {
         name: config.benchmarks[name].get("max_new_tokens", 0)
