@@ -46,6 +46,20 @@ def complain(text: str) -> None:
     print(terminal(text), file=sys.stderr)
 
 
+def size_text(count: int | float) -> str:
+    """A number of bytes for people.
+
+    Example:
+      >>> size_text(1234567)
+      '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 def print_table(
     console: Console,
     head: Sequence[str],

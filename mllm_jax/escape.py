@@ -11,7 +11,9 @@ from collections.abc import Collection, Sequence
 # marks that reorder or hide text, and lone surrogates, which no encoding can write.
 _HIDDEN = frozenset(("Cc", "Cs", "Cf", "Zl", "Zp"))
 _JOINERS = "\u200c\u200d"  # belong to emoji and to several scripts
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_MARKDOWN = re.compile(
+    r"([\\`*{}\[\]<>#|~$&]|(?<![^\W_])_|_(?![^\W_]))"
+)  # an underscore inside a word is no markup
 _BLOCK_MARK = re.compile(r"^(\d*)([-+=.)])(?=[\s=-]|$)")  # begins a list or underlines a heading
 _NO_CELL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")  # not in XML, so not in XLSX
 

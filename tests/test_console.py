@@ -125,6 +125,7 @@ def test_what_the_encoding_lacks_is_spelled_out():
         ("- item", r"\- item"),
         ("1. item", r"1\. item"),
         ("---", r"\---"),
+        ("_a_ a_b __c__", r"\_a\_ a_b \_\_c\_\_"),
         ("`code` &amp;", r"\`code\` \&amp;"),
         ("a\x1b[0mb", r"a\\x1b\[0mb"),
     ],

@@ -18,7 +18,7 @@ import json
 import pathlib
 from typing import Any
 
-from mllm_jax.console import complain, make_console, print_table, say
+from mllm_jax.console import complain, make_console, print_table, say, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,20 +48,13 @@ def run(args: argparse.Namespace) -> int:
     say(console, f"{args.source}: {found['what']}")
     for part, fields in found["geometry"].items():
         say(console, f"\n{part}: " + ", ".join(f"{key} {value}" for key, value in fields.items()))
-    rows = [(m["module"], m["dtype"], f"{m['parameters']:,}", _bytes(m["bytes"])) for m in found["modules"]]
-    rows.append(("total", "", f"{found['parameters']:,}", _bytes(found["bytes"])))
+    rows = [
+        (m["module"], m["dtype"], f"{m['parameters']:,}", size_text(m["bytes"])) for m in found["modules"]
+    ]
+    rows.append(("total", "", f"{found['parameters']:,}", size_text(found["bytes"])))
     print()
     print_table(console, ("module", "dtype", "parameters", "memory"), rows, text_columns=2)
     return 0
-
-
-def _bytes(count: int) -> str:
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:.3g} {unit}"
 
 
 def describe(source: str) -> dict[str, Any]:

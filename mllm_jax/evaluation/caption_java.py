@@ -30,7 +30,7 @@ def _jar(name: str) -> Path | None:
 
 
 def missing() -> str:
-    """What is lacking for METEOR, with the way out; empty if nothing is."""
+    """What is lacking for METEOR, and what to do; empty if nothing is."""
     if _jar(_METEOR) is None:
         return "pycocoevalcap is not installed (pip install 'mllm-jax[captions]')"
     if shutil.which("java") is None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 MAX_N = 4
 _TINY, _SMALL = 1e-15, 1e-9  # keep quotients defined without n-grams, as in the original
@@ -57,22 +58,13 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     return scores
 
 
-def _common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for word in a:
-        previous = 0
-        for j, other in enumerate(b, 1):
-            previous, row[j] = row[j], previous + 1 if word == other else max(row[j], row[j - 1])
-    return row[-1]
-
-
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """ROUGE-L of one caption: F with the best precision and the best recall over the references."""
     said = prediction.split(" ")
     precision = recall = 0.0
     for reference in references:
         wanted = reference.split(" ")
-        common = _common_subsequence(wanted, said)
+        common = LCSseq.similarity(wanted, said)
         precision = max(precision, common / len(said))
         recall = max(recall, common / len(wanted))
     if precision == 0 or recall == 0:

@@ -7,11 +7,6 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 
-def levenshtein(a: str, b: str) -> int:
-    """Insertions, deletions and substitutions that turn `a` into `b`."""
-    return Levenshtein.distance(a, b)
-
-
 def most_similar(text: str, choices: Sequence[str]) -> int:
     """Index of the choice with the smallest distance, the first one on ties.
 
@@ -20,7 +15,7 @@ def most_similar(text: str, choices: Sequence[str]) -> int:
     """
     if not choices:
         raise ValueError("no choices to compare with")
-    distances = [levenshtein(text, choice) for choice in choices]
+    distances = [Levenshtein.distance(text, choice) for choice in choices]
     return distances.index(min(distances))
 
 
@@ -37,7 +32,7 @@ def anls_m4c(text: str, answers: Sequence[str]) -> float | None:
         length = max(len(text), len(answer))
         if length == 0:
             return None
-        similarity = 1 - levenshtein(text, answer) / length
+        similarity = 1 - Levenshtein.distance(text, answer) / length
         values.append(similarity if similarity >= 0.5 else 0.0)
     return max(values)
 
@@ -48,7 +43,7 @@ def anls_lmms(text: str, answers: Sequence[str], threshold: float = 0.5) -> floa
     values = []
     for answer in answers:
         length = max(len(answer.upper()), len(text.upper()))
-        distance = levenshtein(" ".join(answer.strip().lower().split()), said)
+        distance = Levenshtein.distance(" ".join(answer.strip().lower().split()), said)
         values.append(distance / length if length else 0.0)
     similarity = 1 - min(values)
     return similarity if similarity >= threshold else 0.0

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mllm_jax import files
-from mllm_jax.console import make_console, progress_bar, say
+from mllm_jax.console import make_console, progress_bar, say, size_text
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
 from mllm_jax.data.images import decoder_versions
 from mllm_jax.data.rows import ImageReader
@@ -179,13 +179,13 @@ def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
     if jax.process_index() == 0:
         say(
             console,
-            f"feature cache: {count:,} images of {size} {cache.dtype} take {_bytes(need)} in {cache.directory} "
-            f"({_bytes(free)} free)",
+            f"feature cache: {count:,} images of {size} {cache.dtype} take {size_text(need)} in {cache.directory} "
+            f"({size_text(free)} free)",
         )
     if need > free:
         raise FeatureCacheError(
-            f"{cache.directory}: {count:,} images' features take {_bytes(need)}, and the disk has {_bytes(free)} "
-            "free; make room, choose another data.dir or set cache_features=False"
+            f"{cache.directory}: {count:,} images' features take {size_text(need)}, and the disk has "
+            f"{size_text(free)} free; make room, choose another data.dir or set cache_features=False"
         )
 
 
@@ -241,14 +241,6 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
-
-
-def _bytes(count: int | float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
 
 
 def _barrier(point: str) -> None:

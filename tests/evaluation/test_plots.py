@@ -563,7 +563,7 @@ def test_groups_of_similar_names_have_their_own_pictures(tmp_path, monkeypatch):
             for name in names
         ]
     (section,) = content._costs("mini", runs, tmp_path, "")
-    files = [picture.file for strip in section.parts for picture in strip.pictures]
+    files = [figure.file for part in section.parts for figure in part.figures]
     assert [(tmp_path / file).read_text() for file in files] == [
         f"visual tokens per image: {name}" for name in names
     ]

@@ -20,9 +20,8 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
     """
     if isinstance(shape, list | dict):
         if not isinstance(value, type(shape)):
-            raise ValueError(
-                f"{where} is {value!r:.60}, expected {'a list' if isinstance(shape, list) else 'an object'}"
-            )
+            wanted = "a list" if isinstance(shape, list) else "an object"
+            raise ValueError(f"{where} is not {wanted} but {value!r:.60}")
     elif not isinstance(value, shape) or (isinstance(value, bool) and shape in (int, NUMBER)):
         raise ValueError(f"{where} is {value!r:.60}")
     if isinstance(shape, list):
