@@ -129,11 +129,9 @@ def _record_check(
             return
         spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
         if lengths:
-            sizes = [
-                functools.partial(image_file_size, root, image, record.id, config.data.compat or None)
-                for image in record.images
-            ]
-            layouts = [model.visual_layout(read_size) for read_size in sizes]
+            read = functools.partial(image_file_size, root, max_pixels=config.data.max_image_pixels)
+            named = (record.id, config.data.compat or None)
+            layouts = [model.visual_layout(functools.partial(read, image, *named)) for image in record.images]
             encoded = encode_sample(spans, tokenizer, layouts, sample=record.id)
             check_slots(record.id, images, encoded.num_slots, limit)
             check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
