@@ -129,7 +129,7 @@ def train(config, directory, evaluate=True):
     side, patch = config.model.vision.image_size, model.vision.patch
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     say(
-        f"connector [bold]{config.model.connector.name}[/bold], {model.visual_layout.slot.num_tokens} visual tokens "
+        f"connector {config.model.connector.name}, {model.visual_layout.slot.num_tokens} visual tokens "
         f"per image{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
     )
 
