@@ -54,6 +54,16 @@ def answered_only(result: dict[str, Any]) -> dict[str, Any]:
     return rest | partial | note
 
 
+def _printable(result: dict[str, Any]) -> str:
+    """JSON in its own characters, or escaped where the terminal cannot show them or no encoding can."""
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(result, indent=1)
+    return text
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the score; see the module's text for the exit code."""
     if args.list:
@@ -72,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         complain(f"mllm-jax score: {error}")
         return 2
-    print(json.dumps(answered_only(result) if args.answered_only else result, indent=1, ensure_ascii=False))
+    print(_printable(answered_only(result) if args.answered_only else result))
     if not result["complete"]:
         found = {kind: entry["count"] for kind, entry in result["problems"].items()}
         complain(f"mllm-jax score: incomplete, no score is given: {found}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def read_json(path: Path, problems: Problems) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise PredictionError(f"{path}: no such file; give the path of the answer or annotation file")
+        found = "is a folder; give a file in it" if path.is_dir() else "no such file"
+        raise PredictionError(f"{path}: {found}: an answer or annotation file is needed")
     before = problems.counts.get("wrong_encoding", 0)
     text = read_text(path, problems)
     damaged = problems.counts.get("wrong_encoding", 0) > before
@@ -102,7 +104,7 @@ def read_json(path: Path, problems: Problems) -> Any:
     if damaged:
         value = _without_damage(value)
     if value == []:
-        hint = "; it looks half-written" if text.lstrip()[:1] in ("{", "[") else ""
+        hint = "; it looks half-written" if text.lstrip()[:1] in ("{", "[") and text.strip() != "[]" else ""
         raise PredictionError(
             f"{path}: no JSON found{hint}; expected JSON lines, a JSON array or a JSON object"
         )
@@ -294,6 +296,21 @@ def take(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
 def as_text(value: Any) -> str:
     """A stored answer as text: None is the empty answer, numbers and lists as `str` writes them."""
     return "" if value is None else value if isinstance(value, str) else str(value)
+
+
+def answer_text(value: Any) -> str | None:
+    """A stored answer: None is the empty answer, numbers are written out.
+
+    None for what is no answer (NaN, infinity, true or false, lists, objects), which must not count as their text.
+
+    Example:
+        >>> [answer_text(v) for v in ("cat", None, 3, float("nan"), ["cat"])]
+        ['cat', '', '3', None, None]
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if number else None
 
 
 def match_ids(

@@ -66,6 +66,10 @@ def evaluate(
     }
     for name, limit in limits.items():
         check_limit(model, name, limit)
+    for name, benchmark in benchmarks.items():
+        if isinstance(benchmark, Published) and (outside := benchmark.ungrouped):
+            said = f"{name}: sub-tasks outside the groups, with rows of their own: {', '.join(outside)}"
+            console.print(said, highlight=False, soft_wrap=True)
     summary = _earlier(out, describe(model))
     tables = []
     for name, benchmark in benchmarks.items():

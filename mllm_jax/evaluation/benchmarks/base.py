@@ -19,7 +19,7 @@ from mllm_jax.evaluation.benchmarks.judged import JudgeTask
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
-    as_text,
+    answer_text,
     by_id,
     entries,
     match_ids,
@@ -33,6 +33,17 @@ from mllm_jax.evaluation.store import Key, key_of
 from mllm_jax.inference.beam_sampling import BeamSampling
 
 MAIN, OPEN = "main", "open"
+# What files with other types or fields than they should have lead to.
+UNUSABLE = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    ZeroDivisionError,
+    RecursionError,
+)
 
 
 class BenchmarkError(ValueError):
@@ -113,6 +124,7 @@ class Benchmark(abc.ABC):
       score_options: names of the keyword options of `score`.
       id_keys: keys that may hold a question's id, the first that is there is taken.
       text_keys: the same for the answer.
+      stores_text: whether what is stored are answers in words, not grades or judgements.
       keyed: whether files may be JSON objects id -> answer (or annotation) as well as rows.
       rows_key: where the rows are if the annotations are one JSON object that holds them.
       in_annotation_order: whether answers are gone through in the annotations' order: last digits depend on it.
@@ -132,6 +144,7 @@ class Benchmark(abc.ABC):
     score_options: ClassVar[tuple[str, ...]] = ()
     id_keys: ClassVar[tuple[str, ...]] = ("question_id", "id")
     text_keys: ClassVar[tuple[str, ...]] = ("text", "answer")
+    stores_text: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
     rows_key: ClassVar[str] = ""
     in_annotation_order: ClassVar[bool] = False
@@ -158,8 +171,25 @@ class Benchmark(abc.ABC):
                 raise ValueError(f"{cls.name}: no option {key!r}; it has {list(cls.score_options)}")
         if cls.annotations_format and annotations is None:
             raise ValueError(f"{cls.name}: --annotations is needed: {cls.annotations_format}")
-        problems = Problems()
-        answers = cls.grade_files(Path(predictions), annotations and Path(annotations), problems)
+        predictions, problems = Path(predictions), Problems()
+        annotations = None if annotations is None else Path(annotations)
+        try:
+            result = cls._result(predictions, annotations, problems, options)
+            json.dumps(result, allow_nan=False)
+        except UNUSABLE as error:
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            named = any(path is not None and str(path) in said for path in (predictions, annotations))
+            if named and isinstance(error, PredictionError):
+                raise
+            files = f"{predictions}{'' if annotations is None else f' with {annotations}'}"
+            raise PredictionError(said if named else f"{files}: cannot be scored: {said}") from error
+        return result
+
+    @classmethod
+    def _result(
+        cls, predictions: Path, annotations: Path | None, problems: Problems, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        answers = cls.grade_files(predictions, annotations, problems)
         mean = ratio(earned(answers), len(answers), 100 if cls.unit == "percent" else 1)
         figures = {
             "n": len(answers),
@@ -194,11 +224,23 @@ class Benchmark(abc.ABC):
         answers = []
         for key in keys:
             item = found[key] if gold is None else cls.item(found[key], gold[key])
-            text = as_text(cls.stored(found[key], f"{predictions}: {key}"))
-            answers.append(
-                Answer(key, found[key], item, text, f"{annotations}: {key}", parsed=bool(text.strip()))
-            )
-        cls.grade_all(answers)
+            value = cls.stored(found[key], f"{predictions}: {key}")
+            text = answer_text(value) if cls.stores_text else ""
+            if text is None:
+                problems.add("unusable_answer", f"{key}: {value!r:.60} is no text")
+                text = ""
+            parsed = bool(text.strip()) or not cls.stores_text
+            answers.append(Answer(key, found[key], item, text, f"{annotations}: {key}", parsed=parsed))
+        grade = cls.grader()
+        for answer in answers:
+            try:
+                grade(answer)
+            except PredictionError:
+                raise
+            except UNUSABLE as error:
+                raise PredictionError(
+                    f"{answer.where}: cannot be graded: {type(error).__name__}: {error}"
+                ) from error
         return answers
 
     @classmethod
@@ -250,10 +292,9 @@ class Benchmark(abc.ABC):
         return annotation
 
     @classmethod
-    def grade_all(cls, answers: Sequence[Answer]) -> None:
-        """Grades answers one by one."""
-        for answer in answers:
-            cls.grade(answer)
+    def grader(cls) -> Callable[[Answer], None]:
+        """What grades the answers of a file, one after the other."""
+        return cls.grade
 
     @classmethod
     def grade(cls, answer: Answer) -> None:

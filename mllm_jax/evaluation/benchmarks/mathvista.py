@@ -197,7 +197,10 @@ class MathVista(Published):
 
     @classmethod
     def stored(cls, row: Mapping[str, Any], where: str) -> Any:
-        return row.get("extraction", row.get("response", row.get("text")))
+        extraction = row.get("extraction")
+        if extraction is not None:
+            return str(extraction) if isinstance(extraction, list) else extraction
+        return row.get("response", row.get("text"))
 
     @classmethod
     def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -213,8 +216,8 @@ class MathVista(Published):
         extraction = answer.row.get("extraction")
         stored = extraction is not None
         if not stored:
-            response = as_text(take(answer.row, ("response", "text"), answer.where)).strip()
-            extraction = quick_extraction(response, item)
+            take(answer.row, ("response", "text"), answer.where)
+            extraction = quick_extraction(answer.text.strip(), item)
         gold = as_text(item["answer"])
         said = None if extraction is None else normalize(extraction, item)
         before = None if extraction is None else normalize(extraction, item, integers_by_float=False)

@@ -115,6 +115,7 @@ class MmVet(Published):
     )
     annotations_format = "JSON id -> capabilities, or mm-vet.json"
     judged = True
+    stores_text = False
     judge = (JudgeTask("mm_vet", "gpt-4-0613", 0.0, 8, 3, "", _GRADE, _judged, _parse_grade),)
     upload = Upload("mm_vet.json", "MM-Vet's evaluator")
     files: ClassVar = {"questions": File(("mm-vet.json",), _ZIP), "images": File(("images",), _ZIP)}

@@ -105,17 +105,17 @@ class MmBench(Published):
 
     def items(self) -> Iterator[Question]:
         rows = self.rows()
-        images: dict[str, str] = {}
+        images: dict[int, str] = {}
         for row in rows:
             for name in ("index", "question", "image", "A"):
                 value_of(row, name, self.path)
             if len(row["image"]) > _SHORTEST_IMAGE:
-                images[row["index"]] = self.embedded.add_base64(row.pop("image"))
+                images[self._index(row["index"])] = self.embedded.add_base64(row.pop("image"))
         for position, row in enumerate(rows):
-            index = int(row["index"])
+            index = self._index(row["index"])
             if self.values["rounds"] == "vanilla" and index >= ROTATION:
                 continue
-            image = images.get(row["index"]) or images.get(row.get("image", ""))
+            image = images.get(index) or images.get(self._index(row.get("image", -1)))
             if image is None:
                 raise BenchmarkError(f"{self.path}: index {index} has no image; fetch the file again")
             choices = options_of(row)
@@ -134,6 +134,12 @@ class MmBench(Published):
                 truth={**choices, **known, "answer": answer},
             )
 
+    def _index(self, value: Any) -> int:
+        try:
+            return read_index(value, self.path)
+        except PredictionError as error:
+            raise BenchmarkError(str(error)) from error
+
     def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         truth = question.row["truth"]
         letter = infer_option(text, {letter: truth[letter] for letter in question.options})
@@ -144,7 +150,9 @@ class MmBench(Published):
         ordered = sorted(rows, key=lambda row: row["position"])
         header = list(ordered[0]["columns"])
         header.insert(_PREDICTION_COLUMN, "prediction")
-        cells = [{**row["columns"], "prediction": row["text"]} for row in ordered]
+        cells = [
+            {**row["columns"], "index": row["question_id"], "prediction": row["text"]} for row in ordered
+        ]
         try:
             write_xlsx(path, header, cells, numbers=("index",), texts=("prediction",))
         except ValueError as error:
@@ -233,7 +241,10 @@ class MmBench(Published):
                     cell[0] += right
                     cell[1] += 1
         first = [answer for answer in answers if answer.id < ROTATION]
-        grouping = grouped("mmbench", cells["category"], load_groups(groups))
+        table = load_groups(groups)
+        # Tables of this form have categories of their own (CCBench); a grouping that was asked for must have them all.
+        inside = {n: c for n, c in cells["category"].items() if groups or n in table["mmbench"]}
+        grouping = grouped("mmbench", inside, table)
         circular = any(answer.notes["circular"] for answer in answers)
         return {
             "n": len(questions),

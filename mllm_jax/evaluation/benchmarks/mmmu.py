@@ -7,8 +7,9 @@ headline.
 """
 
 import ast
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -137,27 +138,29 @@ class Mmmu(Published):
         return letter, "unparsed" if letter is None else "letter or option text"
 
     @classmethod
-    def grade_all(cls, answers: Sequence[Answer]) -> None:
+    def grader(cls) -> Callable[[Answer], None]:
         """In order: each unreadable answer takes the next draw."""
-        fallback = Fallback()
-        for answer in answers:
-            name = _ID.fullmatch(str(answer.id))
-            if name is None:
-                raise PredictionError(f"{answer.where}: the id is not <split>_<subject>_<number>")
-            gold, text = answer.value("ground_truth", "answer"), answer.text
-            drawn = False
-            if answer.item.get("question_type", CHOICE) != CHOICE:
-                right = open_is_right(parse_open(text), gold)
-            elif _FINAL not in answer.row:
-                options = _options(answer)
-                choice = find_choice(text, list(options), options)
-                drawn = choice is None
-                right = (fallback.draw(list(options)) if drawn else choice) == gold
-            else:
-                answer.parsed = _LETTER.fullmatch(text) is not None
-                right = text in ([gold] if isinstance(gold, str) else gold)
-            answer.credit, answer.parsed = right, answer.parsed and not drawn
-            answer.notes = {"subject": name[1], "drawn": drawn}
+        return functools.partial(cls._grade, Fallback())
+
+    @classmethod
+    def _grade(cls, fallback: Fallback, answer: Answer) -> None:
+        name = _ID.fullmatch(str(answer.id))
+        if name is None:
+            raise PredictionError(f"{answer.where}: the id is not <split>_<subject>_<number>")
+        gold, text = answer.value("ground_truth", "answer"), answer.text
+        drawn, parsed = False, True
+        if answer.item.get("question_type", CHOICE) != CHOICE:
+            right = open_is_right(parse_open(text), gold)
+        elif _FINAL not in answer.row:
+            options = _options(answer)
+            choice = find_choice(text, list(options), options)
+            drawn = choice is None
+            right = (fallback.draw(list(options)) if drawn else choice) == gold
+        else:
+            parsed = _LETTER.fullmatch(text) is not None
+            right = text in ([gold] if isinstance(gold, str) else gold)
+        answer.credit, answer.parsed = right, parsed and not drawn
+        answer.notes = {"subject": name[1], "drawn": drawn}
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:

@@ -223,6 +223,12 @@ class Published(Benchmark):
     def _groups(self) -> Mapping[str, Entry]:
         return load_groups().get(self.grouping or self.name, {})
 
+    @property
+    def ungrouped(self) -> list[str]:
+        """Sub-tasks that the groups of this benchmark do not have."""
+        abilities = dict.fromkeys(question.row.get("ability", "") for question in self.questions)
+        return [name for name in abilities if self._groups and name and name not in self._groups]
+
     # --- files ----------------------------------------------------------------------------------------------------
 
     def paths(self, role: str) -> list[Path]:

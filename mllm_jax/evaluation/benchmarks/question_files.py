@@ -10,6 +10,7 @@ import bisect
 import collections
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from mllm_jax.evaluation.table_files import read_table
 
 _ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the table's file
 _BATCH = 16  # rows of a Parquet file that are decoded at once
+_DATA_URI = re.compile(r"^data:image/[\w.+-]+;base64,")
 _KEPT = 8  # columns of row groups that stay in memory: the images of a question and its neighbours
 
 
@@ -173,7 +175,9 @@ class EmbeddedImages:
             file, row, column = self._cells[name]
             return file.image(row, column)
         try:
-            return base64.b64decode(self._texts[name], validate=True)
+            # Cells may be wrapped, or be data URIs.
+            text = "".join(self._texts[name].split())
+            return base64.b64decode(_DATA_URI.sub("", text), validate=True)
         except (binascii.Error, ValueError) as error:
             raise BenchmarkError(f"image {name}: not base64: {error}; fetch the table again") from error
 

@@ -179,6 +179,7 @@ class VideoQa(Benchmark):
     answers_format = "judgements: JSON id -> [{pred, score}, item], or JSON lines {id, judgement or content}"
     id_keys = ("id", "question_id")
     not_asked = NO_VIDEOS
+    stores_text = False
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:

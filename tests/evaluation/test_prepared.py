@@ -1,7 +1,7 @@
 """Benchmarks prepared as tensorflow-datasets data give the same prompts, pictures, scores and uploads."""
 
 import pytest
-from test_runners_published import answer, mmbench, mmmu, refcoco, submission, textvqa
+from test_published import answer, mmbench, mmmu, refcoco, submission, textvqa
 
 from mllm_jax.data.reading import DataError
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
