@@ -14,6 +14,7 @@ The exit code is 0 for a complete score, 1 for an incomplete one and 2 if the fi
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 

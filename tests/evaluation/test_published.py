@@ -61,8 +61,10 @@ def parquet(path, rows, pictures, group=2):
 
 
 def answer(benchmark, directory, texts):
-    """Stores answers as `answer.py` does; `texts` is one text per prompt."""
+    """Stores answers as `answer.py` does; `texts` is one text per prompt, or id -> text."""
     directory.mkdir(exist_ok=True)
+    if isinstance(texts, dict):
+        texts = [texts[question.row["question_id"]] for question in benchmark.questions]
     with AnswerFile(directory / "predictions.jsonl") as file:
         for question, text in zip(benchmark.questions, texts, strict=True):
             file.append(benchmark.answer_row(question, text))
@@ -212,6 +214,30 @@ def test_mmbench_vanilla_and_chinese(tmp_path):
     chinese = read_benchmark("mmbench_cn", tmp_path)
     assert prompts(chinese)[2] == "Color?\nA. red\nB. blue\nC. green\n请直接回答选项字母。"
     assert chinese.questions[0].row["group"] == "coarse"
+
+
+def test_mmbench_tables_of_others(tmp_path):
+    """Wrapped and data-URI base64, indices that pandas wrote as floats, categories of their own (CCBench)."""
+    rows = mmbench_rows()
+    wrapped = "\n".join(rows[0][9][i : i + 76] for i in range(0, len(rows[0][9]), 76))
+    rows[0][9], rows[1][9] = wrapped, f"data:image/png;base64,{rows[1][9]}"
+    rows[3][9] = "9.0"
+    for row in rows:
+        row[0] = f"{row[0]}.0"
+        row[8] = row[8].replace("image_style", "cultural_relic")
+    mmbench(tmp_path, rows=rows)
+    benchmark = read_benchmark("mmbench", tmp_path)
+    assert [question.row["question_id"] for question in benchmark.questions][:2] == [7, 9]
+    images = [benchmark.read_image(question.images[0]) for question in benchmark.questions]
+    assert images[:2] == [png(1), png(2)]
+    assert benchmark.ungrouped == ["cultural_relic"]
+    scores = answer(benchmark, tmp_path / "out", {7: "B", 1000007: "A", 9: "A", 1000009: "C", 2000009: "B"})
+    assert (scores["score"], scores["groups"]) == (1.0, {"coarse": 1.0})
+    assert scores["subtasks"] == {"image_scene": 1.0, "cultural_relic": 1.0}
+    names = [row.name for row in score_rows(scores, ability_groups(benchmark))]
+    assert names == ["all", "coarse", "image_scene", "cultural_relic"]
+    upload = read_table(submission(benchmark, tmp_path / "out"), Problems())
+    assert [row["index"] for row in upload] == ["7", "9", "1000007", "1000009", "2000009"]
 
 
 def test_mmbench_without_answers_is_only_uploaded(tmp_path):

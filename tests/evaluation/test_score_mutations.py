@@ -17,12 +17,25 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_score_fuzz import FILES
+import test_score_fuzz
 
 from mllm_jax.cli.main import main
 from mllm_jax.evaluation import caption_java
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 
+
+def _q_bench_a3(d, texts):
+    rows = [
+        {"img_path": f"{i}.jpg", "gt_score": score, "logit_good": good, "logit_poor": 10.0}
+        for i, (score, good) in enumerate([(1.0, 9.0), (2.5, 12.0), (4.0, 11.0)])
+    ]
+    for name in ("spaq", "koniq", "flive", "livec", "cgi", "agi", "kadid"):
+        (d / "p").mkdir(exist_ok=True)
+        _write(d / "p" / f"{name}.json", rows, False)
+    return d / "p", None
+
+
+FILES = {**test_score_fuzz.FILES, "q_bench_a3": _q_bench_a3}
 TEXTS = ["A", "(B) dog", "yes", "cat", "[0.1, 0.2, 0.3, 0.4]"]
 GRADES = {"llava_bench": ["8 9", "7 7"], "mm_vet": [0.5, 0.25], "msvd_qa": ["{'pred': 'no', 'score': 2}"]}
 GRADES["video_chatgpt"] = GRADES["msvd_qa"]
@@ -145,6 +158,18 @@ def test_one_changed_field(name, monkeypatch, tmp_path):
         if wrong:
             found.append(f"{change}: {wrong}")
     assert not found
+
+
+def test_q_bench_a3(tmp_path, capsys):
+    _q_bench_a3(tmp_path, None)
+    assert main(["score", "q_bench_a3", "--predictions", str(tmp_path / "p")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["n"], result["unparsed"]) == (21, 0)
+    # Ranks 1 2 3 and 1 3 2; the softmax is nearly linear at a temperature of 100.
+    assert result["score"] == pytest.approx(0.5)
+    assert result["mean_plcc"] == pytest.approx(0.6547, abs=1e-3)
+    (tmp_path / "p" / "kadid.json").unlink()
+    assert main(["score", "q_bench_a3", "--predictions", str(tmp_path / "p")]) == 1
 
 
 def test_what_is_no_answer_does_not_count_as_its_text(tmp_path, capsys):

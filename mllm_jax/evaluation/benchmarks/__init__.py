@@ -25,7 +25,7 @@ from mllm_jax.evaluation.benchmarks.llava_bench import LlavaBench
 from mllm_jax.evaluation.benchmarks.mathvista import MathVista
 from mllm_jax.evaluation.benchmarks.mini import Mini
 from mllm_jax.evaluation.benchmarks.mm_vet import MmVet
-from mllm_jax.evaluation.benchmarks.mmbench import MmBench, MmBenchCn
+from mllm_jax.evaluation.benchmarks.mmbench import CcBench, MmBench, MmBenchCn
 from mllm_jax.evaluation.benchmarks.mme import Mme
 from mllm_jax.evaluation.benchmarks.mmmu import Mmmu
 from mllm_jax.evaluation.benchmarks.mmmu_pro import MmmuPro, MmmuProVision
@@ -33,6 +33,7 @@ from mllm_jax.evaluation.benchmarks.nextqa import NextQa
 from mllm_jax.evaluation.benchmarks.pope import Pope
 from mllm_jax.evaluation.benchmarks.published import Published
 from mllm_jax.evaluation.benchmarks.q_bench import QBench, QBenchZh
+from mllm_jax.evaluation.benchmarks.q_bench_a3 import QBenchA3
 from mllm_jax.evaluation.benchmarks.refcoco import (
     RefCoco,
     RefCocoG,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "blink": Blink,
     "caption": Caption,
     "captions": Captions,
+    "ccbench": CcBench,
     "chartqa": ChartQa,
     "gqa": Gqa,
     "llava_bench": LlavaBench,
@@ -73,6 +75,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
     "ok_vqa": OkVqa,
     "pope": Pope,
     "q_bench": QBench,
+    "q_bench_a3": QBenchA3,
     "q_bench_zh": QBenchZh,
     "refcoco": RefCoco,
     "refcoco+": RefCocoPlus,

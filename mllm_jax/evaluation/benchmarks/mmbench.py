@@ -113,7 +113,7 @@ class MmBench(Published):
                 images[self._index(row["index"])] = self.embedded.add_base64(row.pop("image"))
         for position, row in enumerate(rows):
             index = self._index(row["index"])
-            if self.values["rounds"] == "vanilla" and index >= ROTATION:
+            if self.values.get("rounds") == "vanilla" and index >= ROTATION:
                 continue
             image = images.get(index) or images.get(self._index(row.get("image", -1)))
             if image is None:
@@ -301,3 +301,18 @@ class MmBenchCn(MmBench):
         )
     }
     instruction = "请直接回答选项字母。"
+
+
+class CcBench(MmBenchCn):
+    """CCBench: Chinese culture, a table of MMBench's form with categories of its own and no rotations."""
+
+    name = "ccbench"
+    folder_name = ""
+    grouping = ""
+    upload = Upload("{name}.xlsx", "VLMEvalKit's evaluation of CCBench")
+    options: ClassVar = {}
+    files: ClassVar = {
+        "questions": File(
+            ("CCBench.tsv",), "https://opencompass.openxlab.space/utils/benchmarks/MMBench_V11/CCBench.tsv"
+        )
+    }
