@@ -7,14 +7,8 @@ prepared, submitted and judged.
 import difflib
 from pathlib import Path
 
-from mllm_jax.evaluation.benchmarks.base import (
-    MAIN,
-    OPEN,
-    Answer,
-    Benchmark,
-    BenchmarkError,
-    Question,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer
+from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.blink import Blink
 from mllm_jax.evaluation.benchmarks.caption import Caption
 from mllm_jax.evaluation.benchmarks.captions import Captions

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, value_of
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text

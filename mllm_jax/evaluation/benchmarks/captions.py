@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation import caption_java, caption_metrics, ptb_tokenizer
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, BenchmarkError, Question
+from mllm_jax.evaluation.benchmarks.answers import Answer
+from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload
 from mllm_jax.evaluation.benchmarks.question_files import read_json as read_question_json
 from mllm_jax.evaluation.predictions import (

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import File, Upload, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask, required
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, value_of
 from mllm_jax.evaluation.predictions import (

@@ -10,14 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import (
-    Answer,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    ratio,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered, value_of
 from mllm_jax.evaluation.edit_distance import most_similar

@@ -11,17 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import (
-    MAIN,
-    OPEN,
-    Answer,
-    Benchmark,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    ratio,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio
+from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
 from mllm_jax.evaluation.option_match import LETTERS, match_option, plain
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, take

@@ -9,15 +9,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import (
-    Answer,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    ratio,
-    unread,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, unread
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import (
     LETTER,
     File,

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from mllm_jax import files
 from mllm_jax.data import reading
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question
+from mllm_jax.evaluation.benchmarks.answers import Answer
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, Upload
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, confusion
 from mllm_jax.evaluation.grouping import group_scores, load_groups

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.mmmu_parse import (
     Fallback,
     find_choice,

@@ -9,16 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import (
-    Answer,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    ratio,
-    tally,
-    unread,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.mmmu_parse import read_options, strip_ends
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
 from mllm_jax.evaluation.option_match import LETTERS

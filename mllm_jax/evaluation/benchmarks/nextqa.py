@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
 from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text, take

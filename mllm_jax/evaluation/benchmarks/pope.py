@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, value_of
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, rates
 from mllm_jax.evaluation.predictions import (

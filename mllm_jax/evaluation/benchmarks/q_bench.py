@@ -9,14 +9,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import (
-    Answer,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    tally,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, tally
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
 from mllm_jax.evaluation.option_match import LETTERS, match_option
 from mllm_jax.evaluation.predictions import (

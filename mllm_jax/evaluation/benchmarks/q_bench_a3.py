@@ -12,7 +12,8 @@ from typing import Any
 
 from scipy.stats import pearsonr, spearmanr
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark
+from mllm_jax.evaluation.benchmarks.answers import Answer
+from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.predictions import PredictionError, Problems, by_id, read_annotation_rows, read_rows
 
 # The order of the official table.

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from PIL import Image, ImageDraw
 
 from mllm_jax.data.images import decode_image
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, value_of
 from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.predictions import Problems, as_text
 
 TOLERANCE = 0.05

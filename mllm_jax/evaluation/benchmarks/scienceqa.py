@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, lettered, value_of
 from mllm_jax.evaluation.benchmarks.question_files import read_json
 from mllm_jax.evaluation.option_match import LETTERS as ALL_LETTERS

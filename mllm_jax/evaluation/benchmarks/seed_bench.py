@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import (
     LETTER,
     SHORT_TOKENS,

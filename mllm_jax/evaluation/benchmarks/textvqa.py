@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Benchmark, earned, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio
+from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask
 from mllm_jax.evaluation.predictions import (
     PredictionError,

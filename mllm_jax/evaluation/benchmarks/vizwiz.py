@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, Question, rates, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, rates, tally
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import SHORT, File, Option, Upload, value_of
 from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
 from mllm_jax.evaluation.predictions import Problems, as_text, by_id, read_annotation_rows, take

@@ -8,16 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.base import (
-    Answer,
-    Benchmark,
-    BenchmarkError,
-    Question,
-    earned,
-    rates,
-    ratio,
-    tally,
-)
+from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.mini import same_answer
 from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
 from mllm_jax.evaluation.predictions import Problems, as_text

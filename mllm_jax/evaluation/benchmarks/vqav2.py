@@ -8,7 +8,8 @@ worth.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.base import Answer, BenchmarkError, Question, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, tally
+from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.published import (
     LONG_TOKENS,
     SHORT,

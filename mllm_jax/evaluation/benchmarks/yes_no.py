@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mllm_jax.evaluation.benchmarks.base import ratio
+from mllm_jax.evaluation.benchmarks.answers import ratio
 
 ANSWERS = ("Yes", "No")
 
