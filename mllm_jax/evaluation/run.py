@@ -68,8 +68,9 @@ def evaluate(
         check_limit(model, name, limit)
     for name, benchmark in benchmarks.items():
         if isinstance(benchmark, Published) and (outside := benchmark.ungrouped):
-            said = f"{name}: sub-tasks outside the groups, with rows of their own: {', '.join(outside)}"
-            console.print(said, highlight=False, soft_wrap=True)
+            say(
+                console, f"{name}: sub-tasks outside the groups, with rows of their own: {', '.join(outside)}"
+            )
     summary = _earlier(out, describe(model))
     tables = []
     for name, benchmark in benchmarks.items():
