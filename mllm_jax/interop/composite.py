@@ -5,7 +5,6 @@ such as Dense Connector; the vision tower is usually beside it), `honeybee`.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +78,8 @@ def part_config(
       ValueError: a model_type that is not supported.
     """
     outer = fields.get("model_type")
+    if not isinstance(outer, str | None):
+        raise ValueError(f"{where}: model_type={outer!r} must be a name")
     if outer not in table and isinstance(fields.get(part), dict):
         fields = dict(fields[part])
         fields["model_type"] = fields.get("model_type") or PART_TYPES.get((outer, part))
@@ -108,7 +109,7 @@ def _three(processor: Mapping[str, Any], key: str, path: object) -> tuple[float,
     values = processor.get(key)
     if (
         not isinstance(values, list)
-        or [type(v) in (int, float) and math.isfinite(v) for v in values] != [True] * 3
+        or [type(v) in (int, float) and abs(v) < 1e6 for v in values] != [True] * 3
     ):
         raise ValueError(f"{path}: the image processor's {key}={values!r} must be three numbers")
     return tuple(float(value) for value in values)
@@ -188,13 +189,14 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
             "tower; only patch features are supported"
         )
     layer, connector, options = fields.get("vision_feature_layer", -2), "mlp2x_gelu", ()
+    layers = layer if isinstance(layer, list) and layer else [layer]
+    if any(type(each) is not int for each in layers):
+        raise ValueError(f"{where}: vision_feature_layer={layer!r} must be whole numbers")
     if isinstance(layer, list) and layer:  # features of several layers on the channel axis
         if len(layer) > 1:
             connector = "sci"
             options = (("layers", tuple(vision.resolve_layer(k) for k in layer[1:])),)
         layer = layer[0]
-    if type(layer) is not int:
-        raise ValueError(f"{where}: vision_feature_layer={layer!r} must be whole numbers")
     model = _model(vision, llm, select_layer=layer, connector=connector, connector_options=options)
     return Composite("llava-hf", model, vision_family, llm_family, None, vocab)
 

@@ -141,8 +141,10 @@ def _value(name: str, hint: Any, value: Any) -> Any:
                 return tuple(_value(name, each, item) for each, item in zip(items, value, strict=True))
         if typing.Any in options:
             return tuple(_value(name, Any, item) for item in value)
-    elif typing.Any in options or type(value) in options or (type(value) is int and float in options):
+    elif typing.Any in options or type(value) in options:
         return value
+    elif type(value) is int and float in options and abs(value) < 1 << 53:
+        return float(value)
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise ValueError(f"{FILE}: {name}={value!r} must be {wanted}")
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mllm_jax import interop
 from mllm_jax.interop import families, llava_fields
 from mllm_jax.interop.composite import LLAVA_HF, read_composite
 from mllm_jax.interop.families.base import INERT, OFF, _defaults
@@ -81,13 +82,26 @@ def test_what_no_family_here_has_is_refused(key):
         ({"hidden_size": True}, "hidden_size=True"),
         ({"vocab_size": 10**12}, "MLLM_JAX_MAX_VOCABULARY"),
         ({"num_attention_heads": 8, "num_key_value_heads": 5, "head_dim": 4}, "do not fit each other"),
-        ({"rms_norm_eps": float("nan")}, "eps is nan"),
+        ({"rms_norm_eps": float("nan")}, "eps=nan is not a number"),
+        ({"rms_norm_eps": 7.0}, "eps is 7.0"),
+        ({"rope_theta": 1e308}, "rope_theta=1e.308 is not a number"),
+        ({"num_labels": 10**9, "hidden_act": "x"}, "hidden_act='x'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}}, "rope_parameters"),
         ({"hidden_act": "relu6"}, "hidden_act='relu6'"),
     ],
 )
 def test_settings_of_llms_that_we_do_not_compute(change, message):
     with pytest.raises(ValueError, match=message):
         families.LLMS["llama"].config(change)
+
+
+@pytest.mark.parametrize("value", [["llama"], {}, 3, None])
+def test_a_type_that_is_no_name_gives_a_message(value, tmp_path):
+    with pytest.raises(ValueError, match="model_type"):
+        llava_hf(tmp_path, text_config={**TEXT, "model_type": value or "no"})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": value}))
+    with pytest.raises(ValueError, match="model_type"):
+        interop.llm_config(tmp_path)
 
 
 def test_an_image_of_a_billion_pixels_is_refused_and_the_limit_can_be_raised(monkeypatch):

@@ -44,7 +44,10 @@ def places(value, path=()):
 def mutated(value, rng):
     """A copy with one entry replaced, removed or added."""
     value = json.loads(json.dumps(value))
-    path = rng.choice([place for place in places(value) if place])
+    found = [place for place in places(value) if place]
+    if not found:
+        return value
+    path = rng.choice(found)
     parent = value
     for key in path[:-1]:
         parent = parent[key]

@@ -25,7 +25,7 @@ def for_type(table: Mapping[str, Family], model_type: Any, where: str) -> Family
     Raises:
       ValueError: not supported; the supported ones are named.
     """
-    if model_type not in table:
+    if not isinstance(model_type, str) or model_type not in table:
         raise ValueError(
             f"{where}: model_type {model_type!r} is not supported; supported: {', '.join(table)}"
         )

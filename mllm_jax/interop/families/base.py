@@ -3,12 +3,12 @@
 import copy
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mllm_jax import limits
 from mllm_jax.interop.rules import Rule
+from mllm_jax.models.rope import frequencies
 
 Json = Mapping[str, Any]
 
@@ -152,24 +152,67 @@ def check_sizes(fields: Json) -> None:
         limits.check(name, value, key)
 
 
+_COUNTS = (
+    "width",
+    "depth",
+    "heads",
+    "mlp_width",
+    "patch",
+    "image_size",
+    "vocab",
+    "kv_heads",
+    "head_width",
+    "max_positions",
+)
+_LARGEST = 1e30  # of any number of a config, as they are computed with in float32
+
+
 def check_geometry(config: Any) -> None:
     """Refuses a config whose parts do not fit each other.
 
     Raises:
       ValueError: naming what does not.
     """
+    for name in _COUNTS:
+        value = getattr(config, name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}={value!r} must be a positive whole number")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, float) and not abs(each) < _LARGEST:
+                raise ValueError(f"{field.name}={value!r} is not a number that float32 can hold")
+    if not isinstance(config.eps, int | float) or not 0 <= config.eps < 1:
+        raise ValueError(f"the norms' eps is {config.eps}")
     if hasattr(config, "patch"):
         fits = config.width % config.heads == 0 and config.patch <= config.image_size
         what = f"width {config.width}, {config.heads} heads, patches of {config.patch} in {config.image_size} pixels"
     else:
         fits = config.heads % config.kv_heads == 0 and config.head_width % 2 == 0
         what = f"{config.heads} heads of {config.head_width}, {config.kv_heads} key-value heads"
-        if not 0 < config.rope_theta < math.inf:
-            raise ValueError(f"rope_theta={config.rope_theta} must be positive")
+        _check_positions(config)
     if not fits:
         raise ValueError(f"these sizes do not fit each other: {what}")
-    if not 0 <= config.eps < math.inf:
-        raise ValueError(f"the norms' eps is {config.eps}")
+
+
+def _check_positions(config: Any) -> None:
+    if not 0 < config.rope_theta < _LARGEST:
+        raise ValueError(f"rope_theta={config.rope_theta} must be positive and below {_LARGEST:g}")
+    if not all(type(window) is int and window >= 0 for window in config.windows):
+        raise ValueError(f"sliding_window={config.windows[0]!r} must be a whole number")
+    if (scale := config.attention_scale) is not None and not (isinstance(scale, int | float) and scale > 0):
+        raise ValueError(f"query_pre_attn_scalar gives an attention scale of {scale}; it must be positive")
+    for key, value in config.rope_scaling:
+        number = isinstance(value, int | float) and abs(value) < _LARGEST
+        if key != "rope_type" and value is not None and not number:
+            raise ValueError(f"rope_parameters: {key}={value!r} must be a number")
+    try:
+        frequencies(
+            config.rope_theta, int(config.head_width * config.rotary_fraction), dict(config.rope_scaling)
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"rope_parameters {dict(config.rope_scaling)} cannot be used ({told})") from error
 
 
 @functools.cache
@@ -195,6 +238,8 @@ def complete(model_type: str, fields: Json) -> dict[str, Any]:
     """
     known = {key: value for key, value in fields.items() if key not in ("transformers_version", "model_type")}
     known = copy.deepcopy(known)  # transformers writes into nested settings
+    for labels in ("num_labels", "id2label", "label2id"):  # of a classifier; transformers makes as many names
+        known.pop(labels, None)
     try:
         return _config_classes()[model_type](**known).to_dict()
     except Exception as error:  # transformers' validation has its own exception types
