@@ -169,7 +169,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
 
     drawn = []
     monkeypatch.setattr(train, "train_stage", stop)
-    monkeypatch.setattr(train.plots, "plot_losses", full)
+    monkeypatch.setattr(train.losses, "plot_losses", full)
     with pytest.raises(CheckpointError, match="could not be written"):
         train.train(tiny_config, tmp_path / "run", evaluate=False)
     assert drawn == [tmp_path / "run" / "loss.png"]

@@ -177,7 +177,7 @@ def init(config: ModelConfig, rng: Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, without computing anything."""
-    return jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))  # the key too is traced: no array is made
 
 
 def apply(

@@ -74,12 +74,12 @@ def llama_7b(config, directory):
 
 
 def test_a_7b_stage_is_lowered_without_an_array(tiny_config, tmp_path, mesh):
-    before, arrays = psutil.Process().memory_info().rss, len(jax.live_arrays())
+    before = psutil.Process().memory_info().rss
     plan = StagePlan(llama_7b(tiny_config, tmp_path / "7b"), "finetune", mesh)
-    assert paths.count(plan.state.params) > 6.7e9
-    text = plan.lower().as_text()
+    with jax.transfer_guard("disallow_explicit"):  # a mesh that is not here could not hold even a scalar
+        assert paths.count(plan.state.params) > 6.7e9
+        text = plan.lower().as_text()
     assert "tensor<32x4096x11008xf32>" in text
-    assert len(jax.live_arrays()) - arrays < 10  # no parameter among them
     assert psutil.Process().memory_info().rss - before < 1 << 30  # the parameters alone would take 27 GB
 
 
