@@ -30,7 +30,7 @@ from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
-from mllm_jax.training import preflight
+from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
@@ -59,7 +59,7 @@ def train_stage(plan, batches, params, directory):
     if checkpoints.steps():
         state, position = checkpoints.restore(checkpoints.steps()[-1], plan.state)
         batches.set_state(position)
-        say(f"stage {name}: continuing after step {int(state.step)}")
+        say(f"stage {name}: continuing after update {int(state.step)}")
     else:
         state = plan.create_state(params)
     start = int(state.step)
@@ -126,12 +126,8 @@ def train(config, directory, evaluate=True):
     preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
     if evaluate:
         check_benchmarks(config, tokenizer)
-    side, patch = config.model.vision.image_size, model.vision.patch
-    unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
-    say(
-        f"connector {config.model.connector.name}, {model.visual_layout.slot.num_tokens} visual tokens "
-        f"per image{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
-    )
+    for line in announce.model_lines(config, model, mesh):
+        say(line)
 
     with use_mesh(mesh), workdir.open_run(directory, resolved(config)):
         # ------------------------------------------------------------------- stages; finished ones are skipped
@@ -143,6 +139,8 @@ def train(config, directory, evaluate=True):
             params = load_stage(directory / "params" / finished[-1], config, model, mesh)
             say(f"stage {finished[-1]}: done before")
         sources = {name: prepare_sources(config, name, model, tokenizer, directory) for name in remaining}
+        for line in announce.length_lines(config, model, tokenizer, sources):
+            say(line)
         for name in remaining:
             stage = config.stages[name]
             params = starting_params(config, model, name, params)

@@ -1,0 +1,60 @@
+"""What a run says of itself before it starts: its model, and how long its stages are."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mllm_jax.data.samples import Source
+from mllm_jax.models import mllm, paths
+from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.training.sources import stage_iterator
+
+FEW_STEPS = 50  # with fewer, a new connector has learned nothing yet
+
+
+def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[str]:
+    """Yields the connector and the devices, and the connector's size where it is larger than the LLM."""
+    name, side, patch = config.model.connector.name, config.model.vision.image_size, model.vision.patch
+    unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
+    yield (
+        f"connector {name}, {model.visual_layout.slot.num_tokens} visual tokens per image{unseen}, "
+        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+    )
+    params = mllm.abstract_params(model)
+    connector, llm = paths.count(params["connector"]), paths.count(params["llm"])
+    if connector > llm:
+        yield (
+            f"connector {name} has {connector:,} parameters, more than the LLM's {llm:,}, and its steps cost "
+            f"accordingly; the options config.model.connector.{name}.* set its size (docs/connectors.md)"
+        )
+
+
+def length_lines(
+    config: ConfigDict, model: ModelConfig, tokenizer: Any, sources: Mapping[str, Mapping[str, Source]]
+) -> Iterator[str]:
+    """Yields how many steps each stage takes, and which key changes that where they are few.
+
+    Args:
+      sources: prepared data sets by name, of each stage that is still to be trained.
+    """
+    for name, prepared in sources.items():
+        stage = config.stages[name]
+        if stage.steps:
+            yield f"stage {name}: {stage.steps:,} steps of {stage.batch_size} samples"
+            continue
+        batches = stage_iterator(config, stage, model, tokenizer, dict(prepared))
+        epochs = f"{stage.epochs} epoch" + "s" * (stage.epochs > 1)
+        samples, steps = batches.num_samples // stage.epochs, batches.num_batches
+        yield (
+            f"stage {name}: {steps:,} steps ({samples:,} samples x {epochs} / batch size {stage.batch_size})"
+        )
+        if steps < FEW_STEPS:
+            key = f"--config.stages.{name}"
+            yield (
+                f"stage {name}: {steps} steps teach little; more: {key}.epochs={stage.epochs * -(-FEW_STEPS // steps)} "
+                f"(or more still, or {key}.steps, or a smaller {key}.batch_size), from weights that have learned to "
+                "see: docs/data.md, 'With few images'"
+            )
