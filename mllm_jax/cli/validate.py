@@ -5,10 +5,11 @@
     mllm-jax validate --json data.json --images images/ --template vicuna_v1 \\
         --tokenizer path/to/tokenizer --seq-len 2048 --tokens-per-image 576
 
-The exit code is 0 if nothing is wrong and 1 otherwise.
+The exit code is 0 if nothing is wrong, 1 if there is a problem, 2 if the command itself cannot be carried out.
 """
 
 import argparse
+import os
 import time
 
 from rich.console import Console
@@ -53,13 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Validates; returns 1 if there is any problem, 2 for options that do not go together."""
+    """Validates; returns 1 if there is any problem, 2 for a missing path or options that do not go together."""
     console = make_console()
     try:
         layout = _layout(args)
     except (ValueError, OSError) as error:
         complain(f"mllm-jax validate: {error}")
         return 2
+    for option, path in (("--json", args.json), ("--images", args.images)):
+        if path is not None and not os.path.exists(path):
+            complain(f"mllm-jax validate: {option} {path}: no such file or folder")
+            return 2
     started = time.perf_counter()
     if asked := _benchmark(args.json):
         return _validate_questions(asked, args, console)
@@ -171,7 +176,8 @@ def _show(report: Report, console: Console, show: int, seconds: float) -> None:
             rows.append(("...", f"and {len(problems) - show} more"))
         print_table(console, ("sample", "problem"), rows, f"{kind}: {len(problems)}", text_columns=2)
     affected = f"{report.samples - report.sound} of {report.samples} samples affected"
-    say(console, f"{len(report.problems)} problems; {affected}.", "bold red")
+    count = len(report.problems)
+    say(console, f"{count} problem{'s' * (count != 1)}; {affected}.", "bold red")
     if report.broken:
         say(
             console,

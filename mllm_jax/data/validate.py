@@ -130,7 +130,7 @@ def validate(
     sizes: list[tuple[int, int]] = []
     if image_root is None:
         problems += [
-            Problem("no-image-folder", record.id, "has images but no image folder was given")
+            Problem("no-image-folder", record.id, "has images but no image folder was given (--images)")
             for record in records
             if record.images
         ]

@@ -40,6 +40,7 @@ def length_lines(
     Args:
       sources: prepared data sets by name, of each stage that is still to be trained.
     """
+    short = {}
     for name, prepared in sources.items():
         stage = config.stages[name]
         if stage.steps:
@@ -52,9 +53,10 @@ def length_lines(
             f"stage {name}: {steps:,} steps ({samples:,} samples x {epochs} / batch size {stage.batch_size})"
         )
         if steps < FEW_STEPS:
-            key = f"--config.stages.{name}"
-            yield (
-                f"stage {name}: {steps} steps teach little; more: {key}.epochs={stage.epochs * -(-FEW_STEPS // steps)} "
-                f"(or more still, or {key}.steps, or a smaller {key}.batch_size), from weights that have learned to "
-                "see: docs/data.md, 'With few images'"
-            )
+            short[name] = stage.epochs * -(-FEW_STEPS // steps)
+    if short:
+        keys = " ".join(f"--config.stages.{name}.epochs={epochs}" for name, epochs in short.items())
+        yield (
+            f"fewer than {FEW_STEPS} steps teach little: give {keys} or more (or stages.*.steps, or a smaller "
+            "stages.*.batch_size), or start from weights that have learned to see (docs/data.md, 'With few images')"
+        )

@@ -213,6 +213,18 @@ def test_options_that_do_not_go_together(folder, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_path_that_is_not_there_is_one_message(folder, capsys):
+    path = write(folder, [entry("a")])
+    for wrong in (
+        ["--json", str(folder / "dta.json")],
+        ["--json", str(path), "--images", str(folder / "pics")],
+    ):
+        assert main(["validate", *wrong]) == 2
+        output = capsys.readouterr()
+        assert f"{wrong[-2]} {wrong[-1]}: no such" in output.err
+        assert not output.out
+
+
 def test_unknown_and_missing_verbs_show_the_table(capsys):
     assert main(["validat"]) == 2
     assert "did you mean 'validate'?" in capsys.readouterr().err
