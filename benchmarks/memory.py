@@ -44,7 +44,7 @@ def train_step(optimizer: str) -> jax.stages.Compiled:
     trained, frozen = paths.split(mllm.abstract_params(MODEL), ("connector/.*", "llm/.*"))
     made, _ = make_optimizer(stage, trained, 10)
     state = jax.eval_shape(lambda params: step.init_state(params, made), trained)
-    batch = Batch.spec(2, length=128, slots=1, image_size=MODEL.image_size)
+    batch = Batch.spec(2, length=128, slots=1, image_size=MODEL.visual_layout.slot.size)
     given = (
         step.with_shardings(state, step.state_shardings(state, mesh, MODEL)),
         step.with_shardings(frozen, param_shardings(frozen, mesh, MODEL)),
