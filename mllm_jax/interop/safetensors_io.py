@@ -2,6 +2,10 @@
 
 Layout (https://github.com/huggingface/safetensors): 8 bytes little-endian header length, a JSON header
 {name: {dtype, shape, data_offsets}}, then the bytes of the tensors.
+
+The package `safetensors` writes a file from tensors that are all in memory at once. A 70B model does not fit there
+beside what it is made from, so tensors are written here as they come; and headers of strangers are checked against
+the file's size before anything is allocated.
 """
 
 import json
