@@ -160,9 +160,12 @@ def _load_run(directory: pathlib.Path, stage: str | None):
     config = saved_config(directory)
     finished = runs.finished_stages(directory, config)
     if not finished or (stage and stage not in finished):
-        wanted = f"stage {stage!r} is not" if stage else "no stage is"
-        raise FileNotFoundError(f"{directory}: {wanted} finished; finished: {', '.join(finished) or 'none'}")
+        wanted = f"stage {stage!r} is not" if stage and finished else "no stage is"
+        others = f"; finished: {', '.join(finished)}" if finished else ""
+        raise FileNotFoundError(f"{directory}: {wanted} finished{others}")
     name = stage or finished[-1]
+    if not stage and name != (last := config.stage_order[-1]):
+        complain(f"{directory}: stage {last!r} is not finished; the model after stage {name!r} is taken")
     model = runs.model_config(config)
     params = runs.stage_params(directory / "params" / name, model)
     if runs.is_quantized(config.stages[name]):

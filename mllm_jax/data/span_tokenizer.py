@@ -113,7 +113,16 @@ class SpanTokenizer:
 
         Tokenizers keep ``special`` tokens apart from text by themselves; chat markers that a vocabulary
         holds as ordinary added tokens are cut after their first character instead.
+
+        Raises:
+            ValueError: the text cannot be encoded; says why.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                "holds half a character (a lone surrogate such as \\ud83d), which no tokenizer takes; mend it"
+            ) from error
         encode = {"start": self.start, "special": self.after_special, "middle": self.middle}[context]
         ids = encode(text)
         spelled = [marker for marker, index in markers.items() if len(marker) > 1 and index in ids]

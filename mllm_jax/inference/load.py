@@ -78,10 +78,12 @@ def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, 
     stage = stage or config.stage_order[-1]
     if stage not in config.stage_order:
         raise ConfigError(f"stage {stage!r}: {directory} has {', '.join(config.stage_order)}")
+    tokenizer = load_tokenizer(config.model.llm.path)
+    _check_template(template or config.eval.template, tokenizer)
     model = runs.model_config(config)
     params = runs.stage_params(directory / "params" / stage, model, _sharding_of(mesh, model))
     params = runs.merged(params, config.stages[stage], config.model.frozen_dtype)
-    loaded = trained_model(config, model, params, load_tokenizer(config.model.llm.path), template)
+    loaded = trained_model(config, model, params, tokenizer, template)
     return dataclasses.replace(loaded, mesh=mesh)
 
 
@@ -113,6 +115,12 @@ def _load_checkpoint(
     tokenizer: str | None,
     mesh: Mesh | None,
 ) -> Model:
+    directory = resolve_path(path)
+    if not native.is_native(directory) and not (directory / "config.json").exists():
+        raise FileNotFoundError(
+            f"{directory} holds no model (neither model.json nor config.json); give a run, a model directory, a "
+            "checkpoint or a hub id"
+        )
     template = template or _recorded_template(path)
     if template is None:
         raise ConfigError(
@@ -122,7 +130,6 @@ def _load_checkpoint(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
     try:
-        directory = resolve_path(path)
         config, params, _ = load_model(
             path, tower, shardings_for=functools.partial(_sharding_of, mesh), dtype=jnp.dtype(dtype)
         )
@@ -142,11 +149,15 @@ def _load_checkpoint(
             f"{directory} holds no tokenizer that can be read ({str(error).splitlines()[0]}); give its place as "
             "`tokenizer`"
         ) from error
+    _check_template(template, loaded)
+    return Model(config, params, loaded, processor, template, mesh=mesh)
+
+
+def _check_template(template: str, tokenizer: Any) -> None:
     try:
-        resolve_template(template, loaded)
+        resolve_template(template, tokenizer)
     except ValueError as error:
         raise ConfigError(f"template {template!r}: {error}") from error
-    return Model(config, params, loaded, processor, template, mesh=mesh)
 
 
 def _recorded_template(path: str | pathlib.Path) -> str | None:

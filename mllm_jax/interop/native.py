@@ -301,9 +301,16 @@ Stored = dict[str, tuple[Any, tuple[int, ...]]]  # path -> (dtype, shape)
 
 
 def stored_tree(path: pathlib.Path) -> Stored:
-    """What an Orbax checkpoint of parameters holds."""
+    """What an Orbax checkpoint of parameters holds.
+
+    Raises:
+      ValueError: it is incomplete.
+    """
     with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = flatten(checkpointer.metadata(path.absolute()).item_metadata.tree)
+        metadata = checkpointer.metadata(path.absolute()).item_metadata
+    if metadata is None:
+        raise ValueError(f"{path} is not a complete Orbax checkpoint: its metadata are missing")
+    tree = flatten(metadata.tree)
     return {name: (np.dtype(leaf.dtype), tuple(leaf.shape)) for name, leaf in tree.items()}
 
 

@@ -26,9 +26,11 @@ def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None)
       shape: devices per axis; at most one axis may be -1, the remaining devices.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: other axes, or they do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    if set(shape) != set(AXES):
+        raise ConfigError(f"a mesh has the axes {', '.join(AXES)}, not {', '.join(shape) or 'none'}")
     sizes = [int(shape[axis]) for axis in AXES]
     if sizes.count(-1) > 1:
         raise ConfigError(f"config key 'mesh' is {dict(shape)}: at most one axis may be -1")

@@ -122,6 +122,8 @@ def test_impossible_questions(model, files):
         model.generate(files, ["what?", "why?"], **SHORT)
     with pytest.raises(ValueError, match="temperature=-1"):
         model.generate(files[0], "what?", temperature=-1)
+    with pytest.raises(SampleError, match="lone surrogate"):
+        model.generate(files[0], "what \ud83d?", **SHORT)
     with pytest.raises(ValueError, match="`answers` is a list"):
         model.likelihood(files[0], "what?", "an answer")
 
@@ -236,18 +238,34 @@ def test_a_published_checkpoint_answers_as_it_is(tiny_model, tiny_tokenizer, tmp
     )
 
 
-def test_a_run_records_what_it_needs(tiny_checkpoints, tiny_params, tmp_path, files):
+def test_a_run_records_what_it_needs(tiny_checkpoints, tiny_params, tmp_path, files, capsys):
     sources = dict.fromkeys(("captions", "instructions"), ("data.json", "images"))
     run = tiny.recipe(tiny_checkpoints, sources)
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     with pytest.raises(FileNotFoundError, match=r"no parameters at .*finetune"):
         mllm_jax.load(tmp_path)
+    saved_params.save_params(tmp_path / "params" / "pretrain", tiny_params)
+    with pytest.raises(FileNotFoundError, match=r"no parameters at .*finetune"):
+        mllm_jax.load(tmp_path)
+    export = [
+        "export",
+        "--from",
+        str(tmp_path),
+        "--format",
+        "safetensors",
+        "--to",
+        str(tmp_path / "exported"),
+    ]
+    assert main(export) == 0
+    assert "'finetune' is not finished; the model after stage 'pretrain'" in capsys.readouterr().err
     saved_params.save_params(tmp_path / "params" / "finetune", tiny_params)
     loaded = mllm_jax.load(str(tmp_path))
     assert (loaded.template, loaded.processor.aspect) == ("mistral_instruct", "pad")
     assert isinstance(loaded.generate(files[0], "what?", **SHORT), str)
     with pytest.raises(ConfigError, match="has pretrain, finetune"):
         mllm_jax.load(tmp_path, stage="last")
+    with pytest.raises(ConfigError, match=r"unknown template 'mistral'.*did you mean"):
+        mllm_jax.load(tmp_path, template="mistral")
     with pytest.raises(ConfigError, match="records its dtype"):
         mllm_jax.load(tmp_path, dtype="bfloat16")
 
@@ -270,7 +288,9 @@ def test_what_a_checkpoint_does_not_say_is_asked_for(directory, tmp_path):
         mllm_jax.load(directory, template="mistral_instruct", dtype="float16")
     with pytest.raises(ConfigError, match="stage='finetune' is of a run"):
         mllm_jax.load(directory, template="mistral_instruct", stage="finetune")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        mllm_jax.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no directory"):
         mllm_jax.load(tmp_path / "nothing" / "at" / "all", template="mistral_instruct")
 
 
