@@ -1,10 +1,10 @@
-"""How much faster a stage's updates are when the frozen tower's features come from the cache.
+"""How much faster a stage's steps are when the frozen tower's features come from the cache.
 
     python benchmarks/feature_cache.py --workdir=runs/feature_cache
     python benchmarks/feature_cache.py --workdir=runs/feature_cache --config=configs/quickstart.py:dci --steps=50
 
 Trains the recipe's first stage twice, with pixels and with the cache (its features are computed beforehand and not
-counted), and prints the median wall-clock and CPU time of an update of each and their ratio. On a machine that does
+counted), and prints the median wall-clock and CPU time of a step of each and their ratio. On a machine that does
 other work besides, only the CPU times say something.
 """
 
@@ -31,7 +31,7 @@ def recipe(spec: str):
 
 
 def timed(config, directory: pathlib.Path) -> dict[str, float]:
-    """Trains; median wall-clock and CPU seconds of an update, the first two (compilation) left out."""
+    """Trains; median wall-clock and CPU seconds of a step, the first two (compilation) left out."""
     stamps: list[tuple[float, float]] = []
     make = train.make_train_step
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--config", default=str(ROOT / "configs" / "quickstart.py"))
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--samples", type=int, default=200, help="pictures of the mini world")
+    parser.add_argument("--samples", type=int, default=200, help="images of the mini world")
     args = parser.parse_args()
     config = recipe(args.config)
     name = config.stage_order[0]
@@ -81,7 +81,7 @@ def main() -> None:
     for kind, pixels in found[False].items():
         cache = found[True][kind]
         print(
-            f"median update, {kind}: {pixels * 1e3:.0f} ms with pixels, {cache * 1e3:.0f} ms from the cache, "
+            f"median step, {kind}: {pixels * 1e3:.0f} ms with pixels, {cache * 1e3:.0f} ms from the cache, "
             f"{pixels / cache:.2f} times as fast"
         )
 

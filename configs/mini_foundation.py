@@ -3,7 +3,7 @@
     mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
 
 takes about an hour and a half on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on
-where it was. The shipped weights are this recipe's, from the first update to the last.
+where it was. The shipped weights are this recipe's, from the first step to the last.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
                     "optimizer": "muon",
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
-                    # (update, share of the rates), straight lines between; the loss hardly falls at a constant rate
+                    # (step, share of the rates), straight lines between; the loss hardly falls at a constant rate
                     "schedule": ((0, 0), (50, 1), (100, 1), (4000, 0)),
                     "b2": 0.98,
                     "weight_decay": 0.01,

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-turns",
         type=int,
         metavar="N",
-        help="questions per conversation at most (several per picture become several samples)",
+        help="questions per conversation at most (several per image become several samples)",
     )
 
 

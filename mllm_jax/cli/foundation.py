@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="configs/mini_foundation.py", help="recipe file with get_config()"
     )
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="checkpoints and rendered pictures"
+        "--workdir", required=True, type=pathlib.Path, help="checkpoints and rendered images"
     )
     parser.add_argument("--only", choices=("tower", "llm", "export"), help="one part instead of all")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`mllm-jax probe`: linear probes of a vision tower on mini-world pictures, beside raw pixels and a random tower."""
+"""`mllm-jax probe`: linear probes of a vision tower on mini-world images, beside raw pixels and a random tower."""
 
 import argparse
 import pathlib
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     for name, row in results["tower"].items():
         values = [f"{result[name]['accuracy']:.1%}" for result in results.values()]
         rows.append((name, *values, f"{row['majority']:.1%}", str(row["n"])))
-    title = f"{args.vision} hs[{layer}] at {args.image_size} px, {args.pictures} pictures"
+    title = f"{args.vision} hs[{layer}] at {args.image_size} px, {args.pictures} images"
     print_table(make_console(), ("probe", *results, "majority", "n"), rows, title)
     if args.json_report:
         files.write_json(args.json_report, results)

@@ -28,7 +28,7 @@ def sampling_map(
     bilinear kernel is the product of a hat over rows and a hat over columns, so no gather is needed.
 
     Args:
-      points: (x, y) in patches, float32; (0, 0) is the centre of the first patch.
+      points: (x, y) in patches, float32; (0, 0) is the center of the first patch.
       weights: of the P points, float32.
     """
     rows, columns = (
@@ -93,7 +93,7 @@ class DeformableLayer(nn.Module):
         weights = jax.nn.softmax(weights.astype(jnp.float32), axis=-1)
         values = dense(self, patches, width, "value", std=STD)
         values = values.reshape(batch, -1, self.heads, width // self.heads)
-        # References are in 0..1 over the picture, offsets in patches.
+        # References are in 0..1 over the image, offsets in patches.
         points = references.astype(jnp.float32) * jnp.asarray((grid[1], grid[0]), jnp.float32) - 0.5
         points = points[None, :, None, None] + offsets.astype(jnp.float32).reshape(*shape, 2)
         taken = sampling_map(points, weights, grid).astype(self.dtype)

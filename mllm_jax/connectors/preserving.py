@@ -29,7 +29,7 @@ class PreservingConnector(Connector):
         """Rows and columns of the tokens.
 
         Raises:
-          ValueError: the grid cannot be reduced so; the way out is named.
+          ValueError: the grid cannot be reduced so; the fix is named.
         """
         if not self.reduced_grid:
             try:

@@ -306,7 +306,7 @@ def question_turn(question: Question) -> Turn:
         parts = tuple(question.prompt.split(IMAGE))
         if len(parts) != len(question.images) + 1:
             which = str(question.row["question_id"])
-            raise SampleError(which, f"{len(parts) - 1} places for {len(question.images)} pictures")
+            raise SampleError(which, f"{len(parts) - 1} places for {len(question.images)} images")
         return Turn("human", parts)
     return Turn("human", (*[""] * len(question.images), f"\n{question.prompt}"))
 

@@ -1,4 +1,4 @@
-"""Pictures with question, right answer and the model's answer: a few right and a few wrong ones."""
+"""Images with question, right answer and the model's answer: a few right and a few wrong ones."""
 
 import base64
 import io

@@ -24,7 +24,7 @@ BLOCKING = ("missing", "conflicting_duplicate")
 
 
 class PredictionError(ValueError):
-    """A file that cannot be scored at all; the message names the file and the way out."""
+    """A file that cannot be scored at all; the message names the file and the fix."""
 
 
 class Problems:

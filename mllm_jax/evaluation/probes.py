@@ -1,12 +1,12 @@
 """Linear probes of a vision tower: what a linear classifier can read from its frozen features.
 
-Pictures come from the mini world's `mini` split, whose scenes and handwritten digits no training has seen. Four
+Images come from the mini world's `mini` split, whose scenes and handwritten digits no training has seen. Four
 questions, each answered by multinomial logistic regression on standardised features:
 
-* attribute: shape and colour of a thing, from the mean of the patches that show it;
+* attribute: shape and color of a thing, from the mean of the patches that show it;
 * digit: the digit on a card, from the mean of its patches;
 * count: how many shapes there are, from the mean of all patches;
-* position: in which cell of a 3x3 grid the only shape of a picture stands, from the mean of all patches.
+* position: in which cell of a 3x3 grid the only shape of an image stands, from the mean of all patches.
 """
 
 import warnings
@@ -31,7 +31,7 @@ Features = Callable[[np.ndarray], np.ndarray]  # uint8[n, S, S, 3] -> float[n, P
 
 
 def tower_features(config: VisionConfig, params: Any, layer: int) -> Features:
-    """Patch features hs[layer] of a tower, as a function of pictures."""
+    """Patch features hs[layer] of a tower, as a function of images."""
     tower = VisionTransformer(config, FeatureRequest((layer,)))
     encode = jax.jit(lambda images: tower.apply({"params": params}, images).hidden[layer])
 
@@ -55,7 +55,7 @@ def pixel_features(patch: int) -> Features:
 
 
 def pictures(count: int, size: int, seed: int = 0) -> tuple[list[Scene], np.ndarray]:
-    """Scenes of the held-apart split and their pictures uint8[count, size, size, 3]."""
+    """Scenes of the held-out split and their images uint8[count, size, size, 3]."""
     scenes = [sample_scene(seed, index, "mini") for index in range(count)]
     resize = Image.Resampling.BICUBIC
     images = [Image.fromarray(render_array(scene)).resize((size, size), resize) for scene in scenes]

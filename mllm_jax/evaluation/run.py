@@ -144,7 +144,7 @@ def check_limit(model: Model, name: str, max_new_tokens: int) -> None:
     """Refuses an answer length that leaves no room for a question.
 
     Raises:
-      BenchmarkError: names the benchmark and the way out.
+      BenchmarkError: names the benchmark and the fix.
     """
     room = model.config.llm.max_positions - model.config.visual_layout.slot.num_tokens
     if max_new_tokens >= room:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-# The way out of damaged parameters of a finished stage.
+# The fix for damaged parameters of a finished stage.
 REWRITE = (
     "move it and those of later stages away, and train.py's same command writes them again from the stages' last "
     "checkpoints"
@@ -17,7 +17,7 @@ REWRITE = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model or cannot be written; the message says why and the way out."""
+    """A checkpoint that does not fit the model or cannot be written; the message says why and the fix."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a tower gives a connector as one array, for keeping it (`data.feature_cache`) instead of the pictures."""
+"""What a tower gives a connector as one array, for keeping it (`data.feature_cache`) instead of the images."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,7 +12,7 @@ def num_features(request: FeatureRequest) -> int:
 
 
 def stack(features: VisionFeatures, request: FeatureRequest) -> Float[Array, "B F N C"]:
-    """Hidden states, then means, then means of normalised states, each in the order of the request."""
+    """Hidden states, then means, then means of normalized states, each in the order of the request."""
     hidden = [features.hidden[layer] for layer in request.hidden]
     return jnp.stack([*hidden, *features.means, *features.normalized_means], axis=1)
 

@@ -1,7 +1,7 @@
 """Several vision towers seen as one: their hidden states side by side on the channel axis (SigLIP + DINOv2).
 
 Towers of different depth are aligned at their ends: hs[-1-k] of the whole is hs[-1-k] of every tower, so that
-`select_layer=-2` takes the penultimate block of each. All see the same picture, each with its own normalisation, and
+`select_layer=-2` takes the penultimate block of each. All see the same image, each with its own normalization, and
 must cut it into the same grid.
 """
 
@@ -95,10 +95,10 @@ class FusedVision(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> VisionFeatures:
-        """Encodes pictures [B, S, S, 3] as `VisionTransformer` does.
+        """Encodes images [B, S, S, 3] as `VisionTransformer` does.
 
         Raises:
-          ValueError: means of normalised states are asked for (they would mix the towers' channels).
+          ValueError: means of normalized states are asked for (they would mix the towers' channels).
         """
         if self.request.normalized_means:
             raise ValueError("dci.learnable is not defined for fused towers")

@@ -954,7 +954,7 @@ def test_interleaved_pictures_stand_where_the_words_mention_them():
     assert turn("Is <image> it?", ("a",), True) == ("Is ", " it?")
     assert turn("Is <image> it?", ("a",), False) == ("", "\nIs <image> it?")
     assert turn("Is it?", (), False) == ("Is it?",)
-    with pytest.raises(SampleError, match="'q7': 1 places for 2 pictures"):
+    with pytest.raises(SampleError, match="'q7': 1 places for 2 images"):
         turn("Is <image> it?", ("a", "b"), True)
 
 

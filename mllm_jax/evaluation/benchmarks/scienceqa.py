@@ -19,7 +19,7 @@ from mllm_jax.evaluation.predictions import Problems
 LETTERS = "ABCDE"
 _ANSWER = re.compile(r"The answer is ([A-Z]).")
 _SOURCE = (
-    "the folder data/scienceqa of https://github.com/lupantech/ScienceQA (pictures by its tools/download.sh)"
+    "the folder data/scienceqa of https://github.com/lupantech/ScienceQA (images by its tools/download.sh)"
 )
 
 

@@ -41,7 +41,7 @@ def image_of(uri: str, source: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def plot_examples(examples: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """A sheet of images with question, right answer and the model's answer; wrong ones are marked by colour and sign.
+    """A sheet of images with question, right answer and the model's answer; wrong ones are marked by color and sign.
 
     Args:
       examples: from `examples.make_examples`; at least one.
@@ -77,7 +77,7 @@ def _verdict_color(one: Mapping[str, Any]) -> str:
 
 
 def _text(one: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lines under an image with their colours."""
+    """Lines under an image with their colors."""
     rows = [(line, "black") for line in _wrapped(one["question"])]
     if one["right"] is False:
         rows += [(line, "black") for line in _wrapped("right: " + " / ".join(one["answers"]))]

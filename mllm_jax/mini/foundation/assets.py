@@ -49,7 +49,7 @@ def scale_residual_stream(vision: VisionConfig, tower: Any, factor: float) -> tu
 
 
 def residual_rms(vision: VisionConfig, tower: Any, pictures: np.ndarray) -> float:
-    """Root mean square of the penultimate hidden state, which connectors read, on uint8[N, S, S, 3] pictures."""
+    """Root mean square of the penultimate hidden state, which connectors read, on uint8[N, S, S, 3] images."""
     layer = vision.depth - 1
     module = VisionTransformer(
         vision, FeatureRequest((layer, vision.depth))

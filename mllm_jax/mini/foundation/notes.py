@@ -1,8 +1,8 @@
 """Notes: a scene written as a lattice of bags of words, the text that is nearest to what a connector will give.
 
-Each cell of the lattice holds the words for what is there: of a thing its size, colour, kind and place, elsewhere
+Each cell of the lattice holds the words for what is there: of a thing its size, color, kind and place, elsewhere
 the scene, its style and its counts. The LLM reads a cell as one position, whose embedding is the sum of its words'
-embeddings over the square root of their number. Notes come from the scene's description alone: no picture is rendered
+embeddings over the square root of their number. Notes come from the scene's description alone: no image is rendered
 and no tower is run. A connector that maps patches to words then finds an LLM that can already read them.
 """
 
@@ -25,7 +25,7 @@ from mllm_jax.mini.world.targets import patch_owners
 from mllm_jax.mini.world.text import CAPTION_PROMPTS, ask
 
 WORDS_PER_CELL = 10
-# Share of the questions that are kept: those about the whole picture are learned first, those for a colour last.
+# Share of the questions that are kept: those about the whole image are learned first, those for a color last.
 COARSE, OTHERS = 0.2, 0.5
 COLOR_FORMS = ("color", "extreme_color", "extent_color", "bar_extreme")
 KEEP_THING, KEEP_BACKGROUND = 0.85, 0.6  # chance of each word to be written down

@@ -1,4 +1,4 @@
-"""Rendered training pictures of the tower with their targets, kept on disk as plain arrays."""
+"""Rendered training images of the tower with their targets, kept on disk as plain arrays."""
 
 import functools
 import json
@@ -47,14 +47,14 @@ def render_pool(
     length: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Renders pictures `first` .. `first + count` at `size` px, or opens them if they were rendered before.
+    """Renders images `first` .. `first + count` at `size` px, or opens them if they were rendered before.
 
     Returns:
       images uint8[N, size, size, 3] (memory-mapped), patch {key: uint8[N, P]}, image {key: uint8[N]},
       caption uint16[N, length] (BOS, words, EOS, then 0).
 
     Raises:
-      ValueError: the directory holds pictures made with other parameters, or a caption is longer than `length`.
+      ValueError: the directory holds images made with other parameters, or a caption is longer than `length`.
     """
     grid = (size // patch) ** 2
     want = {"first": first, "count": count, "size": size, "patch": patch, "length": length, "seed": seed}
@@ -103,7 +103,7 @@ def render_pool(
 
 
 def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
-    """The pictures `index` of a pool as a batch (integer targets as int32)."""
+    """The images `index` of a pool as a batch (integer targets as int32)."""
     index = np.sort(index)
     return {
         "images": pool["images"][index],

@@ -1,4 +1,4 @@
-"""Text-only pretraining of the mini LLM: descriptions in sentences or notes, questions about them, no pictures."""
+"""Text-only pretraining of the mini LLM: descriptions in sentences or notes, questions about them, no images."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ def few_things(seed: int, index: int, most: int, questions: int) -> list[tuple[s
     """Questions about a description of at most `most` things; None where a scene offers none.
 
     Looking words up in the context is what all answers build on, and a small transformer learns it far sooner where
-    the context is short. Every other description leaves out the sentences about the whole picture.
+    the context is short. Every other description leaves out the sentences about the whole image.
     """
     scene = sample_scene(seed, index, "foundation")
     rng = np.random.default_rng([0x5407, seed, index])
@@ -104,7 +104,7 @@ def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Ite
 def phased_batches(
     tokenizer: Any, seed: int, phases: Sequence[Any], first: int, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of all phases one after the other, from update `start` on.
+    """The batches of all phases one after the other, from step `start` on.
 
     Args:
       phases: each with `steps`, `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer),
@@ -114,11 +114,11 @@ def phased_batches(
     """
     begin = 0
     for phase in phases:
-        first_update = max(start, begin)
-        if first_update < begin + phase["steps"]:
+        first_step = max(start, begin)
+        if first_step < begin + phase["steps"]:
             # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
             most = phase["batch"] * (phase["length"] // 24)
-            packed = packed_batches(tokenizer, seed, phase, start=first + first_update * most)
-            yield from itertools.islice(packed, begin + phase["steps"] - first_update)
+            packed = packed_batches(tokenizer, seed, phase, start=first + first_step * most)
+            yield from itertools.islice(packed, begin + phase["steps"] - first_step)
         begin += phase["steps"]
         first += phase["steps"] * 1000

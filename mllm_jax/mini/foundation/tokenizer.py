@@ -9,7 +9,7 @@ from mllm_jax.data.conversations import render
 from mllm_jax.mini.foundation.notes import turns_of
 from mllm_jax.mini.world import text_sample
 
-# Frequent English words, so that questions and captions about other pictures stay short.
+# Frequent English words, so that questions and captions about other images stay short.
 COMMON_WORDS = """
 the of and to in is it that for on with as was at by an be this from or are not but what all were when we there can
 your which their if will each about how up out them then she many some so these would other into has more two like him

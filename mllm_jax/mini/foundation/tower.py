@@ -1,12 +1,12 @@
 """Dense pretraining of the mini vision tower.
 
-Three objectives at once, each a plain supervised loss on rendered pictures whose content is known:
+Three objectives at once, each a plain supervised loss on rendered images whose content is known:
 
-* long captions: a small cross-attention decoder writes the dense caption (every object with size, colour, place
+* long captions: a small cross-attention decoder writes the dense caption (every object with size, color, place
   and text) from the last hidden state;
-* dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, colour, size,
-  digit, word and bar height it shows, in which ninth of the picture that is and how many of its kind there are;
-* picture labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
+* dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, color, size,
+  digit, word and bar height it shows, in which ninth of the image that is and how many of its kind there are;
+* image labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
   counts, and heads on every patch of the penultimate one name those of `EVERYWHERE`.
 
 Decoder and heads are thrown away; the blocks are the tower.
@@ -27,7 +27,7 @@ from mllm_jax.models.attention import AttentionMask, attend
 from mllm_jax.models.layers import Dense, layer_norm
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
-# Picture labels that each single patch has to know as well.
+# Image labels that each single patch has to know as well.
 EVERYWHERE = ("scene", "lighting", "style", "quality", "topic", "things", "bars")
 
 
@@ -42,7 +42,7 @@ class TowerTask:
 
 
 class CaptionBlock(nn.Module):
-    """Causal self-attention, cross-attention to the picture, MLP."""
+    """Causal self-attention, cross-attention to the image, MLP."""
 
     width: int
     heads: int
@@ -130,8 +130,8 @@ def tower_loss(task: TowerTask, params, batch) -> tuple[Array, dict[str, Array]]
 def position_waves(grid: tuple[int, int], width: int) -> Float32[np.ndarray, "positions width"]:
     """Sines and cosines of rows (first half of the features) and columns, float32 [rows * columns, width].
 
-    Wave lengths go geometrically from two patches to four sides of the picture, so that both the neighbour and the
-    ninth of the picture can be read linearly.
+    Wave lengths go geometrically from two patches to four sides of the image, so that both the neighbor and the
+    ninth of the image can be read linearly.
 
     Raises:
       ValueError: `width` is not a multiple of four.

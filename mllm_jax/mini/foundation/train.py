@@ -28,7 +28,7 @@ from mllm_jax.training.optimizer import muon_dimensions
 
 
 def schedule(peak: float, points: Sequence[tuple[int, int | float]]) -> optax.Schedule:
-    """Rate by update: straight lines through `points` of (update, share of `peak`)."""
+    """Rate by step: straight lines through `points` of (step, share of `peak`)."""
     steps, shares = np.array(points, np.float32).T
     return lambda count: peak * jnp.interp(jnp.asarray(count, jnp.float32), steps, shares)
 
@@ -218,7 +218,7 @@ def train_llm(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: p
         return module(module.embed(tokens), tokens, tokens)
 
     params = Decoder(geometry).init(jax.random.key(config.seed), zeros, method=run)["params"]
-    # Where Adam's first steps outweigh the initial differences between words, all colours become one vector (cosines
+    # Where Adam's first steps outweigh the initial differences between words, all colors become one vector (cosines
     # of 0.9 were seen), and no question about them is learned.
     params["embedding"] *= config.embedding_std / jnp.std(params["embedding"])
     params = fit(

@@ -1,4 +1,4 @@
-"""The mini world: procedural pictures, captions and questions at quarter scale (no download)."""
+"""The mini world: procedural images, captions and questions at quarter scale (no download)."""
 
 from mllm_jax.mini.world.captions import long_caption, short_caption
 from mllm_jax.mini.world.dataset import DatasetMismatchError, write_benchmark, write_split

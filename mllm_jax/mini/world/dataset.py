@@ -222,7 +222,7 @@ def _balanced(pool: list[tuple[int, Question]], n: int) -> list[tuple[int, Quest
 def write_benchmark(
     root: str | os.PathLike[str], n_per_ability: int, seed: int, progress: bool = True
 ) -> Path:
-    """Writes the held-apart `mini` benchmark, unless it is there already.
+    """Writes the held-out `mini` benchmark, unless it is there already.
 
     Args:
         root: folder; gets `mini.json` and `images/*.png`.

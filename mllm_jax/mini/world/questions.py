@@ -344,7 +344,7 @@ class _Maker:
         )  # fmt: skip
 
     def bar_colors(self) -> list[str]:
-        """The colours of the bars, filled up with others to the number of options."""
+        """The colors of the bars, filled up with others to the number of options."""
         shown = [b.color for b in self.scene.bars]
         others = self.shuffled([c for c in COLORS if c not in (*shown, "white")])
         return shown + others[: max(OPTIONS - len(shown), 0)]

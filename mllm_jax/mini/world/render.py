@@ -1,4 +1,4 @@
-"""Drawing of mini-world scenes: 112 pixels a side, antialiased, about 3 ms a picture."""
+"""Drawing of mini-world scenes: 112 pixels a side, antialiased, about 3 ms an image."""
 
 import math
 from functools import lru_cache
@@ -49,7 +49,7 @@ def _unit_polygons() -> dict[str, Points]:
 
 
 def silhouette(thing: Thing) -> Points:
-    """The polygon a thing covers, in fractions of the picture's side."""
+    """The polygon a thing covers, in fractions of the image's side."""
     base = _unit_polygons()[thing.shape or "square"]
     cos, sin = math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle))
     return [
@@ -143,7 +143,7 @@ def _things(scene: Scene) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _fields() -> dict[str, np.ndarray]:
-    """Fixed smooth random fields; pictures use rolled copies of them."""
+    """Fixed smooth random fields; images use rolled copies of them."""
     rng = np.random.default_rng(7)
 
     def smooth(rx: int | float, ry: int | float) -> np.ndarray:
@@ -188,7 +188,7 @@ _TILE = 8
 
 
 def _mosaic(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The background in square tiles of one colour each."""
+    """The background in square tiles of one color each."""
     k = SIDE // _TILE
     tiles = background.reshape(k, _TILE, k, _TILE, 3).mean((1, 3))
     tiles = np.clip(tiles * rng.uniform(0.8, 1.2, (k, k, 1)).astype(np.float32), 0, 255)
@@ -224,11 +224,11 @@ def _degrade(pixels: np.ndarray, quality: str, rng: np.random.Generator) -> np.n
 
 
 def render_array(scene: Scene, size: int = SIDE) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture of a scene.
+    """The image of a scene.
 
     Args:
         scene: what to draw.
-        size: side in pixels; other sides than 112 are bicubic resizes of the 112-pixel picture.
+        size: side in pixels; other sides than 112 are bicubic resizes of the 112-pixel image.
 
     Returns:
         RGB, uint8 of shape [size, size, 3]; the same for the same scene.
@@ -237,7 +237,7 @@ def render_array(scene: Scene, size: int = SIDE) -> UInt8[np.ndarray, "size size
 
 
 def render(scene: Scene, size: int = SIDE) -> Image.Image:
-    """The picture of a scene as an RGB PIL image; see `render_array`."""
+    """The image of a scene as an RGB PIL image; see `render_array`."""
     rng = np.random.default_rng(scene.texture)
     background = np.asarray(empty_scene(scene, SIDE * _BG, rng).reduce(_BG), np.float32)
     if scene.style == "mosaic":

@@ -1,6 +1,6 @@
-"""Scenes of the mini world: pure, JSON-able descriptions of procedural pictures.
+"""Scenes of the mini world: pure, JSON-able descriptions of procedural images.
 
-A scene is drawn deterministically from `(seed, index, split)`. Coordinates are fractions of the picture's
+A scene is drawn deterministically from `(seed, index, split)`. Coordinates are fractions of the image's
 side, x to the right and y down; `w` and `h` of a thing are half extents.
 """
 
@@ -47,21 +47,21 @@ RGB = {
     "gray": (130, 130, 130),
 }
 
-_CELL_MARGIN = 0.03  # how far a centre stays from the borders of the 3x3 grid, so that its place is plain
+_CELL_MARGIN = 0.03  # how far a center stays from the borders of the 3x3 grid, so that its place is plain
 _GAP = 0.02  # least free space between two things
 
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One thing in a picture.
+    """One thing in an image.
 
     Attributes:
         kind: "shape", "digit" (a card with a handwritten digit), "word" (a card with a word) or "bar".
         color: one of `COLORS`; the fill of the shape, card or bar.
         size: one of `SIZES`; "" for bars.
-        x, y: centre, as a fraction of the picture's side.
-        w, h: half extents, as a fraction of the picture's side.
-        rgb: the exact fill (the colour's RGB with a little jitter).
+        x, y: center, as a fraction of the image's side.
+        w, h: half extents, as a fraction of the image's side.
+        rgb: the exact fill (the color's RGB with a little jitter).
         shape: one of `SHAPES` for shapes, else "".
         angle: rotation in degrees (shapes only).
         digit: 0..9 for digit cards, else -1.
@@ -87,7 +87,7 @@ class Thing:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Row and column of the 3x3 grid that holds the centre."""
+        """Row and column of the 3x3 grid that holds the center."""
         return min(int(self.y * 3), 2), min(int(self.x * 3), 2)
 
     @property
@@ -99,7 +99,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """The description of one picture.
+    """The description of one image.
 
     Attributes:
         split, seed, index: where the scene came from.
@@ -108,7 +108,7 @@ class Scene:
         backdrop: RGB of a plain background (unused for the others).
         outline: whether shapes have a thin contrasting outline.
         things: everything shown, in raster order (bars of a chart from left to right, after the rest).
-        panel: (x, y, w, h) of the chart's panel, centre and half extents, or None.
+        panel: (x, y, w, h) of the chart's panel, center and half extents, or None.
         texture: seed of everything that is only looks (background details, noise, strokes).
     """
 
@@ -187,7 +187,7 @@ class _Sampler:
         return float(low + (high - low) * self.rng.random())
 
     def place(self, w: float, h: float) -> tuple[float, float] | None:
-        """A free centre for a box of half extents (w, h) in a grid cell of its own, or None."""
+        """A free center for a box of half extents (w, h) in a grid cell of its own, or None."""
         for _ in range(40):
             if not self.cells:
                 return None
@@ -302,7 +302,7 @@ def bar_unit(panel_h: float) -> float:
 
 
 def _backdrop(sampler: _Sampler, colors: list[str]) -> tuple[int, int, int]:
-    """A plain background away from the colours of the things."""
+    """A plain background away from the colors of the things."""
     for _ in range(20):
         if sampler.rng.random() < 0.5:
             rgb = sampler.rng.integers(190, 256, size=3)

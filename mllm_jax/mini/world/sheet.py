@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of the mini world beside their captions and questions, to look at."""
+"""Contact sheets: images of the mini world beside their captions and questions, to look at."""
 
 import textwrap
 
@@ -16,13 +16,13 @@ _QUESTIONS = 5
 
 
 def contact_sheet(n: int, seed: int, split: str = "finetune", size: int = SIDE) -> Image.Image:
-    """The first `n` pictures of a split with captions and a few questions each.
+    """The first `n` images of a split with captions and a few questions each.
 
     Args:
-        n: number of pictures.
+        n: number of images.
         seed: which world.
         split: one of `scene.SPLITS`.
-        size: resolution the pictures are shown at (enlarged to a common size without smoothing).
+        size: resolution the images are shown at (enlarged to a common size without smoothing).
     """
     font, shown = ImageFont.load_default(size=11), 2 * SIDE
     width, height = shown + _TEXT_WIDTH, shown + 12

@@ -31,7 +31,7 @@ PATCH_CLASSES: dict[str, tuple[str, ...]] = {
     "size": (NONE, *SIZES),
     "place": (NONE, *POSITIONS),  # of the thing; a tower has to keep where things are
     "value": (NONE, *(str(n) for n in range(1, MAX_BAR + 1))),  # height of a bar
-    "same": (NONE, *(str(n) for n in range(1, MAX_COUNT + 1))),  # shapes of this kind in the picture
+    "same": (NONE, *(str(n) for n in range(1, MAX_COUNT + 1))),  # shapes of this kind in the image
 }
 GLOBAL_CLASSES: dict[str, tuple[str, ...]] = {
     "scene": SCENES,
@@ -66,7 +66,7 @@ def patch_owners(scene: Scene, grid: int) -> Int32[np.ndarray, " patches"]:
     """Which thing each patch shows.
 
     A patch belongs to the thing that covers most of it, if that is at least a fifth of the patch; the patch
-    that holds a thing's centre is given to it when nothing else claims it, so that every thing is named.
+    that holds a thing's center is given to it when nothing else claims it, so that every thing is named.
 
     Args:
         scene: the scene.
@@ -111,7 +111,7 @@ def patch_targets(scene: Scene, grid: int) -> dict[str, Int32[np.ndarray, " patc
 
 
 def global_targets(scene: Scene) -> dict[str, int]:
-    """Classes of the whole picture: for each key of `GLOBAL_CLASSES` an index into its classes."""
+    """Classes of the whole image: for each key of `GLOBAL_CLASSES` an index into its classes."""
     out = {
         "scene": SCENES.index(scene.background),
         "lighting": LIGHTING.index(scene.lighting),

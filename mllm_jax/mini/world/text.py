@@ -1,4 +1,4 @@
-"""Text without pictures, from which a mini LLM learns the mini world's language and question forms."""
+"""Text without images, from which a mini LLM learns the mini world's language and question forms."""
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def ask(question: Question, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def text_sample(seed: int, index: int, split: str = "foundation") -> list[tuple[str, str]]:
-    """A conversation without a picture, as (human, gpt) turns.
+    """A conversation without an image, as (human, gpt) turns.
 
     Most give a scene's long caption followed by questions about it; the rest ask to complete a caption.
 
