@@ -9,9 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", default="configs/mini_foundation.py", help="recipe file with get_config()"
     )
-    parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="checkpoints and rendered images"
-    )
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="checkpoints and rendered images")
     parser.add_argument("--only", choices=("tower", "llm", "export"), help="one part instead of all")
     parser.add_argument(
         "--out", type=pathlib.Path, help="folder for mini_vit and mini_llm (default WORKDIR/assets)"
