@@ -12,7 +12,8 @@ The argument is the connector's name, at the mini tower's scale (`mllm_jax/mini/
 from ml_collections import ConfigDict
 
 from mllm_jax.config import benchmark_config, default_config, source_config, stage_config
-from mllm_jax.mini.connectors import mini_options
+from mllm_jax.connectors import CONNECTORS
+from mllm_jax.mini.connectors import extra_tokens, mini_options
 
 
 def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
@@ -24,7 +25,8 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
             options.update(mini_options(name, tokens=36))
     config.model.vision.image_size = 84  # the quarter-scale counterpart of 336
     config.model.vision.remat = config.model.llm.remat = "none"  # memory is not short here
-    config.data.seq_len = 400
+    extra = extra_tokens(connector, 36) if connector in CONNECTORS else 0  # a wrong name is told later
+    config.data.seq_len = 400 + extra
     config.data.label_tokens = 128
     config.data.aspect = "square"
     config.data.threads = 1
@@ -33,7 +35,7 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     pretrain = stage_config()
     pretrain.template = "plain"
     pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
-    pretrain.seq_len = 272
+    pretrain.seq_len = 272 + extra
     pretrain.batch_size = 16
     pretrain.optimizer = "muon"  # a tenth of AdamW's steps at this size
     pretrain.learning_rate = 2e-3

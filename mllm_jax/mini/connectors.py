@@ -19,6 +19,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "token_packer": {"hidden": 128, "heads": 2},
 }
 
+SPEC = connectors.VisionSpec(width=128, depth=6, select_layer=5, grid=(12, 12))  # the mini tower at 84 px
+WIDTH = 128  # of the mini LLM
+
 
 def mini_options(connector: str, tokens: int) -> dict[str, Any]:
     """Options of a connector at this scale.
@@ -29,3 +32,13 @@ def mini_options(connector: str, tokens: int) -> dict[str, Any]:
     """
     sizes = OPTIONS.get(connector, {})
     return {"tokens": tokens, **sizes} if "tokens" in connectors.options(connector) else sizes
+
+
+def extra_tokens(connector: str, tokens: int) -> int:
+    """How many visual tokens per image a connector at this scale has beyond one per patch (0 for most).
+
+    Args:
+      connector, tokens: as for `mini_options`.
+    """
+    made = connectors.create(connector, SPEC, WIDTH, mini_options(connector, tokens))
+    return max(0, made.num_tokens(SPEC.grid) - SPEC.grid[0] * SPEC.grid[1])

@@ -1,5 +1,7 @@
 """Every connector of the quickstart has the published structure, at a size in proportion to the mini tower and LLM."""
 
+import importlib.util
+import pathlib
 import re
 
 import jax
@@ -7,11 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from mllm_jax import connectors, interop
-from mllm_jax.mini.connectors import OPTIONS, mini_options
+from mllm_jax.inference import runs
+from mllm_jax.mini.connectors import OPTIONS, SPEC, WIDTH, mini_options
 from mllm_jax.models import paths
-
-SPEC = connectors.VisionSpec(width=128, depth=6, select_layer=5, grid=(12, 12))  # the mini tower at 84 px
-WIDTH = 128  # of the mini LLM
 
 
 def parameters(name, options):
@@ -56,3 +56,18 @@ def test_the_spec_is_the_shipped_tower_and_llm():
 def test_the_number_of_tokens_is_set_where_a_connector_has_it():
     assert mini_options("average_pool", tokens=36) == {"tokens": 36}
     assert mini_options("mlp2x_gelu", tokens=36) == {}
+
+
+@pytest.mark.parametrize("name", connectors.CONNECTORS)
+def test_rows_of_the_quickstart_have_the_same_room_for_text_with_every_connector(name):
+    """256 and 128 tokens, what the longest samples need, for connectors that add tokens, too."""
+    path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    config = recipe.get_config(name)
+    visual = runs.model_config(config).visual_layout.slot.num_tokens
+    assert config.data.seq_len - visual >= 256
+    assert config.stages.pretrain.seq_len - visual >= 128
+    if name == "mlp2x_gelu":  # whose figures are published
+        assert (config.data.seq_len, config.stages.pretrain.seq_len) == (400, 272)
