@@ -37,10 +37,16 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       ConfigError: not a work directory, a damaged file, or a key or value in it that this version does not know.
     """
-    config = ConfigDict(_completed(_read(workdir), SCHEMA))
+    saved = _read(workdir)
     try:
+        config = ConfigDict(_completed(saved, SCHEMA))
         check(config)
-    except ConfigError as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # ConfigDict takes few names of keys
         raise ConfigError(f"{workdir / CONFIG}: {error}") from error
     bases = _bases(workdir)
     map_paths(config, lambda path: _located(path, bases))
@@ -136,7 +142,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(
             f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged ({error}); put back the configuration that the run was begun with"
         ) from error
@@ -161,8 +167,9 @@ def _bases(workdir: pathlib.Path) -> list[pathlib.Path]:
     """The directories where the run was started, the latest first."""
     bases = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (workdir / HISTORY).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a full disk cut off
+        for line in (workdir / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
+            # A line that a full disk cut off, or that is not of our making.
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 bases.append(pathlib.Path(json.loads(line)["directory"]))
     return list(dict.fromkeys(reversed(bases)))
 

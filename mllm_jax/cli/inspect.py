@@ -87,7 +87,7 @@ def describe(source: str) -> dict[str, Any]:
     fields = read_json(directory / "config.json")
     if composite.is_composite(fields):
         return _composite(directory)
-    return _lone(directory, llm=fields.get("model_type") in families.LLMS)
+    return _lone(directory, llm=str(fields.get("model_type")) in families.LLMS)
 
 
 def _merge(what: str, *parts: dict[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def _read_entry(entry: Json, name: str, compat: str | None) -> tuple[Json, list[
     problems = list(_entry_problems(entry, turns, name, compat, fault))
     said = (
         [turn.get(key) for turn in turns if isinstance(turn, dict) for key in ("from", "value")]
-        if turns
+        if isinstance(turns, list)
         else []
     )
     if any(_is_broken(text) for text in [name, *said] if isinstance(text, str)):

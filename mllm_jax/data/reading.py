@@ -62,6 +62,18 @@ def read_json(path: str | Path) -> Json:
     return parse_json(read_text(path), path)
 
 
+def read_object(path: str | Path) -> dict[str, Json]:
+    """The JSON object in a file.
+
+    Raises:
+      DataError: as `read_text` and `parse_json`, or another value.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {value!r:.60}")
+    return value
+
+
 def parse_json_lines(text: str, path: str | Path) -> list[Json]:
     """The values of JSON lines; lines that hold nothing are left out.
 

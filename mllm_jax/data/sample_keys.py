@@ -92,7 +92,7 @@ def turns_of(entry: Mapping[str, Json]) -> tuple[Json, str]:
 def _from_message(message: Mapping[str, Json]) -> tuple[str, dict[str, str]]:
     """What is wrong with a `{"role", "content"}` message, and the turn that it is."""
     role, content = message["role"], message.get("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         return f"'role' {role!r} is none of {', '.join(map(repr, _ROLES))}", {}
     if isinstance(content, list):
         pieces = []

@@ -219,7 +219,18 @@ class Records:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._parser.parse_example(self._shards[index])
+        """A record.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        try:
+            return self._parser.parse_example(self._shards[index])
+        except Exception as error:  # array_record, protobuf and tfds raise many kinds on damaged data
+            said = " ".join(str(error).splitlines()[:1])
+            raise DataError(
+                f"{self._arguments[0]}: record {index} is damaged ({said}); move it away, prepare again"
+            ) from error
 
 
 def plan_shards(sizes: Iterable[int], shard_bytes: int) -> list[int]:

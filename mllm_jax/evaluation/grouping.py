@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mllm_jax.data.reading import DataError, read_object
 
 GROUPS = ("coarse", "fine", "reasoning")
 AGGREGATIONS = ("micro", "macro", "sum", "normalised")
@@ -42,8 +43,8 @@ def load_groups(path: Path | None = None) -> Table:
     """
     path = DEFAULT_FILE if path is None else Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        raw = read_object(path)
+    except DataError as error:
         raise ValueError(
             f"{path}: not a readable grouping file ({error}); start from {DEFAULT_FILE.name}"
         ) from error

@@ -1,6 +1,5 @@
 """Evaluates a model on the benchmarks of a configuration and writes what there is to look at."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ from rich.console import Console
 
 from mllm_jax import files
 from mllm_jax.console import make_console, say
+from mllm_jax.data.reading import read_object
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published, read_benchmark
 from mllm_jax.evaluation.examples import make_examples
+from mllm_jax.evaluation.report.shapes import check_shape
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, score_rows
@@ -71,7 +72,7 @@ def evaluate(
             say(
                 console, f"{name}: sub-tasks outside the groups, with rows of their own: {', '.join(outside)}"
             )
-    summary = _earlier(out, describe(model))
+    summary = earlier_summary(out, describe(model))
     tables = []
     for name, benchmark in benchmarks.items():
         settings = Settings(
@@ -169,16 +170,22 @@ def _rounded(value: float | None) -> str:
     return "incomplete" if value is None else f"{value:.4g}"
 
 
-def _earlier(out: Path, model: dict[str, Any]) -> dict[str, Any]:
+def earlier_summary(out: Path, model: dict[str, Any]) -> dict[str, Any]:
     """The summary so far: other benchmarks that this model answered before stay in it.
 
     Raises:
-      StoreError: another model's.
+      StoreError: another model's, or a damaged file.
     """
     path = out / "summary.json"
-    found = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"model": model, "benchmarks": {}}
-    )
+    found: dict[str, Any] = {"model": model, "benchmarks": {}}
+    if path.is_file():
+        try:
+            found = read_object(path)
+            check_shape(found, {"model": {}, "benchmarks": {...: {}}}, str(path))
+        except ValueError as error:
+            raise StoreError(
+                f"{error}; move that folder away, or evaluate into another one (eval.py --out)"
+            ) from error
     there = found["model"].get("fingerprint")
     if there != model["fingerprint"]:
         raise StoreError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mllm_jax.data.reading import DataError, read_object
 from mllm_jax.files import no_links, write_json
 
 MANIFEST = "manifest.json"
@@ -29,7 +30,10 @@ def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / MANIFEST
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = read_object(path)
+        except DataError as error:
+            raise StoreError(f"{error}; move that folder away") from error
         different = [k for k in sorted({*found, *identity}) if found.get(k) != identity.get(k)]
         if different:
             listed = ", ".join(f"{k}: {found.get(k)!r} there, {identity.get(k)!r} now" for k in different)
@@ -74,7 +78,7 @@ class AnswerFile:
             try:
                 row = json.loads(line)
                 key = key_of(row)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 raise StoreError(
                     f"{self.path} line {number} is damaged ({error}); delete that line and run again"
                 ) from error

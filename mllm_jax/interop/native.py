@@ -83,6 +83,9 @@ def _extras(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_sizes(config: ModelConfig) -> None:
+    for name in ("dtype", "param_dtype"):
+        if (value := getattr(config, name)) not in _DTYPES:
+            raise ValueError(f"{FILE}: {name}={value!r} is none of {', '.join(_DTYPES)}")
     limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
     towers = getattr(config.vision, "towers", (config.vision,))
     for part in (*towers, config.llm):
@@ -100,6 +103,7 @@ def _check_sizes(config: ModelConfig) -> None:
             raise ValueError(f"{FILE}: {error}") from error
 
 
+_DTYPES = ("float32", "bfloat16", "float16")  # that a model computes in
 _LIMITS = {
     "depth": "MAX_LAYERS",
     "image_size": "MAX_IMAGE_SIDE",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax import files
-from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
+from mllm_jax.data.reading import DataError
+from mllm_jax.evaluation.benchmarks.base import UNUSABLE, Benchmark, BenchmarkError, Question
 from mllm_jax.evaluation.benchmarks.question_files import EmbeddedImages, read_rows
 from mllm_jax.evaluation.grouping import Entry, load_groups
 from mllm_jax.evaluation.option_match import LETTERS
@@ -147,13 +148,20 @@ class Published(Benchmark):
         self._images = None
         self._open(source.directory, source.directory, source.directory, cls.read_options(options) | written)
         self.source = source
-        self._finish(
-            [
-                Question(p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"])
-                for one in source.sets
-                for p in one.prompts
-            ]
-        )
+        try:
+            self._finish(
+                [
+                    Question(
+                        p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"]
+                    )
+                    for one in source.sets
+                    for p in one.prompts
+                ]
+            )
+        except UNUSABLE as error:
+            raise BenchmarkError(
+                f"{source.directory}: damaged questions ({error!r}); move the folder away, prepare again"
+            ) from error
         return self
 
     def _open(self, path: Path, folder: Path, images: Path, values: dict[str, bool | str]) -> None:
@@ -174,7 +182,14 @@ class Published(Benchmark):
 
     def read(self) -> list[Question]:
         """Questions about the same images together; else in the file's order."""
-        items = list(self.items())
+        try:
+            items = list(self.items())
+        except (BenchmarkError, DataError, PredictionError):
+            raise
+        except UNUSABLE as error:  # fields that are missing or of other types
+            said = f"lacks {error}" if isinstance(error, KeyError) else f"is of another type ({error})"
+            files = ", ".join(map(str, self.files_read)) or self.folder
+            raise BenchmarkError(f"{self.name}: {files}: a field {said}; fetch the files again") from error
         together: dict[tuple[str, ...] | int, list[Question]] = {}
         for number, item in enumerate(items):
             together.setdefault(item.images or number, []).append(item)

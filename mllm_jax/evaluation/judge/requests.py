@@ -17,6 +17,7 @@ from typing import Any
 
 from mllm_jax import files
 from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, JudgeTask
+from mllm_jax.evaluation.benchmarks.base import UNUSABLE
 from mllm_jax.evaluation.benchmarks.mathvista import MathVista
 from mllm_jax.evaluation.predictions import Problems, read_json
 
@@ -70,7 +71,7 @@ def build_requests(
         user: another user message with the task's fields in braces.
 
     Raises:
-        ValueError: the benchmark is not a judged one, or `runs` is not positive.
+        ValueError: the benchmark is not a judged one, `runs` is not positive, or a file has fields of other types.
     """
     if benchmark not in JUDGE_TASKS:
         raise ValueError(
@@ -80,7 +81,13 @@ def build_requests(
         raise ValueError(f"runs must be at least 1, not {runs}")
     requests = []
     for task in JUDGE_TASKS[benchmark]:
-        items = list(task.items(predictions, annotations, problems))
+        try:
+            items = list(task.items(predictions, annotations, problems))
+        except ValueError:
+            raise
+        except UNUSABLE as error:
+            files_read = " with ".join(str(path) for path in (predictions, annotations) if path is not None)
+            raise ValueError(f"{files_read}: cannot be judged: {type(error).__name__}: {error}") from error
         for run in range(runs):
             for question, fields, keep in items:
                 body: dict[str, Any] = {
@@ -169,7 +176,8 @@ def read_answers(path: Path, requests: Sequence[Request]) -> dict[str, dict[str,
     answers = {}
     stored = read_json(path, Problems())
     for row in stored if isinstance(stored, list) else [stored]:
-        request = known.get(row.get("id")) if isinstance(row, dict) else None
+        name = row.get("id") if isinstance(row, dict) else None
+        request = known.get(name) if isinstance(name, str) else None
         if request is None:
             continue
         if row.get("digest") != request.digest:

@@ -27,8 +27,9 @@ def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
         try:
             record = json.loads(line)
             stage, step = str(record.get("stage", "")), int(record["step"])
-            stages.setdefault(stage, {})[step] = record | {"loss": float(record["loss"])}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            numbers = {key: float(value) for key, value in record.items() if isinstance(value, int | float)}
+            stages.setdefault(stage, {})[step] = numbers | {"step": step, "loss": float(record["loss"])}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if number == len(lines):  # cut off while it was written
                 break
             raise ValueError(f"{path} line {number} is damaged: {error}") from error

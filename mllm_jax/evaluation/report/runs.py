@@ -57,7 +57,7 @@ class Run:
         path = self.directory / "eval" / benchmark / "predictions.jsonl"
         odds: dict[str, float] = {}
         if path.is_file():
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 for number, line in enumerate(file, 1):
                     try:
                         row = json.loads(line)
@@ -81,7 +81,7 @@ class Run:
                 ("step_seconds", "seconds per update"),
                 ("tokens_per_second", "training tokens/s"),
             ):
-                if values := [record[key] for record in records if key in record]:
+                if values := [v for record in records if isinstance(v := record.get(key), NUMBER)]:
                     found[name] = statistics.median(values)
         return found
 
