@@ -145,7 +145,7 @@ def train(config, directory, evaluate=True):
             stage = config.stages[name]
             params = starting_params(config, model, name, params)
             cache = feature_cache(config, stage, model, params, sources[name], directory)
-            batches = stage_iterator(config, stage, model, tokenizer, sources[name], cache)
+            batches = stage_iterator(config, stage, model, tokenizer, sources[name], directory, cache)
             plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches)
             try:
                 params = train_stage(plan, batches, params, directory)

@@ -101,7 +101,7 @@ def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     stage = config.stages.finetune
     params = load_stage(directory / "params" / "pretrain", config, model, mesh)
     prepared = prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
-    with stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
+    with stage_iterator(config, stage, model, tiny_tokenizer, prepared, directory) as batches:
         batch = to_device(next(batches).arrays, mesh)
     run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
     first = read_metrics(directory / "metrics.jsonl")["finetune"][0]

@@ -9,8 +9,11 @@ Epochs. Without weights an epoch is every sample of every source once, in a new 
 the sources are drawn from in those proportions, each reshuffled whenever it is used up; an epoch is then as
 many draws as there are samples in all sources together. Epochs follow each other without a gap, and the last
 batch of the last one is filled up with empty rows (segment 0, weight 0, id ""), so that no sample is lost.
+
+Packing. With the samples' sizes, row `g` is what `packing.PackingPlan` puts there: several samples of one epoch.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +21,12 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
+from mllm_jax.data.packing import PackingPlan
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import RowEncoder, Rows, stack_rows
-from mllm_jax.data.samples import Source
+from mllm_jax.data.samples import Sample, Source
 
 STATE_VERSION = 1
 
@@ -34,6 +39,7 @@ def make_train_iterator(
     seed: int,
     epochs: int | None = 1,
     weights: Sequence[float | int] | None = None,
+    sizes: Int[np.ndarray, "N 4"] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -43,11 +49,13 @@ def make_train_iterator(
 
     Args:
       sources: data sets; anything with a length and `source[i] -> Sample`.
-      encoder: how a sample becomes a row.
-      batch_size: `B` over all processes.
+      encoder: how samples become a row.
+      batch_size: `B` over all processes, in rows.
       seed: of the order.
       epochs: passes over the data; None never ends.
       weights: None reads every sample once per epoch; else one positive proportion per source.
+      sizes: packs rows: what each sample of the sources, one source after the other, needs of a row (`measure.sizes`).
+        None for one sample a row.
       process_index, process_count: which part of each batch to read, and of how many.
       num_threads: threads that make batches ahead of time; None for one per core, up to 16; 0 for none.
       num_workers: processes that do so, each with its threads (the script must then guard its code with
@@ -70,10 +78,19 @@ def make_train_iterator(
     if weights is not None:
         _check_weights(weights, sources)
 
-    rows = _global_order(sources, weights, seed, epochs).map(encoder)
-    num_samples = None if epochs is None else len(rows)
-    if num_samples is not None:
-        fill = -num_samples % batch_size
+    numbers = _global_order([len(source) for source in sources], weights, seed, epochs)
+    num_samples = None if epochs is None else len(numbers)
+    read = _Reader(sources)
+    if sizes is None:
+        rows = numbers.map(lambda number: encoder([read(number)]))
+    else:
+        plan = PackingPlan(sum(map(len, sources)), numbers.__getitem__, sizes, encoder.limits, seed, epochs)
+        rows = grain.MapDataset.source(plan).map(
+            lambda places: encoder([read(numbers[place]) for place in places])
+        )
+    num_rows = None if epochs is None else len(rows)
+    if num_rows is not None:
+        fill = -num_rows % batch_size
         if fill:
             rows = grain.MapDataset.concatenate([rows, grain.MapDataset.range(fill).map(encoder.padding)])
     parts = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=stack_rows)
@@ -83,11 +100,13 @@ def make_train_iterator(
         "weights": None if weights is None else [float(weight) for weight in weights],
         "sources": [_describe(source) for source in sources],
     }
+    if sizes is not None:
+        order["packing"] = hashlib.sha256(sizes.tobytes() + encoder.limits.array.tobytes()).hexdigest()
     return TrainIterator(
         parts[process_index::process_count],
         order=order,
         num_samples=num_samples,
-        num_batches=None if num_samples is None else -(-num_samples // batch_size),
+        num_batches=None if num_rows is None else -(-num_rows // batch_size),
         num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
         num_workers=num_workers,
     )
@@ -100,8 +119,7 @@ class TrainIterator:
 
     Attributes:
       num_batches: of the whole run; None without an end.
-      num_samples: of the whole run, over all processes; None without an end. The rest of
-        `num_batches * batch_size` rows are the empty rows at the end.
+      num_samples: of the whole run, over all processes; None without an end.
       skipped: how many samples this process has left out since the iterator was made.
     """
 
@@ -195,16 +213,30 @@ class TrainIterator:
         return iter(dataset)
 
 
+class _Reader:
+    """Reads a sample by its number, counted over all sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __call__(self, number: int) -> Sample:
+        source = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[source - 1]) if source else 0
+        return self._sources[source][number - before]
+
+
 def _global_order(
-    sources: Sequence[Source], weights: Sequence[float | int] | None, seed: int, epochs: int | None
+    lengths: Sequence[int], weights: Sequence[float | int] | None, seed: int, epochs: int | None
 ) -> grain.MapDataset:
-    """All samples of the run, in order."""
-    parts = [grain.MapDataset.source(source) for source in sources]
+    """The numbers of all samples of the run, in order; see `_Reader`."""
+    ends = np.cumsum(lengths).tolist()
+    parts = [grain.MapDataset.range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     if weights is None:
         return grain.MapDataset.concatenate(parts).shuffle(seed=_derive(seed, 0)).repeat(epochs)
     endless = [part.shuffle(seed=_derive(seed, index)).repeat() for index, part in enumerate(parts)]
     mixed = grain.MapDataset.mix(endless, list(weights))
-    return mixed if epochs is None else mixed[: epochs * sum(map(len, sources))]
+    return mixed if epochs is None else mixed[: epochs * sum(lengths)]
 
 
 def _derive(seed: int, index: int) -> int:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.chat_template import resolve_template
@@ -15,6 +15,7 @@ from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.feature_cache import FeatureCache, digest
 from mllm_jax.data.images import decode_image
 from mllm_jax.data.layout import LayoutRule
+from mllm_jax.data.packing import RowLimits
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.templates import Template
@@ -26,13 +27,13 @@ class Row(NamedTuple):
 
     Attributes:
       arrays: of a single row.
-      id: the sample's; "" for an empty row.
-      skipped: why the sample was left out and the row is empty, or "".
+      id: the sample's, or several by commas; "" for an empty row.
+      skipped: why samples were left out of the row, one message each.
     """
 
     arrays: Batch
     id: str
-    skipped: str
+    skipped: tuple[str, ...] = ()
 
 
 class Rows(NamedTuple):
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
 
     Attributes:
       arrays: what the model reads.
-      ids: of the `B` samples; "" for an empty row.
+      ids: of the samples of each of the `B` rows; "" for an empty row.
       skipped: why samples were left out of this batch, one message each.
     """
 
@@ -106,10 +107,11 @@ class TooManyLabels(SampleError):
 
 
 class RowEncoder:
-    """Lays samples out as rows of static shape, one sample a row.
+    """Lays samples out as rows of static shape, one or several samples a row.
 
     Attributes:
       spec: shapes and dtypes of a row.
+      limits: what a row has room for.
     """
 
     def __init__(
@@ -123,6 +125,8 @@ class RowEncoder:
         image_slots: int,
         overlong: str = "error",
         label_tokens: int | None = None,
+        samples_per_row: int = 1,
+        loss_weighting: str = "token",
         features: FeatureCache | None = None,
     ):
         """Takes what every sample is laid out with.
@@ -137,6 +141,9 @@ class RowEncoder:
           overlong: what to do with a sample of more than `T` tokens, or of more than `label_tokens` supervised ones:
             "error", or "skip" for an empty row.
           label_tokens: supervised tokens that a row may hold; None for any number.
+          samples_per_row: most samples that a row may hold.
+          loss_weighting: a sample's weight in the loss per supervised token, of which it has n: "token" 1, "sample"
+            1 / n, "sqrt" 1 / sqrt(n). The loss is the weighted mean over all of a batch.
           features: where the images' features are; the images themselves are then not decoded.
         """
         if overlong not in ("error", "skip"):
@@ -146,7 +153,8 @@ class RowEncoder:
         self.tokenizer = tokenizer
         self.template = resolve_template(template, tokenizer)
         self.overlong = overlong
-        self.label_tokens = label_tokens
+        self.weigh = LOSS_WEIGHTINGS[loss_weighting]
+        self.limits = RowLimits(seq_len, image_slots, label_tokens or seq_len, samples_per_row)
         self.features = features
         size = visual_layout.slot.size if features is None else None
         self.spec = Batch.spec(
@@ -166,31 +174,62 @@ class RowEncoder:
         ]
         return encode_sample(spans, self.tokenizer, layouts, sample=sample.id)
 
-    def __call__(self, sample: Sample) -> Row:
-        """The row of one sample.
+    def needs(self, sample: Sample) -> tuple[int, int, int, int]:
+        """What a sample needs of a row, in the order of `packing.RESOURCES`.
+
+        Raises:
+          SampleError: as `encode`.
+        """
+        encoded = self.encode(sample)
+        return len(encoded), encoded.num_slots, int(np.count_nonzero(encoded.loss_weights)), 1
+
+    def __call__(self, samples: Sequence[Sample]) -> Row:
+        """The row of some samples that fit one together.
 
         Raises:
           SampleTooLong, TooManyLabels: under the policy "error".
           SampleError, ImageError: as above, and for more images than slots.
         """
-        encoded = self.encode(sample)
-        try:
-            row, slots = layout_row([encoded], self.spec)
-            check_labels(encoded, self.label_tokens)
-        except (SampleTooLong, TooManyLabels) as error:
-            if self.overlong == "error":
-                raise
-            return self.padding()._replace(skipped=str(error))
-        for slot, (_, index) in enumerate(slots):
+        kept, encoded, skipped = [], [], []
+        for sample in samples:
+            one = self.encode(sample)
+            try:
+                check_fits(one, self.limits.tokens, self.limits.label_tokens)
+            except (SampleTooLong, TooManyLabels) as error:
+                if self.overlong == "error":
+                    raise
+                skipped.append(str(error))
+                continue
+            kept.append(sample)
+            encoded.append(dataclasses.replace(one, loss_weights=self.weigh(one.loss_weights)))
+        row, slots = layout_row(encoded, self.spec)
+        for slot, (which, index) in enumerate(slots):
             if self.features is None:
-                row.images[slot] = self.read_image(sample, index)
+                row.images[slot] = self.read_image(kept[which], index)
             else:
-                row.features[slot] = self.features.read(digest(sample.images[index]))
-        return Row(row, sample.id, "")
+                row.features[slot] = self.features.read(digest(kept[which].images[index]))
+        return Row(row, ", ".join(sample.id for sample in kept), tuple(skipped))
 
     def padding(self, _: int = 0) -> Row:
         """An empty row."""
-        return Row(self.spec.empty(), "", "")
+        return Row(self.spec.empty(), "")
+
+
+def _by_sample(power: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Weights of a sample of n supervised tokens divided by n ** power."""
+
+    def weigh(weights: Float32[np.ndarray, " T"]) -> Float32[np.ndarray, " T"]:
+        return (weights / np.count_nonzero(weights) ** power).astype(np.float32)
+
+    return weigh
+
+
+# A sample without a supervised token is an error (`encode_sample`), so none divides by zero.
+LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "token": lambda weights: weights,
+    "sample": _by_sample(1.0),
+    "sqrt": _by_sample(0.5),
+}
 
 
 def check_fits(sample: EncodedSample, seq_len: int, label_tokens: int | None) -> None:
@@ -246,4 +285,4 @@ def render_sample(
 def stack_rows(rows: Sequence[Row]) -> Rows:
     """Rows to a batch, stacked along `B`."""
     arrays = jax.tree.map(lambda *leaves: np.stack(leaves), *(row.arrays for row in rows))
-    return Rows(arrays, [row.id for row in rows], [row.skipped for row in rows if row.skipped])
+    return Rows(arrays, [row.id for row in rows], [message for row in rows for message in row.skipped])

@@ -3,10 +3,12 @@
 import functools
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from mllm_jax import files
@@ -15,6 +17,7 @@ from mllm_jax.data import tfds_llava
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
+from mllm_jax.data.measure import sizes
 from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
@@ -177,9 +180,12 @@ def stage_iterator(
     model: ModelConfig,
     tokenizer: Any,
     prepared: dict[str, Source],
+    workdir: pathlib.Path,
     cache: FeatureCache | None = None,
 ) -> TrainIterator:
     """The batches of a stage from its prepared data sets, with features from `cache` in place of images.
+
+    With packing, sizes that are not measured yet are measured now and kept in the data folder.
 
     Raises (when iterated):
       SampleError, ImageError: naming file and sample.
@@ -194,11 +200,15 @@ def stage_iterator(
         image_slots=config.data.image_slots,
         overlong=config.data.overlong,
         label_tokens=config.data.label_tokens,
+        samples_per_row=stage.samples_per_row,
+        loss_weighting=stage.loss_weighting,
         features=cache,
     )
+    sources = list(prepared.values())
     return make_train_iterator(
-        list(prepared.values()),
+        sources,
         encoder,
+        sizes=None if stage.samples_per_row == 1 else _sizes(sources, encoder, config, workdir),
         batch_size=stage.batch_size,
         seed=config.seed,
         epochs=None if stage.steps else stage.epochs,
@@ -208,3 +218,15 @@ def stage_iterator(
         process_count=jax.process_count(),
         num_threads=config.data.threads,
     )
+
+
+def _sizes(
+    sources: Sequence[Source], encoder: RowEncoder, config: ConfigDict, workdir: pathlib.Path
+) -> Int[np.ndarray, "N 4"]:
+    """What all samples need of a row; the first process measures, then the others read, or measure for themselves."""
+    folder = data_dir(config, workdir) / "sizes"
+
+    def measured() -> Int[np.ndarray, "N 4"]:
+        return np.concatenate([sizes(source, encoder, folder, config.data.threads) for source in sources])
+
+    return processes.first_then_others(measured, "samples measured")

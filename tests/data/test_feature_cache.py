@@ -131,7 +131,7 @@ def test_rows_hold_features_in_place_of_pictures(tmp_path):
         features=cache,
     )
     turns = ({"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "ok"})
-    row = encoder(Sample("two", (b"not even an image", pixels), turns))
+    row = encoder([Sample("two", (b"not even an image", pixels), turns)])
     batch = stack_rows([row, encoder.padding()]).arrays
     assert batch.images is None
     assert batch.features.shape == (2, 3, *SHAPE)
@@ -140,4 +140,4 @@ def test_rows_hold_features_in_place_of_pictures(tmp_path):
     assert not batch.features[1].any()
     assert batch.image_mask.tolist() == [[True, True, False], [False] * 3]
     with pytest.raises(FeatureCacheError, match="has no features"):
-        encoder(Sample("new", (b"a", b"b"), turns))
+        encoder([Sample("new", (b"a", b"b"), turns)])

@@ -77,6 +77,7 @@ OF_ENCODER = (
     "image_slots",
     "overlong",
     "label_tokens",
+    "samples_per_row",
     "features",
 )
 
@@ -200,6 +201,52 @@ def test_resuming_gives_bitwise_the_same_remaining_batches(weights, threads):
     assert halves[0].get_state() == halves[1].get_state()
 
 
+PACKED = {"seq_len": 4 * LENGTH, "image_slots": 4, "samples_per_row": 5}
+
+
+def sizes_of(sources, **options):
+    rows = encoder(**options)
+    return np.array([rows.needs(one) for source in sources for one in source])
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2]])
+def test_packed_rows_hold_each_sample_once_an_epoch_and_resume(weights):
+    data = [source(9), source(6, "t", images=0), source(3, "u", images=2)]
+    weights = weights and [*weights, 1]
+    options = PACKED | {"sizes": sizes_of(data, **PACKED), "weights": weights, "epochs": 2, "batch_size": 2}
+    iterator = make(data, **options)
+    unbroken = list(iterator)
+    assert len(unbroken) == iterator.num_batches < 9
+    assert iterator.num_samples == 36
+    assert max(batch.arrays.segment_ids.max() for batch in unbroken) > 2
+    seen = Counter(name for batch in unbroken for row in batch.ids if row for name in row.split(", "))
+    assert sum(seen.values()) == 36
+    if weights is None:
+        assert set(seen.values()) == {2}
+    with make(data, **options, num_threads=3) as first:
+        begun = [next(first) for _ in range(3)]
+        state = json.loads(json.dumps(first.get_state()))
+    with make(data, **options) as resumed:
+        resumed.set_state(state)
+        assert_same(begun + list(resumed), unbroken)
+    halves = [make(data, **options, process_index=index, process_count=2) for index in (0, 1)]
+    for half in halves:
+        half.set_state(state)
+    assert next(halves[0]).ids + next(halves[1]).ids == unbroken[3].ids
+    with pytest.raises(DataError, match="'packing' was"):
+        make(data, **options | {"samples_per_row": 4}).set_state(state)
+
+
+def test_a_sample_that_a_packed_row_cannot_hold_is_left_out_alone():
+    data = [[*source(4), sample("long", [], "word " * 200)]]
+    options = PACKED | {"overlong": "skip"}
+    batches = list(make(data, **options, sizes=sizes_of(data, **options), batch_size=1))
+    (message,) = [message for batch in batches for message in batch.skipped]
+    assert "'long': has" in message
+    kept = sorted(name for batch in batches for row in batch.ids if row for name in row.split(", "))
+    assert kept == ["s0", "s1", "s2", "s3"]
+
+
 def test_the_state_can_go_back_and_forth_in_one_iterator():
     iterator = make([source(8)], epochs=None, batch_size=4, num_threads=2)
     assert (iterator.num_batches, iterator.num_samples) == (None, None)
@@ -234,7 +281,7 @@ def test_a_state_of_other_data_is_refused():
 
 def test_too_many_labels_are_an_error_or_counted_and_left_out():
     data = [*source(3), sample("chatty", [picture(0)], "yes yes")]
-    learned = int((encoder()(data[3]).arrays.loss_weights != 0).sum())
+    learned = int((encoder()([data[3]]).arrays.loss_weights != 0).sum())
     assert sorted(ids_of(make([data], label_tokens=learned))) == ["chatty", "s0", "s1", "s2"]
     with pytest.raises(TooManyLabels, match=rf"'chatty': has {learned} supervised tokens, more") as error:
         list(make([data], label_tokens=learned - 1))
@@ -322,10 +369,10 @@ def test_compat_llava_reads_images_and_turns_as_llava_does():
     data = sample("a", [buffer.getvalue()])
     data = Sample("a", data.images, ({"from": "gpt", "value": "Hi"}, *data.conversations))
     small = WholeImage(Slot(VISUAL, size=(4, 4)))
-    row = encoder(small, compat="llava")(data)
+    row = encoder(small, compat="llava")([data])
     np.testing.assert_array_equal(row.arrays.images[0, 0, 0], (10, 20, 30))  # the hidden colour
     upright = Sample("a", data.images, data.conversations[1:])
-    np.testing.assert_array_equal(encoder(small)(upright).arrays.images[0, 0, 0], (255, 255, 255))
+    np.testing.assert_array_equal(encoder(small)([upright]).arrays.images[0, 0, 0], (255, 255, 255))
 
 
 class WideImagesKeepMore:
@@ -342,14 +389,14 @@ def test_counts_follow_each_image_size():
     tall = np.zeros((6, 4, 3), np.uint8)
     both = sample("both", [picture(1), tall, picture(2)])
     encode = encoder(WideImagesKeepMore(), image_slots=3)
-    row = encode(both).arrays
+    row = encode([both]).arrays
     index = row.visual_index[row.visual_index >= 0]
     assert index.tolist() == [0, 1, 2, 3, 4, 6, 8, 9, 10, 11]
     assert row.image_mask.all()
-    shorter = encoder(image_slots=3)(both).arrays.segment_ids.sum() - row.segment_ids.sum()
+    shorter = encoder(image_slots=3)([both]).arrays.segment_ids.sum() - row.segment_ids.sum()
     assert shorter == VISUAL // 2
     with pytest.raises(ImageError, match=r"sample 'junk', 0\.png: not an image"):
-        encode(sample("junk", [b"not an image"]))
+        encode([sample("junk", [b"not an image"])])
 
 
 def test_prepared_data_gives_the_same_rows_and_a_fingerprint(tmp_path):
