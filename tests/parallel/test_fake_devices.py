@@ -1,6 +1,6 @@
 import pytest
 
-from mllm_jax.parallel.fake_devices import FLAG, order_collectives
+from mllm_jax.parallel.fake_devices import FLAG, THREADS, order_collectives
 
 MANY = "--xla_force_host_platform_device_count=8"
 
@@ -25,3 +25,16 @@ MANY = "--xla_force_host_platform_device_count=8"
 def test_the_scheduler_is_off_where_devices_are_fake(before, after):
     order_collectives(before)
     assert before.get("XLA_FLAGS") == after
+
+
+def test_every_fake_device_has_threads_to_spare():
+    """With a thread per device, devices that wait for each other hold them all."""
+    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=6"}
+    order_collectives(several)
+    assert int(several[THREADS]) >= 24
+    own = {"JAX_NUM_CPU_DEVICES": "6", THREADS: "7"}
+    order_collectives(own)
+    assert own[THREADS] == "7"
+    alone = {}
+    order_collectives(alone)
+    assert not alone
