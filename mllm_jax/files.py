@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 STALE = 3600.0  # seconds after which a temporary file belongs to a run that was killed
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.part")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _LONGEST_NAME = 200  # bytes; most file systems take 255, and suffixes are added
 
 
@@ -77,7 +78,21 @@ def write_json(path: str | os.PathLike[str], value: Any, **options: Any) -> None
     Args:
       options: of `json.dumps`; non-ASCII characters stay and the indent is 1 unless they say otherwise.
     """
-    write_text(path, json.dumps(value, **{"indent": 1, "ensure_ascii": False, **options}) + "\n")
+    write_text(path, json_text(value, **{"indent": 1, **options}) + "\n")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    r"""JSON that UTF-8 can hold: characters as they are, but halves of surrogate pairs escaped.
+
+    Args:
+      options: of `json.dumps`.
+
+    Example:
+      >>> json_text(["\ud800"])
+      '["\\ud800"]'
+    """
+    text = json.dumps(value, **{"ensure_ascii": False, **options})
+    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def no_links(path: str, flags: int) -> int:

@@ -73,6 +73,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_halves_of_characters_are_escaped(tmp_path):
+    value = {"\ud800": ["é", "\udfff x"]}
+    files.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "é" in text
+
+
 def test_two_who_write_one_file_at_once_do_not_mix(tmp_path):
     path = tmp_path / "mini.json"
     with files.replacing(path) as file:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.reading import DataError, read_object
-from mllm_jax.files import no_links, write_json
+from mllm_jax.files import json_text, no_links, write_json
 
 MANIFEST = "manifest.json"
 Key = tuple[str, int]  # (question_id, rotation)
@@ -100,7 +100,7 @@ class AnswerFile:
             self._file = open(  # noqa: SIM115 (closed by `close`)
                 self.path, "a", buffering=1, encoding="utf-8", newline="\n", opener=no_links
             )
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(json_text(row) + "\n")
 
     def close(self) -> None:
         """Ends writing; appending again reopens the file."""

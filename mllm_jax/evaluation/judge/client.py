@@ -23,7 +23,7 @@ from typing import Any
 
 from mllm_jax.escape import terminal
 from mllm_jax.evaluation.judge.requests import Request, checked_reply
-from mllm_jax.files import no_links
+from mllm_jax.files import json_text, no_links
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 _LONGEST_WAIT = 60.0  # seconds
@@ -216,7 +216,7 @@ def send(
                 break
         with lock:
             with open(path, "a", encoding="utf-8", opener=no_links) as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_text(row) + "\n")
             unreadable += not readable
             if progress is not None:
                 progress()

@@ -110,7 +110,7 @@ def write_requests(path: Path, requests: Sequence[Request]) -> None:
     """
     url = "/v1/chat/completions"
     lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": r.body} for r in requests]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(files.json_text(line) + "\n" for line in lines)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(f"{path} holds other requests (answers, model or prompt changed); use a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
