@@ -124,6 +124,17 @@ TEXT = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("table", "fields"), [(families.VISION, VISION), (families.LLMS, TEXT)], ids=["vision", "llm"]
+)
+def test_a_billion_layers_are_refused_and_the_limit_can_be_raised(table, fields, monkeypatch):
+    family = table[fields["model_type"]]
+    with pytest.raises(LimitError, match=r"1,000,000,000 layers .* MLLM_JAX_MAX_LAYERS=1000000000"):
+        family.config(fields | {"num_hidden_layers": 10**9})
+    monkeypatch.setenv("MLLM_JAX_MAX_LAYERS", "2000")
+    assert family.config(fields | {"num_hidden_layers": 2000}).depth == 2000
+
+
 def llava_hf(directory, **changes):
     """A llava-hf config.json, read."""
     fields = {"model_type": "llava", "vision_config": VISION, "text_config": TEXT, **changes}
