@@ -83,7 +83,7 @@ def train_stage(plan, batches, params, directory):
                     log.flush(plan.learning_rate(step - 1))
                 if save:
                     checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
-                if stop and step < steps:
+                if stop:  # also after the last step: the next stage would lose more
                     raise SystemExit(
                         f"stopped by a signal after step {step}; the same command continues from there"
                     )
@@ -139,7 +139,7 @@ def train(config, directory, evaluate=True):
             params = load_stage(directory / "params" / finished[-1], config, model, mesh)
             say(f"stage {finished[-1]}: done before")
         sources = {name: prepare_sources(config, name, model, tokenizer, directory) for name in remaining}
-        for line in announce.length_lines(config, model, tokenizer, sources):
+        for line in announce.length_lines(config, model, tokenizer, sources, directory):
             say(line)
         for name in remaining:
             stage = config.stages[name]

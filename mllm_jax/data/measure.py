@@ -10,7 +10,7 @@ from jaxtyping import Int
 from rich.console import Console
 
 from mllm_jax import files
-from mllm_jax.console import progress_bar
+from mllm_jax.console import make_console, progress_bar, say
 from mllm_jax.data.packing import RESOURCES
 from mllm_jax.data.rows import RowEncoder
 from mllm_jax.data.samples import Source
@@ -45,8 +45,14 @@ def sizes(
             progress.advance(task)
     data = io.BytesIO()
     np.save(data, found)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, data.getvalue())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, data.getvalue())
+    except OSError as error:  # a folder that others share may be read-only
+        say(
+            make_console(),
+            f"sizes of samples cannot be kept in {folder} ({error}); the next run measures again",
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+PLAN_VERSION = 1  # raise when the same sizes are packed otherwise: runs under way then refuse to resume
 WINDOW = (
     1024  # samples packed together: more fill rows better, fewer keep the order closer to the shuffled one
 )
@@ -145,7 +146,8 @@ class PackingPlan:
         self._samples, self._order, self._sizes = samples, order, sizes
         self._limits, self._seed, self._epochs = limits, seed, epochs
         self._ends: list[int] = []  # rows of the run up to the end of each epoch planned so far
-        self._newest: tuple[int, list[list[int]]] = (-1, [])  # only one epoch's rows are kept
+        # Where one epoch ends and the next begins, threads that read ahead need both.
+        self._kept: dict[int, list[list[int]]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -180,8 +182,7 @@ class PackingPlan:
         return self._rows(epoch)[row - first]
 
     def _rows(self, epoch: int) -> list[list[int]]:
-        newest, rows = self._newest
-        return rows if newest == epoch else self._plan(epoch)
+        return self._kept[epoch] if epoch in self._kept else self._plan(epoch)
 
     def _plan(self, epoch: int) -> list[list[int]]:
         begin = epoch * self._samples
@@ -190,5 +191,6 @@ class PackingPlan:
         rows = [[begin + i for i in row] for row in pack(self._sizes[numbers], self._limits, rng)]
         if epoch == len(self._ends):
             self._ends.append((self._ends[-1] if self._ends else 0) + len(rows))
-        self._newest = (epoch, rows)
+        self._kept = {kept: self._kept[kept] for kept in (epoch - 1, epoch + 1) if kept in self._kept}
+        self._kept[epoch] = rows
         return rows

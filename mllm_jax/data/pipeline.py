@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from mllm_jax.data.packing import PackingPlan
+from mllm_jax.data.packing import PLAN_VERSION, PackingPlan
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import RowEncoder, Rows, stack_rows
 from mllm_jax.data.samples import Sample, Source
@@ -101,7 +101,8 @@ def make_train_iterator(
         "sources": [_describe(source) for source in sources],
     }
     if sizes is not None:
-        order["packing"] = hashlib.sha256(sizes.tobytes() + encoder.limits.array.tobytes()).hexdigest()
+        decides = (PLAN_VERSION, sizes.tobytes(), encoder.limits.array.tobytes())
+        order["packing"] = hashlib.sha256(repr(decides).encode()).hexdigest()
     return TrainIterator(
         parts[process_index::process_count],
         order=order,

@@ -94,7 +94,12 @@ class Session:
           max_new_tokens: most tokens of an answer, 1 or more.
           sampling: how tokens are drawn, for all requests or one by one; None = greedy.
           room: columns of the cache behind the prompts; more than `max_new_tokens` if rows will be inserted later.
+
+        Raises:
+          ValueError: `room` does not hold `max_new_tokens`.
         """
+        if room is not None and room < max_new_tokens:
+            raise ValueError(f"room={room} columns do not hold max_new_tokens={max_new_tokens}")
         lengths = prompts.lengths
         samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts.requests)
         draws = make_draws(samplings, [request.id for request in prompts.requests], len(lengths))
@@ -111,7 +116,8 @@ class Session:
         """Gives `rows` of `state` to the answers of `other`; `state` is used up.
 
         Raises:
-          ValueError: `other` has more columns than `state`, or only one of them draws tokens.
+          ValueError: `other` has more columns than `state`, the longest answer that is left does not fit behind
+            the column where both go on, or only one of them draws tokens.
         """
         if other.cache.segments.shape[1] > state.cache.segments.shape[1]:
             raise ValueError(
@@ -122,7 +128,17 @@ class Session:
             raise ValueError(
                 "only one of the states draws tokens; give all requests a `Sampling`, greedy ones one of 0"
             )
-        return _insert(state, np.asarray(rows, np.int32), other)
+        inserted = _insert(state, np.asarray(rows, np.int32), other)
+        column, missing = jax.device_get(
+            (inserted.cache.column, jnp.where(inserted.done, 0, inserted.limits - inserted.counts).max())
+        )
+        # A write past the last column would overwrite it, and with it what all rows attend to.
+        if column + missing > inserted.cache.segments.shape[1]:
+            raise ValueError(
+                f"{missing} tokens may follow behind column {column}, but the state has "
+                f"{inserted.cache.segments.shape[1]} columns; prefill it with more `room`"
+            )
+        return inserted
 
     def finish(
         self, state: State, max_new_tokens: int

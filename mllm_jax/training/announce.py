@@ -1,5 +1,6 @@
 """What a run says of itself before it starts: its model, and how long its stages are."""
 
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,24 +34,31 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
 
 
 def length_lines(
-    config: ConfigDict, model: ModelConfig, tokenizer: Any, sources: Mapping[str, Mapping[str, Source]]
+    config: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    sources: Mapping[str, Mapping[str, Source]],
+    workdir: pathlib.Path,
 ) -> Iterator[str]:
     """Yields how many steps each stage takes, and which key changes that where they are few.
 
     Args:
       sources: prepared data sets by name, of each stage that is still to be trained.
+      workdir: of the run; packed stages keep the sizes of their samples there, or in `data.dir`.
     """
     short = {}
     for name, prepared in sources.items():
         stage = config.stages[name]
+        rows = "samples" if stage.samples_per_row == 1 else f"rows of up to {stage.samples_per_row} samples"
         if stage.steps:
-            yield f"stage {name}: {stage.steps:,} steps of {stage.batch_size} samples"
+            yield f"stage {name}: {stage.steps:,} steps of {stage.batch_size} {rows}"
             continue
-        batches = stage_iterator(config, stage, model, tokenizer, dict(prepared))
+        batches = stage_iterator(config, stage, model, tokenizer, dict(prepared), workdir)
         epochs = f"{stage.epochs} epoch" + "s" * (stage.epochs > 1)
         samples, steps = batches.num_samples // stage.epochs, batches.num_batches
         yield (
             f"stage {name}: {steps:,} steps ({samples:,} samples x {epochs} / batch size {stage.batch_size})"
+            + (f", packed in {rows}" if stage.samples_per_row > 1 else "")
         )
         if steps < FEW_STEPS:
             short[name] = stage.epochs * -(-FEW_STEPS // steps)

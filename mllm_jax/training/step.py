@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jaxtyping import Array
@@ -74,8 +75,17 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows (NumPy) as global arrays, laid out as the step takes them."""
-    return jax.tree.map(jax.make_array_from_process_local_data, batch_shardings(batch, mesh), batch)
+    """This process's rows (NumPy) as global arrays, laid out as the step takes them.
+
+    Raises:
+      ValueError: the mesh gives several processes the same rows (a tensor axis across hosts), but each brings its own.
+    """
+
+    def place(sharding: Any, leaf: np.ndarray) -> jax.Array:
+        shape = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(place, batch_shardings(batch, mesh), batch)
 
 
 def loss_and_grads(

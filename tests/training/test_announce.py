@@ -42,7 +42,7 @@ def test_few_steps_are_said_for_every_stage_with_the_keys_that_change_it(
     }
 
     def told():
-        return list(length_lines(tiny_config, model, tiny_tokenizer, sources))
+        return list(length_lines(tiny_config, model, tiny_tokenizer, sources, tmp_path))
 
     counted, asked, advice = told()
     assert counted.startswith("stage pretrain: 2 steps (8 samples x 1 epoch")

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import pearsonr, spearmanr
-
 from mllm_jax.evaluation.benchmarks.answers import Answer
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.predictions import PredictionError, Problems, by_id, read_annotation_rows, read_rows
@@ -38,6 +36,8 @@ def correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Raises:
       PredictionError: fewer than two pairs, or all opinions or all scores are the same.
     """
+    from scipy.stats import pearsonr, spearmanr  # slow to import, and only needed here
+
     opinions, scores = zip(*pairs, strict=True)
     if len(set(opinions)) < 2 or len(set(scores)) < 2:
         raise PredictionError("all scores are the same, so that they have no correlation with opinions")
