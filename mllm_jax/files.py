@@ -68,8 +68,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text whole or not at all; see `replacing`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replaces a file by text in UTF-8; half of a surrogate pair, which has no bytes, is spelled out (`\\ud800`)."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any, **options: Any) -> None:

@@ -140,3 +140,8 @@ def test_names_that_may_not_become_paths_or_headings(name, fault):
 @pytest.mark.parametrize("name", ["mini", "gqa-testdev", "my data", "图表", "mmbench_cn.dev"])
 def test_names_that_may(name):
     assert files.check_name(name, "benchmark") == name
+
+
+def test_half_of_a_surrogate_pair_is_spelled_out(tmp_path):
+    files.write_text(tmp_path / "report.md", "a \ud800 b")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "a \\ud800 b"
