@@ -1,7 +1,6 @@
 """What the samples of a data set need of a row, kept on disk: packing needs all sizes before the first step."""
 
 import hashlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ def sizes(
       SampleError: a conversation that does not fit the template or the sample's images.
       DataError: a sample that cannot be read.
     """
-    path = folder / f"{_key(source, encoder)}.npy"
+    path = folder / f"{_key(source, encoder)}.int32"
     if path.is_file():
-        found = np.load(path, allow_pickle=False)
-        if found.shape == (len(source), len(RESOURCES)):
-            return found
+        data = path.read_bytes()
+        if len(data) == 4 * len(source) * len(RESOURCES):
+            return np.frombuffer(data, "<i4").reshape(-1, len(RESOURCES))
     found = np.zeros((len(source), len(RESOURCES)), np.int32)
     with progress_bar(console) as progress:
         task = progress.add_task("measuring samples", total=len(source))
@@ -43,11 +42,9 @@ def sizes(
         for index, needs in measured:
             found[index] = needs
             progress.advance(task)
-    data = io.BytesIO()
-    np.save(data, found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(path, data.getvalue())
+        files.write_bytes(path, found.astype("<i4").tobytes())
     except OSError as error:  # a folder that others share may be read-only
         say(
             make_console(),
