@@ -29,7 +29,7 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.parallel import processes
-from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
@@ -145,8 +145,11 @@ def train(config, directory, evaluate=True):
             stage = config.stages[name]
             params = starting_params(config, model, name, params)
             cache = feature_cache(config, stage, model, params, sources[name], directory)
-            batches = stage_iterator(config, stage, model, tokenizer, sources[name], directory, cache)
-            plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches)
+            multiple = num_row_shards(mesh) * stage.accumulation
+            batches = stage_iterator(
+                config, stage, model, tokenizer, sources[name], directory, cache, multiple
+            )
+            plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches, batches.rows)
             try:
                 params = train_stage(plan, batches, params, directory)
             except BaseException:

@@ -11,10 +11,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 
 
-def write_section(name: str, text: str) -> None:
+def write_section(name: str, *paragraphs: str) -> None:
     """Replaces what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; a new section goes to the end."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
+    section = "\n\n".join((begin, *(paragraph.strip() for paragraph in paragraphs), end))
     page = PAGE.read_text(encoding="utf-8")
     if begin in page:
         before, rest = page.split(begin)

@@ -105,7 +105,7 @@ STAGE: Schema = {
                            synonyms=("packing", "pack", "sequence_packing", "sample_packing")),
     "loss_weighting": Key("token", "a sample's weight per supervised token, of n: 1, 1 / n, or 1 / sqrt(n)",
                           choices=("token", "sample", "sqrt"), synonyms=("loss_reduction", "loss_reduce")),
-    "batch_size": Key(256, "rows per step, over all devices and accumulation", least=1,
+    "batch_size": Key(256, "samples per step, over all devices and accumulation; on average with packing", least=1,
                       synonyms=("batch", "bs", "bsz", "global_batch_size", "train_batch_size")),
     "accumulation": Key(1, "parts that a batch is computed in, one after the other", least=1, resumable=True,
                         synonyms=("grad_accum", "accum", "accumulate", "gradient_accumulation_steps", "micro_batches")),
@@ -420,7 +420,7 @@ def _check_stage(stage: ConfigDict, here: str) -> None:
         raise ConfigError(
             f"config key '{here}.sources' is empty; add a source with a json and an image folder"
         )
-    if stage.batch_size % stage.accumulation:
+    if stage.samples_per_row == 1 and stage.batch_size % stage.accumulation:
         raise ConfigError(
             f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of "
             f"'{here}.accumulation' ({stage.accumulation})"

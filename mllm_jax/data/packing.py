@@ -166,6 +166,12 @@ class PackingPlan:
         with self._lock:  # several threads make batches
             return self._row(row)
 
+    def rows_holding(self, samples: int) -> int:
+        """How many rows hold `samples` samples on average, at least 1; by the run's first epoch."""
+        with self._lock:
+            rows = len(self._rows(0))
+        return max(1, round(samples * rows / self._samples))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 

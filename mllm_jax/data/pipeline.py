@@ -10,11 +10,15 @@ the sources are drawn from in those proportions, each reshuffled whenever it is 
 many draws as there are samples in all sources together. Epochs follow each other without a gap, and the last
 batch of the last one is filled up with empty rows (segment 0, weight 0, id ""), so that no sample is lost.
 
-Packing. With the samples' sizes, row `g` is what `packing.PackingPlan` puts there: several samples of one epoch.
+Packing. With the samples' sizes, row `g` is what `packing.PackingPlan` puts there: several samples of one epoch. A
+batch then has as many rows as hold `batch_size` samples on average, so that samples of fewer tokens make a smaller
+batch and a faster step, not another number of steps. Empty rows fill it up to what the devices divide.
 """
 
 import hashlib
+import math
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +29,7 @@ from jaxtyping import Int
 
 from mllm_jax.data.packing import PLAN_VERSION, PackingPlan
 from mllm_jax.data.reading import DataError
-from mllm_jax.data.rows import RowEncoder, Rows, stack_rows
+from mllm_jax.data.rows import Row, RowEncoder, Rows, stack_rows
 from mllm_jax.data.samples import Sample, Source
 
 STATE_VERSION = 1
@@ -40,6 +44,7 @@ def make_train_iterator(
     epochs: int | None = 1,
     weights: Sequence[float | int] | None = None,
     sizes: Int[np.ndarray, "N 4"] | None = None,
+    row_multiple: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int | None = None,
@@ -50,12 +55,13 @@ def make_train_iterator(
     Args:
       sources: data sets; anything with a length and `source[i] -> Sample`.
       encoder: how samples become a row.
-      batch_size: `B` over all processes, in rows.
+      batch_size: samples of a batch over all processes; with `sizes` on average.
       seed: of the order.
       epochs: passes over the data; None never ends.
       weights: None reads every sample once per epoch; else one positive proportion per source.
       sizes: packs rows: what each sample of the sources, one source after the other, needs of a row (`measure.sizes`).
         None for one sample a row.
+      row_multiple: packed batches get empty rows until this (and the number of processes) divides their rows.
       process_index, process_count: which part of each batch to read, and of how many.
       num_threads: threads that make batches ahead of time; None for one per core, up to 16; 0 for none.
       num_workers: processes that do so, each with its threads (the script must then guard its code with
@@ -69,7 +75,7 @@ def make_train_iterator(
     for index, source in enumerate(sources):
         if len(source) == 0:
             raise ValueError(f"data source {index} ({source!r}) is empty")
-    if batch_size < 1 or batch_size % process_count:
+    if batch_size < 1 or (sizes is None and batch_size % process_count):
         raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
@@ -79,21 +85,27 @@ def make_train_iterator(
         _check_weights(weights, sources)
 
     numbers = _global_order([len(source) for source in sources], weights, seed, epochs)
-    num_samples = None if epochs is None else len(numbers)
-    read = _Reader(sources)
     if sizes is None:
-        rows = numbers.map(lambda number: encoder([read(number)]))
+        plan, per_step, rows = None, batch_size, batch_size
     else:
         plan = PackingPlan(sum(map(len, sources)), numbers.__getitem__, sizes, encoder.limits, seed, epochs)
-        rows = grain.MapDataset.source(plan).map(
-            lambda places: encoder([read(numbers[place]) for place in places])
-        )
-    num_rows = None if epochs is None else len(rows)
-    if num_rows is not None:
-        fill = -num_rows % batch_size
-        if fill:
-            rows = grain.MapDataset.concatenate([rows, grain.MapDataset.range(fill).map(encoder.padding)])
-    parts = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=stack_rows)
+        per_step = plan.rows_holding(batch_size)
+        multiple = math.lcm(row_multiple, process_count)
+        rows = -(-per_step // multiple) * multiple
+    num_rows = None if epochs is None else len(numbers if plan is None else plan)
+    num_batches = None if num_rows is None else -(-num_rows // per_step)
+    read = _Reader(sources)
+
+    def make_row(place: int) -> Row:
+        step, row = divmod(place, rows)
+        number = step * per_step + row
+        if row >= per_step or (num_rows is not None and number >= num_rows):
+            return encoder([])
+        return encoder([read(numbers[each]) for each in ([number] if plan is None else plan[number])])
+
+    places = sys.maxsize if num_batches is None else num_batches * rows
+    parts = grain.MapDataset.range(places).map(make_row)
+    parts = parts.batch(rows // process_count, drop_remainder=True, batch_fn=stack_rows)
     order = {
         "seed": seed,
         "batch_size": batch_size,
@@ -106,8 +118,9 @@ def make_train_iterator(
     return TrainIterator(
         parts[process_index::process_count],
         order=order,
-        num_samples=num_samples,
-        num_batches=None if num_rows is None else -(-num_rows // batch_size),
+        rows=rows,
+        num_samples=None if epochs is None else len(numbers),
+        num_batches=num_batches,
         num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
         num_workers=num_workers,
     )
@@ -119,6 +132,7 @@ class TrainIterator:
     Each batch is a `rows.Rows` of this process's share: NumPy arrays, the samples' ids and what was skipped.
 
     Attributes:
+      rows: `B`, rows of a batch over all processes.
       num_batches: of the whole run; None without an end.
       num_samples: of the whole run, over all processes; None without an end.
       skipped: how many samples this process has left out since the iterator was made.
@@ -129,11 +143,13 @@ class TrainIterator:
         batches: grain.MapDataset,
         *,
         order: dict[str, Any],
+        rows: int,
         num_samples: int | None,
         num_batches: int | None,
         num_threads: int,
         num_workers: int,
     ):
+        self.rows = rows
         self.num_samples = num_samples
         self.num_batches = num_batches
         self.skipped = 0

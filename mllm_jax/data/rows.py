@@ -184,7 +184,7 @@ class RowEncoder:
         return len(encoded), encoded.num_slots, int(np.count_nonzero(encoded.loss_weights)), 1
 
     def __call__(self, samples: Sequence[Sample]) -> Row:
-        """The row of some samples that fit one together.
+        """The row of some samples that fit one together; an empty row for none.
 
         Raises:
           SampleTooLong, TooManyLabels: under the policy "error".
@@ -209,10 +209,6 @@ class RowEncoder:
             else:
                 row.features[slot] = self.features.read(digest(kept[which].images[index]))
         return Row(row, ", ".join(sample.id for sample in kept), tuple(skipped))
-
-    def padding(self, _: int = 0) -> Row:
-        """An empty row."""
-        return Row(self.spec.empty(), "")
 
 
 def _by_sample(power: float) -> Callable[[np.ndarray], np.ndarray]:

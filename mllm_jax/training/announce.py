@@ -49,16 +49,17 @@ def length_lines(
     short = {}
     for name, prepared in sources.items():
         stage = config.stages[name]
-        rows = "samples" if stage.samples_per_row == 1 else f"rows of up to {stage.samples_per_row} samples"
+        packed = stage.samples_per_row > 1
         if stage.steps:
-            yield f"stage {name}: {stage.steps:,} steps of {stage.batch_size} {rows}"
+            about = "about " if packed else ""
+            yield f"stage {name}: {stage.steps:,} steps of {about}{stage.batch_size} samples"
             continue
         batches = stage_iterator(config, stage, model, tokenizer, dict(prepared), workdir)
         epochs = f"{stage.epochs} epoch" + "s" * (stage.epochs > 1)
         samples, steps = batches.num_samples // stage.epochs, batches.num_batches
         yield (
             f"stage {name}: {steps:,} steps ({samples:,} samples x {epochs} / batch size {stage.batch_size})"
-            + (f", packed in {rows}" if stage.samples_per_row > 1 else "")
+            + (f", packed in {batches.rows} rows a step" if packed else "")
         )
         if steps < FEW_STEPS:
             short[name] = stage.epochs * -(-FEW_STEPS // steps)

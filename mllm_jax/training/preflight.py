@@ -55,7 +55,8 @@ def check_stages(
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"
-        if stage.batch_size % (num_row_shards(mesh) * stage.accumulation):
+        shares = num_row_shards(mesh) * stage.accumulation
+        if stage.samples_per_row == 1 and stage.batch_size % shares:
             raise ConfigError(
                 f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of devices "
                 f"({num_row_shards(mesh)}) x accumulation ({stage.accumulation})"

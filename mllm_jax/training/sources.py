@@ -182,10 +182,12 @@ def stage_iterator(
     prepared: dict[str, Source],
     workdir: pathlib.Path,
     cache: FeatureCache | None = None,
+    row_multiple: int = 1,
 ) -> TrainIterator:
     """The batches of a stage from its prepared data sets, with features from `cache` in place of images.
 
-    With packing, sizes that are not measured yet are measured now and kept in the data folder.
+    With packing, sizes that are not measured yet are measured now and kept in the data folder; empty rows fill a batch
+    up until `row_multiple` divides it.
 
     Raises (when iterated):
       SampleError, ImageError: naming file and sample.
@@ -210,6 +212,7 @@ def stage_iterator(
         encoder,
         sizes=None if stage.samples_per_row == 1 else _sizes(sources, encoder, config, workdir),
         batch_size=stage.batch_size,
+        row_multiple=row_multiple,
         seed=config.seed,
         epochs=None if stage.steps else stage.epochs,
         # Equal weights read every sample once an epoch; others draw in proportion.

@@ -40,12 +40,14 @@ class StagePlan:
       mesh: devices, here or elsewhere.
       num_steps: length of the stage, which decides its learning-rate schedule; None takes the stage's `steps`, or 1 for
         one that counts epochs. Shapes and costs do not depend on it.
+      rows: `B` of a packed stage, which its data decide (`TrainIterator.rows`); None = one sample a row.
     """
 
     config: ConfigDict
     name: str
     mesh: Mesh
     num_steps: int | None = None
+    rows: int | None = None
 
     @property
     def stage(self) -> ConfigDict:
@@ -104,7 +106,7 @@ class StagePlan:
         """Shapes, dtypes and shardings of a batch, over all processes."""
         features = features_spec(self.model) if self.stage.cache_features else None
         spec = Batch.spec(
-            self.stage.batch_size,
+            self.rows or self.stage.batch_size,
             length=self.seq_len,
             slots=self.config.data.image_slots,
             image_size=None if features else self.model.visual_layout.slot.size,

@@ -132,7 +132,7 @@ def test_rows_hold_features_in_place_of_pictures(tmp_path):
     )
     turns = ({"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "ok"})
     row = encoder([Sample("two", (b"not even an image", pixels), turns)])
-    batch = stack_rows([row, encoder.padding()]).arrays
+    batch = stack_rows([row, encoder([])]).arrays
     assert batch.images is None
     assert batch.features.shape == (2, 3, *SHAPE)
     np.testing.assert_array_equal(batch.features[0, :2], features)

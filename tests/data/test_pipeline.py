@@ -213,9 +213,10 @@ def sizes_of(sources, **options):
 def test_packed_rows_hold_each_sample_once_an_epoch_and_resume(weights):
     data = [source(9), source(6, "t", images=0), source(3, "u", images=2)]
     weights = weights and [*weights, 1]
-    options = PACKED | {"sizes": sizes_of(data, **PACKED), "weights": weights, "epochs": 2, "batch_size": 2}
+    options = PACKED | {"sizes": sizes_of(data, **PACKED), "weights": weights, "epochs": 2, "batch_size": 7}
     iterator = make(data, **options)
     unbroken = list(iterator)
+    assert iterator.rows == 2
     assert len(unbroken) == iterator.num_batches < 9
     assert iterator.num_samples == 36
     assert max(batch.arrays.segment_ids.max() for batch in unbroken) > 2
@@ -235,6 +236,42 @@ def test_packed_rows_hold_each_sample_once_an_epoch_and_resume(weights):
     assert next(halves[0]).ids + next(halves[1]).ids == unbroken[3].ids
     with pytest.raises(DataError, match="'packing' was"):
         make(data, **options | {"samples_per_row": 4}).set_state(state)
+
+
+def test_shorter_samples_make_smaller_batches_of_as_many_samples():
+    data, rows, steps = [source(60)], {}, {}
+    for visual in (32, 8, 2):
+        options = PACKED | {
+            "rule": WholeImage(Slot(visual, size=(SIDE, SIDE))),
+            "image_slots": 9,
+            "samples_per_row": 9,
+        }
+        iterator = make(data, **options, sizes=sizes_of(data, **options), batch_size=20)
+        rows[visual], steps[visual] = iterator.rows, iterator.num_batches
+        batches = list(iterator)
+        assert {batch.arrays.tokens.shape[0] for batch in batches} == {iterator.rows}
+        held = [sum(len(row.split(", ")) for row in batch.ids if row) for batch in batches]
+        assert sum(held) == 60
+        assert all(16 <= count <= 24 for count in held[:-1])
+    assert rows[32] > rows[8] > rows[2]
+    assert set(steps.values()) <= {3, 4}
+
+
+def test_packed_batches_hold_the_same_on_any_number_of_devices():
+    data = [source(20)]
+    options = PACKED | {"sizes": sizes_of(data, **PACKED), "batch_size": 9, "epochs": 2}
+    plain = make(data, **options)
+    filled = make(data, **options, row_multiple=4)
+    assert plain.rows < filled.rows == 4
+    expected = list(plain)
+    for batch, other in zip(expected, filled, strict=True):
+        assert other.ids == batch.ids + [""] * (4 - plain.rows)
+        assert not other.arrays.segment_ids[plain.rows :].any()
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[: len(y)], y), other.arrays, batch.arrays)
+    halves = [make(data, **options, row_multiple=2, process_index=i, process_count=2) for i in (0, 1)]
+    assert halves[0].rows == 4
+    for batch, one, other in zip(expected, *halves, strict=True):
+        assert [each for each in one.ids + other.ids if each] == [each for each in batch.ids if each]
 
 
 def test_a_sample_that_a_packed_row_cannot_hold_is_left_out_alone():
