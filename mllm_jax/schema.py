@@ -143,10 +143,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def nearest(word: Any, valid: Iterable[Any]) -> str:
+    """The valid word that is spelled most like `word`; "" if none is much like it."""
+    return next(iter(difflib.get_close_matches(str(word), [str(choice) for choice in valid], n=1)), "")
+
+
 def did_you_mean(word: Any, valid: Iterable[Any]) -> str:
     """`did you mean 'x'? ` for the valid word that is nearest, or ""."""
-    near = difflib.get_close_matches(str(word), [str(choice) for choice in valid], n=1)
-    return f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(word, valid)
+    return f"did you mean {near!r}? " if near else ""
 
 
 def regular_expression(pattern: str) -> str | None:
@@ -210,9 +215,8 @@ def unknown_key(schema: Schema, path: str, name: str, valid: Sequence[str], hint
       hint: what else to say.
     """
     near = [other for other in valid if name.lower() in _synonyms(_child(schema, path, other))]
-    near = near or difflib.get_close_matches(name, valid, n=1)
-    if near:
-        advice = f"did you mean {join(path, near[0])!r}? "
+    if near := next(iter(near), nearest(name, valid)):
+        advice = f"did you mean {join(path, near)!r}? "
     else:
         places = [p for p, node in walk(schema) if name.lower() in (p.split(".")[-1], *_synonyms(node))]
         advice = f"there is {' and '.join(map(repr, places))}; " if places else ""

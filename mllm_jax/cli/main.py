@@ -10,7 +10,6 @@ wait for JAX. The module's docstring is the description shown by `mllm-jax VERB 
 """
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -68,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
-        print(f"mllm-jax: unknown verb {verb!r}; did you mean {nearest!r}?\n\n{overview()}", file=sys.stderr)
+        from mllm_jax.schema import did_you_mean  # takes a while to import
+
+        print(
+            f"mllm-jax: unknown verb {verb!r}; {did_you_mean(verb, VERBS)}the verbs are:\n\n{overview()}",
+            file=sys.stderr,
+        )
         return 2
     os.environ.setdefault(*NO_ADVICE)
     write_anything()

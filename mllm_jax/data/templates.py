@@ -5,8 +5,9 @@ trained there can be used here. Adding a template is adding a row to ``TEMPLATES
 """
 
 import dataclasses
-import difflib
 from typing import Any
+
+from mllm_jax.schema import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +152,6 @@ def get_template(name: str) -> Template:
     if is_chat(name):
         raise ValueError("template 'chat' is the tokenizer's own: a tokenizer is needed to know it")
     if name not in TEMPLATES:
-        nearest = difflib.get_close_matches(name, TEMPLATES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown template {name!r}; did you mean {nearest!r}? One of: {', '.join([*TEMPLATES, CHAT])}"
-        )
+        known = [*TEMPLATES, CHAT]
+        raise ValueError(f"unknown template {name!r}; {did_you_mean(name, known)}one of: {', '.join(known)}")
     return TEMPLATES[name]

@@ -9,12 +9,12 @@ own name.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.reading import DataError, read_object
+from mllm_jax.schema import did_you_mean
 
 GROUPS = ("coarse", "fine", "reasoning")
 AGGREGATIONS = ("micro", "macro", "sum", "normalised")
@@ -64,6 +64,11 @@ def load_groups(path: Path | None = None) -> Table:
     return table
 
 
+def ability_of(row: Mapping[str, Any]) -> str:
+    """The sub-task of a question's stored row, "" if it has none."""
+    return str(row.get("question_type") or row.get("ability") or "")
+
+
 def paper_axes(kind: str, table: Table | None = None) -> list[str]:
     """Sub-tasks on the paper's radar chart (status `verified`), group by group; [] for benchmarks without.
 
@@ -105,10 +110,9 @@ def group_scores(
     members: dict[str, list[Any]] = {}
     for name, value in subtasks.items():
         if name not in entries:
-            near = difflib.get_close_matches(name, entries, n=1)
-            hint = f"; nearest is {near[0]!r}" if near else ""
             raise ValueError(
-                f"the grouping of {benchmark!r} has no sub-task {name!r}{hint}; add it to the file"
+                f"the grouping of {benchmark!r} has no sub-task {name!r}; {did_you_mean(name, entries)}add it to the "
+                "file"
             )
         members.setdefault(entries[name].group, []).append(value)
     order = [g for g in GROUPS if g in members] + [g for g in members if g not in GROUPS]

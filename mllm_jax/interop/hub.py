@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import difflib
 import importlib.util
 import itertools
 import json
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm_jax import limits
+from mllm_jax.schema import nearest
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 MINI = "mini"
@@ -75,11 +75,10 @@ def _nearby(path: pathlib.Path) -> str:
     if parent in (path, pathlib.Path()) and len(path.parts) > 1:
         return ""
     missing = path.relative_to(parent).parts[0]
-    names = (each.name for each in itertools.islice(parent.iterdir(), 1000) if each.is_dir())
-    found = difflib.get_close_matches(missing, names, n=1)
-    return (
-        f"; did you mean {str(parent / found[0])!r}?" if found else f" (there is {str(parent.absolute())!r})"
+    found = nearest(
+        missing, (each.name for each in itertools.islice(parent.iterdir(), 1000) if each.is_dir())
     )
+    return f"; did you mean {str(parent / found)!r}?" if found else f" (there is {str(parent.absolute())!r})"
 
 
 def _cached(path: str) -> pathlib.Path:

@@ -72,7 +72,7 @@ def test_damaged_files_name_the_entry(tmp_path, entry, message):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="nearest is 'ocr'"):
+    with pytest.raises(ValueError, match="did you mean 'ocr'"):
         group_scores("mmbench", {"ocrr": 1.0}, "macro")
     with pytest.raises(ValueError, match="no benchmark"):
         group_scores("mmbenchh", {}, "macro")

@@ -4,7 +4,6 @@ Everything else follows from it: what models can be asked (`read_benchmark`), wh
 prepared, submitted and judged.
 """
 
-import difflib
 from pathlib import Path
 
 from mllm_jax.evaluation.benchmarks.answers import Answer
@@ -44,6 +43,7 @@ from mllm_jax.evaluation.benchmarks.video_qa import ActivityNetQa, MsrvttQa, Msv
 from mllm_jax.evaluation.benchmarks.vizwiz import VizWiz
 from mllm_jax.evaluation.benchmarks.vqa import Vqa
 from mllm_jax.evaluation.benchmarks.vqav2 import OkVqa, VqaV2
+from mllm_jax.schema import did_you_mean
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "activitynet_qa": ActivityNetQa,
@@ -103,8 +103,7 @@ def get_benchmark(name: str) -> type[Benchmark]:
         BenchmarkError: there is none; names the nearest and lists the others.
     """
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(str(name), BENCHMARKS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, BENCHMARKS)
         raise BenchmarkError(f"no benchmark {name!r}; {hint}there are {', '.join(sorted(BENCHMARKS))}")
     return BENCHMARKS[name]
 

@@ -6,7 +6,6 @@ prepared form.
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError
 from mllm_jax.evaluation.store import AnswerFile, Key
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
+from mllm_jax.schema import did_you_mean
 
 # LLaVA-1.5's two instructions, and the limits of its two answering loops.
 SHORT = "Answer the question using a single word or phrase."
@@ -87,7 +87,6 @@ class Published(Benchmark):
       files: role -> file; "questions" is the one that `path` may name, "images" the folder of images.
       options: name -> option.
       folder_name: of its folder below the data folder; "" = the name.
-      annotations_name: of the file of right answers that is written beside the answers.
       judged: whether a GPT model decides what an answer is worth, so that answers alone have no score.
       comparable: whether blind answers and the majority answer say something.
       grouping: name in the file of groups; "" = the name.
@@ -374,9 +373,7 @@ class Published(Benchmark):
         values = {name: option.default for name, option in cls.options.items()}
         for name, value in given.items():
             if name not in cls.options:
-                near = difflib.get_close_matches(name, cls.options, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                listed = ", ".join(cls.options) or "none"
+                hint, listed = did_you_mean(name, cls.options), ", ".join(cls.options) or "none"
                 raise BenchmarkError(f"{cls.name}: unknown option {name!r}; {hint}valid: {listed}")
             try:
                 values[name] = cls.options[name].read(str(value))
