@@ -23,17 +23,17 @@ from typing import Any
 from mllm_jax import files
 from mllm_jax.console import complain, make_console, progress_bar
 from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, get_benchmark
+from mllm_jax.evaluation.benchmarks.judged import Request
 from mllm_jax.evaluation.judge.client import Client, JudgeError, send
 from mllm_jax.evaluation.judge.requests import (
     ANSWERS,
     REQUESTS,
     SUMMARY,
-    Request,
     build_requests,
     estimate,
     read_answers,
+    store_judgements,
     summary,
-    write_judged,
     write_requests,
 )
 from mllm_jax.evaluation.predictions import Problems
@@ -112,9 +112,8 @@ def _judge(args: argparse.Namespace) -> int:
     if waiting:
         complain(f"{len(waiting)} judgements are missing, first {waiting[0].id}; no score")
         return 1
-    judged = write_judged(out / "judged", args.benchmark, requests, answers, predictions)
-    needs = annotations if args.benchmark in ("mm_vet", "mathvista") else None
-    result: dict[str, Any] = get_benchmark(args.benchmark).score(judged, needs)
+    judged = store_judgements(out / "judged", args.benchmark, requests, answers, predictions, annotations)
+    result: dict[str, Any] = get_benchmark(args.benchmark).score(*judged)
     print(json.dumps(result | {"judge": judge}, indent=1, ensure_ascii=False))
     return 0 if result["complete"] else 1
 

@@ -12,8 +12,8 @@ from mllm_jax.evaluation.judge.requests import (
     build_requests,
     estimate,
     read_answers,
+    store_judgements,
     summary,
-    write_judged,
     write_requests,
 )
 from mllm_jax.evaluation.predictions import Problems
@@ -284,7 +284,8 @@ def test_other_benchmarks_need_no_judge(tmp_path):
 def test_judged_grades_are_stored_per_run(mm_vet, tmp_path):
     requests = _requests(mm_vet, runs=2)
     answers = {r.id: {"content": f"0.{r.run + 1}"} for r in requests}
-    path = write_judged(tmp_path / "judged", "mm_vet", requests, answers, mm_vet[0])
+    path, annotations = store_judgements(tmp_path / "judged", "mm_vet", requests, answers, *mm_vet)
+    assert annotations == mm_vet[1]
     assert json.loads(path.read_text())["v1_3"] == [0.1, 0.2]
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from mllm_jax.data.conversations import IMAGE
 from mllm_jax.data.reading import read_image_file
 from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, unread
-from mllm_jax.evaluation.benchmarks.judged import JudgeTask
+from mllm_jax.evaluation.benchmarks.judged import Judged, JudgeTask
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
@@ -96,6 +96,7 @@ class Benchmark(abc.ABC):
       keyed: whether files may be JSON objects id -> answer (or annotation) as well as rows.
       rows_key: where the rows are if the annotations are one JSON object that holds them.
       in_annotation_order: whether answers are gone through in the annotations' order: last digits depend on it.
+      annotations_name: of the file of right answers that is written beside our own answers; "" if they carry them.
       not_asked: why models cannot be asked; "" if they can.
       not_scored: why answers have no score; "" if they do.
       judge: what a GPT model decides (`mllm-jax judge`).
@@ -116,6 +117,7 @@ class Benchmark(abc.ABC):
     keyed: ClassVar[bool] = False
     rows_key: ClassVar[str] = ""
     in_annotation_order: ClassVar[bool] = False
+    annotations_name: ClassVar[str] = ""
     not_asked: ClassVar[str] = ""
     not_scored: ClassVar[str] = ""
     judge: ClassVar[tuple[JudgeTask, ...]] = ()
@@ -279,6 +281,31 @@ class Benchmark(abc.ABC):
         return {}
 
     @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, Path | None]:
+        """Writes a judge's replies in the form that `score` reads.
+
+        Args:
+          folder: where to.
+          judged: a request and its reply for each question and run.
+          predictions: the judged answers.
+          annotations: of these answers; None if there are none.
+
+        Returns:
+          What `score` takes: the judgements, and their annotations or None.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def credits_in(cls, predictions: Path, annotations: Path | None) -> dict[Key, float]:
+        """What each answer of a file earns in the score; empty where single answers earn nothing."""
+        if cls.not_scored:
+            return {}
+        answers = cls.grade_files(predictions, annotations, Problems())
+        return {key_of(answer.row): float(answer.credit) for answer in answers}
+
+    @classmethod
     def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
         """Answers for which this is equal count as one question, right only if all are."""
         return key_of(row)
@@ -346,10 +373,7 @@ class Benchmark(abc.ABC):
 
     def credits(self, predictions: Path) -> dict[Key, float]:
         """What each of our own answers earns in the score; empty where there is none."""
-        if self.not_scored:
-            return {}
-        answers = self.grade_files(predictions, self.annotations_for(predictions), Problems())
-        return {key_of(answer.row): float(answer.credit) for answer in answers}
+        return self.credits_in(predictions, self.annotations_for(predictions))
 
     def majority(self, questions: Sequence[Question]) -> list[str]:
         """The majority baseline: per ability the most frequent right answer that a question's options offer."""

@@ -81,7 +81,8 @@ class CaptionScores(Benchmark):
     def parse(self, question: Question, text: str) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")
 
-    def credits(self, predictions: Path) -> dict[Key, float]:
+    @classmethod
+    def credits_in(cls, predictions: Path, annotations: Path | None) -> dict[Key, float]:
         return {}
 
     @classmethod

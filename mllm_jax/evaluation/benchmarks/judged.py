@@ -6,10 +6,13 @@ official text: the fields in braces of `user` below are filled in.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import files
 from mllm_jax.evaluation.predictions import Problems
 
 Fields = dict[str, str]
@@ -55,6 +58,46 @@ class JudgeTask:
                 out.append(part if i == 0 else "{" + part)
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": "".join(out)}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question to the judge.
+
+    Attributes:
+        id: `task:run:question`, unique in a judge folder.
+        task: what is asked.
+        question: the benchmark's question id.
+        run: number of the judge run, from 0.
+        body: the chat completion request.
+        keep: what the stored judgement needs beside the reply.
+    """
+
+    id: str
+    task: JudgeTask
+    question: str
+    run: int
+    body: dict[str, Any]
+    keep: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Identifies model, wording and settings: a reply is reused only for an identical request."""
+        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:16]
+
+    def judgement(self, id_key: str, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """The reply as it is stored, with the question's id under `id_key`."""
+        facts = {"content": reply["content"], "model": reply.get("model")}
+        return {id_key: self.question, **facts, **self.keep}
+
+
+Judged = tuple[Request, Mapping[str, Any]]  # a request and the judge's reply, which the task can parse
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes JSON lines and returns the path."""
+    files.write_text(path, "".join(files.json_text(row) + "\n" for row in rows))
+    return path
 
 
 def required(annotations: Path | None, what: str) -> Path:

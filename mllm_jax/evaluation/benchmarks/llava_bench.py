@@ -14,7 +14,7 @@ import numpy as np
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask, required
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, required, write_lines
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, value_of
 from mllm_jax.evaluation.predictions import (
     PredictionError,
@@ -157,6 +157,18 @@ class LlavaBench(Published):
             image = value_of(row, "image", f"question {number}")
             text = str(value_of(row, "text", f"question {number}"))
             yield self.question(number, text, (image,), fields=fields)
+
+    @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, None]:
+        """A file of reviews for each run."""
+        for run in sorted({request.run for request, _ in judged}):
+            rows = [
+                request.judgement("question_id", reply) for request, reply in judged if request.run == run
+            ]
+            write_lines(folder / f"review_run{run}.jsonl", rows)
+        return folder, None
 
     @classmethod
     def stored(cls, row: Mapping[str, Any], where: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio
 from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, write_lines
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered, value_of
 from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
@@ -190,6 +190,16 @@ class MathVista(Published):
         return (found, "rule") if found else (None, "unparsed")
 
     @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, Path | None]:
+        """The answers, with the judge's extraction where no rule makes one."""
+        extracted = {request.question: {"extraction": reply["content"].strip()} for request, reply in judged}
+        answers = cls.read_answers(predictions, Problems())
+        rows = [row | extracted.get(str(take(row, cls.id_keys, str(predictions))), {}) for row in answers]
+        return write_lines(folder / "extracted.jsonl", rows), annotations
+
+    @classmethod
     def stored(cls, row: Mapping[str, Any], where: str) -> Any:
         extraction = row.get("extraction")
         if extraction is not None:
@@ -217,6 +227,7 @@ class MathVista(Published):
         before = None if extraction is None else normalize(extraction, item, integers_by_float=False)
         answer.parsed, answer.credit = said is not None, said is not None and said == gold
         answer.notes = {
+            "reading": said,
             "without": not stored and extraction is None,
             "in 2023": before is not None and before == gold,
         }

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.answers import Answer
 from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask, required
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, required
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, value_of
 from mllm_jax.evaluation.predictions import (
     PredictionError,
@@ -128,6 +129,16 @@ class MmVet(Published):
                 raise BenchmarkError(f"{self.path}: id {name!r} does not begin with 'v1_'")
             image = value_of(row, "imagename", name)
             yield self.question(name.removeprefix("v1_"), str(value_of(row, "question", name)), (image,))
+
+    @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, Path | None]:
+        grades: dict[str, list[float]] = {}
+        for request, reply in judged:
+            grades.setdefault(request.question, []).append(request.task.parse(reply["content"]))
+        files.write_json(folder / "grades.json", grades)
+        return folder / "grades.json", annotations
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:

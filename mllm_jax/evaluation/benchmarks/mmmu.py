@@ -151,17 +151,18 @@ class Mmmu(Published):
         gold, text = answer.value("ground_truth", "answer"), answer.text
         drawn, parsed = False, True
         if answer.item.get("question_type", CHOICE) != CHOICE:
-            right = open_is_right(parse_open(text), gold)
+            reading = right = open_is_right(parse_open(text), gold)
         elif _FINAL not in answer.row:
             options = _options(answer)
-            choice = find_choice(text, list(options), options)
-            drawn = choice is None
-            right = (fallback.draw(list(options)) if drawn else choice) == gold
+            reading = find_choice(text, list(options), options)
+            if drawn := reading is None:
+                reading = fallback.draw(list(options))
+            right = reading == gold
         else:
-            parsed = _LETTER.fullmatch(text) is not None
+            reading, parsed = text, _LETTER.fullmatch(text) is not None
             right = text in ([gold] if isinstance(gold, str) else gold)
         answer.credit, answer.parsed = right, parsed and not drawn
-        answer.notes = {"subject": name[1], "drawn": drawn}
+        answer.notes = {"subject": name[1], "drawn": drawn, "reading": reading}
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:

@@ -136,7 +136,8 @@ class MmmuPro(Published):
             raise PredictionError(f"{answer.where}: {error}") from error
         choice = find_choice(answer.text, options)
         answer.parsed, answer.credit = choice is not None, choice == answer.value("answer")
-        answer.notes = {"options": len(options), "subject": as_text(answer.value("subject"))}
+        subject = as_text(answer.value("subject"))
+        answer.notes = {"options": len(options), "subject": subject, "reading": choice}
 
     @classmethod
     def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:

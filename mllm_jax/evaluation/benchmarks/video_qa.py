@@ -14,7 +14,7 @@ from typing import Any
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.benchmarks.judged import Case, JudgeTask
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, write_lines
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
@@ -183,6 +183,13 @@ class VideoQa(Benchmark):
     stores_text = False
 
     @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, None]:
+        rows = [request.judgement("id", reply) for request, reply in judged]
+        return write_lines(folder / "judgements.jsonl", rows), None
+
+    @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
         """Rows {id, judgement, model} of an official file (id -> [judgement, question]) or JSON lines.
 
@@ -275,6 +282,16 @@ class VideoChatGpt(VideoQa):
     rule = "Video-ChatGPT evaluate_benchmark_*.py"
     answers_format = "folder with correctness, detail, context, temporal and consistency (.json or .jsonl)"
     judge = tuple(_aspect_task(aspect) for aspect in ASPECTS.values())
+
+    @classmethod
+    def store_judgements(
+        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
+    ) -> tuple[Path, None]:
+        for task in cls.judge:
+            rows = [request.judgement("id", reply) for request, reply in judged if request.task == task]
+            if rows:
+                write_lines(folder / f"{task.name.partition('.')[2]}.jsonl", rows)
+        return folder, None
 
     @classmethod
     def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:

@@ -17,12 +17,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.escape import terminal
-from mllm_jax.evaluation.judge.requests import Request, checked_reply
+from mllm_jax.evaluation.benchmarks.judged import Request
+from mllm_jax.evaluation.judge.requests import checked_reply
 from mllm_jax.files import json_text, no_links
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
@@ -153,16 +154,8 @@ class Client:
             raise ValueError(f"a reply of more than {_LONGEST_REPLY >> 20} MB")
         reply = json.loads(text)
         try:
-            message = reply["choices"][0]["message"]
-            facts = {"content": message["content"] or ""} | {
-                name: reply.get(key)
-                for name, key in (
-                    ("model", "model"),
-                    ("fingerprint", "system_fingerprint"),
-                    ("created", "created"),
-                    ("usage", "usage"),
-                )
-            }
+            content = reply["choices"][0]["message"]["content"] or ""
+            facts = reply | {"content": content, "fingerprint": reply.get("system_fingerprint")}
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(f"no choices in the reply: {str(reply)[:_LONGEST_ERROR]}") from None
         found = checked_reply(facts)
@@ -196,15 +189,13 @@ def send(
         JudgeError: the endpoint refuses or keeps failing. Replies so far are stored.
     """
     lock, stop = threading.Lock(), threading.Event()
-    unreadable = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     _finish_last_line(path)
 
-    def work(request: Request) -> None:
-        nonlocal unreadable
+    def is_readable(request: Request) -> bool:
         for attempt in range(attempts):
             if stop.is_set():
-                return
+                return False
             try:
                 told = {"id": request.id, "digest": request.digest, "requested": request.body["model"]}
                 row = told | client.complete(request.body)
@@ -217,19 +208,12 @@ def send(
         with lock:
             with open(path, "a", encoding="utf-8", opener=no_links) as file:
                 file.write(json_text(row) + "\n")
-            unreadable += not readable
             if progress is not None:
                 progress()
+        return readable
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        futures = [pool.submit(work, request) for request in requests]
-        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        failed = [future.exception() for future in finished if future.exception() is not None]
-        for future in futures if failed else ():
-            future.cancel()
-    if failed:
-        raise failed[0]
-    return unreadable
+        return sum(not readable for readable in pool.map(is_readable, requests))
 
 
 def _finish_last_line(path: Path) -> None:

@@ -7,47 +7,19 @@ scores.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, JudgeTask
+from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, get_benchmark
 from mllm_jax.evaluation.benchmarks.base import UNUSABLE
-from mllm_jax.evaluation.benchmarks.mathvista import MathVista
+from mllm_jax.evaluation.benchmarks.judged import Request
 from mllm_jax.evaluation.predictions import Problems, read_json
 
 REQUESTS, ANSWERS, SUMMARY = "requests.jsonl", "answers.jsonl", "judge.json"
 _CHARACTERS_PER_TOKEN = 4  # English text; the estimate says "about"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One question to the judge.
-
-    Attributes:
-        id: `task:run:question`, unique in the folder.
-        question: the benchmark's question id.
-        run: number of the judge run, from 0.
-        body: the chat completion request.
-        keep: what the stored judgement needs beside the reply.
-    """
-
-    id: str
-    task: JudgeTask
-    question: str
-    run: int
-    body: dict[str, Any]
-    keep: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """Identifies model, wording and settings: a reply is reused only for an identical request."""
-        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_requests(
@@ -208,52 +180,15 @@ def summary(benchmark: str, answers: Mapping[str, Mapping[str, Any]], runs: int)
     }
 
 
-def write_judged(
+def store_judgements(
     folder: Path,
     benchmark: str,
     requests: Sequence[Request],
     answers: Mapping[str, Mapping[str, Any]],
     predictions: Path,
-) -> Path:
-    """Writes `judged/` in the form that the benchmark scores and returns what to score."""
+    annotations: Path | None,
+) -> tuple[Path, Path | None]:
+    """Writes the replies in the form that the benchmark scores, and returns the files to score."""
     folder.mkdir(parents=True, exist_ok=True)
-    if benchmark == "mm_vet":
-        grades: dict[str, list[float]] = {}
-        for r in requests:
-            if r.id in answers:
-                grades.setdefault(r.question, []).append(r.task.parse(answers[r.id]["content"]))
-        return _write(folder / "grades.json", json.dumps(grades, indent=1))
-    if benchmark == "mathvista":
-        return _write_extractions(folder, requests, answers, predictions)
-    files: dict[str, list[dict[str, Any]]] = {}
-    for r in requests:
-        if r.id not in answers:
-            continue
-        reply = answers[r.id]
-        row = {"content": reply["content"], "model": reply.get("model"), **r.keep}
-        if benchmark == "llava_bench":
-            files.setdefault(f"review_run{r.run}", []).append({"question_id": r.question, **row})
-        else:
-            name = r.task.name.partition(".")[2] or "judgements"
-            files.setdefault(name, []).append({"id": r.question, **row})
-    for name, rows in files.items():
-        _write(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return folder if benchmark in ("llava_bench", "video_chatgpt") else folder / "judgements.jsonl"
-
-
-def _write_extractions(
-    folder: Path, requests: Sequence[Request], answers: Mapping[str, Mapping[str, Any]], predictions: Path
-) -> Path:
-    extracted = {r.question: answers[r.id]["content"].strip() for r in requests if r.id in answers}
-    lines = []
-    for row in MathVista.read_answers(predictions, Problems()):
-        key = str(row.get("pid", row.get("question_id")))
-        if key in extracted:
-            row = {**row, "extraction": extracted[key]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return _write(folder / "extracted.jsonl", "".join(lines))
-
-
-def _write(path: Path, text: str) -> Path:
-    files.write_text(path, text)
-    return path
+    judged = [(request, answers[request.id]) for request in requests if request.id in answers]
+    return get_benchmark(benchmark).store_judgements(folder, judged, predictions, annotations)
