@@ -56,14 +56,8 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     jar = _jar(_TOKENIZER)
     if jar is None or shutil.which("java") is None:
         raise RuntimeError(missing())
-    command = [
-        "java",
-        "-cp",
-        str(jar),
-        "edu.stanford.nlp.process.PTBTokenizer",
-        "-preserveLines",
-        "-lowerCase",
-    ]
+    program = "edu.stanford.nlp.process.PTBTokenizer"
+    command = ["java", "-cp", str(jar), program, "-preserveLines", "-lowerCase"]
     lines = _run(command, "\n".join(c.replace("\n", " ") for c in captions), jar.parent).split("\n")
     if len(lines) < len(captions) or any(line.strip() for line in lines[len(captions) :]):
         raise RuntimeError(f"PTBTokenizer returned {len(lines)} lines for {len(captions)} captions")

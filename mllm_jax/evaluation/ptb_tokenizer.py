@@ -52,8 +52,9 @@ def _any_of(words: str) -> str:
     return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
 
 
-# Written as one word, split in two: pattern -> number of characters of the first part.
-_ASSIMILATIONS = (("cannot", 3), ("gonna", 3), ("gotta", 3), ("wanna", 3), ("lemme", 3), ("gimme", 3))
+_ASSIMILATIONS = frozenset(
+    ("cannot", "gonna", "gotta", "wanna", "lemme", "gimme")
+)  # two tokens, the first of 3 letters
 
 
 def _same(match: re.Match[str]) -> list[str]:
@@ -113,11 +114,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def _split(word: str) -> list[str]:
-    lower = word.lower()
-    for written, at in _ASSIMILATIONS:
-        if lower == written:
-            return [word[:at], word[at:]]
-    return [word]
+    return [word[:3], word[3:]] if word.lower() in _ASSIMILATIONS else [word]
 
 
 def tokens(caption: str, following: str = "") -> list[str]:

@@ -25,19 +25,11 @@ _DOUBLE = """
 couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
 something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've
 """
-_ODD = {
-    "let's": "let's",
-    "she's": "she's",
-    "somebody'd": "somebodyd",
-    "ow's'at": "'ow's'at",
-    "'ows'at": "'ow's'at",
-    "'ow'sat": "'ow's'at",
-    "yall'll": "y'all'll",
-    "y'allll": "y'all'll",
-    "yall'd've": "y'all'd've",
-    "y'alld've": "y'all'd've",
-    "y'all'dve": "y'all'd've",
-}
+# What is written -> what it becomes.
+_ODD = """
+let's let's  she's she's  somebody'd somebodyd  ow's'at 'ow's'at  'ows'at 'ow's'at  'ow'sat 'ow's'at
+yall'll y'all'll  y'allll y'all'll  yall'd've y'all'd've  y'alld've y'all'd've  y'all'dve y'all'd've
+"""
 
 
 def _contractions() -> dict[str, str]:
@@ -46,7 +38,8 @@ def _contractions() -> dict[str, str]:
         stem, middle, _ = value.split("'")
         table[f"{stem}{middle}'ve"] = value
         table[f"{stem}'{middle}ve"] = value
-    return table | _ODD
+    words = _ODD.split()
+    return table | dict(zip(words[::2], words[1::2], strict=True))
 
 
 CONTRACTIONS = _contractions()
