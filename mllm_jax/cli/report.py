@@ -3,7 +3,8 @@
     mllm-jax report runs/quickstart
     mllm-jax report runs/mlp2x_gelu runs/average_pool --out runs/comparison
 
-Every run is a work directory that train.py or eval.py evaluated.
+Every run is a work directory that train.py or eval.py evaluated. Of several, each is compared with the first one (or
+the one of --baseline) on the questions that both were asked.
 """
 
 import argparse
@@ -21,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help="folder for the report (one run: RUN/eval; several: must be given)"
     )
     parser.add_argument("--groups", metavar="FILE", help="another grouping file (JSON) for the sub-tasks")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the run that the others are compared with (the first one)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     out = Path(args.out) if args.out else Path(args.runs[0]) / "eval"
     try:
-        page = write_report(args.runs, out, args.groups)
+        page = write_report(args.runs, out, args.groups, args.baseline)
     except (ReportError, OSError) as error:
         complain(f"mllm-jax report: {error}")
         return 1

@@ -13,6 +13,7 @@ from mllm_jax.data.reading import read_object
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published, read_benchmark
 from mllm_jax.evaluation.examples import make_examples
+from mllm_jax.evaluation.grouping import ability_of
 from mllm_jax.evaluation.report.shapes import check_shape
 from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.store import StoreError
@@ -199,7 +200,7 @@ def ability_groups(benchmark: Benchmark) -> dict[str, str]:
     """Ability -> group ("" if none) of a benchmark's questions, groups together, in the order of the file."""
     abilities: dict[str, str] = {}
     for question in benchmark.questions:
-        if ability := str(question.row.get("question_type") or question.row.get("ability") or ""):
+        if ability := ability_of(question.row):
             abilities.setdefault(ability, str(question.row.get("group") or ""))
     known = ("coarse", "fine", "reasoning")
     groups = [g for g in known if g in abilities.values()]

@@ -15,7 +15,7 @@ from test_answer import make_model, mini  # noqa: F401  (a fixture)
 from mllm_jax.cli import report as report_verb
 from mllm_jax.evaluation.grouping import Entry, load_groups, paper_axes
 from mllm_jax.evaluation.regroup import regroup
-from mllm_jax.evaluation.report import content, cost_plot, losses, radar
+from mllm_jax.evaluation.report import content, cost_plot, losses, paired, radar
 from mllm_jax.evaluation.report.example_sheet import plot_examples
 from mllm_jax.evaluation.report.runs import ReportError, load_runs
 from mllm_jax.evaluation.report.write import write_report
@@ -235,7 +235,7 @@ def test_report_of_several_runs(tmp_path, capsys):
         make_run(tmp_path / "c", "mlp2x_gelu", 256, 0.1, image_size=112),
     ]
     out = tmp_path / "out"
-    args = argparse.Namespace(runs=[str(run) for run in runs], out=str(out), groups=None)
+    args = argparse.Namespace(runs=[str(run) for run in runs], out=str(out), groups=None, baseline=None)
     assert report_verb.run(args) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.html")
     text = (out / "report.md").read_text()
@@ -248,7 +248,7 @@ def test_report_of_several_runs(tmp_path, capsys):
         "cost_tokens_1_coarse.png", "cost_tokens_2_fine.png", "loss_pretrain.png", "loss_finetune.png",
         "examples_1.png", "examples_2.png", "examples_3.png",
     }  # fmt: skip
-    assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None, groups=None)) == 2
+    assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None, groups=None, baseline=None)) == 2
 
 
 def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
@@ -301,16 +301,17 @@ def test_likelihood_has_its_sentence_and_the_level_of_guessing(tmp_path):
     for row in summary["benchmarks"]["mini"]["rows"]:
         row["values"] |= {"model": 0.0, "likelihood": 0.667}
     (run / "eval" / "summary.json").write_text(json.dumps(summary))
-    rows = [{"question_id": "a", "rotation": r, "options": ["x", "y"]} for r in range(2)]
-    rows += [{"question_id": "b", "rotation": 0, "options": ["x", "y", "z", "u"]}]
-    (run / "eval" / "mini" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_report([run], tmp_path / "out")
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert "“likelihood” is another way of asking" in text
-    assert "Guessing among the options gives 25.0 %" in text  # (1/2 of 1/2 + 1/4) / 2
-    with (run / "eval" / "mini" / "predictions.jsonl").open("a") as file:
+    rows = [{"question_id": "a", "rotation": r, "log_likelihoods": [-1.0, -2.0]} for r in range(2)]
+    rows += [{"question_id": "b", "rotation": 0, "log_likelihoods": [-1.0] * 4}]
+    answers = run / "eval" / "mini" / "likelihood.jsonl"
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report([run], tmp_path / "out").read_text()
+    for text in (page, (tmp_path / "out" / "report.md").read_text()):
+        assert "“likelihood” is another way of asking" in text
+        assert "Guessing among the options gives 25.0 %" in text  # (1/2 of 1/2 + 1/4) / 2
+    with answers.open("a") as file:
         file.write('["row"]\n')
-    with pytest.raises(ReportError, match=r"predictions\.jsonl line 4 is damaged"):
+    with pytest.raises(ReportError, match=r"likelihood\.jsonl line 4 is damaged"):
         write_report([run], tmp_path / "out")
 
 
@@ -482,7 +483,7 @@ def test_regrouping_keeps_how_groups_are_combined():
     assert rows["group", "few"]["open blind"] == 0.0
     assert stored["scores"]["open"]["predictions"]["groups"] == {"coarse": 9.0}
     entries = {name if name != "counting" else "conting": Entry("x", "proposed") for name in GROUPS}
-    with pytest.raises(ValueError, match="no sub-task 'counting'; nearest is 'conting'"):
+    with pytest.raises(ValueError, match="no sub-task 'counting'; did you mean 'conting'"):
         regroup(stored, {"mini": entries})
 
 
@@ -543,7 +544,7 @@ def test_grouping_files_that_cannot_be_used(tmp_path, capsys, kind, benchmarks, 
         del summary["benchmarks"]["mini"]["scores"]["counts"]
         path.write_text(json.dumps(summary))
     file = write_groups(tmp_path / "my.json", **benchmarks)
-    args = argparse.Namespace(runs=[str(run)], out=str(tmp_path / "out"), groups=str(file))
+    args = argparse.Namespace(runs=[str(run)], out=str(tmp_path / "out"), groups=str(file), baseline=None)
     assert report_verb.run(args) == 1
     assert re.search(message, capsys.readouterr().err)
     args.groups = str(tmp_path / "absent.json")
@@ -586,7 +587,7 @@ def test_runs_that_cannot_be_reported(tmp_path, capsys):
     with pytest.raises(ReportError, match="given twice"):
         load_runs([run, run])
     (run / "eval" / "summary.json").write_text("{")
-    assert report_verb.run(argparse.Namespace(runs=[str(run)], out=None, groups=None)) == 1
+    assert report_verb.run(argparse.Namespace(runs=[str(run)], out=None, groups=None, baseline=None)) == 1
     assert "summary.json cannot be read" in capsys.readouterr().err
 
 
@@ -631,3 +632,152 @@ def test_evaluate_writes_everything(mini, tmp_path):  # noqa: F811
     }
     with pytest.raises(StoreError, match="holds the evaluation of another model"):
         evaluate(make_model(seed=1), config, work, Console(file=io.StringIO()))
+
+
+def answer_rows(right, options=("x", "y"), ability="scene"):
+    """Answers to questions q0, q1, ...: the letter of `right` says which get their right answer "x"."""
+    for number, letter in enumerate(right):
+        yield {
+            "question_id": f"q{number}", "rotation": 0, "ability": ability, "group": "", "options": list(options),
+            "answer": "x", "prompt": f"what is {number}?", "text": "x" if letter == "1" else "y",
+        }  # fmt: skip
+
+
+def with_answers(run, rows, name="mini", file="predictions.jsonl"):
+    (run / "eval" / name / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def difference_of(out, run=0, group=0):
+    return json.loads((out / "report.json").read_text())["differences"]["mini"][run]["differences"][group]
+
+
+def test_differences_are_of_common_questions_alone(tmp_path):
+    """q0-q9 are common, of which b asks q9 in other words; each has questions that the other one lacks."""
+    ours, theirs = list(answer_rows("1100000000" + "1111")), list(answer_rows("1111110000"))
+    theirs[9]["prompt"] = "other words"
+    theirs.append(theirs[0] | {"question_id": "only b"})
+    for row in (*ours[6:], *theirs[6:]):
+        row["ability"] = "counting"
+    runs = [with_answers(make_run(tmp_path / name), rows) for name, rows in (("a", ours), ("b", theirs))]
+    write_report(runs, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["baseline"] == "a"
+    (comparison,) = found["differences"]["mini"]
+    assert [(one["group"], one["n"]) for one in comparison["differences"]] == [
+        ("all", 9),
+        ("coarse", 6),
+        ("fine", 3),
+    ]
+    everything, coarse, fine = comparison["differences"]
+    assert everything["baseline"] == pytest.approx(2 / 9)
+    assert everything["score"] == pytest.approx(6 / 9)
+    assert everything["difference"] == pytest.approx(4 / 9)
+    # Of 9 draws with probability 4/9 each: none has probability 0.005, at most one 0.041, 8 or 9 0.008, 7 to 9 0.046.
+    assert (everything["low"], everything["high"]) == (pytest.approx(1 / 9), pytest.approx(7 / 9))
+    assert coarse["difference"] == pytest.approx(4 / 6)
+    assert (fine["difference"], fine["low"], fine["high"]) == (0, 0, 0)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "### mini: differences from a" in text
+    assert "| **all** | **9** | **22.2** | **66.7** | **+44.4** | **+11.1 to +77.8** |" in text
+    assert "made in another way" in text  # the stored scores of these runs are invented
+    assert "<h3>mini: differences from a</h3>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_question_counts_in_a_difference_if_all_its_rotations_are_right(tmp_path):
+    runs = []
+    for name, second in (("a", "x"), ("b", "y")):
+        rows = list(answer_rows("11"))
+        rows += [row | {"rotation": 1, "text": second} for row in rows[:1]]
+        runs.append(with_answers(make_run(tmp_path / name), rows))
+    write_report(runs, tmp_path / "out")
+    found = difference_of(tmp_path / "out")
+    assert (found["n"], found["baseline"], found["score"]) == (2, 1.0, 0.5)
+
+
+def test_the_baseline_is_chosen_and_three_runs_are_compared_with_it(tmp_path, capsys):
+    said = {"a": "1111", "b": "1000", "c": "1100"}
+    runs = [str(with_answers(make_run(tmp_path / name), answer_rows(right))) for name, right in said.items()]
+    args = argparse.Namespace(runs=runs, out=str(tmp_path / "out"), groups=None, baseline="b")
+    assert report_verb.run(args) == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["differences"]["mini"]
+    assert [(one["run"], one["differences"][0]["difference"]) for one in found] == [("a", 0.75), ("c", 0.25)]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "differences from b" in text
+    assert "| c, coarse | 4 | 25.0 | 50.0 |" in text
+    args.baseline = runs[2]
+    assert report_verb.run(args) == 0
+    assert "differences from c" in (tmp_path / "out" / "report.md").read_text()
+    args.baseline = "bb"
+    assert report_verb.run(args) == 1
+    assert re.search("baseline 'bb' is none of the runs;.*there are a, b, c", capsys.readouterr().err)
+
+
+def test_where_no_difference_can_be_computed_the_page_says_why(tmp_path):
+    runs = [with_answers(make_run(tmp_path / "a"), answer_rows("10"))]
+    others = {
+        "nothing": [],
+        "elsewhere": [row | {"question_id": "z"} for row in answer_rows("1")],
+        "newer": [row | {"options": ["x", "y", "z"]} for row in answer_rows("11")],
+        "odd": [{"question_id": "q0", "text": "x"}],
+    }
+    for name, rows in others.items():
+        runs.append(with_answers(make_run(tmp_path / name), rows))
+    (runs[1] / "eval" / "mini" / "predictions.jsonl").unlink()
+    write_report(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "No difference is shown: nothing holds no answers" in text
+    assert "No difference is shown: elsewhere and a have no question in common" in text
+    assert "No difference is shown: newer and a have no question in common" in text
+    assert "No difference is shown: the answers of odd cannot be graded" in text
+    assert "95 % interval" not in text
+    write_report(runs[:1], tmp_path / "alone")
+    assert "differences from" not in (tmp_path / "alone" / "report.md").read_text()
+    assert "differences" not in json.loads((tmp_path / "alone" / "report.json").read_text())
+
+
+def test_a_question_that_is_answered_twice_is_no_pair(tmp_path):
+    rows = list(answer_rows("11"))
+    runs = [
+        with_answers(make_run(tmp_path / "a"), rows),
+        with_answers(make_run(tmp_path / "b"), [*rows, rows[0]]),
+    ]
+    with pytest.raises(ReportError, match=r"predictions\.jsonl line 3 answers .* a second time"):
+        write_report(runs, tmp_path / "out")
+
+
+def test_a_run_that_was_not_asked_a_benchmark_is_no_baseline_for_it(tmp_path):
+    runs = [with_answers(make_run(tmp_path / name), answer_rows("10")) for name in ("a", "b", "c")]
+    summary = json.loads((runs[0] / "eval" / "summary.json").read_text())
+    summary["benchmarks"] = {"other": summary["benchmarks"]["mini"]}
+    (runs[0] / "eval" / "summary.json").write_text(json.dumps(summary))
+    write_report(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "None: a was not asked mini." in text
+    write_report(runs, tmp_path / "out", baseline="c")
+    assert "| all | 2 | 50.0 | 50.0 |" in (tmp_path / "out" / "report.md").read_text().replace("*", "")
+
+
+def test_the_bootstrap_interval_is_that_of_the_binomial():
+    # Of 10 draws of 0 or 1: 2 or fewer have probability 0.055, 1 or fewer 0.011.
+    assert paired.bootstrap_interval(np.array([0.0, 1.0] * 5)) == pytest.approx((0.2, 0.8))
+    assert paired.bootstrap_interval(np.array([0.3] * 7)) == pytest.approx((0.3, 0.3))
+    assert paired.bootstrap_interval(np.array([-1.0])) == (-1, -1)
+    low, high = paired.bootstrap_interval(np.array([1.0] * 600 + [-1.0] * 400))
+    assert (low, high) == pytest.approx((0.2 - 1.96 * 0.96**0.5 / 1000**0.5, 0.2 + 1.96 * 0.031), abs=0.004)
+
+
+def test_partial_credit_is_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "eval" / "mini" / "examples.json"
+    full, none = json.loads(path.read_text())
+    soft = full | {"text": "two", "credit": 0.6}
+    path.write_text(
+        json.dumps([full | {"credit": 1.0}, soft, none | {"credit": 0.0}, none | {"credit": None}])
+    )
+    page = write_report([run], tmp_path / "out").read_text()
+    assert page.count("(credit ") == 1
+    assert "two ✓ (credit 0.6)" in page
+    path.write_text(json.dumps([soft | {"credit": "much"}]))
+    with pytest.raises(ReportError, match="'credit' is 'much'"):
+        write_report([run], tmp_path / "out")

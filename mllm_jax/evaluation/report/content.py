@@ -1,7 +1,7 @@
 """What the report of one or several runs says: a list of sections, and the figures in them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,11 @@ from mllm_jax.evaluation.grouping import Table as Groups
 from mllm_jax.evaluation.grouping import paper_axes
 from mllm_jax.evaluation.report import cost_plot, losses, radar
 from mllm_jax.evaluation.report.example_sheet import plot_examples
+from mllm_jax.evaluation.report.paired import ALL, RESAMPLES, Comparison
+from mllm_jax.evaluation.report.questions import guessing, read_questions
 from mllm_jax.evaluation.report.runs import Run, differing_keys
 from mllm_jax.evaluation.report.sections import Examples, Figure, Figures, Part, Section, Table
-from mllm_jax.evaluation.tables import columns_of, combined_groups, label, percent
+from mllm_jax.evaluation.tables import Row, columns_of, combined_groups, label, percent
 
 BASELINES = {"blind": "blind", "majority": "majority answer"}
 _COSTS = {"visual tokens per image": "tokens", "seconds per update": "time"}  # cost -> in file names
@@ -19,17 +21,26 @@ _MANY_KEYS = 10  # longer lists of differing keys are shown when asked for
 _WIDE = 4  # more runs than this stand under each other instead of beside each other
 
 
-def make_sections(runs: Sequence[Run], out: Path, table: Groups | None) -> list[Section]:
+def make_sections(
+    runs: Sequence[Run],
+    out: Path,
+    table: Groups | None,
+    baseline: Run,
+    compared: Mapping[str, Sequence[Comparison]],
+) -> list[Section]:
     """Every section of the report; their figures are written into `out`.
 
     Args:
       table: another grouping than the one that the runs were scored with; None for none.
+      baseline: the run that the others are compared with.
+      compared: benchmark -> the other runs beside the baseline.
     """
     found: list[Section] = []
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     for name in names:
         asked = [run for run in runs if name in run.benchmarks]
-        found += _benchmark(name, asked, out, f"_{_slug(name)}" if len(names) > 1 else "", table)
+        first, *more = _benchmark(name, asked, out, f"_{_slug(name)}" if len(names) > 1 else "", table)
+        found += [first, *_paired(name, asked, baseline, compared.get(name, ())), *more]
     found.append(Section("Models and cost", (_models(runs),)))
     found += _differences(runs)
     if trained := {run.name: run.metrics for run in runs if run.metrics}:
@@ -54,28 +65,34 @@ def _losses(trained: dict[str, Any], out: Path) -> Figures:
 
 
 def _models(runs: Sequence[Run]) -> Table:
-    facts: dict[str, list[str]] = {}
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        if any(value not in (None, "", {}) for value in values):
-            facts[name] = ["–" if value in (None, "", {}) else str(value) for value in values]
-
-    models = [run.model for run in runs]
-    add("connector", [model["connector"] for model in models])
-    options = [model["connector_options"] for model in models]
-    add("its options", [", ".join(f"{k} = {v}" for k, v in one.items()) for one in options])
-    add("image size, px", [model["image_size"] for model in models])
-    add("vision tower", [model["vision"] for model in models])
-    add("LLM", [model["llm"] for model in models])
+    models, names = (
+        [run.model for run in runs],
+        dict.fromkeys(name for run in runs for name in run.benchmarks),
+    )
+    facts: dict[str, list[Any]] = {
+        "connector": [model["connector"] for model in models],
+        "its options": [
+            ", ".join(f"{key} = {value}" for key, value in model["connector_options"].items())
+            for model in models
+        ],
+        "image size, px": [model["image_size"] for model in models],
+        "vision tower": [model["vision"] for model in models],
+        "LLM": [model["llm"] for model in models],
+    }
     for part in ("vision", "connector", "llm"):
-        add(f"parameters, {part}", [f"{model['parameters'].get(part, 0):,}" for model in models])
+        facts[f"parameters, {part}"] = [f"{model['parameters'].get(part, 0):,}" for model in models]
     for key in dict.fromkeys(key for run in runs for key in run.costs):
         values = [run.costs.get(key) for run in runs]
-        add(key, [None if v is None else f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in values])
-    for name in dict.fromkeys(name for run in runs for name in run.benchmarks) if len(runs) > 1 else ():
-        add(f"unread answers, {name}", [_unread(run, name) for run in runs])
-    rows = tuple((name, *values) for name, values in facts.items())
-    return _turned(Table(("", *(run.name for run in runs)), rows), runs)
+        facts[key] = [None if v is None else f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in values]
+    if len(runs) > 1:
+        facts |= {f"unread answers, {name}": [_unread(run, name) for run in runs] for name in names}
+    unknown = (None, "", {})
+    rows = (
+        (name, *("–" if value in unknown else str(value) for value in values))
+        for name, values in facts.items()
+        if any(value not in unknown for value in values)
+    )
+    return _turned(Table(("", *(run.name for run in runs)), tuple(rows)), runs)
 
 
 def _unread(run: Run, name: str) -> str:
@@ -146,22 +163,59 @@ def _about(name: str, runs: Sequence[Run]) -> list[Part]:
             "counts as its answer, so that nothing has to be written or read. A model that does not answer in the form "
             "of an option can be high there and near zero under “model”; the two are not to be compared."
         )
-        if (chance := runs[0].asked(name).chance) is not None:
+        if (chance := guessing(runs[0], name)) is not None:
             parts[-1] += f" Guessing among the options gives {percent(chance)} %, either way."
     return parts
 
 
 def _unlike(name: str, runs: Sequence[Run], counts: Sequence[int]) -> str:
-    """That the runs were not asked the same; no difference between them is worked out, only what they share."""
+    """That the runs were not asked the same, and how much they share."""
     numbers = ", ".join(f"{run.name} {n}" for run, n in zip(runs, counts, strict=True))
     said = f"These runs were not asked the same questions ({numbers})"
-    ids = [run.asked(name).ids for run in runs]
+    ids = [read_questions(run, name).keys() for run in runs]
     if all(ids):
-        common = len(frozenset.intersection(*ids))
+        common = len(set(ids[0]).intersection(*ids))
         said += f"; {common} question ids are common to all of them"
         if all(one == ids[0] for one in ids):
             said = f"These runs were asked the same {common} question ids, but in other words, or with other options"
     return f"{said}. Their figures are not to be compared with each other."
+
+
+def _paired(
+    name: str, runs: Sequence[Run], baseline: Run, comparisons: Sequence[Comparison]
+) -> list[Section]:
+    """Differences from the baseline, on common questions alone."""
+    if len(runs) < 2 or not runs[0].rows(name):
+        return []
+    title = f"{name}: differences from {baseline.name}"
+    if not comparisons:
+        return [Section(title, (f"None: {baseline.name} was not asked {name}.",), level=3)]
+    parts: list[Part] = [f"No difference is shown: {one.absent}." for one in comparisons if one.absent]
+    found = [(one.run, difference) for one in comparisons for difference in one.differences]
+    if found:
+        about = (
+            "Computed only on the n questions that both runs were asked in the same words: what one of them earns on "
+            "average, in percent (with several rotations of its options, all have to be right), the questions of a "
+            f"group pooled. The interval holds 95 % of {RESAMPLES:,} bootstrap samples of these questions."
+        )
+        if not all(one.scored_alike for one in comparisons):
+            about += " The scores above are made in another way, so that they can differ from these means."
+        alone = len(comparisons) == 1
+        rows = tuple(
+            (
+                label(one.group) if alone else f"{run}, {label(one.group)}",
+                str(one.n),
+                percent(one.baseline),
+                percent(one.score),
+                f"{100 * one.difference:+.1f}",
+                f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+            )
+            for run, one in found
+        )
+        head = ("%", "n", baseline.name, found[0][0] if alone else "run", "difference", "95 % interval")
+        strong = frozenset(index for index, (_, one) in enumerate(found) if one.group == ALL)
+        parts = [about, Table(head, rows, strong), *parts]
+    return [Section(title, tuple(parts), level=3)]
 
 
 def _table(name: str, runs: Sequence[Run], groups: bool) -> Table:
@@ -169,51 +223,43 @@ def _table(name: str, runs: Sequence[Run], groups: bool) -> Table:
 
     Where the runs' numbers of questions differ, each has its own column of them.
     """
-    tables = {run.name: {(row.level, row.name): row for row in run.rows(name)} for run in runs}
-    keys = dict.fromkeys(key for rows in tables.values() for key in rows if (key[0] == "ability") != groups)
-    counts = {key: [rows[key].n if key in rows else 0 for rows in tables.values()] for key in keys}
-    alike = all(len(set(ns)) == 1 for ns in counts.values())
+    tables = [{(row.level, row.name): row for row in run.rows(name)} for run in runs]
+    keys = dict.fromkeys(key for rows in tables for key in rows if (key[0] == "ability") != groups)
+    none = Row("", "", "", 0, {})
+    alike = all(len({rows.get(key, none).n for rows in tables}) == 1 for key in keys)
     if len(runs) == 1:
-        columns = [
-            (column, runs[0].name, column) for column in columns_of(list(tables[runs[0].name].values()))
-        ]
+        columns = [(column, tables[0], column) for column in columns_of(runs[0].rows(name))]
     else:
-        columns = [(run.name, run.name, "model") for run in runs]
-        columns += [(f"{run.name}, blind", run.name, "blind") for run in runs] if groups else []
-        if alike:
-            columns += [("majority", runs[0].name, "majority")]
-        else:
-            columns += [(f"{run.name}, majority", run.name, "majority") for run in runs]
-        held = {
-            (run, column) for run, rows in tables.items() for row in rows.values() for column in row.values
-        }
-        columns = [one for one in columns if one[1:] in held]
-    rows = []
-    for key in keys:
-        found = [tables[run].get(key) for _, run, _ in columns]
-        cells = [
-            percent(row.values.get(column) if row else None)
-            for row, (_, _, column) in zip(found, columns, strict=True)
-        ]
-        shown = counts[key][:1] if alike else counts[key]
-        rows.append((label(key[1]), *(str(n or "") for n in shown), *cells))
-    strong = frozenset(index for index, key in enumerate(keys) if key[0] == "all")
+        named = [(run.name, rows) for run, rows in zip(runs, tables, strict=True)]
+        columns = [(run, rows, "model") for run, rows in named]
+        columns += [(f"{run}, blind", rows, "blind") for run, rows in named if groups]
+        columns += [(f"{run}, majority", rows, "majority") for run, rows in named if not alike]
+        columns += [("majority", tables[0], "majority")] if alike else []
+        columns = [one for one in columns if any(one[2] in row.values for row in one[1].values())]
+    rows = tuple(
+        (
+            label(key[1]),
+            *(str(rows.get(key, none).n or "") for rows in tables[: 1 if alike else None]),
+            *(percent(rows.get(key, none).values.get(column)) for _, rows, column in columns),
+        )
+        for key in keys
+    )
     number = ("n",) if alike else tuple(f"n, {run.name}" for run in runs)
-    table = Table(("%", *number, *(column for column, _, _ in columns)), tuple(rows), strong)
-    return _turned(table, runs)
+    strong = frozenset(index for index, key in enumerate(keys) if key[0] == "all")
+    return _turned(Table(("%", *number, *(column for column, _, _ in columns)), rows, strong), runs)
 
 
 def _combined(name: str, runs: Sequence[Run]) -> list[Part]:
     """Group scores in every way of combining sub-tasks, as the paper leaves that open."""
-    found = {run.name: combined_groups(run.benchmarks[name]["scores"]) for run in runs}
-    groups = list(dict.fromkeys(g for ways in found.values() for values in ways.values() for g in values))
-    rows = tuple(
-        (way if len(runs) == 1 else f"{run}, {way}", *(values.get(group, "–") for group in groups))
-        for run, ways in found.items()
-        for way, values in ways.items()
-    )
-    if not rows:
+    found = [
+        (way if len(runs) == 1 else f"{run.name}, {way}", values)
+        for run in runs
+        for way, values in combined_groups(run.benchmarks[name]["scores"]).items()
+    ]
+    if not found:
         return []
+    groups = dict.fromkeys(group for _, values in found for group in values)
+    rows = tuple((way, *(values.get(group, "–") for group in groups)) for way, values in found)
     about = (
         "The model's groups as their abilities combine (micro: questions pooled, macro: mean of abilities):"
     )
@@ -229,45 +275,45 @@ def _radars(name: str, runs: Sequence[Run], out: Path, suffix: str, table: Group
     sizes = sorted({run.model["image_size"] for run in runs})
     for size in sizes:
         same = [run for run in runs if run.model["image_size"] == size]
-        groups = same[0].benchmarks[name]["groups"]
-        axes = [axis for axis in paper_axes(same[0].benchmarks[name]["kind"], table) if axis in groups]
+        first = same[0]
+        groups = first.benchmarks[name]["groups"]
+        axes = [axis for axis in paper_axes(first.benchmarks[name]["kind"], table) if axis in groups]
         if len(axes) >= 3:
             if not found:
                 found.append(f"The charts show the {len(axes)} abilities here that are on the paper's chart.")
             groups = {axis: groups[axis] for axis in axes}
         if len(groups) < 3:
             continue
+        title, said = f"{name}, {size} px", f"Accuracy on each ability of {name} at {size} px"
+        file = f"radar{suffix}{f'_{size}px' if len(sizes) > 1 else ''}.png"
+        figures = [Figure(file, said)]
         if len(same) == 1:
-            series = _series(same[0], name, "model", ("model", *BASELINES))
+            title += f", {first.model['visual_tokens']} visual tokens"
+            shown = [
+                _series(first, name, BASELINES.get(column, column), column)
+                for column in ("model", *BASELINES)
+            ]
+            radar.plot_radar(_held(shown), groups, out / file, title)
         else:
-            series = []
-            for run in same:
-                series += _series(run, name, f"{run.name}, {run.model['visual_tokens']} tokens", ("model",))
-        title = f"{name}, {size} px"
-        stem = f"radar{suffix}{f'_{size}px' if len(sizes) > 1 else ''}"
-        if len(same) == 1:
-            title += f", {same[0].model['visual_tokens']} visual tokens"
-        said = f"Accuracy on each ability of {name} at {size} px"
-        figures = [Figure(f"{stem}.png", said)]
-        majority = _series(same[0], name, "", ("majority",)) if len(same) > 1 else []
-        radar.plot_radar([*series, *majority], groups, out / figures[0].file, title)
-        if len(same) > 1:
-            figures.append(Figure(f"{stem}_own_scales.png", f"{said}, a scale per axis"))
-            radar.plot_radar(
-                series, groups, out / figures[1].file, f"{title}, a scale per axis", own_scales=True
-            )
+            models = [_series(run, name, f"{run.name}, {run.model['visual_tokens']} tokens") for run in same]
+            majority = _series(first, name, BASELINES["majority"], "majority")
+            radar.plot_radar(_held([*models, majority]), groups, out / file, title)
+            own = Figure(file.replace(".png", "_own_scales.png"), f"{said}, a scale per axis")
+            title += ", a scale per axis"
+            radar.plot_radar(_held(models), groups, out / own.file, title, own_scales=True)
+            figures.append(own)
         found.append(Figures(tuple(figures)))
     return found
 
 
-def _series(run: Run, name: str, title: str, columns: Sequence[str]) -> list[radar.Series]:
-    rows = [row for row in run.rows(name) if row.level == "ability"]
-    found = []
-    for column in columns:
-        values = {row.name: row.values[column] for row in rows if column in row.values}
-        if values:
-            found.append(radar.Series(BASELINES.get(column, title), values, column))
-    return found
+def _series(run: Run, name: str, title: str, column: str = "model") -> radar.Series:
+    rows = [row for row in run.rows(name) if row.level == "ability" and column in row.values]
+    return radar.Series(title, {row.name: row.values[column] for row in rows}, column)
+
+
+def _held(series: Sequence[radar.Series]) -> list[radar.Series]:
+    """Those that hold any score."""
+    return [one for one in series if one.values]
 
 
 def _costs(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Section]:
@@ -290,17 +336,18 @@ def _costs(name: str, runs: Sequence[Run], out: Path, suffix: str) -> list[Secti
 
 
 def _cost_points(name: str, runs: Sequence[Run], cost: str) -> list[cost_plot.CostPoint]:
-    """Runs of one connector at several resolutions are a series; if that does not tell runs apart, each is its own."""
+    """Runs of one connector at several resolutions are a series; if that does not tell runs apart, each is its own.
+
+    In the order of the runs, so that colors are those of the other charts.
+    """
     kinds = [(run.model["connector"], run.model["image_size"]) for run in runs]
     sizes = len({size for _, size in kinds}) > 1
     joined = len(set(kinds)) == len(kinds) and sizes
     points = []
     for run, (connector, size) in zip(runs, kinds, strict=True):
-        levels = {row.level for row in run.rows(name)}
-        level = "group" if "group" in levels else "all"
-        scores = {
-            r.name: r.values["model"] for r in run.rows(name) if r.level == level and "model" in r.values
-        }
+        rows = [row for row in run.rows(name) if "model" in row.values]
+        level = "group" if any(row.level == "group" for row in run.rows(name)) else "all"
+        scores = {row.name: row.values["model"] for row in rows if row.level == level}
         series = str(connector) if joined else run.name
         points.append(cost_plot.CostPoint(series, f"{size} px" if sizes else "", run.costs[cost], scores))
-    return points  # in the order of the runs, so that colours are those of the other charts
+    return points

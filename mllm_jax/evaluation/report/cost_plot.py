@@ -6,16 +6,8 @@ from pathlib import Path
 
 from matplotlib.lines import Line2D
 
-from mllm_jax.evaluation.report.plots import (
-    GREY,
-    LINES,
-    MARKERS,
-    PALETTE,
-    new_figure,
-    plain_axes,
-    save_figure,
-    showable,
-)
+from mllm_jax.evaluation.report import plots
+from mllm_jax.evaluation.report.plots import GREY, LEGEND_LINE, MARKERS, legend_below, series_style, showable
 from mllm_jax.evaluation.tables import label
 
 _TICKS = 6  # so many different costs are written out on the axis
@@ -53,43 +45,35 @@ def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) 
     names = list(dict.fromkeys(point.series for point in points))
     marks = list(dict.fromkeys(point.mark for point in points))
     shape = {mark: MARKERS[index % len(MARKERS)] for index, mark in enumerate(marks)}
-    points = [point for point in points if group in point.scores]
+    points = sorted((p for p in points if group in p.scores), key=lambda point: point.cost)
     if not points:
         raise ValueError(f"no run has a score for {group!r}")
-    rows = -(-len(names) // 2) + (len(marks) > 1)
-    figure = new_figure(4.4, 3.1 + 0.22 * rows)
+    below = -(-len(names) // 2) + (len(marks) > 1)  # lines of the legends
+    figure = plots.new_figure(4.4, 3.1 + LEGEND_LINE * below)
     axes = figure.add_subplot()
     handles = []
     for index, name in enumerate(names):
-        color = PALETTE[index % len(PALETTE)]
-        line = LINES[index // len(PALETTE) % len(LINES)]
-        mine = sorted((p for p in points if p.series == name), key=lambda point: point.cost)
-        axes.plot([p.cost for p in mine], [100 * p.scores[group] for p in mine], color=color, linestyle=line)
-        for point in mine:
-            axes.plot(
-                point.cost,
-                100 * point.scores[group],
-                color=color,
-                marker=shape[point.mark],
-                markersize=7,
-                alpha=0.85,
-            )
-        look = {"linestyle": line} if len(marks) > 1 else {"linestyle": "", "marker": shape[marks[0]]}
-        handles.append(Line2D([], [], color=color, label=showable(name), **look))
+        style = series_style(index)
+        mine = [
+            (point.cost, 100 * point.scores[group], point.mark) for point in points if point.series == name
+        ]
+        axes.plot([cost for cost, _, _ in mine], [score for _, score, _ in mine], **style)
+        for cost, score, mark in mine:
+            axes.plot(cost, score, color=style["color"], marker=shape[mark], markersize=7, alpha=0.85)
+        if len(marks) == 1:
+            style |= {"linestyle": "", "marker": shape[marks[0]]}
+        handles.append(Line2D([], [], label=showable(name), **style))
     axes.margins(x=0.08, y=0.15)
-    if len(costs := sorted({point.cost for point in points})) <= _TICKS and all(
-        c.is_integer() for c in costs
-    ):
+    costs = sorted({point.cost for point in points})
+    if len(costs) <= _TICKS and all(cost.is_integer() for cost in costs):
         axes.set_xticks(costs)
     axes.set_title(showable(label(group)), fontsize=12, fontweight="bold")
     axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy, %")
-    plain_axes(axes)
-    figure.tight_layout(rect=(0, 0.22 * rows / figure.get_figheight(), 1, 1))
-    below = {"loc": "lower center", "frameon": False, "fontsize": 9, "borderpad": 0.1, "labelspacing": 0.3}
-    lift = 0.22 * (len(marks) > 1) / figure.get_figheight()
-    figure.legend(handles=handles, ncols=2, bbox_to_anchor=(0.5, lift), **below)
+    plots.plain_axes(axes)
+    figure.tight_layout(rect=(0, LEGEND_LINE * below / figure.get_figheight(), 1, 1))
+    legend_below(figure, handles, 2, lines=len(marks) > 1)
     if len(marks) > 1:
         forms = [Line2D([], [], color=GREY, linestyle="", marker=shape[m], label=showable(m)) for m in marks]
-        figure.legend(handles=forms, ncols=len(forms), bbox_to_anchor=(0.5, 0.0), **below)
-    save_figure(figure, out)
+        legend_below(figure, forms, len(forms))
+    plots.save_figure(figure, out)

@@ -72,6 +72,13 @@ def _wrapped(text: str) -> list[str]:
     return lines
 
 
+def verdict(one: Mapping[str, Any]) -> str:
+    """What stands behind a right or a wrong answer: a sign, and the credit if it is partial; "" if it is neither."""
+    sign = {None: "", True: " ✓", False: " ✗"}[one["right"]]
+    credit = one.get("credit")
+    return f"{sign} (credit {credit:.2g})" if credit and 0 < credit < 1 else sign
+
+
 def _verdict_color(one: Mapping[str, Any]) -> str:
     return {None: NEUTRAL, True: RIGHT, False: WRONG}[one["right"]]
 
@@ -94,18 +101,13 @@ def _example(axes: Axes, one: Mapping[str, Any]) -> None:
         height = max(part.shape[0] for part in strip)
         strip = [np.pad(p, ((0, height - p.shape[0]), (0, 4), (0, 0)), constant_values=255) for p in strip]
         axes.imshow(np.concatenate(strip, axis=1)[:, :-4], interpolation="nearest")
-    sign = {None: "", True: " ✓", False: " ✗"}[one["right"]]
-    heading = label(one["ability"]) + sign
-    if heading:
+    if heading := label(one["ability"]) + verdict(one):
         axes.set_title(showable(heading), fontsize=10, color=color, fontweight="bold", loc="left")
-    for number, (line, shade) in enumerate(_text(one)):
-        axes.annotate(
-            showable(line),
-            (0, 0),
-            xycoords="axes fraction",
-            xytext=(0, -72 * _LINE * (number + 1)),
-            textcoords="offset points",
-            fontsize=9,
-            color=shade,
-            fontweight="bold" if shade in (RIGHT, WRONG) else "normal",
-        )
+    for number, (line, shade) in enumerate(_text(one), 1):
+        place = {
+            "xycoords": "axes fraction",
+            "xytext": (0, -72 * _LINE * number),
+            "textcoords": "offset points",
+        }
+        weight = "bold" if shade in (RIGHT, WRONG) else "normal"
+        axes.annotate(showable(line), (0, 0), fontsize=9, color=shade, fontweight=weight, **place)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from mllm_jax.evaluation.report.plots import LINES, PALETTE, new_figure, plain_axes, save_figure, showable
+from mllm_jax.evaluation.report import plots
+from mllm_jax.evaluation.report.plots import PALETTE, series_style, showable
 
 
 def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -57,97 +59,78 @@ def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
     stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
     alone = len(runs) == 1
     named = 0.2 * -(-len(runs) // 2)  # inches for the legend
-    figure = new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
+    figure = plots.new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
     heights = [2, 1] if alone else [1]
     grid = figure.subplots(len(heights), len(stages), squeeze=False, height_ratios=heights, sharex="col")
     for column, stage in enumerate(stages):
-        top = grid[0][column]
+        top, bottom = grid[0][column], grid[-1][column]
         for index, (name, run) in enumerate(runs.items()):
-            records = run.get(stage, ())
-            if records:
+            if records := run.get(stage, ()):
                 _loss_line(top, records, name, index, alone)
         top.set_title(showable(stage), fontsize=12, fontweight="bold")
         top.set_ylabel("loss per supervised token" if column == 0 else "")
-        plain_axes(top)
-        if not alone:
-            top.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        plots.plain_axes(top)
         if alone:
-            _rates(grid[1][column], next(iter(runs.values()))[stage], column == 0, column == len(stages) - 1)
-        grid[-1][column].set_xlabel("step")
-        grid[-1][column].xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            (run,) = runs.values()
+            _rates(bottom, run[stage], column == 0, column == len(stages) - 1)
+        else:
+            top.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        bottom.set_xlabel("step")
+        bottom.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     figure.tight_layout()
-    save_figure(figure, out)
+    plots.save_figure(figure, out)
+
+
+def _values(records: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"]:
+    """A column of the log, NaN where a record lacks it."""
+    return np.array([record.get(key, math.nan) for record in records], float)
+
+
+def _marker(records: Sequence[Any]) -> str | None:
+    """So few records make no line."""
+    return "o" if len(records) < 3 else None
 
 
 def _loss_line(
     axes: Axes, records: Sequence[Mapping[str, Any]], name: str, index: int, with_raw: bool
 ) -> None:
-    color = PALETTE[index % len(PALETTE)]
-    steps = [record["step"] for record in records]
-    losses = np.asarray([record["loss"] for record in records], float)
+    style = series_style(index)
+    steps, losses = _values(records, "step"), _values(records, "loss")
     half = len(losses) // 40
-    smooth = np.asarray([losses[max(0, i - half) : i + half + 1].mean() for i in range(len(losses))])
+    smooth = np.array([losses[max(0, i - half) : i + half + 1].mean() for i in range(len(losses))])
     if with_raw and half:
-        axes.plot(steps, losses, color=color, alpha=0.3, linewidth=1)
-    axes.plot(
-        steps,
-        smooth,
-        color=color,
-        linewidth=2,
-        linestyle=LINES[index // len(PALETTE) % len(LINES)],
-        label=showable(name),
-        marker="o" if len(steps) < 3 else None,
-    )
+        axes.plot(steps, losses, color=style["color"], alpha=0.3, linewidth=1)
+    axes.plot(steps, smooth, linewidth=2, label=showable(name), marker=_marker(records), **style)
     if with_raw:
-        axes.annotate(
-            f"{smooth[-1]:.3f}",
-            (steps[-1], smooth[-1]),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="right",
-            fontsize=10,
-            color=color,
-            fontweight="bold",
-        )
+        text = {"ha": "right", "fontsize": 10, "color": style["color"], "fontweight": "bold"}
+        end = (steps[-1], smooth[-1])
+        axes.annotate(f"{smooth[-1]:.3f}", end, xytext=(0, 8), textcoords="offset points", **text)
 
 
 def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: bool) -> None:
     """Gradient norms per module (left scale, logarithmic) and learning rate (right scale)."""
-    steps = [record["step"] for record in records]
+    steps, marker = _values(records, "step"), _marker(records)
     keys = sorted({key for record in records for key in record if key.startswith("grad_norm")})
     for index, key in enumerate(keys):
         name = key.removeprefix("grad_norm").strip("/_") or "all"
         color = "black" if name == "all" else PALETTE[(index + 1) % (len(PALETTE) - 1)]
-        values = [record.get(key, math.nan) for record in records]
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linewidth=1.2,
-            marker="o" if len(steps) < 3 else None,
-            label=f"gradient, {name}",
-        )
+        shown = {"color": color, "linewidth": 1.2, "marker": marker, "label": f"gradient, {name}"}
+        axes.plot(steps, _values(records, key), **shown)
     if any(record.get(key, 0) > 0 for record in records for key in keys):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("gradient norm" if left else "")
-    plain_axes(axes)
-    rate = axes.twinx()
-    rate.plot(
-        steps,
-        [record.get("learning_rate", math.nan) for record in records],
-        color=PALETTE[0],
-        linestyle="--",
-        linewidth=1.4,
-        marker="o" if len(steps) < 3 else None,
-    )
+    plots.plain_axes(axes)
+    rate, color = axes.twinx(), PALETTE[0]
+    rates = _values(records, "learning_rate")
+    rate.plot(steps, rates, color=color, linestyle="--", linewidth=1.4, marker=marker)
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rate.tick_params(colors=PALETTE[0], labelsize=9)
-    rate.yaxis.get_offset_text().set_color(PALETTE[0])
-    rate.set_ylabel("learning rate" if right else "", color=PALETTE[0])
+    rate.tick_params(colors=color, labelsize=9)
+    rate.yaxis.get_offset_text().set_color(color)
+    rate.set_ylabel("learning rate" if right else "", color=color)
     rate.spines["top"].set_visible(False)
     if keys:
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))

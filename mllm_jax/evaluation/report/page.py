@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mllm_jax.escape import markdown, markdown_table
+from mllm_jax.evaluation.report.example_sheet import verdict
 from mllm_jax.evaluation.report.sections import Section
 
 _LOADER = jinja2.PackageLoader("mllm_jax", "assets/report")
@@ -31,6 +32,7 @@ def render_page(title: str, sections: Sequence[Section], folder: Path) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     environment = _environment(autoescape=True)
     environment.filters |= {"breakable": _breakable, "data_uri": lambda file: _data_uri(folder / file)}
+    environment.filters["verdict"] = verdict
     environment.tests["words"] = lambda text: any(letter.isalpha() for letter in text)
     page = environment.get_template("page.html")
     return page.render(title=title, sections=sections, style=style, digest=digest).lstrip()

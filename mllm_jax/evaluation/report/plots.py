@@ -1,6 +1,7 @@
 """What all plots share: colours, fonts, figures as PNG; no global matplotlib state."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ MARKERS = "osD^vPX"
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))  # tell colours apart that come again
 GREY = "#666666"
 DPI = 150
+LEGEND_LINE = 0.22  # inches
 
 
 @functools.cache
@@ -35,6 +37,20 @@ def plain_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Color and line of the series with this number: colors that come again have another line."""
+    return {"color": PALETTE[index % len(PALETTE)], "linestyle": LINES[index // len(PALETTE) % len(LINES)]}
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int, lines: int = 0) -> None:
+    """A legend under everything else, so many lines of text above the lower edge."""
+    place = (0.5, LEGEND_LINE * lines / figure.get_figheight())
+    figure.legend(
+        handles=handles, ncols=columns, loc="lower center", bbox_to_anchor=place, frameon=False, fontsize=9,
+        borderpad=0.1, labelspacing=0.3,
+    )  # fmt: skip
 
 
 def new_figure(width: float, height: float) -> Figure:

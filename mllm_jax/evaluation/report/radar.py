@@ -11,7 +11,16 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mllm_jax.evaluation.report.plots import GREY, LINES, MARKERS, PALETTE, new_figure, save_figure, showable
+from mllm_jax.evaluation.report import plots
+from mllm_jax.evaluation.report.plots import (
+    GREY,
+    LEGEND_LINE,
+    MARKERS,
+    PALETTE,
+    legend_below,
+    series_style,
+    showable,
+)
 from mllm_jax.evaluation.tables import label
 
 GROUP_COLORS = {"coarse": "#009E73", "fine": "#B8860B", "reasoning": "#7B4EA3"}
@@ -49,66 +58,58 @@ def plot_radar(
     names = list(group_of)
     if len(names) < 3:
         raise ValueError(f"a radar chart needs at least three abilities, got {names}")
-    scales = {name: own_scale(series, name) if own_scales else (0.0, 1.0) for name in names}
+    scales = [own_scale(series, name) if own_scales else (0.0, 1.0) for name in names]
     width = 5.4  # inches: small, so that the words stay readable where the chart is as wide as a phone
-    rows = -(-len(series) // 2) + 1  # of the legends
-    height = 1.05 + 0.56 * width + 0.6 + 0.22 * rows
-    figure = new_figure(width, height)
-    box = (0.22, (0.6 + 0.22 * rows) / height, 0.56, 0.56 * width / height)
+    below = LEGEND_LINE * (-(-len(series) // 2) + 1)  # the legends
+    height = 1.05 + 0.56 * width + 0.6 + below
+    figure = plots.new_figure(width, height)
+    box = (0.22, (0.6 + below) / height, 0.56, 0.56 * width / height)
     axes = figure.add_axes(box, projection="polar")
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
     angles = np.linspace(0, 2 * math.pi, len(names), endpoint=False)
-    step = angles[1]
     groups = [group for group in dict.fromkeys(group_of.values()) if group]
     colors = group_colors(groups)
-    for name, angle in zip(names, angles, strict=True):
+    for name, angle, scale in zip(names, angles, scales, strict=True):
         color = colors.get(group_of[name], "black")
         if group_of[name]:
-            axes.bar(angle, 1, width=step, color=color, alpha=0.08, zorder=0)
-        side = math.sin(angle)
+            axes.bar(angle, 1, width=angles[1], color=color, alpha=0.08, zorder=0)
         lines = textwrap.wrap(label(name), 13, break_long_words=False)
         if own_scales:
-            lines.append("{:.0f}–{:.0f} %".format(*(100 * end for end in scales[name])))
-        axes.text(
-            angle,
-            1.06,
-            showable("\n".join(lines)),
-            color=color,
-            fontsize=10,
-            fontweight="bold",
-            ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right",
-            va="center" if abs(math.cos(angle)) < 0.9 else "bottom" if math.cos(angle) > 0 else "top",
-        )
+            lines.append("{:.0f}–{:.0f} %".format(*(100 * end for end in scale)))
+        right, up = math.sin(angle), math.cos(angle)  # where the words are, seen from the middle
+        place = {
+            "ha": "center" if abs(right) < 0.1 else "left" if right > 0 else "right",
+            "va": "center" if abs(up) < 0.9 else "bottom" if up > 0 else "top",
+        }
+        text = showable("\n".join(lines))
+        axes.text(angle, 1.06, text, color=color, fontsize=10, fontweight="bold", **place)
+    low, high = np.array(scales).T
     handles = []
-    models = 0
+    models = [one for one in series if one.style == "model"]
     for one in series:
-        look = _look(one.style, models)
-        models += one.style == "model"
-        values = [_placed(one.values.get(name, math.nan), scales[name]) for name in names]
-        axes.plot([*angles, angles[0]], [*values, values[0]], clip_on=False, **look)  # markers on the rim
-        if one.style == "model" and sum(s.style == "model" for s in series) == 1:
-            axes.fill(angles, np.nan_to_num(values), color=look["color"], alpha=0.12, zorder=1)
-        handles.append(
-            Line2D([], [], label=showable(one.name), **{k: v for k, v in look.items() if k != "zorder"})
-        )
+        style = _style(one.style, models.index(one) if one in models else len(models))
+        scores = np.array([one.values.get(name, math.nan) for name in names])
+        placed = np.clip((scores - low) / (high - low), 0, 1)  # outside of a scale: at its end
+        axes.plot([*angles, angles[0]], [*placed, placed[0]], clip_on=False, **style)
+        if models == [one]:
+            axes.fill(angles, np.nan_to_num(placed), color=style["color"], alpha=0.12, zorder=1)
+        handles.append(Line2D([], [], label=showable(one.name), **style))
     axes.set_ylim(0, 1)
     axes.set_xticks(angles, [""] * len(names))
     rings = [""] * 4 if own_scales else ["25", "50", "75", "100 %"]
     axes.set_yticks([0.25, 0.5, 0.75, 1.0], rings, fontsize=8, color=GREY)
-    axes.set_rlabel_position(math.degrees(step) / 2)
+    axes.set_rlabel_position(math.degrees(angles[1]) / 2)
     axes.grid(color="#bbbbbb", linewidth=0.6)
     axes.spines["polar"].set_color("#bbbbbb")
     if title:
-        figure.text(
-            0.5, 1 - 0.06 / height, showable(title), ha="center", va="top", fontsize=12, fontweight="bold"
-        )
-    below = {"loc": "lower center", "frameon": False, "fontsize": 9.5, "borderpad": 0.1, "labelspacing": 0.3}
-    figure.legend(handles=handles, bbox_to_anchor=(0.5, 0.22 / height), ncols=2, **below)
-    patches = [Patch(color=colors[group], alpha=0.6, label=showable(label(group))) for group in groups]
-    if patches:
-        figure.legend(handles=patches, bbox_to_anchor=(0.5, 0.0), ncols=4, **below)
-    save_figure(figure, out)
+        heading = {"ha": "center", "va": "top", "fontsize": 12, "fontweight": "bold"}
+        figure.text(0.5, 1 - 0.06 / height, showable(title), **heading)
+    legend_below(figure, handles, 2, lines=1)
+    if groups:
+        patches = [Patch(color=colors[group], alpha=0.6, label=showable(label(group))) for group in groups]
+        legend_below(figure, patches, 4)
+    plots.save_figure(figure, out)
 
 
 def own_scale(series: Sequence[Series], name: str) -> tuple[float, float]:
@@ -123,32 +124,17 @@ def own_scale(series: Sequence[Series], name: str) -> tuple[float, float]:
     return low / 100, high / 100
 
 
-def _placed(value: float, scale: tuple[float, float]) -> float:
-    """Where on an axis from 0 to 1 a score lies; outside of the scale it is drawn at its end."""
-    return value if math.isnan(value) else min(1.0, max(0.0, (value - scale[0]) / (scale[1] - scale[0])))
-
-
-def _look(style: str, models: int) -> dict[str, Any]:
-    if style == "model":
-        color, marker = PALETTE[models % len(PALETTE)], MARKERS[models % len(MARKERS)]
-        line = LINES[models // len(PALETTE) % len(LINES)]
-        return {
-            "color": color,
-            "marker": marker,
-            "linestyle": line,
-            "linewidth": 2,
-            "markersize": 5,
-            "zorder": 3,
-        }
-    if style == "blind":
-        color = PALETTE[1] if models < 2 else GREY
-        return {"color": color, "linestyle": (0, (5, 2)), "linewidth": 1.6, "zorder": 2}
-    return {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 1.6, "zorder": 2}
+def _style(kind: str, index: int) -> dict[str, Any]:
+    """How the line of a model (the one with this number) or of a baseline looks (`index`: the number of models)."""
+    if kind == "model":
+        marker = MARKERS[index % len(MARKERS)]
+        return series_style(index) | {"marker": marker, "linewidth": 2, "markersize": 5, "zorder": 3}
+    color = PALETTE[1] if kind == "blind" and index < 2 else GREY
+    dashes = (0, (5, 2) if kind == "blind" else (1, 1.5))
+    return {"color": color, "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
 
 
 def group_colors(groups: Sequence[str]) -> dict[str, str]:
     """Group -> colour: fixed ones for coarse, fine and reasoning."""
-    return {
-        group: GROUP_COLORS.get(group, PALETTE[(index + 2) % len(PALETTE)])
-        for index, group in enumerate(groups)
-    }
+    others = {group: PALETTE[(index + 2) % len(PALETTE)] for index, group in enumerate(groups)}
+    return {group: GROUP_COLORS.get(group, other) for group, other in others.items()}

@@ -48,55 +48,16 @@ class Run:
         """The run's table of a benchmark; empty if it was not asked."""
         return rows_from_dicts(self.benchmarks.get(benchmark, {}).get("rows", ()))
 
-    def asked(self, benchmark: str) -> "Asked":
-        """What the answers on disk say of the questions; nothing where there are none.
-
-        Raises:
-          ReportError: they are damaged.
-        """
-        path = self.directory / "eval" / benchmark / "predictions.jsonl"
-        odds: dict[str, float] = {}
-        if path.is_file():
-            with path.open(encoding="utf-8", errors="replace") as file:
-                for number, line in enumerate(file, 1):
-                    try:
-                        row = json.loads(line)
-                        key, options = str(row["question_id"]), row.get("options") or ()
-                    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                        raise ReportError(f"{path} line {number} is damaged: {error}") from error
-                    # One of several rotations: all of them have to be guessed.
-                    odds[key] = (
-                        odds.get(key, 1.0) / max(len(options), 1) if isinstance(options, list | dict) else 1.0
-                    )
-        known = odds and all(one < 1 for one in odds.values())
-        return Asked(frozenset(odds), statistics.fmean(odds.values()) if known else None)
-
     @property
     def costs(self) -> dict[str, float]:
         """Visual tokens per image and, of the last stage, the medians of the time per update and of tokens/s."""
         found = {"visual tokens per image": float(self.model["visual_tokens"])}
         if self.metrics:
             records = list(self.metrics.values())[-1]
-            for key, name in (
-                ("step_seconds", "seconds per update"),
-                ("tokens_per_second", "training tokens/s"),
-            ):
+            for key, name in _MEASURED.items():
                 if values := [v for record in records if isinstance(v := record.get(key), NUMBER)]:
                     found[name] = statistics.median(values)
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """The questions of a benchmark.
-
-    Attributes:
-      ids: of the questions.
-      chance: the share that guessing among the options gets right; None if some have no options.
-    """
-
-    ids: frozenset[str]
-    chance: float | None
 
 
 def load_run(directory: Path, name: str, table: Table | None = None) -> Run:
@@ -161,6 +122,8 @@ def _read(path: Path, shape: Any) -> Any:
     return value
 
 
+# Key of the training log -> the cost's name.
+_MEASURED = {"step_seconds": "seconds per update", "tokens_per_second": "training tokens/s"}
 _BY_NAME = {...: NUMBER}
 _SCORES = {
     "n": int,
@@ -178,16 +141,10 @@ _SUMMARY = {
     },
     "benchmarks": {...: {"kind": str, "groups": {...: str}, "rows": [_ROW], "scores": _SCORES}},
 }  # fmt: skip
-_EXAMPLES = [
-    {
-        "pictures": [str],
-        "question": str,
-        "answers": [str],
-        "text": str,
-        "right": (bool, type(None)),
-        "ability": str,
-    }
-]
+_EXAMPLES = [{
+    "pictures": [str], "question": str, "answers": [str], "text": str, "right": (bool, type(None)),
+    "credit?": NUMBER, "ability": str,
+}]  # fmt: skip
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:

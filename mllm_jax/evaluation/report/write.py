@@ -1,22 +1,28 @@
 """Writes the report of one or several runs: `report.html`, `report.md`, `report.json` and the figures."""
 
-import difflib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
+from mllm_jax.evaluation.benchmarks import BENCHMARKS
 from mllm_jax.evaluation.grouping import Table as Groups
 from mllm_jax.evaluation.grouping import load_groups
 from mllm_jax.evaluation.regroup import base_kind
 from mllm_jax.evaluation.report.content import make_sections
 from mllm_jax.evaluation.report.page import render_markdown, render_page
+from mllm_jax.evaluation.report.paired import compare
 from mllm_jax.evaluation.report.runs import ReportError, Run, load_runs
 from mllm_jax.evaluation.report.sections import Section
+from mllm_jax.schema import did_you_mean
 
 
 def write_report(
-    directories: Sequence[str | Path], out: str | Path, groups: str | Path | None = None
+    directories: Sequence[str | Path],
+    out: str | Path,
+    groups: str | Path | None = None,
+    baseline: str | None = None,
 ) -> Path:
     """Reports finished runs.
 
@@ -25,13 +31,14 @@ def write_report(
       out: folder for `report.html`, `report.md`, `report.json` and the figures; made if needed, older reports in
         it are replaced.
       groups: a grouping file, instead of the groups that the runs were scored with.
+      baseline: name (or folder) of the run that the others are compared with on common questions; the first if None.
 
     Returns:
       The page's path.
 
     Raises:
       ReportError: a folder without evaluation, or given twice; a grouping file that cannot be used, or that groups
-        no benchmark of these runs.
+        no benchmark of these runs; a baseline that is none of them.
     """
     try:
         table = None if groups is None else load_groups(Path(groups))
@@ -39,17 +46,43 @@ def write_report(
         raise ReportError(str(error)) from error
     runs, out = load_runs(directories, table), Path(out)
     about = "" if table is None else _about_groups(runs, table, groups)
+    first = _find(runs, baseline)
+    compared = {
+        name: compare([run for run in runs if name in run.benchmarks], first, name)
+        for name in first.benchmarks
+    }
     out.mkdir(parents=True, exist_ok=True)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
-    sections = make_sections(runs, out, table)
+    sections = make_sections(runs, out, table, first, compared)
     if about:
         sections.insert(0, Section("Grouping", (about,)))
     page = out / "report.html"
     files.write_text(page, render_page(title, sections, out))
     files.write_text(out / "report.md", render_markdown(title, sections))
-    grouping = {} if groups is None else {"groups": str(groups)}
-    files.write_json(out / "report.json", grouping | {"runs": [_as_json(run) for run in runs]})
+    facts: dict[str, Any] = {} if groups is None else {"groups": str(groups)}
+    facts["runs"] = [_as_json(run) for run in runs]
+    if len(runs) > 1:
+        facts["baseline"] = first.name
+        facts["differences"] = {name: [dataclasses.asdict(c) for c in cs] for name, cs in compared.items()}
+    files.write_json(out / "report.json", facts)
     return page
+
+
+def _find(runs: Sequence[Run], baseline: str | None) -> Run:
+    """The run of that name or folder, the first one if there is no name.
+
+    Raises:
+      ReportError: there is none.
+    """
+    if baseline is None:
+        return runs[0]
+    for run in runs:
+        if baseline == run.name or Path(baseline).resolve() == run.directory:
+            return run
+    names = [run.name for run in runs]
+    raise ReportError(
+        f"the baseline {baseline!r} is none of the runs; {did_you_mean(baseline, names)}there are {', '.join(names)}"
+    )
 
 
 def _about_groups(runs: Sequence[Run], table: Groups, file: str | Path | None) -> str:
@@ -58,15 +91,12 @@ def _about_groups(runs: Sequence[Run], table: Groups, file: str | Path | None) -
     Raises:
       ReportError: a name in it is no benchmark, or it groups none of those here.
     """
-    # Its readers of official files take a while to import; only this needs the names.
-    from mllm_jax.evaluation.benchmarks import BENCHMARKS
-
     known = {*map(base_kind, BENCHMARKS), *load_groups()}
     for name in table:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"
-            raise ReportError(f"{file}: {name!r} is no benchmark{hint}")
+            raise ReportError(
+                f"{file}: {name!r} is no benchmark; {did_you_mean(name, known)}there are {', '.join(sorted(known))}"
+            )
     here = {base_kind(one["kind"]) for run in runs for one in run.benchmarks.values() if one["rows"]}
     used = [name for name in table if name in here]
     if not used:
