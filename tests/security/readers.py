@@ -443,10 +443,18 @@ def _evaluated(folder: Path) -> None:
         _json(run / "eval/mini/examples.json", [example | {"right": True}, example | {"right": None}])
         _json(run / "eval/mini/manifest.json", {"benchmark": "d", "model": "f"})
         _json(run / "eval/mini/scores.json", scores)
-        question = {"ability": "scene", "group": "coarse", "options": ["a", "b"], "answer": "a", "prompt": "?"}
+        question = {
+            "ability": "scene",
+            "group": "coarse",
+            "options": ["a", "b"],
+            "answer": "a",
+            "prompt": "?",
+        }
         answers = [question | {"question_id": i, "rotation": 0, "text": "A"} for i in range(2)]
         _lines(run / "eval/mini/predictions.jsonl", answers)
-        _lines(run / "eval/mini/likelihood.jsonl", [one | {"log_likelihoods": [-1.0, -2.0]} for one in answers])
+        _lines(
+            run / "eval/mini/likelihood.jsonl", [one | {"log_likelihoods": [-1.0, -2.0]} for one in answers]
+        )
         _json(
             run / "config.json",
             {"model": {"connector": {"name": name}}, "seed": 0, "stage_order": ["pretrain"]},
