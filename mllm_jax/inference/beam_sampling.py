@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.prefill import read
+from mllm_jax.inference.prefill import decode, read_prompts
 from mllm_jax.inference.sampling import request_key
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
@@ -85,10 +85,8 @@ def sample_answers(
     Rows of length 0 fill the batch; `limit` is that of `prefill.read`. `keys` are `BeamSampling.key`s.
     """
     batch, width = len(lengths), sampling.beams
-    last = jnp.maximum(lengths - 1, 0)[:, None]
-    hidden, cache = read(config, params, rows, visual, cache, last, limit)
-    start = jnp.repeat(jnp.take_along_axis(rows.positions, last, axis=1)[:, 0], width)
-    hidden = jnp.repeat(hidden[:, 0], width, axis=0)
+    hidden, positions, cache = read_prompts(config, params, rows, lengths, visual, cache, limit)
+    hidden, start = (jnp.repeat(each, width, axis=0) for each in (hidden, positions))
     cache = cache.replace(
         k=jnp.repeat(cache.k, width, axis=1),
         v=jnp.repeat(cache.v, width, axis=1),
@@ -113,10 +111,9 @@ def sample_answers(
         chosen = (jnp.arange(batch)[:, None] * width + parents).reshape(-1)
         before = state.cache
         cache = before.replace(k=before.k[:, chosen], v=before.v[:, chosen], segments=before.segments[chosen])
-        token = grown.tokens[:, :, state.step].reshape(-1, 1)
-        positions = (start + state.step + 1)[:, None]
-        hidden, cache = mllm.apply(config, params, token, positions, cache, method="decode")
-        return dataclasses.replace(grown, hidden=hidden[:, 0], cache=cache)
+        tokens = grown.tokens[:, :, state.step].reshape(-1)
+        hidden, cache = decode(config, params, tokens, start + state.step + 1, cache)
+        return dataclasses.replace(grown, hidden=hidden, cache=cache)
 
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~s.done.all(), advance, state)
     # What has not ended competes with what has, unless the row was done.

@@ -113,6 +113,34 @@ def read(
     return jax.lax.fori_loop(0, -(-length // piece), body, (found, cache))
 
 
+def read_prompts(
+    config: ModelConfig,
+    params: Params,
+    rows: Batch,
+    lengths: Int[Array, " B"],
+    visual: Float[Array, "B IM D"] | None,
+    cache: Cache,
+    limit: int,
+) -> tuple[Float[Array, "B D"], Int[Array, " B"], Cache]:
+    """What answers begin with: the final-normed state of each prompt's last token, its position, and the cache.
+
+    Args:
+      lengths: tokens of each prompt; 0 for a row that only fills the batch.
+      rows, visual, cache, limit: as in `read`.
+    """
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+    hidden, cache = read(config, params, rows, visual, cache, last, limit)
+    return hidden[:, 0], jnp.take_along_axis(rows.positions, last, axis=1)[:, 0], cache
+
+
+def decode(
+    config: ModelConfig, params: Params, tokens: Int[Array, " B"], positions: Int[Array, " B"], cache: Cache
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The final-normed state of one more token of every row, and the cache with it."""
+    hidden, cache = mllm.apply(config, params, tokens[:, None], positions[:, None], cache, method="decode")
+    return hidden[:, 0], cache
+
+
 def _continue(
     module: MLLM,
     tokens: Array,

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.prefill import prefill_limit, read, without_remat
+from mllm_jax.inference.prefill import decode, prefill_limit, read_prompts, without_remat
 from mllm_jax.inference.prefixes import PromptBatch
 from mllm_jax.inference.sampling import Draws, Sampling, choose, make_draws
 from mllm_jax.models import mllm
@@ -168,14 +168,13 @@ def _prefill(
     draws: Draws | None,
     stops: Int[Array, " n"],
 ) -> State:
-    last = jnp.maximum(lengths - 1, 0)[:, None]
-    hidden, cache = read(config, params, rows, visual, cache, last, limit)
+    hidden, positions, cache = read_prompts(config, params, rows, lengths, visual, cache, limit)
     none = jnp.zeros_like(lengths)
     state = State(
         cache=cache,
-        logits=mllm.apply(config, params, hidden[:, 0], method="logits"),
+        logits=mllm.apply(config, params, hidden, method="logits"),
         tokens=none,
-        positions=jnp.take_along_axis(rows.positions, last, axis=1)[:, 0],
+        positions=positions,
         counts=none,
         limits=limits,
         stopped=none > 0,
@@ -200,9 +199,8 @@ def _chosen(state: State, stops: Int[Array, " n"]) -> State:
 
 
 def _advance(config: ModelConfig, params: Params, state: State, stops: Int[Array, " n"]) -> State:
-    tokens, positions = state.tokens[:, None], state.positions[:, None]
-    hidden, cache = mllm.apply(config, params, tokens, positions, state.cache, method="decode")
-    logits = mllm.apply(config, params, hidden[:, 0], method="logits")
+    hidden, cache = decode(config, params, state.tokens, state.positions, state.cache)
+    logits = mllm.apply(config, params, hidden, method="logits")
     return _chosen(state.replace(cache=cache, logits=logits), stops)
 
 
