@@ -48,6 +48,7 @@ __all__ = [
 LLM_LINEAR = r"llm/blocks/(q|k|v|o|gate|up|down|fc1|fc2)/kernel"  # every linear layer of the LLM but the head
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "dots")
+ATTENTION = ("xla",)  # the keys of `models.attention.IMPLEMENTATIONS`, which stands above this module
 ASPECTS = ("pad", "square")
 
 
@@ -184,7 +185,7 @@ SCHEMA: Schema = {
         "dtype": Key("float32", "of the computation", choices=DTYPES, synonyms=("precision", "bf16", "compute_dtype")),
         "param_dtype": Key("float32", "of trained parameters and optimizer state", choices=DTYPES),
         "frozen_dtype": Key("float32", "of parameters that a stage does not train", choices=DTYPES),
-        "attention": Key("xla", "implementation of the LLM's attention", resumable=True,
+        "attention": Key("xla", "implementation of the LLM's attention", choices=ATTENTION, resumable=True,
                          synonyms=("attn_implementation", "flash_attention", "attn")),
     },
     "stages": Named(STAGE, "training stages by name"),

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from mllm_jax.cli.main import main
 from mllm_jax.config import (
+    ATTENTION,
+    REMAT,
     SCHEMA,
     ConfigError,
     benchmark_config,
@@ -24,6 +26,8 @@ from mllm_jax.config import (
     stage_config,
 )
 from mllm_jax.data import images
+from mllm_jax.models.attention import IMPLEMENTATIONS
+from mllm_jax.models.layers import REMAT_POLICIES
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.schema import Key, walk
 
@@ -53,6 +57,11 @@ def set_key(config, path, value):
         config = config[parent]
     with config.unlocked(), config.ignore_type():
         config[last] = value
+
+
+def test_choices_are_the_tables_of_what_stands_above():
+    assert tuple(IMPLEMENTATIONS) == ATTENTION
+    assert tuple(REMAT_POLICIES) == REMAT
 
 
 # ---------------------------------------------------------------------------------------------------- recipes
@@ -186,6 +195,7 @@ def test_missing_key_is_named(tiny_config):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        ("model.attention", "flash", "'model.attention' is 'flash'; valid: 'xla'"),
         ("seed", "a", "'seed' must be of type int, not 'a'"),
         ("seed", True, "'seed' must be of type int"),
         ("seed", -1, "'seed' must be at least 0, not -1"),
@@ -335,7 +345,6 @@ def test_names_that_cannot_be_directories_are_refused(tiny_config):
         ("model.vision.select_layer", -4, "is outside hs[0..2]"),
         ("model.connector.average_pool.tokens", 5, "average_pool.tokens=5"),
         ("model.connector.average_pool.tokens", 25, "average_pool.tokens=25"),
-        ("model.attention", "flash", "'model.attention' is 'flash'; valid: xla"),
     ],
 )
 def test_impossible_models_are_named(tiny_config, path, value, message):

@@ -10,7 +10,7 @@ from mllm_jax.config import ConfigError, config_key_error
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.interop import native
 from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, reading
-from mllm_jax.models import attention, lora, mllm, paths, quantize
+from mllm_jax.models import lora, mllm, paths, quantize
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.mllm import ModelConfig, Params
 
@@ -29,10 +29,6 @@ def model_config(config: ConfigDict) -> ModelConfig:
         llm = interop.llm_config(config.model.llm.path)
     with config_key_error("model.vision.select_layer"):
         vision.resolve_layer(config.model.vision.select_layer)
-    if config.model.attention not in attention.IMPLEMENTATIONS:
-        raise ConfigError(
-            f"config key 'model.attention' is {config.model.attention!r}; valid: {', '.join(attention.IMPLEMENTATIONS)}"
-        )
     model = ModelConfig(
         vision=vision,
         llm=llm,
