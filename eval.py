@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 
 from mllm_jax.cli import script
 from mllm_jax.config import ConfigError, benchmark_config, declared, default_config
-from mllm_jax.data.templates import CHAT, TEMPLATES
+from mllm_jax.data.templates import CHAT, check_name
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.selection import select_benchmarks
-from mllm_jax.inference.load import load
+from mllm_jax.inference.load import DTYPES, load
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.workdir import saved_config
@@ -34,13 +34,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run of train
 STAGE = flags.DEFINE_string("stage", None, "Evaluate the model after this stage (default: the last one).")
 OUT = flags.DEFINE_string("out", None, "Where `eval/` is written (default: the work directory).")
 MODEL = flags.DEFINE_string("model", None, "Instead of --workdir: a model directory or hub id; needs --out.")
-TEMPLATE = flags.DEFINE_enum(
-    "template", None, [*TEMPLATES, CHAT], "Conversation template of --model, if it records none."
+TEMPLATE = flags.DEFINE_string("template", None, "Conversation template, if not the recorded one.")
+ASPECT = flags.DEFINE_enum(
+    "aspect", None, declared("data.aspect").choices, "How --model was shown images, if it does not record it."
 )
-ASPECT = flags.DEFINE_enum("aspect", "pad", declared("data.aspect").choices, "How --model was shown images.")
-DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", declared("model.dtype").choices, "Of --model's parameters and computation."
-)
+DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of --model's parameters and computation, if not its own.")
 TOWER = flags.DEFINE_string("tower", None, "Vision tower of --model, if not the one that it names.")
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer of --model, if not beside it.")
 BENCHMARK = flags.DEFINE_string("benchmark", None, "Kind of a benchmark to answer instead of the run's own.")
@@ -80,6 +78,10 @@ def check_flags() -> None:
     Raises:
       ConfigError: one that makes no sense; says what is missing.
     """
+    try:
+        check_name(TEMPLATE.value or CHAT)
+    except ValueError as error:
+        raise ConfigError(f"--template: {error}") from None
     if bool(WORKDIR.value) == bool(MODEL.value):
         raise ConfigError("give either --workdir (a run of train.py) or --model (a checkpoint)")
     if MODEL.value:
@@ -118,13 +120,16 @@ def main(_):
     # ---------------------------------------------------------------------------------------------- the model
     mesh = make_mesh(config.mesh.to_dict())
     with use_mesh(mesh):
-        if MODEL.value:
-            options = {"aspect": ASPECT.value, "dtype": DTYPE.value, "tower": TOWER.value}
-            model = load(
-                MODEL.value, template=TEMPLATE.value, tokenizer=TOKENIZER.value, mesh=mesh, **options
-            )
-        else:
-            model = load(workdir, stage=STAGE.value, mesh=mesh)
+        model = load(
+            MODEL.value or workdir,
+            template=TEMPLATE.value,
+            stage=STAGE.value,
+            aspect=ASPECT.value,
+            dtype=DTYPE.value,
+            tower=TOWER.value,
+            tokenizer=TOKENIZER.value,
+            mesh=mesh,
+        )
 
         # ------------------------------------------------------------------------- answers, scores and report
         run.evaluate(model, eval_config(config, workdir), pathlib.Path(OUT.value or workdir))

@@ -8,18 +8,23 @@ Formats:
 * `llava-hf`: transformers' LlavaForConditionalGeneration, with the same logits (connectors mlp2x_gelu and sci).
 * `safetensors`, `orbax`: our own model directory (`model.json`, parameters, tokenizer), for every connector.
 * `llm`, `vision`: one part in Hugging Face's layout.
-* `adapter`: the LoRA adapters of the LLM in PEFT's format.
+* `adapter`: the LoRA adapters of the LLM in PEFT's format, for the LLM alone.
+* `llava-hf-adapter`: all that a stage with LoRA trained, in PEFT's format, for a llava-hf model: adapters of LLM and
+  vision tower, the connector and other modules as a whole (`modules_to_save`).
 
 `--from` is a run of `train.py` (its last finished stage, or `--stage`), a model directory, or any checkpoint that
 `mllm-jax import` reads. Export followed by import gives the same parameters bit for bit.
 """
 
 import argparse
+import dataclasses
 import pathlib
+import re
+from typing import Any
 
 from mllm_jax.console import complain
 
-FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter")
+FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter", "llava-hf-adapter")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="llava-hf")
     parser.add_argument("--stage", help="stage of a run (default: the last one that is finished)")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as they are)")
-    parser.add_argument("--base", help="adapter: name of the base LLM to write (default: the run's)")
+    parser.add_argument("--base", help="adapters: name of the base model to write (default: the run's LLM)")
     parser.add_argument("--keep-adapters", action="store_true", help="do not merge LoRA adapters")
 
 
@@ -51,7 +56,7 @@ def _export(args: argparse.Namespace) -> int:
 
     from mllm_jax import interop
     from mllm_jax.inference import runs
-    from mllm_jax.interop import checkpoints, native, peft, special_tokens
+    from mllm_jax.interop import checkpoints, native, special_tokens
     from mllm_jax.models import lora
 
     target = pathlib.Path(args.to)
@@ -61,31 +66,22 @@ def _export(args: argparse.Namespace) -> int:
     home = interop.resolve_path(tokenizer if run else args.source)
     extras = _extras(args.source, home)
     dtype = jnp.dtype(args.dtype) if args.dtype else None
+    if args.dtype:
+        model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
     adapters = getattr(model, "lora", None)
-    if args.format == "adapter":
-        if adapters is None:
-            raise ValueError(f"{args.source} has no LoRA adapters")
-        if lora.split({"vision": params["vision"]})[1]:
-            raise ValueError(
-                f"{args.source} also adapts the vision tower, which an adapter of the LLM cannot hold; export another "
-                "format, with the adapters merged"
-            )
-        base = args.base or (tokenizer if run else "")
-        peft.save_adapter(target, adapters, model.llm, params["llm"], base)
-        print(f"adapter written to {target}")
-        return 0
+    if args.format.endswith("adapter"):
+        return _export_adapter(args, model, params, tokenizer if run else "")
     if adapters is not None and not args.keep_adapters:
-        import dataclasses
-
         params, model = jax.device_get(lora.merge(params, adapters)), dataclasses.replace(model, lora=None)
+    processor = _processor(args.source)
     if args.format == "vision":
-        interop.save_vision(target, model.vision, params["vision"], dtype)
+        interop.save_vision(target, model.vision, params["vision"], dtype, processor)
         print(f"{args.format} written to {target}")
         return 0
     loaded = interop.load_tokenizer(tokenizer) if tokenizer else None
     generation = special_tokens.generation(home, loaded, _stops(extras.get("template"), loaded))
     if args.format == "llava-hf":
-        checkpoints.save_llava_hf(target, model, params, loaded, dtype, generation, **extras)
+        checkpoints.save_llava_hf(target, model, params, loaded, dtype, generation, processor, **extras)
     elif args.format == "llm":
         interop.save_llm(target, model.llm, params["llm"], loaded, dtype, generation)
     else:
@@ -93,7 +89,7 @@ def _export(args: argparse.Namespace) -> int:
             params = jax.tree.map(
                 lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
             )
-        native.save_native(target, model, params, args.format, **extras)
+        native.save_native(target, model, params, args.format, processor, **extras)
         native.copy_tokenizer(home, target)
         special_tokens.write(target, generation)
     if not generation.get("eos_token_id") and args.format in ("llava-hf", "llm"):
@@ -104,6 +100,66 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str) -> int:
+    from mllm_jax.interop import peft_export
+    from mllm_jax.models import lora
+
+    if model.lora is None:
+        raise ValueError(f"{args.source} has no LoRA adapters")
+    trained = _trained(args.source, args.stage, params)
+    if args.format == "llava-hf-adapter":
+        _check_rows(args.base, model, trained)
+        peft_export.save_model_adapter(args.to, model.lora, model, params, trained, args.base or "")
+        if not args.base:
+            print("give --base NAME, the llava-hf model that it belongs to, for PEFT to find it by itself")
+    else:
+        if lora.split({"vision": params["vision"]})[1]:
+            raise ValueError(
+                f"{args.source} also adapts the vision tower, which an adapter of the LLM cannot hold; give --format "
+                "llava-hf-adapter, or another format, with the adapters merged"
+            )
+        peft_export.save_adapter(args.to, model.lora, model.llm, params["llm"], args.base or llm)
+        if trained:
+            print(
+                f"an adapter of the LLM does not hold what was trained as a whole ({', '.join(sorted(trained)[:3])}"
+                f"{', ...' * (len(trained) > 3)}); --format llava-hf-adapter does"
+            )
+    print(f"{args.format} written to {args.to}")
+    return 0
+
+
+def _check_rows(base: str | None, model: Any, trained: set[str]) -> None:
+    """Refuses a trained embedding or head that does not fit the base, where the base is here to be looked at."""
+    from mllm_jax.interop.composite import read_composite
+
+    if (
+        not trained & {"llm/embedding", "llm/head"}
+        or not base
+        or not (pathlib.Path(base) / "config.json").is_file()
+    ):
+        return
+    if (rows := read_composite(base).vocab) != model.llm.vocab:
+        raise ValueError(
+            f"the embedding of {base} has {rows} rows, with an image token behind the vocabulary, and the one that was "
+            f"trained {model.llm.vocab}; PEFT could not exchange them. Export another format, with the adapters merged"
+        )
+
+
+def _trained(source: str, stage: str | None, params: Any) -> set[str]:
+    """Paths of the parameters that a run's stage trained itself, adapters aside; of anything else nothing is known."""
+    from mllm_jax.inference import runs
+    from mllm_jax.models import lora, paths
+    from mllm_jax.workdir import saved_config
+
+    directory = pathlib.Path(source)
+    if not runs.is_run(directory):
+        return set()
+    config = saved_config(directory)
+    patterns = config.stages[stage or runs.finished_stages(directory, config)[-1]].trainable
+    base, _ = lora.split(params)
+    return {path for path in paths.flatten(base) if any(re.fullmatch(each, path) for each in patterns)}
+
+
 def _extras(source: str, home: pathlib.Path) -> dict[str, str | int | None]:
     """What is known of a source besides its computation, as `native.model_to_json` takes it.
 
@@ -111,13 +167,27 @@ def _extras(source: str, home: pathlib.Path) -> dict[str, str | int | None]:
       home: the directory that its tokenizer is from.
     """
     from mllm_jax.inference import runs
-    from mllm_jax.interop import native, special_tokens
+    from mllm_jax.interop import special_tokens
+    from mllm_jax.interop.composite import load_extras
     from mllm_jax.workdir import saved_config
 
     extras: dict[str, str | int | None] = {"image_token_index": special_tokens.image_token(home)}
     if runs.is_run(pathlib.Path(source)):
-        return {**extras, "template": saved_config(pathlib.Path(source)).eval.template}
-    return {**extras, **(native.load_extras(home) if native.is_native(home) else {})}
+        config = saved_config(pathlib.Path(source))
+        return {**extras, "template": config.eval.template, "aspect": config.data.aspect}
+    return {**extras, **load_extras(home)}
+
+
+def _processor(source: str) -> dict[str, Any]:
+    """The image processor that a source's model was trained with."""
+    from mllm_jax.inference import runs
+    from mllm_jax.interop.composite import load_processor
+    from mllm_jax.interop.hub import load_processor_config
+    from mllm_jax.workdir import saved_config
+
+    if runs.is_run(pathlib.Path(source)):
+        return load_processor_config(saved_config(pathlib.Path(source)).model.vision.path)
+    return load_processor(source)
 
 
 def _stops(template: str | None, tokenizer: object) -> list[int]:

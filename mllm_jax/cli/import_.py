@@ -21,10 +21,11 @@ with `--form orbax` Orbax holds a second copy while it writes.
 
 import argparse
 import collections
+import dataclasses
 import pathlib
 
 from mllm_jax.console import complain
-from mllm_jax.data.templates import CHAT, TEMPLATES
+from mllm_jax.data.templates import check_name
 
 FORMS = ("safetensors", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,13 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="model that a LoRA adapter belongs to, if not the one it names")
     parser.add_argument(
         "--template",
-        choices=[*TEMPLATES, CHAT],
+        type=_template,
         metavar="NAME",
-        help="conversation template it was trained with, to be recorded (vicuna_v1 for LLaVA-1.5)",
+        help="conversation template it was trained with, to be recorded (vicuna_v1 for LLaVA-1.5; docs/models.md)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: the checkpoint's)")
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how parameters are stored")
     parser.add_argument("--verbose", action="store_true", help="list every ignored tensor")
+
+
+def _template(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,12 +118,13 @@ def _import(args: argparse.Namespace) -> int:
                 f"{', '.join([*towers, *families.LLMS, 'llava'])}. A part of it alone: --part vision, --part llm"
             )
         return _part(directory, target, "llm" if kind in families.LLMS else "vision", dtype, args.verbose)
-    extras = {"image_token_index": special_tokens.image_token(source)}
-    if native.is_native(source):
-        extras |= native.load_extras(source)
+    extras = {"image_token_index": special_tokens.image_token(source), **composite.load_extras(source)}
     if args.template:
         extras["template"] = args.template
-    native.save_native(target, model, params, args.form, **extras)
+    if args.dtype:
+        model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
+    processor = composite.load_processor(directory if whole else source, args.tower)
+    native.save_native(target, model, params, args.form, processor, **extras)
     native.copy_tokenizer(source, target)
     special_tokens.write(target, special_tokens.generation(source))
     return _tell(report, target, what.format(connector=model.connector), args.verbose)
@@ -134,6 +143,7 @@ def _part(directory: pathlib.Path, target: pathlib.Path, part: str, dtype: objec
     """A vision tower or an LLM, alone or out of a larger checkpoint."""
     from mllm_jax import interop
     from mllm_jax.interop import native, special_tokens, towers
+    from mllm_jax.interop.hub import load_processor_config
 
     if part == "llm":
         params, report = towers.read_llm(directory, dtype=dtype)
@@ -142,7 +152,8 @@ def _part(directory: pathlib.Path, target: pathlib.Path, part: str, dtype: objec
         native.copy_tokenizer(directory, target)
     else:
         params, report = towers.read_vision(directory, dtype=dtype)
-        interop.save_vision(target, interop.vision_config(directory), params)
+        processor = load_processor_config(directory)
+        interop.save_vision(target, interop.vision_config(directory), params, processor=processor)
     what = {"llm": "LLM", "vision": "vision tower"}[part]
     return _tell(report, target, f"{what} (use it as model.{part}.path)", verbose)
 

@@ -24,11 +24,8 @@ from absl import logging
 
 from mllm_jax import limits
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import CHAT, TEMPLATES, Template, get_template, is_chat
+from mllm_jax.data.templates import CHAT, DAY, TEMPLATES, Template, chat_day, get_template, is_chat
 
-DAY = datetime.date(
-    2024, 7, 26
-)  # on which chat templates are written; Llama 3.1's own where it is given none
 ARGUMENTS = {
     "enable_thinking": False
 }  # what templates take defaults for: no reasoning before the answer (Qwen3)
@@ -61,12 +58,7 @@ def resolve_template(name: str | Template, tokenizer: Any) -> Template:
         return name
     if not is_chat(name) or tokenizer is None:
         return get_template(name)  # which says that "chat" needs a tokenizer
-    given = name.partition("@")[2]
-    try:
-        day = datetime.date.fromisoformat(given) if "@" in name else DAY
-    except ValueError:
-        raise ValueError(f"template {name!r}: {given!r} is not a day; write {CHAT}@YYYY-MM-DD") from None
-    return chat_template(getattr(tokenizer, "tokenizer", tokenizer), day)
+    return chat_template(getattr(tokenizer, "tokenizer", tokenizer), chat_day(name))
 
 
 def chat_template(tokenizer: Any, day: datetime.date = DAY) -> Template:

@@ -93,6 +93,34 @@ class ImageProcessor:
         """
         return _from_hf_config(config, aspect)
 
+    def hf_config(self) -> dict[str, Any]:
+        """The contents of a ``preprocessor_config.json``, from which `from_hf_config` makes this processor again.
+
+        What it does not say is the aspect, which Hugging Face's processors have no setting for.
+        """
+        square = {"height": self.size, "width": self.size}
+        kernel = int(_FILTERS[self.resample])
+        fields = {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "rescale_factor": 1 / 255,
+            "resample": kernel,
+            "size": square,
+        }
+        if self.geometry == "crop":
+            fields |= {
+                "image_processor_type": "CLIPImageProcessor",
+                "size": {"shortest_edge": self.shortest_side or self.size},
+                "do_center_crop": True,
+                "crop_size": square,
+            }
+        return fields
+
     def at_size(self, size: int) -> "ImageProcessor":
         """The same processor with an output of `size` pixels a side; the share that "crop" cuts away stays."""
         shortest = round(self.shortest_side * size / self.size) if self.shortest_side else 0

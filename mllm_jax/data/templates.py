@@ -5,6 +5,7 @@ trained there can be used here. Adding a template is adding a row to ``TEMPLATES
 """
 
 import dataclasses
+import datetime
 from typing import Any
 
 from mllm_jax.schema import did_you_mean
@@ -138,9 +139,52 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+DAY = datetime.date(
+    2024, 7, 26
+)  # on which chat templates are written; Llama 3.1's own where it is given none
+NAMES = f"{', '.join(TEMPLATES)}, {CHAT}, {CHAT}@YYYY-MM-DD"  # for messages
+
+
 def is_chat(name: str | Template) -> bool:
     """Whether a name is that of the tokenizer's own template: "chat", or "chat@2025-01-31" with the day's date."""
     return isinstance(name, str) and name.partition("@")[0] == CHAT
+
+
+def chat_day(name: str) -> datetime.date:
+    """The day on which the tokenizer's own template is written, by its name.
+
+    Raises:
+        ValueError: what stands behind the "@" is no day.
+
+    Example:
+        >>> chat_day("chat@2025-01-31")
+        datetime.date(2025, 1, 31)
+    """
+    _, at, given = name.partition("@")
+    try:
+        return datetime.date.fromisoformat(given) if at else DAY
+    except ValueError:
+        raise ValueError(f"template {name!r}: {given!r} is not a day; write {CHAT}@YYYY-MM-DD") from None
+
+
+def check_name(name: str) -> str:
+    """The name itself, if it can be a template's: one in `TEMPLATES`, "chat" or "chat@YYYY-MM-DD".
+
+    Raises:
+        ValueError: no such template or day; the message names the nearest and lists all.
+    """
+    if is_chat(name):
+        chat_day(name)
+    else:
+        get_template(name)
+    return name
+
+
+def same_template(one: str, other: str) -> bool:
+    """Whether two names are of one template ("v1" and "vicuna_v1"; "chat" and "chat@" with the day that it means)."""
+    if is_chat(one) and is_chat(other):
+        return chat_day(one) == chat_day(other)
+    return one == other or TEMPLATES.get(one, one) is TEMPLATES.get(other, other)
 
 
 def get_template(name: str) -> Template:
@@ -152,6 +196,6 @@ def get_template(name: str) -> Template:
     if is_chat(name):
         raise ValueError("template 'chat' is the tokenizer's own: a tokenizer is needed to know it")
     if name not in TEMPLATES:
-        known = [*TEMPLATES, CHAT]
-        raise ValueError(f"unknown template {name!r}; {did_you_mean(name, known)}one of: {', '.join(known)}")
+        near = did_you_mean(name, [*TEMPLATES, CHAT])
+        raise ValueError(f"unknown template {name!r}; {near}one of: {NAMES}")
     return TEMPLATES[name]

@@ -13,17 +13,17 @@ from ml_collections import ConfigDict
 from mllm_jax.config import ConfigError
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.preprocessing import ImageProcessor
-from mllm_jax.data.templates import CHAT, TEMPLATES
+from mllm_jax.data.templates import NAMES
 from mllm_jax.inference import runs
 from mllm_jax.inference.model import Model
-from mllm_jax.interop import load_processor_config, load_tokenizer, native, resolve_path
+from mllm_jax.interop import load_tokenizer, native, resolve_path
 from mllm_jax.interop.checkpoints import load_model
+from mllm_jax.interop.composite import load_extras, load_processor
+from mllm_jax.interop.native import DTYPES
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.workdir import saved_config
-
-DTYPES = ("float32", "bfloat16")
 
 
 def load(
@@ -51,8 +51,9 @@ def load(
         LLaVA-1.5).
       stage: of a run: the model after this stage; None = the last one.
       aspect: "pad" or "square", how images that are not square were brought to size in training (`data.aspect`);
-        None = "pad", as LLaVA-1.5. A run records it.
-      dtype: of parameters and computation, "float32" or "bfloat16"; None = "bfloat16". A run records it.
+        None = what is recorded (by a run and what is exported from it), else "pad", as LLaVA-1.5.
+      dtype: of parameters and computation, "float32", "bfloat16" or "float16"; None = the checkpoint's own: what is
+        recorded, what a published config.json names (float16 for LLaVA-1.5), or else the dtype of its weights.
       tower: vision tower of a llava checkpoint, if not the one that it names.
       tokenizer: directory or hub id of the tokenizer, if not beside the checkpoint.
       mesh: where the parameters go, one tensor at a time; None = the first device.
@@ -70,7 +71,7 @@ def load(
         return _load_run(directory, stage, template, mesh)
     if stage is not None:
         raise ConfigError(f"stage={stage!r} is of a run of train.py, and {path} is none; leave it out")
-    return _load_checkpoint(path, template, aspect or "pad", dtype or "bfloat16", tower, tokenizer, mesh)
+    return _load_checkpoint(path, template, aspect, dtype, tower, tokenizer, mesh)
 
 
 def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, mesh: Mesh | None) -> Model:
@@ -109,8 +110,8 @@ def trained_model(
 def _load_checkpoint(
     path: str | pathlib.Path,
     template: str | None,
-    aspect: str,
-    dtype: str,
+    aspect: str | None,
+    dtype: str | None,
     tower: str | None,
     tokenizer: str | None,
     mesh: Mesh | None,
@@ -121,27 +122,25 @@ def _load_checkpoint(
             f"{directory} holds no model (neither model.json nor config.json); give a run, a model directory, a "
             "checkpoint or a hub id"
         )
-    template = template or _recorded_template(path)
+    recorded = load_extras(directory)
+    template = template or recorded.get("template")
     if template is None:
         raise ConfigError(
             f"{path} does not say which conversation template it was trained with; give template=NAME (eval.py: "
-            f"--template=NAME), such as vicuna_v1 for LLaVA-1.5; one of: {', '.join([*TEMPLATES, CHAT])}"
+            f"--template=NAME), such as vicuna_v1 for LLaVA-1.5; one of: {NAMES}"
         )
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}; valid: {', '.join(DTYPES)}")
     try:
         config, params, _ = load_model(
-            path, tower, shardings_for=functools.partial(_sharding_of, mesh), dtype=jnp.dtype(dtype)
+            path, tower, shardings_for=functools.partial(_sharding_of, mesh), dtype=dtype and jnp.dtype(dtype)
         )
+        fields = load_processor(path, tower) or native.processor_json(config.vision, config.image_size)
+        processor = ImageProcessor.from_hf_config(fields, aspect=aspect or recorded.get("aspect", "pad"))
     except ValueError as error:
         raise ConfigError(f"model {path}: {error}") from error
-    config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    fields = load_processor_config(directory)
-    if (
-        "image_mean" not in fields
-    ):  # LLaVA's own layout: the tower's processor, which its config already holds
-        fields = native.processor_json(config.vision, config.image_size)
-    processor = ImageProcessor.from_hf_config(fields, aspect=aspect).at_size(config.image_size)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     try:
         loaded = load_tokenizer(tokenizer or str(directory))
     except (OSError, ValueError) as error:
@@ -150,7 +149,7 @@ def _load_checkpoint(
             "`tokenizer`"
         ) from error
     _check_template(template, loaded)
-    return Model(config, params, loaded, processor, template, mesh=mesh)
+    return Model(config, params, loaded, processor.at_size(config.image_size), template, mesh=mesh)
 
 
 def _check_template(template: str, tokenizer: Any) -> None:
@@ -158,12 +157,6 @@ def _check_template(template: str, tokenizer: Any) -> None:
         resolve_template(template, tokenizer)
     except ValueError as error:
         raise ConfigError(f"template {template!r}: {error}") from error
-
-
-def _recorded_template(path: str | pathlib.Path) -> str | None:
-    """The conversation template that an imported or exported model directory says it was trained with."""
-    directory = resolve_path(path)
-    return native.load_extras(directory).get("template") if native.is_native(directory) else None
 
 
 def _sharding_of(mesh: Mesh | None, model: ModelConfig) -> native.ShardingOf:

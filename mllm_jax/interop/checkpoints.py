@@ -292,6 +292,7 @@ def save_llava_hf(
     tokenizer: Any = None,
     dtype: Any = None,
     generation: Mapping[str, Any] | None = None,
+    processor: Mapping[str, Any] | None = None,
     **extras: str | int | None,
 ) -> None:
     """Writes a model that transformers' LlavaForConditionalGeneration loads, with the same logits.
@@ -305,6 +306,7 @@ def save_llava_hf(
       tokenizer: saved beside the weights.
       dtype: to store; None keeps the parameters'.
       generation: contents of generation_config.json (`special_tokens.generation`); None: the tokenizer's ids.
+      processor: the tower's, as in `native.processor_json`.
       extras: as in `native.model_to_json`.
 
     Raises:
@@ -362,7 +364,7 @@ def save_llava_hf(
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     special_tokens.write(directory, generation)
-    native.write_processor(directory, model)
+    native.write_processor(directory, model, processor)
     files.write_json(
         directory / "processor_config.json",
         {

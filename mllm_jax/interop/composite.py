@@ -4,15 +4,17 @@ Layouts: `llava-hf` (transformers' LlavaForConditionalGeneration), `llava` (haot
 such as Dense Connector; the vision tower is usually beside it), `honeybee`.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop import families, native
+from mllm_jax.interop import families, honeybee_fields, native
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import load_processor_config, named_by, read_json, resolve_path
 from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
+from mllm_jax.interop.source import Source
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
@@ -46,7 +48,6 @@ LLAVA_TYPES = {
     "llava_phi": "phi",
     "llava_gemma2": "gemma2",
 }
-HONEYBEE_CONNECTORS = {"c-abs": "c_abstractor", "resampler": "resampler", "d-abs": "d_abstractor"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +98,10 @@ def part_config(
 def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> VisionConfig:
     """The tower with the mean and std of the checkpoint's image processor, if it says them."""
     processor = load_processor_config(path)
-    if "image_mean" not in processor:
-        return config
+    return _normalised(config, processor, path) if "image_mean" in processor else config
+
+
+def _normalised(config: VisionConfig, processor: Mapping[str, Any], path: object) -> VisionConfig:
     mean, std = (_three(processor, key, path) for key in ("image_mean", "image_std"))
     if not all(std):
         raise ValueError(f"{path}: the image processor's image_std={list(std)} must not be zero")
@@ -138,6 +141,46 @@ def is_multimodal(directory: pathlib.Path) -> bool:
     return native.is_native(directory) or (file.exists() and is_composite(read_json(file)))
 
 
+def load_extras(path: str | pathlib.Path) -> dict[str, Any]:
+    """What we have recorded of a checkpoint besides its computation (`native.EXTRAS`); {} for everybody else's."""
+    directory = resolve_path(path)
+    if native.is_native(directory):
+        return native.load_extras(directory)
+    file = directory / "config.json"
+    extension = read_json(file).get(EXTENSION) if file.is_file() else None
+    return native.read_extras(extension) if isinstance(extension, dict) else {}
+
+
+def load_processor(path: str | pathlib.Path, tower: str | None = None) -> dict[str, Any]:
+    """The image processor of a checkpoint, or of the tower beside it; {} if there is none.
+
+    Args:
+      tower: as in `read_composite`.
+    """
+    file = resolve_path(path) / "config.json"
+    if (fields := load_processor_config(path)) or not file.is_file():
+        return fields
+    named = read_json(file)
+    if "mm_vision_tower" not in named:
+        return {}
+    return load_processor_config(tower or named_by(file, "mm_vision_tower", named["mm_vision_tower"]))
+
+
+def own_dtype(fields: Mapping[str, Any], directory: pathlib.Path) -> str:
+    """The dtype that a published checkpoint is to be computed in: config.json's, or else that of its embedding."""
+    inner = fields.get("text_config")
+    for part in (fields, inner if isinstance(inner, dict) else {}):
+        for key in ("dtype", "torch_dtype"):  # as transformers 5 calls it, and as it did before
+            if part.get(key) in native.DTYPES:
+                return part[key]
+    with contextlib.suppress(FileNotFoundError):
+        source = Source(directory)
+        for name in source:
+            if name.endswith("embed_tokens.weight") and str(source.dtype(name)) in native.DTYPES:
+                return str(source.dtype(name))
+    return "float32"
+
+
 def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Composite:
     """What a multimodal checkpoint computes.
 
@@ -149,6 +192,18 @@ def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Compos
     """
     file = resolve_path(path) / "config.json"
     fields = read_json(file)
+    composite = _read(fields, file, path, tower)
+    if EXTENSION in fields:  # which says the dtypes too
+        return composite
+    dtype = own_dtype(fields, file.parent)
+    return dataclasses.replace(
+        composite, model=dataclasses.replace(composite.model, dtype=dtype, param_dtype=dtype)
+    )
+
+
+def _read(
+    fields: dict[str, Any], file: pathlib.Path, path: str | pathlib.Path, tower: str | None
+) -> Composite:
     if "mm_vision_tower" in fields:
         return _llava(fields, file, tower)
     if tower:
@@ -221,47 +276,17 @@ def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
     fields = {**fields, "model_type": "mllm"}
     vision, vision_family = part_config(fields, "vision_config", families.VISION, where)
     llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
-    projector = fields.get("projector_config") or fields.get("visual_projector_config") or {}
-    kind = projector.get("projector_type")
-    if kind not in HONEYBEE_CONNECTORS:
-        raise ValueError(f"{where}: projector_type={kind!r}; supported: {', '.join(HONEYBEE_CONNECTORS)}")
-    layer = projector.get("feature_layer_index", -1)
-    if not isinstance(layer, int):
-        raise ValueError(f"{where}: feature_layer_index={layer!r}; features of one layer are supported")
-    if (levels := projector.get("num_feature_levels", 1)) != 1:
-        raise ValueError(f"{where}: num_feature_levels={levels}; features of one layer are supported")
-    options = {
-        "tokens": projector.get("num_query_tokens")
-        or projector.get("num_queries")
-        or fields["num_query_tokens"],
-        "end_tokens": projector.get("num_eos_tokens", int("visual_projector_config" in fields)),
-        "position_table": projector.get("pos_emb", False),
-    }
-    renamed = {
-        "c-abs": {"depth": "depth", "mlp_depth": "mlp_depth", "hidden_size": "hidden", "prenorm": "prenorm"},
-        "resampler": {
-            "hidden_size": "hidden",
-            "num_hidden_layers": "depth",
-            "num_attention_heads": "heads",
-            "intermediate_size": "mlp",
-        },
-        "d-abs": {
-            "d_model": "hidden",
-            "decoder_layers": "depth",
-            "decoder_attention_heads": "heads",
-            "decoder_n_points": "points",
-            "decoder_ffn_dim": "mlp",
-            "pooled_v_target": "pooled",
-        },
-    }[kind]
-    options |= {ours: projector[theirs] for theirs, ours in renamed.items() if theirs in projector}
-    if options.get("pooled") == "tgt":
-        options["pooled"] = "target"
+    tower = fields["vision_config"] if isinstance(fields.get("vision_config"), dict) else {}
+    if (encoder := tower.get("encoder_type", "openai.clip")) != "openai.clip":
+        raise ValueError(f"{where}: encoder_type={encoder!r} is not supported; supported: 'openai.clip'")
+    if "image_mean" in tower:  # as later checkpoints say it
+        vision = _normalised(vision, tower, where)
+    connector, options, layer = honeybee_fields.connector_of(fields, where, vision.width, llm.width)
     model = _model(
         with_normalisation(vision, path),
         llm,
         select_layer=layer,
-        connector=HONEYBEE_CONNECTORS[kind],
+        connector=connector,
         connector_options=tuple(sorted(options.items())),
     )
     return Composite("honeybee", model, vision_family, llm_family, None, llm.vocab)

@@ -15,7 +15,11 @@ TOKENS = Transform(lambda x: x.squeeze(0), lambda x: x[None])  # [1, N, C] <-> [
 
 
 def patch_table(count: int) -> Transform:
-    """[1, N, C] <-> [N, C] of `count` patches; Honeybee's first checkpoints have an unused row for a class token."""
+    """[1, N, C] <-> [N, C] of `count` patches.
+
+    C-Abstractors of Honeybee's first release have a row for the class token too, which is dropped after the table is
+    added.
+    """
 
     def read(x: np.ndarray) -> np.ndarray:
         if x.shape[1] not in (count, count + 1):
@@ -209,7 +213,7 @@ def honeybee_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Ru
     rules = (rule for rule in tables[config.connector](count) if rule.path in shapes)
     return tuple(
         Rule(rule.path, rule.name, patch_table(shapes[rule.path][0]))
-        if rule.path == "position_table"
+        if rule.path == "position_table" and config.connector == "c_abstractor"
         else rule
         for rule in rules
     )

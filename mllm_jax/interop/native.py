@@ -6,12 +6,13 @@ preprocessor_config.json    image mean, standard deviation, size
 tokenizer files             as Hugging Face has them
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mllm_jax import files, limits
+from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.interop.assemble import Placement, read_tree, write_plan
 from mllm_jax.interop.families.base import check_geometry
 from mllm_jax.interop.hub import read_json
@@ -45,15 +47,16 @@ TOKENIZER_FILES = (
 )
 
 
-EXTRAS = {"template": str, "image_token_index": int}  # what else model.json may say
+EXTRAS = {"template": str, "aspect": str, "image_token_index": int}  # what else model.json may say
 
 
 def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, Any]:
     """A `ModelConfig` as plain JSON.
 
     Args:
-      extras: `template`, the conversation template that the model was trained with; `image_token_index`, the id that
-        stands for an image in the tokenizer of a llava-hf checkpoint. None = not known.
+      extras: `template` and `aspect`, the conversation template that the model was trained with and how it was shown
+        images that are not square (`data.aspect`); `image_token_index`, the id that stands for an image in the
+        tokenizer of a llava-hf checkpoint. None = not known.
     """
     known = {key: value for key, value in extras.items() if value is not None}
     return {"format": FORMAT, **dataclasses.asdict(config), **known}
@@ -69,13 +72,18 @@ def model_from_json(fields: dict[str, Any]) -> ModelConfig:
     version = fields.pop("format", None)
     if version != FORMAT:
         raise ValueError(f"{FILE}: format {version!r}; this version of mllm-jax reads {FORMAT}")
-    _extras(fields)
+    read_extras(fields)
     config = _dataclass(ModelConfig, {key: value for key, value in fields.items() if key not in EXTRAS})
     _check_sizes(config)
     return config
 
 
-def _extras(fields: dict[str, Any]) -> dict[str, Any]:
+def read_extras(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `model_to_json` says besides the computation, where it is known.
+
+    Raises:
+      ValueError: a value of another type.
+    """
     for key, kind in EXTRAS.items():
         if key in fields and type(fields[key]) is not kind:
             raise ValueError(f"{FILE}: {key}={fields[key]!r} must be {kind.__name__}")
@@ -84,8 +92,8 @@ def _extras(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _check_sizes(config: ModelConfig) -> None:
     for name in ("dtype", "param_dtype"):
-        if (value := getattr(config, name)) not in _DTYPES:
-            raise ValueError(f"{FILE}: {name}={value!r} is none of {', '.join(_DTYPES)}")
+        if (value := getattr(config, name)) not in DTYPES:
+            raise ValueError(f"{FILE}: {name}={value!r} is none of {', '.join(DTYPES)}")
     limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
     towers = getattr(config.vision, "towers", (config.vision,))
     for part in (*towers, config.llm):
@@ -103,7 +111,7 @@ def _check_sizes(config: ModelConfig) -> None:
             raise ValueError(f"{FILE}: {error}") from error
 
 
-_DTYPES = ("float32", "bfloat16", "float16")  # that a model computes in
+DTYPES = ("float32", "bfloat16", "float16")  # that a model computes in
 _LIMITS = {
     "depth": "MAX_LAYERS",
     "image_size": "MAX_IMAGE_SIDE",
@@ -163,12 +171,14 @@ def save_native(
     config: ModelConfig,
     params: Any,
     form: str = "orbax",
+    processor: Mapping[str, Any] | None = None,
     **extras: str | int | None,
 ) -> None:
     """Writes configuration, parameters and image processor; tokenizer files are added by `copy_tokenizer`.
 
     Args:
       form: "orbax" or "safetensors".
+      processor: the tower's, as in `processor_json`.
       extras: as in `model_to_json`.
 
     Raises:
@@ -183,7 +193,7 @@ def save_native(
     else:
         rules = [Rule(path, path) for path in flatten(params)]
         write_sharded(directory, write_plan(params, rules))
-    write_processor(directory, config)
+    write_processor(directory, config, processor)
     files.write_json(directory / FILE, model_to_json(config, **extras))
 
 
@@ -200,36 +210,27 @@ def refuse_existing(directory: pathlib.Path) -> None:
         raise FileExistsError(f"{found} exists; choose another directory or remove it")
 
 
-def write_processor(directory: pathlib.Path, config: ModelConfig) -> None:
-    """preprocessor_config.json of the tower at the model's resolution."""
-    files.write_json(
-        directory / "preprocessor_config.json", processor_json(config.vision, config.image_size), indent=2
-    )
+def write_processor(
+    directory: pathlib.Path, config: ModelConfig, published: Mapping[str, Any] | None = None
+) -> None:
+    """preprocessor_config.json of the tower at the model's resolution; `published` as in `processor_json`."""
+    fields = processor_json(config.vision, config.image_size, published)
+    files.write_json(directory / "preprocessor_config.json", fields, indent=2)
 
 
-def processor_json(vision: Any, size: int) -> dict[str, Any]:
-    """An image processor's configuration in Hugging Face's words; of fused towers the first one's."""
+def processor_json(vision: Any, size: int, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An image processor's configuration in Hugging Face's words; of fused towers the first one's.
+
+    Args:
+      published: the configuration that came with the tower (`hub.load_processor_config`), of which filter and geometry
+        are kept; without it they are CLIP's for a tower with a class token, and SigLIP's for one without.
+    """
     vision = getattr(vision, "towers", (vision,))[0]
-    processor = {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(vision.mean),
-        "image_std": list(vision.std),
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-        "size": {"height": size, "width": size},
-    }
-    if vision.class_token:
-        processor |= {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": size},
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-        }
-    return processor
+    processor = ImageProcessor(size, "crop" if vision.class_token else "stretch", vision.mean, vision.std)
+    if published:
+        with contextlib.suppress(ValueError):  # of a kind that is not known here
+            processor = ImageProcessor.from_hf_config(published).at_size(size)
+    return processor.hf_config()
 
 
 def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> list[str]:
@@ -246,8 +247,8 @@ def load_config(directory: pathlib.Path) -> ModelConfig:
 
 
 def load_extras(directory: pathlib.Path) -> dict[str, Any]:
-    """What model.json says besides the computation: `template`, `image_token_index`, where they are known."""
-    return _extras(read_json(pathlib.Path(directory) / FILE))
+    """What model.json says besides the computation: `template`, `aspect`, `image_token_index`, where they are known."""
+    return read_extras(read_json(pathlib.Path(directory) / FILE))
 
 
 def load_params(

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors (or .bin)."""
+"""LoRA adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors (or .bin), read and merged."""
 
 import contextlib
 import dataclasses
@@ -10,15 +10,13 @@ from typing import Any
 
 import jax
 
-from mllm_jax import files, limits
+from mllm_jax import limits
 from mllm_jax.interop import families
-from mllm_jax.interop.assemble import Report, read_tree, write_plan
+from mllm_jax.interop.assemble import Report, read_tree
 from mllm_jax.interop.connector_names import connector_part
 from mllm_jax.interop.hub import read_json, resolve_path
-from mllm_jax.interop.native import refuse_existing
 from mllm_jax.interop.parts import Part, llm_part, plan_parts, vision_part
 from mllm_jax.interop.rules import TRANSPOSE, Rule
-from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
@@ -193,47 +191,6 @@ def merge_adapter(
     tree, report = _read(directory, parts, settings.rank)
     flat = flatten(params) | flatten(tree)
     return jax.device_get(lora.merge(unflatten(flat), settings)), report
-
-
-def save_adapter(
-    directory: str | pathlib.Path, lora: LoRA, config: DecoderConfig, params: dict[str, Any], base: str = ""
-) -> None:
-    """Writes the adapters in an LLM's parameters as PEFT does.
-
-    Args:
-      params: the LLM's parameters, or its adapters alone.
-      base: name of the base model, for PEFT's own loading.
-
-    Raises:
-      ValueError: no adapters there.
-      FileExistsError: the directory holds weights.
-    """
-    directory = pathlib.Path(directory)
-    refuse_existing(directory)
-    family = families.for_config(families.LLMS, config)
-    leaves = {path: leaf for path, leaf in flatten(params).items() if re.search(r"/lora_[ab]$", path)}
-    if not leaves:
-        raise ValueError("these parameters hold no LoRA adapters")
-    rules = [rule for rule in adapter_rules(family.rules(config)) if rule.path in leaves]
-    tensors = write_plan(leaves, rules, prefixes=(("", PREFIX),))
-    modules = sorted({rule.name.removesuffix(".lora_A.weight").rsplit(".", 1)[-1] for rule in rules[::2]})
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "use_rslora": lora.rank_stabilized,
-        "target_modules": modules,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    files.write_json(directory / CONFIG, fields, indent=2)
-    write_sharded(directory, tensors)
-    (directory / "model.safetensors").rename(directory / WEIGHTS[0])
 
 
 def add_adapter(llm: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from mllm_jax import connectors
+from mllm_jax.data.templates import same_template
 from mllm_jax.interop import native
 from mllm_jax.interop.composite import is_composite, read_composite
 from mllm_jax.interop.hub import read_json
@@ -42,7 +43,8 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
     here, there = {}, {}
     if native.is_native(directory):
         here, there = _whole(model), _whole(native.load_config(directory))
-        if template and (known := native.load_extras(directory).get("template")):
+        known = native.load_extras(directory).get("template")
+        if template and known and not same_template(template, known):
             here["eval.template"], there["eval.template"] = template, known
     elif (file := directory / "config.json").is_file() and is_composite(fields := read_json(file)):
         if "mm_vision_tower" in fields:  # the tower itself need not be here

@@ -246,6 +246,7 @@ def save_vision(
     config: VisionConfig | FusedVisionConfig,
     params: Params,
     dtype: Any = None,
+    processor: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a tower that transformers' `from_pretrained` loads.
 
@@ -257,6 +258,7 @@ def save_vision(
 
     Args:
       dtype: to store; None keeps the parameters'.
+      processor: its image processor, as in `native.processor_json`; of fused towers the first one's.
 
     Raises:
       ValueError: no family can express the config.
@@ -265,13 +267,13 @@ def save_vision(
     directory = pathlib.Path(directory)
     if isinstance(config, FusedVisionConfig):
         for i, tower in enumerate(config.towers):
-            save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype)
+            own = None if i else processor
+            save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype, own)
         return
     config = dataclasses.replace(config, depth=blocks_of(params))
     _write(directory, families.for_config(families.VISION, config), config, params, dtype)
-    files.write_json(
-        directory / "preprocessor_config.json", native.processor_json(config, config.image_size), indent=2
-    )
+    fields = native.processor_json(config, config.image_size, processor)
+    files.write_json(directory / "preprocessor_config.json", fields, indent=2)
 
 
 def save_llm(

@@ -67,6 +67,31 @@ def test_export_then_import_is_the_identity(form, dtype, tmp_path, capsys):
     assert "exists; choose another directory" in capsys.readouterr().err
 
 
+def test_import_records_any_name_of_a_template(tmp_path, capsys):
+    native.save_native(tmp_path / "model", *make())
+    begin = ["import", "--from", str(tmp_path / "model"), "--to"]
+    assert main([*begin, str(tmp_path / "dated"), "--template", "chat@2025-01-31"]) == 0
+    assert native.load_extras(tmp_path / "dated") == {"template": "chat@2025-01-31"}
+    for name, message in (("vicuna", "did you mean 'vicuna_v1'"), ("chat@soon", "'soon' is not a day")):
+        with pytest.raises(SystemExit):
+            main([*begin, str(tmp_path / "no"), "--template", name])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("form", ["orbax", "safetensors", "llava-hf"])
+def test_a_dtype_that_is_asked_for_is_recorded(form, tmp_path):
+    native.save_native(tmp_path / "model", *make())
+    export = ["export", "--from", str(tmp_path / "model"), "--format", form, "--dtype", "bfloat16"]
+    assert main([*export, "--to", str(tmp_path / "out")]) == 0
+    assert load_model(tmp_path / "out")[0].dtype == "bfloat16"
+    back = ["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back"), "--dtype", "float16"]
+    assert main(back) == 0
+    config, params, _ = load_model(tmp_path / "back")
+    assert (config.dtype, config.param_dtype) == ("float16", "float16")
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"float16"}
+
+
 # mixed options: tuples, nested values, defaults
 OPTIONS = {
     "average_pool": (("tokens", 4),),

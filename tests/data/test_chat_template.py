@@ -18,7 +18,7 @@ from mllm_jax.data.chat_template import ARGUMENTS, chat_template, check_template
 from mllm_jax.data.conversations import SampleError, parse_turns, render
 from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.templates import TEMPLATES, same_template
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 
 HAS_SENTENCEPIECE = importlib.util.find_spec("sentencepiece") is not None
@@ -217,6 +217,9 @@ def test_prompts_do_not_depend_on_the_day():
     assert resolve_template("chat@2025-01-31", Tokenizer(dated)).first_open == "Today is 31 Jan 2025. [user]"
     with pytest.raises(ValueError, match="'soon' is not a day; write chat@YYYY-MM-DD"):
         resolve_template("chat@soon", Tokenizer(dated))
+    assert same_template("chat", "chat@2024-07-26")
+    assert not same_template("chat", "chat@2025-01-31")
+    assert not same_template("chat", "mini")
     asked = "Today is {{ date_string or strftime_now('%d %b %Y') }}. " + EACH
     assert chat_template(Tokenizer(asked)).first_open == "Today is 26 Jul 2024. [user]"
     assert resolve_template("chat@2025-01-31", Tokenizer(asked)).first_open == "Today is 31 Jan 2025. [user]"

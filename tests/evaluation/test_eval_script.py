@@ -133,7 +133,7 @@ def test_an_imported_model_answers_like_the_run_it_came_from(evaluate, workdir, 
     names = {"benchmarks": ["mmbench:rounds=vanilla"], "data_dir": data, "blind": False}
     evaluate(workdir=workdir, out=tmp_path / "run", **names, **SMALL)
     where = {"out": tmp_path / "imported", "prepared": tmp_path / "prepared"}  # and read from prepared data
-    evaluate(model=model, template="mistral_instruct", dtype="float32", **where, **names, **SMALL)
+    evaluate(model=model, template="mistral_instruct", **where, **names, **SMALL)  # in its own dtype
     assert (tmp_path / "prepared" / "mmbench" / "1.0.0" / "prompts.json").is_file()
     texts = [
         [row["text"] for row in rows(tmp_path / where / "eval" / "mmbench-vanilla" / "predictions.jsonl")]
@@ -190,11 +190,27 @@ def test_prompts_beyond_the_context(evaluate, workdir, data, tmp_path):
             "give either --benchmarks",
         ),
         ({"workdir": "x"}, "holds no run: config.json is missing"),
+        (
+            {"model": "y", "template": "vicuna", "out": "o"},
+            "--template: unknown template 'vicuna'; did you mean",
+        ),
+        ({"model": "y", "template": "chat@soon", "out": "o"}, "--template: .*'soon' is not a day"),
+        (
+            {"model": "y", "template": "chat@2025-01-31", "out": "o"},
+            "give --benchmarks or --benchmark",  # the template is accepted
+        ),
     ],
 )
 def test_mistakes_in_flags(evaluate, values, message):
     with pytest.raises(ConfigError, match=message):
         evaluate(**values)
+
+
+def test_what_a_run_records_is_not_set_otherwise(evaluate, workdir, data, tmp_path):
+    names = {"workdir": workdir, "benchmarks": ["pope"], "data_dir": data, "out": tmp_path}
+    for flag, value in (("aspect", "square"), ("dtype", "bfloat16"), ("tower", "x"), ("tokenizer", "x")):
+        with pytest.raises(ConfigError, match=f"records its {flag}; leave {flag} out"):
+            evaluate(**names, **{flag: value})
 
 
 def test_a_missing_benchmark_is_one_message(evaluate, workdir, data):

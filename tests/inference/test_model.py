@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.inference import runs
 from mllm_jax.inference.model import Model
 from mllm_jax.interop import checkpoints, native, saved_params
 from mllm_jax.models import mllm
@@ -279,13 +281,78 @@ def test_an_exported_model_records_its_template(tiny_model, tiny_params, tmp_pat
     assert mllm_jax.load(tmp_path / "model", template="vicuna_v1").template == "vicuna_v1"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["safetensors", "orbax", "llava-hf"])
+def test_a_run_and_its_export_answer_alike(form, dtype, tiny_checkpoints, tmp_path, files):
+    """Dtypes, template, aspect and the tower's filter are recorded; nothing has to be said again."""
+    vision = tmp_path / "vision"
+    shutil.copytree(tiny_checkpoints["vision"], vision)
+    processor = json.loads((vision / "preprocessor_config.json").read_text())
+    processor |= {"resample": 2, "size": {"shortest_edge": 32}}  # bilinear, and a margin is cut away
+    (vision / "preprocessor_config.json").write_text(json.dumps(processor))
+    sources = dict.fromkeys(("captions", "instructions"), ("data.json", "images"))
+    run = tiny.recipe({**tiny_checkpoints, "vision": vision}, sources)
+    run.model.connector.name = "mlp2x_gelu"
+    run.model.dtype = run.model.frozen_dtype = dtype
+    run.data.aspect = "square"
+    (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
+    model = runs.model_config(run)
+    params = tiny.random_params(mllm.abstract_params(model))
+    params = {
+        name: part if name == "connector" else jax.tree.map(lambda leaf: (2 * leaf).astype(dtype), part)
+        for name, part in params.items()
+    }
+    saved_params.save_params(tmp_path / "params" / "finetune", params)
+    trained = mllm_jax.load(tmp_path)
+    export = ["export", "--from", tmp_path, "--stage", "finetune", "--format", form, "--to", tmp_path / "out"]
+    assert main([str(each) for each in export]) == 0
+    exported = mllm_jax.load(tmp_path / "out")
+    assert exported.config.dtype == dtype
+    assert exported.template == trained.template
+    assert exported.processor == trained.processor
+    for file in files[:2]:
+        np.testing.assert_array_equal(
+            exported.image(file.read_bytes(), "it"), trained.image(file.read_bytes(), "it")
+        )
+        np.testing.assert_array_equal(exported.logits(file, "what?"), trained.logits(file, "what?"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"dtype": "bfloat16", "torch_dtype": "float32"}, "bfloat16"),
+        ({"text": {"dtype": "float16"}}, "float16"),
+        ({"torch_dtype": "float64"}, "float32"),  # that of the weights
+        ({}, "float32"),
+    ],
+)
+def test_a_published_checkpoint_is_computed_in_its_own_dtype(fields, expected, tiny_model, tmp_path, files):
+    config = dataclasses.replace(tiny_model, connector="mlp2x_gelu", connector_options=())
+    params = tiny.random_params(mllm.abstract_params(config))
+    checkpoints.save_llava_hf(tmp_path, config, params, tiny.make_tokenizer())
+    written = json.loads((tmp_path / "config.json").read_text())
+    for part in (written, written["text_config"]):
+        part.pop("torch_dtype", None)
+    written.pop("mllm_jax")  # now it is somebody else's
+    written["text_config"] |= fields.get("text", {})
+    written |= {key: value for key, value in fields.items() if key != "text"}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    loaded = mllm_jax.load(tmp_path, template="mistral_instruct")
+    assert (loaded.config.dtype, loaded.config.param_dtype) == (expected, expected)
+    assert np.isfinite(loaded.logits(files[0], "what?")).all()
+    asked = mllm_jax.load(tmp_path, template="mistral_instruct", dtype="bfloat16")
+    assert asked.config.dtype == "bfloat16"
+    assert asked.params["llm"]["embedding"].dtype == "bfloat16"
+
+
 def test_what_a_checkpoint_does_not_say_is_asked_for(directory, tmp_path):
     with pytest.raises(ConfigError, match=r"template=NAME.*vicuna_v1"):
         mllm_jax.load(directory)
     with pytest.raises(ConfigError, match=r"unknown template 'vicuna'.*did you mean"):
         mllm_jax.load(directory, template="vicuna")
-    with pytest.raises(ConfigError, match="dtype='float16'; valid: float32, bfloat16"):
-        mllm_jax.load(directory, template="mistral_instruct", dtype="float16")
+    with pytest.raises(ConfigError, match="dtype='float64'; valid: float32, bfloat16, float16"):
+        mllm_jax.load(directory, template="mistral_instruct", dtype="float64")
     with pytest.raises(ConfigError, match="stage='finetune' is of a run"):
         mllm_jax.load(directory, template="mistral_instruct", stage="finetune")
     with pytest.raises(FileNotFoundError, match="holds no model"):

@@ -243,6 +243,7 @@ def test_a_connector_that_is_not_installed_here_is_named(tmp_path):
 def test_the_template_is_recorded_and_compared(tmp_path):
     native.save_native(tmp_path, model(), parameters(model()), template="v1")
     load_connector(tmp_path, model(), template="v1")
+    load_connector(tmp_path, model(), template="vicuna_v1")  # the same under its other name
     with pytest.raises(ValueError, match=r"eval.template: 'v1' there, 'llama_3' here"):
         load_connector(tmp_path, model(), template="llama_3")
 

@@ -14,6 +14,7 @@ from mllm_jax.interop.assemble import read_tree
 from mllm_jax.interop.checkpoints import load_model
 from mllm_jax.interop.composite import read_composite
 from mllm_jax.interop.connector_names import connector_part
+from mllm_jax.interop.honeybee_fields import DROPOUT, OPTIONS, SUPPORTED, connector_of
 from mllm_jax.interop.parts import llm_shapes, plan_parts, vision_shapes
 from mllm_jax.interop.source import Source
 from mllm_jax.models.decoder import DecoderConfig
@@ -280,3 +281,170 @@ def test_c_abstractor_computes_what_timm_does(tmp_path):
     with torch.no_grad():
         expected = original(torch.tensor(features))
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+# The projector's part of `configs/model_config/*.yaml`, with what the config class adds.
+PROJECTORS = {
+    "c-abs": {
+        "depth": 3, "mlp_depth": 2, "hidden_size": 1024, "num_eos_tokens": 0, "pos_emb": True,
+        "feature_layer_index": -1, "prenorm": False, "num_query_tokens": 144,
+    },
+    "resampler": {
+        "hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 16, "intermediate_size": 4096,
+        "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-6, "pos_emb": False,
+        "feature_layer_index": -1, "num_eos_tokens": 0, "num_query_tokens": 64,
+    },
+    "d-abs": {
+        "d_model": 1024, "decoder_layers": 6, "use_pretrained_backbone": False, "num_eos_tokens": 0,
+        "initializer_range": 0.02, "disable_custom_kernels": False, "num_feature_levels": 1,
+        "feature_layer_index": -1, "pos_emb": True, "manual_init_refPoints": True, "learnable_mRP": True,
+        "pooled_v_target": "query", "dropout": 0.1, "num_queries": 144, "num_query_tokens": 144,
+    },
+}  # fmt: skip
+
+
+def read(kind, change=None, first=False, whole=None):
+    """The options of a projector with some entries changed; `first`: as the first release writes it."""
+    inside = {"encoder_hidden_size": 1024, "output_hidden_size": 4096}
+    projector = {"projector_type": kind, **PROJECTORS[kind], **inside, **(change or {})}
+    projector = {key: value for key, value in projector.items() if value != "nothing"}
+    fields = {"visual_projector_config" if first else "projector_config": projector, **(whole or {})}
+    name, options, layer = connector_of(fields, "config.json", 1024, 4096)
+    return name, options | {"select_layer": layer}
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_what_configs_of_honeybee_say(kind):
+    expected = {
+        "c-abs": ("c_abstractor", {"depth": 3, "mlp_depth": 2, "hidden": 1024, "tokens": 144, "prenorm": False}),
+        "resampler": ("resampler", {"depth": 6, "heads": 16, "mlp": 4096, "hidden": 1024, "tokens": 64}),
+        "d-abs": (
+            "d_abstractor",
+            {"hidden": 1024, "depth": 6, "heads": 8, "points": 4, "mlp": 1024, "tokens": 144, "pooled": "query"},
+        ),
+    }[kind]  # fmt: skip
+    name, options = read(kind)
+    assert name == expected[0]
+    assert expected[1].items() <= options.items()
+    assert (options["end_tokens"], options["select_layer"]) == (0, -1)
+    assert options["position_table"] is (kind != "resampler")
+    if kind != "resampler":
+        assert read(kind, {"num_eos_tokens": "nothing"}, first=True)[1]["end_tokens"] == 1
+        assert read(kind, {"num_eos_tokens": "nothing"})[1]["end_tokens"] == 0
+
+
+@pytest.mark.parametrize("kind", ["c-abs", "d-abs"])
+def test_every_entry_of_a_whole_config_is_known(kind):
+    """As `to_dict` of the config classes writes them, hundreds of entries with their defaults."""
+    transformers = pytest.importorskip("transformers")
+    written = transformers.PretrainedConfig().to_dict()
+    if kind == "d-abs":
+        written |= transformers.DeformableDetrConfig().to_dict()
+        written.pop("num_queries")
+    assert read(kind, {**written, **PROJECTORS[kind]}) == read(kind)
+
+
+def changes():
+    """(kind, entry, another value): each must change an option, or be refused by its name."""
+    for kind, projector in PROJECTORS.items():
+        for key in {**projector, **SUPPORTED[kind], **OPTIONS[kind], **dict.fromkeys([DROPOUT.get(kind)])}:
+            if key in (None, "initializer_range", "use_pretrained_backbone", "disable_custom_kernels"):
+                continue  # how training began, and which code computes the same
+            before = projector.get(key, SUPPORTED[kind].get(key, (2,))[-1])
+            other = (
+                not before if isinstance(before, bool) else "tgt" if isinstance(before, str) else before + 0.5
+            )
+            yield (
+                kind,
+                key,
+                int(other + 0.5) if isinstance(before, int) and other is not bool(other) else other,
+            )
+        yield from ((kind, key, 5) for key in ("encoder_hidden_size", "output_hidden_size", "of_tomorrow"))
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), list(changes()))
+def test_no_entry_of_the_projector_is_ignored(kind, key, value):
+    try:
+        changed = read(kind, {key: value})
+    except ValueError as error:
+        assert key in str(error)  # noqa: PT017
+        return
+    assert changed != read(kind), f"{key}={value!r} changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("c-abs", {"depth": "nothing"}, "the projector's depth is missing"),
+        ("c-abs", {"depth": "3"}, "depth='3' must be int"),
+        ("c-abs", {"depth": True}, "depth=True must be int"),
+        ("c-abs", {"prenorm": 1}, "prenorm=1 must be bool"),
+        ("c-abs", {"depth": -1}, "depth=-1 must not be negative"),
+        ("c-abs", {"mlp_depth": 10**9}, "mlp_depth: 1,000,000,000 layers of a model, more than 1,024"),
+        ("c-abs", {"projector_type": ["c-abs"]}, r"projector_type=\['c-abs'\]; supported"),
+        ("d-abs", {"pooled_v_target": {}}, "pooled_v_target={}; supported"),
+        ("c-abs", {"num_query_tokens": "nothing"}, "num_query_tokens is missing"),
+        ("c-abs", {"num_query_tokens": 0}, "num_query_tokens=0 must be a positive whole number"),
+        ("d-abs", {"num_queries": 300}, "num_query_tokens=144, num_queries=300 must be the same number"),
+        ("d-abs", {"pooled_v_target": "key"}, "pooled_v_target='key'; supported: query, tgt, none"),
+        ("d-abs", {"except_cls": False}, "except_cls=False is not supported"),
+        ("d-abs", {"num_feature_levels": 3}, "num_feature_levels=3 is not supported"),
+        ("d-abs", {"feature_layer_index": [-1, -6]}, r"feature_layer_index=\[-1, -6\]; features of one layer"),
+        ("d-abs", {"dropout": "some"}, "dropout='some' must be a rate"),
+        ("resampler", {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05 is not supported; supported: 1e-06"),
+        ("resampler", {"pruned_heads": {"0": [1]}}, "pruned_heads=.* is not supported"),
+        ("c-abs", {"projector_type": "mlp"}, "projector_type='mlp'; supported: c-abs, resampler, d-abs"),
+        ("c-abs", {"encoder_hidden_size": 768}, "encoder_hidden_size=768, but its neighbour has 1024"),
+    ],
+)  # fmt: skip
+def test_projectors_that_are_refused(kind, change, message):
+    with pytest.raises(ValueError, match=message):
+        read(kind, change)
+
+
+def test_what_the_first_release_did_not_have():
+    with pytest.raises(ValueError, match="the first release has no resampler"):
+        read("resampler", first=True)
+    with pytest.raises(
+        ValueError, match="num_query_tokens=144, the model's num_query_tokens=64 must be the same"
+    ):
+        read("c-abs", first=True, whole={"num_query_tokens": 64})
+    moved = read("c-abs", {"num_query_tokens": "nothing"}, first=True, whole={"num_query_tokens": 144})
+    assert moved == read("c-abs")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_tensor_more_or_less_is_named(name, tmp_path):
+    config, names = CASES[name]
+    names = {f"abstractor.{key}": shape for key, shape in names.items()}
+    write(tmp_path / "more", {**names, "abstractor.level_emb": (1, 2, 1, 8)})
+    write(tmp_path / "less", dict(list(names.items())[:-1]))
+    part = connector_part(config, "honeybee")
+    with pytest.raises(ValueError, match=r"no parameter takes tensor 'abstractor\.level_emb'"):
+        plan_parts(Source(tmp_path / "more"), [part])
+    with pytest.raises(ValueError, match=f"holds no tensor '{list(names)[-1].removeprefix('abstractor.')}'"):
+        plan_parts(Source(tmp_path / "less"), [part])
+    table = {"d_abstractor": "v_pos_emb", "c_abstractor": "pos_emb"}.get(name)
+    if table:
+        shape = names[f"abstractor.{table}"]
+        write(tmp_path / "row", {**names, f"abstractor.{table}": (1, shape[1] + 1, shape[2])})
+        if name == "c_abstractor":
+            _, _, report = plan_parts(Source(tmp_path / "row"), [part])
+            assert report.ignored == {
+                "abstractor.pos_emb (in part)": "its first row is a class token's, which is no patch"
+            }
+        else:  # where the class token would be a patch
+            with pytest.raises(ValueError, match="v_pos_emb"):
+                plan_parts(Source(tmp_path / "row"), [part])
+
+
+def test_another_encoder_and_its_normalisation(tmp_path):
+    honeybee_checkpoint(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["vision_config"] |= {"image_mean": [0.5, 0.25, 0.75], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert read_composite(tmp_path).model.vision.mean == (0.5, 0.25, 0.75)
+    fields["vision_config"]["encoder_type"] = "eva"
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="encoder_type='eva' is not supported"):
+        read_composite(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 
 from mllm_jax import interop
 from mllm_jax.interop import peft as adapters
+from mllm_jax.interop import peft_export
 from mllm_jax.interop.checkpoints import load_llava_lora, load_model, merged_llm, merged_model
 from mllm_jax.models import lora
 
@@ -69,7 +70,7 @@ def test_adapter_in_merge_and_out(file, modules, tmp_path):
     assert (settings.rank, settings.alpha, settings.dropout) == (3, 5.0, 0.05)
     base = adapters.add_adapter(interop.load_llm(tmp_path / "base"), tree)
     assert {p.split("/")[2] for p in lora.target_paths({"llm": base}, settings)} == set(tree["blocks"])
-    adapters.save_adapter(tmp_path / "out", settings, config, base)
+    peft_export.save_adapter(tmp_path / "out", settings, config, base)
     written = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert written.keys() == tensors.keys()
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
@@ -95,7 +96,7 @@ def test_against_peft_itself(tmp_path):
     assert_close(decoder_states(ours, merged, tokens(7))[1], expected, "merged logits")
     settings, tree, _ = adapters.load_adapter(tmp_path / "adapter", ours)
     assert settings.scale == 3  # 6 / sqrt(4)
-    adapters.save_adapter(tmp_path / "out", settings, ours, tree, base=str(tmp_path / "base"))
+    peft_export.save_adapter(tmp_path / "out", settings, ours, tree, base=str(tmp_path / "base"))
     assert peft.PeftConfig.from_pretrained(tmp_path / "out").base_model_name_or_path == str(tmp_path / "base")
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
     again = peft.PeftModel.from_pretrained(again, tmp_path / "out").eval()
