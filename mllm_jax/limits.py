@@ -25,6 +25,7 @@ LIMITS: dict[str, tuple[int, str]] = {
     "MAX_DECODING_BYTES": (4 << 30, "bytes of images that are decoded at the same time"),
     "MAX_UNPACKED_BYTES": (64 << 30, "bytes that an archive unpacks to"),
     "MAX_ARCHIVE_RATIO": (100, "times the size of an archive that it unpacks to"),
+    "MAX_INDEX_BYTES": (16 << 20, "bytes of the index of a shard of prepared data"),
     "MAX_TABLE_BYTES": (2 << 30, "bytes of a table in memory"),
     "MAX_TEMPLATE_SECONDS": (20, "seconds that a chat template takes"),
     "MAX_TEMPLATE_BYTES": (1 << 30, "bytes of memory that a chat template takes"),

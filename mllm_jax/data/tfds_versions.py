@@ -9,7 +9,9 @@ Any tensorflow-datasets program can read what is written. Here the shards are re
 come from strangers.
 """
 
+import bisect
 import contextlib
+import itertools
 import os
 import re
 import types
@@ -22,6 +24,7 @@ from array_record.python import array_record_data_source, array_record_module
 
 from mllm_jax.console import progress_bar
 from mllm_jax.data.reading import DataError, read_json
+from mllm_jax.data.record_files import RecordFile
 
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
@@ -201,14 +204,17 @@ class Records:
             raise DataError(
                 f"{directory}: shards of its {split!r} records are missing; move it away, prepare again"
             )
-        paths = [os.fspath(path) for path in found]
+        self._files = [RecordFile(path) for path in found]
+        self._ends = list(itertools.accumulate(file.count for file in self._files))
         try:
-            self._shards = array_record_data_source.ArrayRecordDataSource(paths)
+            self._shards = array_record_data_source.ArrayRecordDataSource([os.fspath(path) for path in found])
         except (RuntimeError, ValueError, OSError) as error:
             said = " ".join(str(error).splitlines()[:1])
             raise DataError(
                 f"{directory}: a shard is damaged ({said}); move it away, prepare again"
             ) from None
+        if len(self._shards) != self._ends[-1]:
+            raise DataError(f"{directory}: a shard's index is damaged; move it away, prepare again")
         written = tfds.features.FeaturesDict(features()).get_serialized_info()
         self._parser = tfds.core.example_parser.ExampleParserNp(written)
 
@@ -222,8 +228,11 @@ class Records:
         """A record.
 
         Raises:
-          DataError: it is damaged.
+          DataError: it is damaged, or compressed (`record_files`).
         """
+        if 0 <= index < len(self):
+            which = bisect.bisect_right(self._ends, index)
+            self._files[which].check(index - self._ends[which] + self._files[which].count)
         try:
             return self._parser.parse_example(self._shards[index])
         except Exception as error:  # array_record, protobuf and tfds raise many kinds on damaged data
