@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import page
-from tiny_llava import IMAGE, LENGTH, SIDE, Sample, fixed_samples, llava_like_samples, make_checkpoint
+from tiny_llava import IMAGE, LENGTH, SIDE, VISUAL, Sample, fixed_samples, llava_like_samples, make_checkpoint
 from turns import Side
 
 from mllm_jax.data.packing import RowLimits, pack
 
-BATCH, SAMPLES, RATE = 16, 256, 1e-4  # samples a step and an epoch; learning rate
+BATCH, SAMPLES = 16, 256  # samples of a step and of an epoch
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -41,7 +41,7 @@ class Torch:
         ).train()
         self.model.model.vision_tower.requires_grad_(False)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.params, lr=RATE, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.params, lr=1e-4, weight_decay=0.0, fused=True)
         samples = llava_like_samples(SAMPLES)
         by_length = sorted(samples, key=lambda sample: len(sample.tokens))
         cases = {"fixed": fixed_samples(BATCH), "LLaVA-like": samples, "grouped": by_length}
@@ -88,28 +88,14 @@ class Ours:
     def __init__(self, directory: str, attention: str, row_length: int):
         import dataclasses
 
-        import jax
+        from trainer import Trainer
 
-        from mllm_jax.config import stage_config
         from mllm_jax.interop.checkpoints import load_model
-        from mllm_jax.models import paths
-        from mllm_jax.parallel.mesh import make_mesh
-        from mllm_jax.training import step
-        from mllm_jax.training.optimizer import make_optimizer
-        from mllm_jax.training.params import place
 
-        self.mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
         model, params, _ = load_model(directory)
-        self.model = dataclasses.replace(model, remat="none", vision_remat="none", attention=attention)
-        stage = stage_config()
-        stage.learning_rate, stage.schedule, stage.warmup_ratio = RATE, "constant", 0.0
-        trained, frozen = (
-            place(part, self.mesh, "float32", self.model)
-            for part in paths.split(params, ("connector/.*", "llm/.*"))
-        )
-        self.optimizer, _ = make_optimizer(stage, trained, 1000)
-        self.state, self.frozen = step.init_state(trained, self.optimizer), frozen
-        alone = RowLimits(LENGTH, 1, LENGTH, 1)
+        model = dataclasses.replace(model, remat="none", vision_remat="none", attention=attention)
+        self.trainer = Trainer(model, params)
+        alone = RowLimits(LENGTH, 1, (LENGTH - VISUAL) // 2, 1)
         packed = RowLimits(row_length, -(-row_length // 256), row_length // 2, 64)
         self.cases = {
             "fixed": self._case(fixed_samples(BATCH), alone),
@@ -122,10 +108,8 @@ class Ours:
 
         from mllm_jax.data.batch import Batch
         from mllm_jax.data.tokens import EncodedSample, layout_row
-        from mllm_jax.parallel.mesh import use_mesh
-        from mllm_jax.training import step
 
-        layout = self.model.visual_layout
+        layout = self.trainer.model.visual_layout
         spec = Batch.spec(length=limits.tokens, slots=limits.image_slots, image_size=layout.slot.size)
 
         def encode(sample: Sample) -> EncodedSample:
@@ -153,14 +137,8 @@ class Ours:
             stacked = jax.tree.map(
                 lambda *leaves: np.stack(leaves), *map(row_of, rows[start : start + per_step])
             )
-            batches.append((step.to_device(stacked, self.mesh), int((stacked.segment_ids != 0).sum())))
-        state = step.with_shardings(self.state, step.state_shardings(self.state, self.mesh, self.model))
-        given = (state, self.frozen, batches[0][0])
-        with use_mesh(self.mesh):
-            made = step.make_train_step(
-                self.model, self.optimizer, *given, label_tokens=limits.label_tokens, accumulation=1, seed=0
-            )
-            return made.lower(*given).compile(), batches
+            batches.append((self.trainer.to_device(stacked), int((stacked.segment_ids != 0).sum())))
+        return self.trainer.compile(batches[0][0], limits.label_tokens), batches
 
     def run(self, case: str, first: int, count: int) -> tuple[float, int, float]:
         """(seconds, useful tokens, the last loss) of `count` steps from batch `first` on."""
@@ -168,8 +146,7 @@ class Ours:
         chosen = [batches[i % len(batches)] for i in range(first, first + count)]
         begin = time.perf_counter()
         for batch, _ in chosen:
-            self.state, metrics = compiled(self.state, self.frozen, batch)
-            value = float(metrics["loss"])
+            value = self.trainer.run(compiled, batch)
         return time.perf_counter() - begin, sum(tokens for _, tokens in chosen), value
 
 

@@ -15,6 +15,7 @@ batch then has as many rows as hold `batch_size` samples on average, so that sam
 batch and a faster step, not another number of steps. Empty rows fill it up to what the devices divide.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -94,15 +95,7 @@ def make_train_iterator(
         rows = -(-per_step // multiple) * multiple
     num_rows = None if epochs is None else len(numbers if plan is None else plan)
     num_batches = None if num_rows is None else -(-num_rows // per_step)
-    read = _Reader(sources)
-
-    def make_row(place: int) -> Row:
-        step, row = divmod(place, rows)
-        number = step * per_step + row
-        if row >= per_step or (num_rows is not None and number >= num_rows):
-            return encoder([])
-        return encoder([read(numbers[each]) for each in ([number] if plan is None else plan[number])])
-
+    make_row = _RowMaker(_Reader(sources), encoder, numbers, plan, rows, per_step, num_rows)
     places = sys.maxsize if num_batches is None else num_batches * rows
     parts = grain.MapDataset.range(places).map(make_row)
     parts = parts.batch(rows // process_count, drop_remainder=True, batch_fn=stack_rows)
@@ -241,6 +234,35 @@ class _Reader:
         source = int(np.searchsorted(self._ends, number, side="right"))
         before = int(self._ends[source - 1]) if source else 0
         return self._sources[source][number - before]
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowMaker:
+    """Makes the run's rows by their places, of which every batch has `rows`; the last of them may be empty.
+
+    Attributes:
+      numbers: of the samples, in the run's order.
+      plan: places of the samples of each row; None = one sample a row.
+      rows: places of a batch.
+      per_step: rows of a batch that are not empty.
+      num_rows: of the run that are not empty; None without an end.
+    """
+
+    read: "_Reader"
+    encoder: RowEncoder
+    numbers: grain.MapDataset
+    plan: PackingPlan | None
+    rows: int
+    per_step: int
+    num_rows: int | None
+
+    def __call__(self, place: int) -> Row:
+        step, row = divmod(place, self.rows)
+        number = step * self.per_step + row
+        if row >= self.per_step or (self.num_rows is not None and number >= self.num_rows):
+            return self.encoder([])
+        members = [number] if self.plan is None else self.plan[number]
+        return self.encoder([self.read(self.numbers[each]) for each in members])
 
 
 def _global_order(

@@ -11,7 +11,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.models import mllm
 from mllm_jax.models.mllm import ModelConfig
 
-CHUNK = 128  # positions of a row whose logits exist at a time
+CHUNK = 128  # most positions of a row whose logits exist at a time
 
 
 def weighted_loss(
@@ -44,8 +44,9 @@ def weighted_loss(
         # A position without weight must not matter, whatever its logits are.
         return carry + jnp.where(weights != 0, losses * weights, 0.0).sum(), None
 
-    size = min(CHUNK, targets.shape[1])
-    pad = -targets.shape[1] % size
+    chunks = -(-targets.shape[1] // CHUNK)
+    size = -(-targets.shape[1] // chunks)  # as even as can be: no last chunk that is mostly padding
+    pad = chunks * size - targets.shape[1]
     parts = [jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) for x in (hidden, targets, weights)]
     parts = [x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1) for x in parts]
     total, _ = jax.lax.scan(chunk, jnp.float32(0), tuple(parts))

@@ -240,7 +240,7 @@ def test_packed_rows_hold_each_sample_once_an_epoch_and_resume(weights):
 
 def test_shorter_samples_make_smaller_batches_of_as_many_samples():
     data, rows, steps = [source(60)], {}, {}
-    for visual in (32, 8, 2):
+    for visual in (100, 32, 2):
         options = PACKED | {
             "rule": WholeImage(Slot(visual, size=(SIDE, SIDE))),
             "image_slots": 9,
@@ -253,7 +253,7 @@ def test_shorter_samples_make_smaller_batches_of_as_many_samples():
         held = [sum(len(row.split(", ")) for row in batch.ids if row) for batch in batches]
         assert sum(held) == 60
         assert all(16 <= count <= 24 for count in held[:-1])
-    assert rows[32] > rows[8] > rows[2]
+    assert rows[100] > rows[32] > rows[2]
     assert set(steps.values()) <= {3, 4}
 
 
@@ -268,8 +268,8 @@ def test_packed_batches_hold_the_same_on_any_number_of_devices():
         assert other.ids == batch.ids + [""] * (4 - plain.rows)
         assert not other.arrays.segment_ids[plain.rows :].any()
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[: len(y)], y), other.arrays, batch.arrays)
-    halves = [make(data, **options, row_multiple=2, process_index=i, process_count=2) for i in (0, 1)]
-    assert halves[0].rows == 4
+    halves = [make(data, **options, row_multiple=3, process_index=i, process_count=2) for i in (0, 1)]
+    assert halves[0].rows == 6
     for batch, one, other in zip(expected, *halves, strict=True):
         assert [each for each in one.ids + other.ids if each] == [each for each in batch.ids if each]
 
