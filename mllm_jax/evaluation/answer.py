@@ -10,6 +10,7 @@ A folder holds one benchmark's answers by one model:
     scores.json         what the scorers say of these files
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.tokens import encode_prompt, encode_sample
-from mllm_jax.evaluation.benchmarks import MAIN, OPEN, Benchmark, Question
+from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, Question
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
@@ -107,11 +108,12 @@ def answer_benchmark(
     if _is_first_process():
         check_manifest(directory, identity)
     _barrier("manifest")
-    ask_model(model, benchmark, directory, settings, name=name, console=console)
+    asking = _Asking(model, benchmark, directory, settings, name, console)
+    asking.generate(blind=False)
     if blind and benchmark.has_baselines:
-        ask_model(model, benchmark, directory, settings, name=name, blind=True, console=console)
+        asking.generate(blind=True)
     if likelihood and any(question.options for question in benchmark.questions):
-        ask_likelihood(model, benchmark, directory, settings, name=name, console=console)
+        asking.compare_options()
     scores: dict[str, Any] = {}
     if _is_first_process():
         if blind and benchmark.has_baselines:
@@ -122,107 +124,154 @@ def answer_benchmark(
     return scores
 
 
-def ask_model(
-    model: Model,
-    benchmark: Benchmark,
-    directory: Path,
-    settings: Settings,
-    *,
-    name: str,
-    blind: bool = False,
-    console: Console | None = None,
-) -> None:
-    """Generates the answers that are missing in `predictions` (or `blind`) files."""
-    condition = BLIND if blind else PREDICTIONS
-    template = resolve_template(model.template, model.tokenizer)
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+    """A model that answers a benchmark's questions; the attributes are `answer_benchmark`'s arguments."""
 
-    def request(question: Question) -> Request:
-        layouts = _layouts(model, benchmark, question.images, blind)
-        which = str(question.row["question_id"])
-        prompt = encode_prompt(template, [question_turn(question)], model.tokenizer, layouts, sample=which)
-        # Blind, all images are the same one.
-        return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
+    model: Model
+    benchmark: Benchmark
+    directory: Path
+    settings: Settings
+    name: str
+    console: Console | None
 
-    def fits(question: Question) -> bool:
-        if settings.overlong == "error":  # found out by `generate`, without encoding twice
-            return True
-        return len(request(question).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
+    def generate(self, blind: bool) -> None:
+        """Generates the answers that are missing in `predictions` (or `blind`) files."""
+        model, settings = self.model, self.settings
+        template = resolve_template(model.template, model.tokenizer)
 
-    def answers(questions: Sequence[Question], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-        fitting = [fits(question) for question in questions]
-        ids, stop_text = model.stops
-        found = generate(
-            model.config,
-            model.params,
-            (request(question) for question, fit in zip(questions, fitting, strict=True) if fit),
-            model.tokenizer,
-            load_image=_image_loader(model, benchmark, blind),
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            stop_ids=ids,
-            stop_text=stop_text,
-            buckets=settings.buckets,
-            threads=settings.threads,
-            on_batch=on_batch,
-            sampling=benchmark.sampling,
-        )
-        for question, fit in zip(questions, fitting, strict=True):
-            if not fit:
+        def request(question: Question) -> Request:
+            which, turns = str(question.row["question_id"]), [question_turn(question)]
+            layouts = self._layouts(question.images, blind)
+            prompt = encode_prompt(template, turns, model.tokenizer, layouts, sample=which)
+            # Blind, all images are the same one.
+            return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
+
+        def fits(question: Question) -> bool:
+            if settings.overlong == "error":  # found out by `generate`, without encoding twice
+                return True
+            return len(request(question).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
+
+        def answers(
+            questions: Sequence[Question], on_batch: Callable[[int], None]
+        ) -> Iterator[dict[str, Any]]:
+            fitting = [fits(question) for question in questions]
+            ids, stop_text = model.stops
+            found = generate(
+                model.config,
+                model.params,
+                (request(question) for question, fit in zip(questions, fitting, strict=True) if fit),
+                model.tokenizer,
+                load_image=(lambda _: model.blind_image()) if blind else self._load_image,
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids=ids,
+                stop_text=stop_text,
+                on_batch=on_batch,
+                sampling=self.benchmark.sampling,
+                **self._batching,
+            )
+            for question, fit in zip(questions, fitting, strict=True):
+                if fit:
+                    one = next(found)
+                    row = self.benchmark.answer_row(question, one.text)
+                    yield row | {"stopped": one.stopped, "new_tokens": len(one.tokens)}
+                else:
+                    on_batch(1)
+                    row = self.benchmark.answer_row(question, "", (None, "too_long"))
+                    yield row | {"stopped": False, "new_tokens": 0}
+
+        condition, title = (BLIND, f"{self.name}, blind") if blind else (PREDICTIONS, self.name)
+        self._append_missing(self.benchmark.questions, condition, title, answers)
+
+    def compare_options(self) -> None:
+        """Answers multiple choice by the likeliest option, in `likelihood.jsonl`."""
+        model = self.model
+        template = resolve_template(model.template, model.tokenizer)
+
+        def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
+            for question in questions:
+                layouts, which = self._layouts(question.images), str(question.row["question_id"])
+                options = []
+                for option in question.options:
+                    turns = [question_turn(question), Turn("gpt", (option,))]
+                    spans = render(template, turns, sample=which)
+                    sample = encode_sample(spans, model.tokenizer, layouts, sample=which)
+                    options.append(Request(which, sample, question.images))
+                yield options
+
+        def answers(
+            questions: Sequence[Question], on_batch: Callable[[int], None]
+        ) -> Iterator[dict[str, Any]]:
+            found = option_log_likelihoods(
+                model.config,
+                model.params,
+                requests(questions),
+                load_image=self._load_image,
+                **self._batching,
+            )
+            for question, scores in zip(questions, found, strict=True):
+                best = question.options[int(np.argmax(scores))]
                 on_batch(1)
-                row = benchmark.answer_row(question, "", (None, "too_long"))
-                yield row | {"stopped": False, "new_tokens": 0}
-                continue
-            one = next(found)
-            yield benchmark.answer_row(question, one.text) | {
-                "stopped": one.stopped,
-                "new_tokens": len(one.tokens),
-            }
+                row = self.benchmark.answer_row(question, best, (best, LIKELIHOOD))
+                yield row | {"log_likelihoods": scores}
 
-    _append_missing(
-        benchmark.questions, directory, condition, f"{name}{', blind' if blind else ''}", answers, console
-    )
+        questions = [question for question in self.benchmark.questions if question.options]
+        self._append_missing(questions, LIKELIHOOD, f"{self.name}, likelihood", answers)
 
+    @property
+    def _batching(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in ("batch_size", "buckets", "threads")}
 
-def ask_likelihood(
-    model: Model,
-    benchmark: Benchmark,
-    directory: Path,
-    settings: Settings,
-    *,
-    name: str,
-    console: Console | None = None,
-) -> None:
-    """Answers multiple choice by the likeliest option, in `likelihood.jsonl`."""
-    template = resolve_template(model.template, model.tokenizer)
+    def _layouts(self, images: Sequence[str], blind: bool = False) -> list[VisualLayout]:
+        """How each image of a question becomes visual tokens."""
 
-    def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
-        for question in questions:
-            layouts = _layouts(model, benchmark, question.images)
-            which = str(question.row["question_id"])
-            options = []
-            for option in question.options:
-                spans = render(template, [question_turn(question), Turn("gpt", (option,))], sample=which)
-                sample = encode_sample(spans, model.tokenizer, layouts, sample=which)
-                options.append(Request(which, sample, question.images))
-            yield options
+        def read_size(name: str) -> Size:
+            if blind:
+                return self.model.blind_image().shape[:2]
+            return self.model.image_size(self.benchmark.read_image(name), self._source(name))
 
-    def answers(questions: Sequence[Question], on_batch: Callable[[int], None]) -> Iterator[dict[str, Any]]:
-        found = option_log_likelihoods(
-            model.config,
-            model.params,
-            requests(questions),
-            load_image=_image_loader(model, benchmark, blind=False),
-            batch_size=settings.batch_size,
-            buckets=settings.buckets,
-            threads=settings.threads,
-        )
-        for question, scores in zip(questions, found, strict=True):
-            best = question.options[int(np.argmax(scores))]
-            on_batch(1)
-            yield benchmark.answer_row(question, best, (best, LIKELIHOOD)) | {"log_likelihoods": scores}
+        return [self.model.config.visual_layout(functools.partial(read_size, name)) for name in images]
 
-    questions = [question for question in benchmark.questions if question.options]
-    _append_missing(questions, directory, LIKELIHOOD, f"{name}, likelihood", answers, console)
+    def _load_image(self, name: str) -> np.ndarray:
+        return self.model.image(self.benchmark.read_image(name), self._source(name))
+
+    def _source(self, name: str) -> str:
+        return f"question {self.benchmark.question_about(name)!r}, {name}"
+
+    def _append_missing(
+        self,
+        questions: Sequence[Question],
+        condition: str,
+        title: str,
+        answers: Callable[[Sequence[Question], Callable[[int], None]], Iterator[dict[str, Any]]],
+    ) -> None:
+        """Appends the missing answers to a condition's files, with a progress bar.
+
+        Raises:
+          StoreError: the processes do not find the same answers missing, so they would not compute the same batches.
+        """
+        writes = _is_first_process()
+        stores = {
+            part: AnswerFile(answers_file(self.directory, condition, part), writable=writes)
+            for part in dict.fromkeys(question.part for question in questions)
+        }
+        _barrier(f"read {condition}")
+        left = [question for question in questions if question.key not in stores[question.part].rows]
+        if not processes.same(repr([(question.part, question.key) for question in left]).encode()):
+            raise StoreError(
+                f"{self.directory}: the processes of this run do not find the same {condition} answers there (process "
+                f"{jax.process_index()} has {len(left)} of {len(questions)} left); all hosts must see one folder, and "
+                "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
+                "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
+            )
+        with contextlib.ExitStack() as stack:
+            for store in stores.values():
+                stack.enter_context(store)
+            progress = stack.enter_context(progress_bar(self.console, show=writes))
+            task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
+            rows = answers(left, lambda count: progress.advance(task, count))
+            for question, row in zip(left, rows, strict=True):
+                stores[question.part].append(row)
 
 
 def answer_by_majority(benchmark: Benchmark, directory: Path) -> None:
@@ -256,44 +305,6 @@ def score_files(benchmark: Benchmark, directory: Path) -> dict[str, Any]:
     return scores
 
 
-def _append_missing(
-    questions: Sequence[Question],
-    directory: Path,
-    condition: str,
-    title: str,
-    answers: Callable[[Sequence[Question], Callable[[int], None]], Iterator[dict[str, Any]]],
-    console: Console | None,
-) -> None:
-    """Appends the missing answers to a condition's files, with a progress bar.
-
-    Raises:
-      StoreError: the processes do not find the same answers missing, so they would not compute the same batches.
-    """
-    parts = dict.fromkeys(question.part for question in questions)
-    files = {
-        part: AnswerFile(answers_file(directory, condition, part), writable=_is_first_process())
-        for part in parts
-    }
-    _barrier(f"read {condition}")
-    left = [question for question in questions if question.key not in files[question.part].rows]
-    if not processes.same(repr([(question.part, question.key) for question in left]).encode()):
-        raise StoreError(
-            f"{directory}: the processes of this run do not find the same {condition} answers there (process "
-            f"{jax.process_index()} has {len(left)} of {len(questions)} left); all hosts must see one folder, and "
-            "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
-            "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
-        )
-    try:
-        with progress_bar(console, show=_is_first_process()) as progress:
-            task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
-            rows = answers(left, lambda count: progress.advance(task, count))
-            for question, row in zip(left, rows, strict=True):
-                files[question.part].append(row)
-    finally:
-        for file in files.values():
-            file.close()
-
-
 def question_turn(question: Question) -> Turn:
     """The human turn: images first, then the words on a new line; or images where the words mention them.
 
@@ -309,34 +320,6 @@ def question_turn(question: Question) -> Turn:
             raise SampleError(which, f"{len(parts) - 1} places for {len(question.images)} images")
         return Turn("human", parts)
     return Turn("human", (*[""] * len(question.images), f"\n{question.prompt}"))
-
-
-def _layouts(
-    model: Model, benchmark: Benchmark, images: Sequence[str], blind: bool = False
-) -> list[VisualLayout]:
-    """How each image of a question becomes visual tokens."""
-    rule = model.config.visual_layout
-
-    def read_size(name: str) -> Size:
-        if blind:
-            return model.blind_image().shape[:2]
-        return model.image_size(benchmark.read_image(name), _image_source(benchmark, name))
-
-    return [rule(functools.partial(read_size, name)) for name in images]
-
-
-def _image_source(benchmark: Benchmark, name: str) -> str:
-    return f"question {benchmark.question_about(name)!r}, {name}"
-
-
-def _image_loader(model: Model, benchmark: Benchmark, blind: bool) -> Callable[[Any], np.ndarray]:
-    if blind:
-        return lambda _: model.blind_image()
-
-    def load(name: str) -> np.ndarray:
-        return model.image(benchmark.read_image(name), _image_source(benchmark, name))
-
-    return load
 
 
 def _parts(benchmark: Benchmark) -> list[str]:

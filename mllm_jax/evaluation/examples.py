@@ -10,7 +10,7 @@ from PIL import Image
 
 from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
-from mllm_jax.evaluation.benchmarks import MAIN, Benchmark
+from mllm_jax.evaluation.benchmarks.base import MAIN, Benchmark
 from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.inference.model import Model
 

@@ -9,13 +9,17 @@ count and the first offenders; questions that are left without an answer make th
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+Row = Mapping[str, Any]  # of a file: an answer, an annotation
 _SHOWN = 5  # offenders listed per kind of problem
+_SPACE = re.compile(r"\s*")
 _BROKEN = (ValueError, RecursionError)  # what the JSON decoder raises
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -23,7 +27,11 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 BLOCKING = ("missing", "conflicting_duplicate")
 
 
-class PredictionError(ValueError):
+class BenchmarkError(ValueError):
+    """A benchmark that cannot be asked or scored; the message names file and question."""
+
+
+class PredictionError(BenchmarkError):
     """A file that cannot be scored at all; the message names the file and the fix."""
 
 
@@ -124,26 +132,29 @@ def _without_damage(value: Any) -> Any:
 
 def _read_broken_array(path: Path, text: str, problems: Problems) -> list[Any]:
     """The whole rows of a JSON array that ends early; none if the text is no array of objects."""
-    decoder, rows, at = json.JSONDecoder(), [], len(text) - len(text.lstrip())
-    if text[at : at + 1] != "[":
+    if not text.lstrip().startswith("["):
         return []
-    while (at := _next(text, at + 1)) < len(text) and text[at] == "{":
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except _BROKEN:
-            break
-        rows.append(row)
-        if (at := _next(text, at)) >= len(text) or text[at] != ",":
-            break
+    rows, _ = _read_values(text, text.index("[") + 1, ",")
+    rows = list(itertools.takewhile(lambda row: isinstance(row, dict), rows))
     if rows:
         problems.add("unreadable_line", f"{path.name}: the JSON array breaks off after {len(rows)} rows")
     return rows
 
 
-def _next(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
+def _read_values(text: str, at: int, between: str) -> tuple[list[Any], int]:
+    """The JSON values from a place on, with `between` and white space between them, and where they end."""
+    decoder, rows = json.JSONDecoder(), []
+    while True:
+        at = _SPACE.match(text, at).end()
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except _BROKEN:
+            return rows, at
+        rows.append(row)
+        at = _SPACE.match(text, at).end()
+        if text[at : at + len(between)] != between:
+            return rows, at
+        at += len(between)
 
 
 def _read_lines(path: Path, text: str, problems: Problems) -> list[Any]:
@@ -169,17 +180,8 @@ def _read_lines(path: Path, text: str, problems: Problems) -> list[Any]:
 
 
 def _read_concatenated(text: str) -> list[Any]:
-    decoder, rows, at = json.JSONDecoder(), [], 0
-    while True:
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if at == len(text):
-            return rows
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except _BROKEN:
-            return []
-        rows.append(row)
+    rows, end = _read_values(text, 0, "")
+    return rows if end == len(text) else []
 
 
 def read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
@@ -262,15 +264,13 @@ def entries(
     return pairs
 
 
-def by_id(
-    rows: Iterable[Mapping[str, Any]], keys: Sequence[str], where: Path
-) -> dict[str, Mapping[str, Any]]:
+def by_id(rows: Iterable[Row], keys: Sequence[str], where: Path) -> dict[str, Row]:
     """Annotation rows by `str(id)`, in file order.
 
     Raises:
         PredictionError: a row has no id, or an id occurs twice.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Row] = {}
     for row in rows:
         key = str(take(row, keys, str(where)))
         if key in found:
@@ -281,7 +281,7 @@ def by_id(
     return found
 
 
-def take(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Any:
+def take(row: Row, keys: Sequence[str], where: str) -> Any:
     """The first of `keys` that the row has.
 
     Raises:
@@ -314,12 +314,12 @@ def answer_text(value: Any) -> str | None:
 
 
 def match_ids(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Row],
     expected: Iterable[Hashable] | None,
-    id_of: Callable[[Mapping[str, Any]], Hashable],
-    answer_of: Callable[[Mapping[str, Any]], Any],
+    id_of: Callable[[Row], Hashable],
+    answer_of: Callable[[Row], Any],
     problems: Problems,
-) -> dict[Hashable, Mapping[str, Any]]:
+) -> dict[Hashable, Row]:
     """One row per question id, in file order; the last row of a repeated id stays.
 
     Args:
@@ -331,7 +331,7 @@ def match_ids(
             the annotations; the row is left out), `missing` and `empty_answer`.
     """
     known = None if expected is None else set(expected)
-    found: dict[Hashable, Mapping[str, Any]] = {}
+    found: dict[Hashable, Row] = {}
     for row in rows:
         key = id_of(row)
         if known is not None and key not in known:

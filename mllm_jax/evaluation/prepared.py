@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks import BenchmarkError, Published, Question, get_asked
+from mllm_jax.evaluation.benchmarks import BenchmarkError, Published, get_asked
+from mllm_jax.evaluation.benchmarks.base import Question
 
 _FIELDS = ("row", "prompt", "options", "interleaved")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation import caption_metrics, ptb_tokenizer
-from mllm_jax.evaluation.benchmarks import Answer, get_benchmark
+from mllm_jax.evaluation.benchmarks import get_benchmark
+from mllm_jax.evaluation.benchmarks.answers import Answer
 from mllm_jax.evaluation.predictions import Problems
 
 Pairs = list[tuple[Any, Any]]  # (official, ours)

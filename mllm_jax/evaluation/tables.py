@@ -42,14 +42,15 @@ class Row:
 
 def conditions(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Column -> the score object of that condition, for those that were computed."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for column, path in COLUMNS.items():
-        value: Any = scores
-        for key in path:
-            value = value.get(key, {}) if isinstance(value, Mapping) else {}
-        if value and value.get("score") is not None:
-            found[column] = value
-    return found
+    found = {column: _inside(scores, path) for column, path in COLUMNS.items()}
+    return {column: value for column, value in found.items() if value and value.get("score") is not None}
+
+
+def _inside(value: Any, path: Sequence[str]) -> Any:
+    """The value under nested keys; None where it is not there."""
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[Row]:
@@ -71,17 +72,16 @@ def score_rows(scores: Mapping[str, Any], group_of: Mapping[str, str]) -> list[R
 
     counts = scores.get("counts", {})
     rows = [Row("all", "all", "", scores["n"], {c: scale * v["score"] for c, v in found.items()})]
+    # Where no question has an ability, the part "all" is the first row again.
+    only_all = list(scores["subtasks"]) == ["all"]
     for group in dict.fromkeys(group_of.values()):
         members = [a for a, g in group_of.items() if g == group and a in scores["subtasks"]]
         sizes = [counts.get(ability, (0, 0))[1] for ability in members]
         if group in scores["groups"]:
             rows.append(Row("group", group, group, sum(sizes), values("groups", group)))
         for ability, size in zip(members, sizes, strict=True):
-            if (
-                ability == "all" and len(scores["subtasks"]) == 1
-            ):  # no question has an ability: the first row again
-                continue
-            rows.append(Row("ability", ability, group, size, values("subtasks", ability)))
+            if not only_all:
+                rows.append(Row("ability", ability, group, size, values("subtasks", ability)))
     return rows
 
 
@@ -116,14 +116,10 @@ def combined_groups(scores: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     for name, places in _COMBINED.items():
         if name.endswith("points") != points and not name.startswith("normalised"):
             continue
-        for path in places:
-            value: Any = scores
-            for key in path:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            if value:
-                factor = 100 if name.endswith("%") else 1
-                found[name] = {group: f"{factor * one:.1f}" for group, one in value.items()}
-                break
+        value = next(filter(None, (_inside(scores, path) for path in places)), None)
+        if value:
+            factor = 100 if name.endswith("%") else 1
+            found[name] = {group: f"{factor * one:.1f}" for group, one in value.items()}
     return found
 
 

@@ -316,7 +316,7 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
             ' "answer": "1", "options": ["2", "3"]}]',
             "entry 'x': 'options' must be",
         ),
-        ("caption", '[{"question_id": 1}]', "entry #0 has no 'image'"),
+        ("caption", '[{"question_id": 1}]', "entry 1 has no 'image'"),
     ],
 )
 def test_unusable_benchmarks_are_named(tmp_path, kind, content, message):

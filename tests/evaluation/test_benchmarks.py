@@ -9,6 +9,7 @@ from mllm_jax.evaluation.benchmarks import (
     BENCHMARKS,
     JUDGE_TASKS,
     PUBLISHED,
+    Benchmark,
     BenchmarkError,
     get_asked,
     get_benchmark,
@@ -47,6 +48,14 @@ def test_every_name_is_known_to_every_verb(name, tmp_path, capsys):
             prepare(name, tmp_path, tmp_path)
         with pytest.raises(BenchmarkError, match="--path"):
             select_benchmarks([name], tmp_path)
+
+
+def test_every_class_with_a_name_is_in_the_table():
+    def below(benchmark):
+        return {benchmark}.union(*map(below, benchmark.__subclasses__()))
+
+    named = {benchmark for benchmark in below(Benchmark) if "name" in vars(benchmark)}
+    assert named == set(BENCHMARKS.values())
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if not BENCHMARKS[name].not_scored])

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.evaluation.answer import answer_by_majority, question_turn
-from mllm_jax.evaluation.benchmarks import PUBLISHED, BenchmarkError, Question, read_benchmark
+from mllm_jax.evaluation.benchmarks import PUBLISHED, BenchmarkError, read_benchmark
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.mme import TASKS
 from mllm_jax.evaluation.examples import pick_examples
 from mllm_jax.evaluation.predictions import Problems

@@ -23,7 +23,7 @@ OPTIONS = {"A": "cat", "B": "dog", "C": "blue horse", "D": "tea"}
     ],
 )
 def test_choices(text, expected):
-    assert find_choice(text, "ABCD", OPTIONS) == expected
+    assert find_choice(text, OPTIONS) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The table of benchmarks: exact name -> class. A new benchmark is one file, one row here and one test.
+"""The table of benchmarks: exact name -> class. A new benchmark is one file, one place here and one test.
 
 Everything else follows from it: what models can be asked (`read_benchmark`), what can be scored (`get_benchmark`),
 prepared, submitted and judged.
@@ -6,8 +6,7 @@ prepared, submitted and judged.
 
 from pathlib import Path
 
-from mllm_jax.evaluation.benchmarks.answers import Answer
-from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, BenchmarkError, Question
+from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.blink import Blink
 from mllm_jax.evaluation.benchmarks.caption import Caption
 from mllm_jax.evaluation.benchmarks.captions import Captions
@@ -43,48 +42,25 @@ from mllm_jax.evaluation.benchmarks.video_qa import ActivityNetQa, MsrvttQa, Msv
 from mllm_jax.evaluation.benchmarks.vizwiz import VizWiz
 from mllm_jax.evaluation.benchmarks.vqa import Vqa
 from mllm_jax.evaluation.benchmarks.vqav2 import OkVqa, VqaV2
+from mllm_jax.evaluation.predictions import BenchmarkError
 from mllm_jax.schema import did_you_mean
 
+_FAMILIES: tuple[tuple[type[Benchmark], ...], ...] = (
+    # multiple choice
+    (CcBench, MmBench, MmBenchCn, ScienceQa, SeedBench, NextQa),
+    (Blink, MathVista, Mini, Mmmu, MmmuPro, MmmuProVision, QBench, QBenchZh),
+    # yes or no
+    (Mme, Pope),
+    # a word or two
+    (ChartQa, Gqa, OkVqa, RelaxedAccuracy, TextVqa, VizWiz, Vqa, VqaV2),
+    # sentences, which a judge or references decide about
+    (Caption, Captions, LlavaBench, MmVet, RegionCaption, RegionCaptionG, RegionCaptionPlus),
+    (ActivityNetQa, MsrvttQa, MsvdQa, VideoChatGpt),
+    # numbers
+    (QBenchA3, RefCoco, RefCocoG, RefCocoPlus),
+)
 BENCHMARKS: dict[str, type[Benchmark]] = {
-    "activitynet_qa": ActivityNetQa,
-    "blink": Blink,
-    "caption": Caption,
-    "captions": Captions,
-    "ccbench": CcBench,
-    "chartqa": ChartQa,
-    "gqa": Gqa,
-    "llava_bench": LlavaBench,
-    "mathvista": MathVista,
-    "mini": Mini,
-    "mm_vet": MmVet,
-    "mmbench": MmBench,
-    "mmbench_cn": MmBenchCn,
-    "mme": Mme,
-    "mmmu": Mmmu,
-    "mmmu_pro": MmmuPro,
-    "mmmu_pro_vision": MmmuProVision,
-    "msrvtt_qa": MsrvttQa,
-    "msvd_qa": MsvdQa,
-    "nextqa": NextQa,
-    "ok_vqa": OkVqa,
-    "pope": Pope,
-    "q_bench": QBench,
-    "q_bench_a3": QBenchA3,
-    "q_bench_zh": QBenchZh,
-    "refcoco": RefCoco,
-    "refcoco+": RefCocoPlus,
-    "refcoco+_caption": RegionCaptionPlus,
-    "refcoco_caption": RegionCaption,
-    "refcocog": RefCocoG,
-    "refcocog_caption": RegionCaptionG,
-    "relaxed_accuracy": RelaxedAccuracy,
-    "scienceqa": ScienceQa,
-    "seed_bench": SeedBench,
-    "textvqa": TextVqa,
-    "video_chatgpt": VideoChatGpt,
-    "vizwiz": VizWiz,
-    "vqa": Vqa,
-    "vqav2": VqaV2,
+    benchmark.name: benchmark for family in _FAMILIES for benchmark in family
 }
 # Read from the official files; the folder `name` below the data folder holds them under their default names.
 PUBLISHED: dict[str, type[Published]] = {
@@ -147,21 +123,3 @@ def read_benchmark(
 
         return benchmark.from_source(BenchmarkSource(path), **options)
     return benchmark(path, images, **options)
-
-
-__all__ = [
-    "BENCHMARKS",
-    "JUDGE_TASKS",
-    "MAIN",
-    "OPEN",
-    "PUBLISHED",
-    "Answer",
-    "Benchmark",
-    "BenchmarkError",
-    "JudgeTask",
-    "Published",
-    "Question",
-    "get_asked",
-    "get_benchmark",
-    "read_benchmark",
-]

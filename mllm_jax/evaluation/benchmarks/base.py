@@ -15,40 +15,20 @@ from typing import Any, ClassVar
 
 from mllm_jax.data.conversations import IMAGE
 from mllm_jax.data.reading import read_image_file
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, unread
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.judged import Judged, JudgeTask
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    answer_text,
-    by_id,
-    entries,
-    match_ids,
-    read_annotations,
-    read_json,
-    read_rows,
-    score_result,
-    take,
-)
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row
 from mllm_jax.evaluation.store import Key, key_of
 from mllm_jax.inference.beam_sampling import BeamSampling
 
 MAIN, OPEN = "main", "open"
 # What files with other types or fields than they should have lead to.
-UNUSABLE = (
-    TypeError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    OverflowError,
-    ZeroDivisionError,
-    RecursionError,
-)
+UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-class BenchmarkError(ValueError):
-    """A benchmark that cannot be asked; the message names file and question."""
+class Unanswered(Exception):
+    """What is stored for a question is no answer to it; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +75,7 @@ class Benchmark(abc.ABC):
       stores_text: whether what is stored are answers in words, not grades or judgements.
       keyed: whether files may be JSON objects id -> answer (or annotation) as well as rows.
       rows_key: where the rows are if the annotations are one JSON object that holds them.
+      parts: name of a part -> stem of its file, where the answers (and annotations) are a folder of files.
       in_annotation_order: whether answers are gone through in the annotations' order: last digits depend on it.
       annotations_name: of the file of right answers that is written beside our own answers; "" if they carry them.
       not_asked: why models cannot be asked; "" if they can.
@@ -116,6 +97,7 @@ class Benchmark(abc.ABC):
     stores_text: ClassVar[bool] = True
     keyed: ClassVar[bool] = False
     rows_key: ClassVar[str] = ""
+    parts: ClassVar[Mapping[str, str]] = {}
     in_annotation_order: ClassVar[bool] = False
     annotations_name: ClassVar[str] = ""
     not_asked: ClassVar[str] = ""
@@ -148,64 +130,82 @@ class Benchmark(abc.ABC):
             json.dumps(result, allow_nan=False)
         except UNUSABLE as error:
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            named = any(path is not None and str(path) in said for path in (predictions, annotations))
-            if named and isinstance(error, PredictionError):
-                raise
-            files = f"{predictions}{'' if annotations is None else f' with {annotations}'}"
-            raise PredictionError(said if named else f"{files}: cannot be scored: {said}") from error
+            files = [str(path) for path in (predictions, annotations) if path is not None]
+            if not any(file in said for file in files):
+                said = f"{' with '.join(files)}: cannot be scored: {said}"
+            raise PredictionError(said) from error
         return result
 
     @classmethod
     def _result(
-        cls, predictions: Path, annotations: Path | None, problems: Problems, options: Mapping[str, Any]
+        cls, predictions: Path, annotations: Path | None, problems: Problems, options: Row
     ) -> dict[str, Any]:
         answers = cls.grade_files(predictions, annotations, problems)
-        mean = ratio(earned(answers), len(answers), 100 if cls.unit == "percent" else 1)
-        figures = {
-            "n": len(answers),
-            "unparsed": unread(answers),
-            "score": mean,
-            "subtasks": {},
-            "groups": {},
-        }
-        figures |= cls.figures(answers, problems, **options)
-        return score_result(cls.name, unit=cls.unit, problems=problems, **figures)
+        scale = 100 if cls.unit == "percent" else 1
+        figures = {"n": len(answers), "unparsed": answers.unread, "score": answers.mean(scale=scale)}
+        figures |= {"subtasks": answers.rates(scale=scale), "groups": {}} | cls.figures(answers, **options)
+        return reading.score_result(cls.name, unit=cls.unit, problems=problems, **figures)
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
-        """The answers of a file, each with what it earns."""
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
+        """The answers of a file, or of a folder with a file for each of `parts`, with what each earns.
+
+        Raises:
+          PredictionError: there is none.
+        """
+        if cls.parts:
+            return cls._grade_parts(predictions, annotations, problems)
         gold = None if annotations is None else cls.read_annotations(annotations)
         rows = cls.read_answers(predictions, problems)
-        return cls.match(rows, gold, predictions, annotations or predictions, problems)
+        return cls.match(rows, gold, predictions, annotations, problems)
+
+    @classmethod
+    def _grade_parts(cls, folder: Path, annotations: Path | None, problems: Problems) -> Answers:
+        answers = Answers()
+        for part, stem in cls.parts.items():
+            path = find_file(folder, stem)
+            if path is None:
+                problems.add("missing", f"{stem}.json")
+                continue
+            gold = None if annotations is None else cls.read_annotations(annotations / path.name)
+            found = cls.match(cls.read_answers(path, problems), gold, path, annotations, problems)
+            for answer in found:
+                answer.part = part
+            answers += found
+        if not answers:
+            raise PredictionError(
+                f"{folder}: give the folder with {', '.join(cls.parts.values())} (.json or .jsonl)"
+            )
+        return answers
 
     @classmethod
     def match(
         cls,
-        rows: Sequence[Mapping[str, Any]],
-        gold: Mapping[Any, Mapping[str, Any]] | None,
+        rows: Sequence[Row],
+        gold: Mapping[Any, Row] | None,
         predictions: Path,
-        annotations: Path,
+        annotations: Path | None,
         problems: Problems,
-    ) -> list[Answer]:
+    ) -> Answers:
         """Graded answers to the annotated questions; what does not belong together goes to `problems`."""
-        key_of_row = cls.identifier(gold, predictions)
-        found = match_ids(rows, gold, key_of_row, lambda row: cls.stored(row, str(predictions)), problems)
+        found = cls.find(rows, gold, predictions, problems)
         keys = [key for key in gold if key in found] if gold and cls.in_annotation_order else list(found)
-        answers = []
+        answers = Answers()
         for key in keys:
             item = found[key] if gold is None else cls.item(found[key], gold[key])
             value = cls.stored(found[key], f"{predictions}: {key}")
-            text = answer_text(value) if cls.stores_text else ""
+            text = reading.answer_text(value) if cls.stores_text else ""
             if text is None:
                 problems.add("unusable_answer", f"{key}: {value!r:.60} is no text")
                 text = ""
-            parsed = bool(text.strip()) or not cls.stores_text
-            answers.append(Answer(key, found[key], item, text, f"{annotations}: {key}", parsed=parsed))
-        grade = cls.grader()
-        for answer in answers:
+            answer = Answer(key, found[key], item, text, f"{annotations or predictions}: {key}")
+            answer.parsed = bool(text.strip()) or not cls.stores_text
             try:
-                grade(answer)
-            except PredictionError:
+                cls.grade(answer)
+                answers.append(answer)
+            except Unanswered as error:
+                problems.add("missing", f"{predictions.name}: {key}: {error}")
+            except BenchmarkError:
                 raise
             except UNUSABLE as error:
                 raise PredictionError(
@@ -214,69 +214,84 @@ class Benchmark(abc.ABC):
         return answers
 
     @classmethod
-    def read_annotations(cls, path: Path) -> Mapping[Any, Mapping[str, Any]]:
+    def find(
+        cls, rows: Iterable[Row], gold: Iterable[Hashable] | None, predictions: Path, problems: Problems
+    ) -> dict[Any, Row]:
+        """One row per annotated question; see `predictions.match_ids`."""
+        where = str(predictions)
+        identify = cls.identifier(gold, predictions)
+        return reading.match_ids(rows, gold, identify, lambda row: cls.stored(row, where), problems)
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> Mapping[Any, Row]:
         """id -> annotation.
 
         Raises:
           PredictionError: the file cannot be used.
         """
-        value = read_annotations(path)
+        value = reading.read_annotations(path)
         if isinstance(value, dict) and cls.rows_key in value:
             value = value[cls.rows_key]
             if not isinstance(value, list):
                 raise PredictionError(f"{path}: expected a list of annotations under {cls.rows_key!r}")
         if not cls.keyed:
-            rows = value if isinstance(value, list) else [value]
-            return by_id(rows, cls.id_keys, path)
-        pairs = entries(value, cls.id_keys, path)
-        return by_id(
-            ({**(v if isinstance(v, dict) else {"answer": v}), cls.id_keys[0]: key} for key, v in pairs),
-            cls.id_keys[:1],
-            path,
-        )
+            return reading.by_id(value if isinstance(value, list) else [value], cls.id_keys, path)
+        return reading.by_id(cls._rows_of_map(value, "answer", path), cls.id_keys[:1], path)
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
         """The rows of a file of answers."""
         if not cls.keyed:
-            return read_rows(path, problems)
-        first, text = cls.id_keys[0], cls.text_keys[0]
-        pairs = entries(read_json(path, problems), cls.id_keys, path, problems)
-        return [{**(v if isinstance(v, dict) else {text: v}), first: key} for key, v in pairs]
+            return reading.read_rows(path, problems)
+        return cls._rows_of_map(reading.read_json(path, problems), cls.text_keys[0], path, problems)
 
     @classmethod
-    def identifier(
-        cls, gold: Mapping[Any, Any] | None, path: Path
-    ) -> Callable[[Mapping[str, Any]], Hashable]:
-        """A function from a row of the answer file to its question's id."""
-        return lambda row: str(take(row, cls.id_keys, str(path)))
+    def _rows_of_map(
+        cls, value: Any, key: str, path: Path, problems: Problems | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of an object id -> row, or id -> value, which becomes the row's `key`."""
+        pairs = reading.entries(value, cls.id_keys, path, problems)
+        return [{**(v if isinstance(v, dict) else {key: v}), cls.id_keys[0]: number} for number, v in pairs]
 
     @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], Hashable]:
+        """A function from a row of the answer file to its question's id; `gold`: the annotations by id, or None."""
+        return lambda row: str(reading.take(row, cls.id_keys, str(path)))
+
+    @classmethod
+    def stored(cls, row: Row, where: str) -> Any:
         """The answer in a row of the answer file."""
-        return take(row, cls.text_keys, where)
+        return reading.take(row, cls.text_keys, where)
 
     @classmethod
-    def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def item(cls, row: Row, annotation: Row) -> Row:
         """What is known of a question that has an annotation."""
         return annotation
 
     @classmethod
-    def grader(cls) -> Callable[[Answer], None]:
-        """What grades the answers of a file, one after the other."""
-        return cls.grade
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        """The answer that a text gives (None if it gives none) and how it was read.
+
+        Args:
+          item: what is known of the question: the annotation, or the stored row of a question that is asked.
+        """
+        return (text, "text") if text.strip() else (None, "unparsed")
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        """Sets `credit` and `parsed`: the one rule for what an answer earns."""
+        """Sets `credit`, `parsed` and `part`: the one rule for what an answer earns.
+
+        Raises:
+          Unanswered: it leaves the question without an answer.
+        """
         raise NotImplementedError
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems, **options: Any) -> dict[str, Any]:
-        """`subtasks`, `groups` and further figures, where there are.
+    def figures(cls, answers: Answers, **options: Any) -> dict[str, Any]:
+        """Further figures, where there are.
 
-        Also `score`, `n` and `unparsed` where they are not the mean credit (in percent or as a fraction), the number of
-        answers and of those that no rule could read.
+        Also `score`, `n`, `unparsed`, `subtasks` and `groups` where they are not the mean credit (in percent or as a
+        fraction), the number of answers and of those that no rule could read, the parts' mean credits, and none.
         """
         return {}
 
@@ -306,7 +321,7 @@ class Benchmark(abc.ABC):
         return {key_of(answer.row): float(answer.credit) for answer in answers}
 
     @classmethod
-    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+    def counted_as(cls, row: Row) -> Hashable:
         """Answers for which this is equal count as one question, right only if all are."""
         return key_of(row)
 
@@ -347,10 +362,6 @@ class Benchmark(abc.ABC):
         """How answers are drawn; None: greedy."""
         return None
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        """The answer that a text gives (None if it gives none) and how it was read."""
-        return (text, "text") if text.strip() else (None, "unparsed")
-
     def extra_fields(self, text: str, parsed: str | None) -> dict[str, Any]:
         """Further fields of a stored answer, where a scorer wants them."""
         return {}
@@ -359,7 +370,8 @@ class Benchmark(abc.ABC):
         self, question: Question, text: str, read: tuple[str | None, str] | None = None
     ) -> dict[str, Any]:
         """An answer as it is stored; `read` instead of what `parse` says."""
-        parsed, how = self.parse(question, text) if read is None else read
+        item = {"options": question.options} | question.row | question.row.get("truth", {})
+        parsed, how = self.parse(text, item) if read is None else read
         row = question.row | {"prompt": question.prompt, "text": text, "parsed": parsed, "how": how}
         return row | self.extra_fields(text, parsed)
 
@@ -425,6 +437,12 @@ class Benchmark(abc.ABC):
         for q in self.questions:
             digest.update(json.dumps([q.part, q.row, q.prompt, q.images, q.options], sort_keys=True).encode())
         return digest.hexdigest()[:16]
+
+
+def find_file(folder: Path, stem: str) -> Path | None:
+    """The file of JSON or JSON lines of that name, if there is one."""
+    places = (folder / f"{stem}.json", folder / f"{stem}.jsonl")
+    return next((place for place in places if place.is_file()), None)
 
 
 def most_frequent(answers: Sequence[str]) -> list[str]:

@@ -4,34 +4,23 @@ The answer files hold final letters in parentheses; an answer is right if it is 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, value_of
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
 _ID = re.compile(r"(?:val|test)_(.+)_\d+")
 _FINAL = re.compile(r"\([A-D]\)")
 # The order of the official table; the total's last digit depends on the order of summation.
 TASKS = (
-    "Visual_Similarity",
-    "Counting",
-    "Relative_Depth",
-    "Jigsaw",
-    "Art_Style",
-    "Functional_Correspondence",
-    "Semantic_Correspondence",
-    "Spatial_Relation",
-    "Object_Localization",
-    "Visual_Correspondence",
-    "Multi-view_Reasoning",
-    "Relative_Reflectance",
-    "Forensic_Detection",
-    "IQ_Test",
-)
+    "Visual_Similarity Counting Relative_Depth Jigsaw Art_Style Functional_Correspondence Semantic_Correspondence "
+    "Spatial_Relation Object_Localization Visual_Correspondence Multi-view_Reasoning Relative_Reflectance "
+    "Forensic_Detection IQ_Test"
+).split()
 
 
 class Blink(Published):
@@ -55,28 +44,26 @@ class Blink(Published):
     }
 
     def items(self) -> Iterator[Question]:
+        suffix = f"\n{LETTER}" if self.values["instruction"] else ""
         for row in self.rows():
-            number = str(value_of(row, "idx", self.folder))
-            letters = tuple(f"({letter})" for letter in LETTERS[: len(value_of(row, "choices", number))])
-            gold = value_of(row, "answer", number)
-            images = tuple(row[f"image_{i}"] for i in range(1, 5) if row.get(f"image_{i}") is not None)
-            suffix = f"\n{LETTER}" if self.values["instruction"] else ""
+            number = str(row["idx"])
             yield self.question(
                 number,
-                f"{str(value_of(row, 'prompt', number)).rstrip()}{suffix}",
-                images,
-                gold,
-                letters,
+                f"{str(row['prompt']).rstrip()}{suffix}",
+                [row[f"image_{i}"] for i in range(1, 5) if row.get(f"image_{i}") is not None],
+                row["answer"],
+                [f"({letter})" for letter in LETTERS[: len(row["choices"])]],
                 ability=number.split("_", 1)[1].rsplit("_", 1)[0],
                 fields={"id": number},
-                truth={"id": number, "answer": gold},
+                truth={"id": number, "answer": row["answer"]},
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         """The one letter that the answer is, starts with, or has in parentheses."""
         first = re.match(r"\(?([A-D])\)?(?![A-Za-z'’])", text.strip())
         named = {first[1]} if first else set(re.findall(r"\(([A-D])\)", text))
-        found = [letter for letter in question.options if letter[1] in named]
+        found = [option for option in item["options"] if option[1] in named]
         return (found[0], "letter") if len(found) == 1 else (None, "unparsed")
 
     def extra_fields(self, text: str, parsed: str | None) -> dict[str, Any]:
@@ -87,21 +74,20 @@ class Blink(Published):
         name = _ID.fullmatch(str(answer.id))
         if name is None:
             raise PredictionError(f"{answer.where}: the id has no task name in it (val_<task>_<number>)")
-        answer.notes["task"] = name[1]
+        answer.part = name[1]
         answer.credit = answer.text == as_text(answer.value("answer"))
         answer.parsed = _FINAL.fullmatch(answer.text) is not None
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        cells = tally(answers, lambda a: a.notes["task"])
-        tasks = rates(cells)
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        tasks = answers.rates()
         order = [t for t in TASKS if t in tasks] + [t for t in tasks if t not in TASKS]
         return {
             "score": ratio(sum(tasks[t] for t in order), len(order)),
             "subtasks": {t: tasks[t] for t in order},
-            "micro_accuracy": ratio(earned(answers), len(answers)),
-            "counts": cells,
+            "micro_accuracy": answers.mean(),
+            "counts": answers.cells(),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return {row["id"]: row["prediction"] for row in rows}

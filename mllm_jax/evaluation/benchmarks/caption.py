@@ -1,8 +1,9 @@
 """Captions of images, to look at: from a folder of images, or from a JSON list with or without references."""
 
 from mllm_jax.data.images import FORMATS
-from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
+from mllm_jax.evaluation.benchmarks.base import Benchmark, Question
+from mllm_jax.evaluation.benchmarks.question_files import read_list
+from mllm_jax.evaluation.predictions import BenchmarkError, Row
 
 PROMPT = "Describe the image briefly."
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
@@ -24,16 +25,17 @@ class Caption(Benchmark):
             rows = [{"question_id": name, "image": name, "captions": []} for name in names]
             return [Question(row, PROMPT, (row["image"],)) for row in rows]
         questions = []
-        for index, row in enumerate(read_list(self.path)):
-            images = image_names(row, self.path, index)
+        for row in read_list(self.path):
+            images = row.images()
             if not images:
-                raise BenchmarkError(f"{self.path}: entry #{index} has no 'image' to describe")
-            prompt = field(row, "question", str, self.path, index) if "question" in row else PROMPT
-            captions = field(row, "captions", list, self.path, index) if "captions" in row else []
+                raise BenchmarkError(f"{row.where} has no 'image' to describe")
+            prompt = row.typed("question", str) if "question" in row else PROMPT
+            captions = row.typed("captions", list) if "captions" in row else []
             number = str(row.get("question_id", row.get("id", images[0])))
             kept = {"question_id": number, "image": row["image"], "captions": captions}
             questions.append(Question(kept, prompt, images))
         return questions
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")

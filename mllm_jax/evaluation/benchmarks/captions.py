@@ -6,23 +6,17 @@ under `METEOR_absent`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation import caption_java, caption_metrics, ptb_tokenizer
-from mllm_jax.evaluation.benchmarks.answers import Answer
-from mllm_jax.evaluation.benchmarks.base import Benchmark, BenchmarkError, Question
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Benchmark, Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload
 from mllm_jax.evaluation.benchmarks.question_files import read_json as read_question_json
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    entries,
-    read_annotations,
-    take,
-)
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Row, as_text, take
 from mllm_jax.evaluation.store import Key
 
 TOKENIZERS = ("auto", "java", "python", "none")
@@ -52,9 +46,7 @@ def score_captions(
     wanted = iter(tokenize([caption for captions in references for caption in captions]))
     refs = [[next(wanted) for _ in captions] for captions in references]
     said = tokenize(list(said))
-    figures: dict[str, Any] = {}
-    for n, value in enumerate(caption_metrics.bleu(said, refs), 1):
-        figures[f"Bleu_{n}"] = value
+    figures: dict[str, Any] = {f"Bleu_{n}": v for n, v in enumerate(caption_metrics.bleu(said, refs), 1)}
     rouge = [caption_metrics.rouge_l(s, r) for s, r in zip(said, refs, strict=True)]
     figures["ROUGE_L"] = caption_metrics.mean(rouge)
     figures["CIDEr"] = caption_metrics.mean(caption_metrics.cider(said, refs))
@@ -78,7 +70,8 @@ class CaptionScores(Benchmark):
     in_annotation_order = True  # as the official tools
     comparable = False
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         return (text, "caption") if text.strip() else (None, "unparsed")
 
     @classmethod
@@ -86,20 +79,20 @@ class CaptionScores(Benchmark):
         return {}
 
     @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def stored(cls, row: Row, where: str) -> Any:
         value = take(row, cls.text_keys, where)
         return value[0] if isinstance(value, list) and value else value
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
-        value = read_annotations(path)
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
+        value = reading.read_annotations(path)
         references: dict[str, list[str]] = {}
         if isinstance(value, dict) and isinstance(value.get("annotations"), list):
             for row in value["annotations"]:
                 key = str(take(row, cls.id_keys, str(path)))
                 references.setdefault(key, []).append(as_text(take(row, cls.text_keys, str(path))))
         else:
-            for key, found in entries(value, cls.id_keys, path):
+            for key, found in reading.entries(value, cls.id_keys, path):
                 if isinstance(found, dict):
                     found = take(found, ("references", "answer", "captions"), str(path))
                 references[key] = [as_text(one) for one in (found if isinstance(found, list) else [found])]
@@ -112,18 +105,12 @@ class CaptionScores(Benchmark):
         """Credits nothing: captions are scored together."""
 
     @classmethod
-    def figures(
-        cls, answers: Sequence[Answer], problems: Problems, tokenizer: str = "auto"
-    ) -> dict[str, Any]:
+    def figures(cls, answers: Answers, tokenizer: str = "auto") -> dict[str, Any]:
         if not answers:
             raise PredictionError(f"{cls.name}: no caption for any image of the annotations")
         references = [answer.item["references"] for answer in answers]
         figures = score_captions([answer.text for answer in answers], references, tokenizer)
-        return {
-            "score": figures["CIDEr"],
-            "n_references": sum(map(len, references)),
-            **figures,
-        }
+        return {"score": figures["CIDEr"], "n_references": sum(map(len, references)), **figures}
 
 
 class Captions(CaptionScores, Published):
@@ -152,15 +139,15 @@ class Captions(CaptionScores, Published):
         for row in value["annotations"]:
             references[row["image_id"]].append(row["caption"])
         for image in value["images"]:
-            captions = references[image["id"]]
+            number, captions = image["id"], references[image["id"]]
             yield self.question(
-                image["id"],
+                number,
                 str(self.values["prompt"]),
-                (image["file_name"],),
+                [image["file_name"]],
                 captions or None,
-                fields={"image_id": image["id"]},
-                truth={"image_id": image["id"], "references": captions},
+                fields={"image_id": number},
+                truth={"image_id": number, "references": captions},
             )
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{"image_id": row["image_id"], "caption": row["text"]} for row in rows]

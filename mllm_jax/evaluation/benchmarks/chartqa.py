@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import File, value_of
+from mllm_jax.evaluation.benchmarks.published import File
 from mllm_jax.evaluation.benchmarks.relaxed_accuracy import RelaxedAccuracy
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 
@@ -33,9 +33,8 @@ class ChartQa(ShortAnswer, RelaxedAccuracy):
                 # test_human.json and test_augmented.json, or human_test and augmented_test in a column.
                 split = str(row.get("type") or path.stem).replace("test", "").strip("_")
                 counts[split] += 1
-                gold = str(value_of(row, ("label", "answer"), path))
-                image = value_of(row, ("imgname", "image"), path)
-                truth = {"target": gold, "split": split}
+                number, image = f"{split}_{counts[split]}", row.first("imgname", "image")
+                truth = {"target": str(row.first("label", "answer")), "split": split}
                 yield self.question(
-                    f"{split}_{counts[split]}", self.prompt(row), (image,), gold, ability=split, truth=truth
+                    number, self.prompt(row), [image], truth["target"], ability=split, truth=truth
                 )

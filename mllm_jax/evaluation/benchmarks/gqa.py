@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import File, Upload, value_of
+from mllm_jax.evaluation.benchmarks.published import File, Upload
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SITE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -57,19 +57,13 @@ class Gqa(ShortAnswer):
     def items(self) -> Iterator[Question]:
         for row in self.rows():
             if row.get("isBalanced", True):
-                types, gold = row.get("types") or {}, row.get("answer")
-                image = f"{value_of(row, 'imageId', self.path)}.jpg"
-                yield self.question(
-                    row["_id"],
-                    self.prompt(row),
-                    (image,),
-                    gold,
-                    ability=types.get("structural", ""),
-                    truth={"answer": gold, "types": types},
-                )
+                truth = {"answer": row.get("answer"), "types": row.get("types") or {}}
+                kind = truth["types"].get("structural", "")
+                image, gold = f"{row['imageId']}.jpg", truth["answer"]
+                yield self.question(row["_id"], self.prompt(row), [image], gold, ability=kind, truth=truth)
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> Mapping[Any, Row]:
         gold = super().read_annotations(path)
         balanced = {key: row for key, row in gold.items() if row.get("isBalanced", True)}
         if not balanced:
@@ -81,24 +75,19 @@ class Gqa(ShortAnswer):
         gold = as_text(answer.value("answer"))
         answer.credit = normalize(answer.text) == gold
         answer.notes["lmms"] = _lmms(answer.text) == _lmms(gold)
-        answer.notes["types"] = answer.item.get("types") or {}
+        types = answer.item.get("types") or {}
+        answer.notes |= {kind: types.get(kind) or None for kind in ("structural", "semantic")}
+        answer.notes["kind"] = "binary" if types and types.get("structural") != "query" else "open"
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        def binary(answer: Answer) -> str:
-            types = answer.notes["types"]
-            return "binary" if types and types.get("structural") != "query" else "open"
-
-        structural, semantic = (
-            tally(answers, lambda a, kind=kind: a.notes["types"].get(kind) or None)
-            for kind in ("structural", "semantic")
-        )
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        structural = answers.rates("structural", 100)
         return {
-            "subtasks": rates(structural, 100) | rates(semantic, 100),
-            "correct": earned(answers),
-            "answer_kinds": rates(tally(answers, binary), 100) if structural else {},
-            "lmms_exact_match": ratio(sum(a.notes["lmms"] for a in answers), len(answers), 100),
+            "subtasks": structural | answers.rates("semantic", 100),
+            "correct": answers.earned,
+            "answer_kinds": answers.rates("kind", 100) if structural else {},
+            "lmms_exact_match": answers.mean("lmms", 100),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{"questionId": row["question_id"], "prediction": normalize(row["text"])} for row in rows]

@@ -1,19 +1,19 @@
 """What a GPT model is asked about an answer, and how its reply is read; each judged benchmark says which.
 
-The prompts are worded by this project from the published descriptions of the tasks; scores depend on
-the wording and on the judge's version, so both are recorded. `--prompt FILE` replaces a prompt by the
+The prompts (`judge_prompts/`) are worded by this project from the published descriptions of the tasks; scores depend
+on the wording and on the judge's version, so both are recorded. `--prompt FILE` replaces a prompt by the
 official text: the fields in braces of `user` below are filled in.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.evaluation.predictions import Problems
+from mllm_jax.evaluation.predictions import Problems, Row, as_text, match_ids, read_rows, take
 
 Fields = dict[str, str]
 Case = tuple[str, Fields, dict[str, Any]]  # id, prompt fields, what the stored judgement keeps
@@ -98,6 +98,40 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes JSON lines and returns the path."""
     files.write_text(path, "".join(files.json_text(row) + "\n" for row in rows))
     return path
+
+
+def read_prompt(name: str) -> str:
+    """The user message of that name, with fields in braces."""
+    path = Path(__file__).parent / "judge_prompts" / f"{name}.txt"
+    return path.read_text(encoding="utf-8").removesuffix("\n")
+
+
+def texts(row: Row, where: str, **keys: str | tuple[str, ...]) -> Fields:
+    """Prompt fields from a row: field -> its key, or several of which the first that is there is taken.
+
+    Raises:
+      PredictionError: a key is not there.
+    """
+    names = {field: (key,) if isinstance(key, str) else key for field, key in keys.items()}
+    return {field: as_text(take(row, key, where)) for field, key in names.items()}
+
+
+def read_answers(
+    predictions: Path,
+    expected: Iterable[str] | None,
+    id_keys: Sequence[str],
+    text_keys: Sequence[str],
+    problems: Problems,
+) -> dict[Any, Row]:
+    """One row per question of a file of answers; see `predictions.match_ids`."""
+    where = str(predictions)
+    return match_ids(
+        read_rows(predictions, problems),
+        expected,
+        lambda row: str(take(row, id_keys, where)),
+        lambda row: take(row, text_keys, where),
+        problems,
+    )
 
 
 def required(annotations: Path | None, what: str) -> Path:

@@ -6,17 +6,18 @@ applied to the response and what is left is counted as unparsed.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, write_lines
-from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered, value_of
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_prompt, write_lines
+from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, match_ids, take
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text, take
 
 ITEM_KEYS = ("question_type", "answer_type")
 METADATA_KEYS = ("language", "source", "category", "task", "context", "grade", "skills")
@@ -34,7 +35,7 @@ HINTS = {
 }
 
 
-def normalize(extraction: Any, item: Mapping[str, Any], integers_by_float: bool = True) -> str | None:
+def normalize(extraction: Any, item: Row, integers_by_float: bool = True) -> str | None:
     """An extraction in the form of the item's answer type, or None if it cannot be read.
 
     Multiple choice: a letter in parentheses or alone is that option's text; other text the most similar
@@ -70,7 +71,7 @@ def normalize(extraction: Any, item: Mapping[str, Any], integers_by_float: bool 
     return str(extraction) if kind == "list" else as_text(extraction)
 
 
-def quick_extraction(response: str, item: Mapping[str, Any]) -> str | None:
+def quick_extraction(response: str, item: Row) -> str | None:
     """Where no judge is needed: empty, an option's text, a number of the wanted type; else None."""
     if response == "":
         return ""
@@ -86,7 +87,7 @@ def quick_extraction(response: str, item: Mapping[str, Any]) -> str | None:
     return None
 
 
-def math_query(row: Mapping[str, Any], where: str) -> str:
+def math_query(row: FileRow) -> str:
     """MathVista's prompt: a hint on the form of the answer, the question with its unit, the choices.
 
     Raises:
@@ -98,57 +99,22 @@ def math_query(row: Mapping[str, Any], where: str) -> str:
         if kind == "float":
             kind = f"float {int(float(row.get('precision') or 0))}"
     if kind not in HINTS:
-        raise BenchmarkError(f"MathVista {where}: no hint for {row.get('question_type')!r} / {kind!r}")
+        raise BenchmarkError(f"{row.where}: no hint for {row.get('question_type')!r} / {kind!r}")
     unit = f" (Unit: {row['unit']})" if row.get("unit") else ""
     choices = f"\nChoices:\n{lettered(row['choices'], '({}) {}')}" if row.get("choices") else ""
-    return f"{HINTS[kind]}\nQuestion: {value_of(row, 'question', where)}{unit}{choices}"
+    return f"{HINTS[kind]}\nQuestion: {row['question']}{unit}{choices}"
 
 
 def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
     """The responses that no rule can extract an answer from."""
     gold = None if annotations is None else MathVista.read_annotations(annotations)
-    found = match_ids(
-        MathVista.read_answers(predictions, problems),
-        gold,
-        MathVista.identifier(gold, predictions),
-        lambda r: r.get("response", r.get("text")),
-        problems,
-    )
+    found = MathVista.find(MathVista.read_answers(predictions, problems), gold, predictions, problems)
     for key, row in found.items():
         item, where = row if gold is None else MathVista.item(row, gold[key]), f"{predictions}: {key}"
         response = as_text(take(row, ("response", "text"), where)).strip()
         if quick_extraction(response, item) is None:
             query = as_text(item.get("query") or take(item, ("question",), where))
             yield str(key), {"query": query, "response": response}, {}
-
-
-_EXTRACT = """Extract the final answer from a model's response. Reply with the answer alone: a letter for
-multiple choice, otherwise a number or a Python list in the form that the hint asks for. Reply with nothing if
-there is none.
-
-Hint: an integer is required.
-Question: How many blue boxes are there?
-Response: Counting row by row I find 3 and 4, so 7 boxes in total.
-Extracted answer: 7
-
-Hint: a number with one decimal place is required.
-Question: What is the mean of the bars?
-Response: The mean is (1.0 + 1.8) / 2, that is 1.4 units.
-Extracted answer: 1.4
-
-Hint: the letter of an option is required.
-Question: Which line is longest? Choices: (A) red (B) green
-Response: The green line reaches furthest, hence (B).
-Extracted answer: B
-
-Hint: a Python list is required.
-Question: Between which years did sales fall most?
-Response: They fell most from 2005 to 2009.
-Extracted answer: [2005, 2009]
-
-{query}
-Response: {response}
-Extracted answer:"""
 
 
 class MathVista(Published):
@@ -159,7 +125,9 @@ class MathVista(Published):
     answers_format = "JSON lines {pid, question_type, answer_type, precision, choices, answer, extraction}"
     id_keys = ("pid", "question_id")
     keyed = True
-    judge = (JudgeTask("mathvista", "gpt-4-0613", 0.0, 256, 8, "", _EXTRACT, _judged, str.strip),)
+    judge = (
+        JudgeTask("mathvista", "gpt-4-0613", 0.0, 256, 8, "", read_prompt("mathvista"), _judged, str.strip),
+    )
     upload = Upload("output.json", "MathVista's extract_answer.py")
     files: ClassVar = {
         "questions": File(
@@ -171,22 +139,22 @@ class MathVista(Published):
 
     def items(self) -> Iterator[Question]:
         for row in self.rows():
-            number = str(row.get("pid") or value_of(row, "_id", self.path))
-            row = {**row, "choices": list(row["choices"]) if row.get("choices") else None}
-            query = math_query(row, number)
+            number, query = str(row.get("pid") or row["_id"]), math_query(row)
+            row["choices"] = list(row.get("choices") or ()) or None
             yield self.question(
                 number,
                 query,
-                (row.get("decoded_image") or value_of(row, "image", number),),
-                str(value_of(row, "answer", number)),
-                tuple(row["choices"] or ()),
+                [row.get("decoded_image") or row["image"]],
+                str(row["answer"]),
+                row.get("choices") or (),
                 ability=str((row.get("metadata") or {}).get("task", "")),
                 fields={"pid": number, "query": query},
                 truth={"pid": number, **{key: row.get(key) for key in self._KEPT}, "query": query},
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        found = quick_extraction(text, question.row["truth"])
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        found = quick_extraction(text, item)
         return (found, "rule") if found else (None, "unparsed")
 
     @classmethod
@@ -200,14 +168,14 @@ class MathVista(Published):
         return write_lines(folder / "extracted.jsonl", rows), annotations
 
     @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def stored(cls, row: Row, where: str) -> Any:
         extraction = row.get("extraction")
         if extraction is not None:
             return str(extraction) if isinstance(extraction, list) else extraction
         return row.get("response", row.get("text"))
 
     @classmethod
-    def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def item(cls, row: Row, annotation: Row) -> Row:
         return {**row, **annotation}
 
     @classmethod
@@ -233,30 +201,30 @@ class MathVista(Published):
         }
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        tables: dict[str, dict[str, list[int]]] = {}
-        for name in ITEM_KEYS + METADATA_KEYS:
-            cells = tables[name] = {}
-            for answer in answers:
-                item = answer.item
-                value = item.get(name) if name in ITEM_KEYS else (item.get("metadata") or {}).get(name)
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        tables: dict[str, dict[str, Answers]] = {name: {} for name in ITEM_KEYS + METADATA_KEYS}
+        for answer in answers:
+            known = {**(answer.item.get("metadata") or {}), **{name: answer.item[name] for name in ITEM_KEYS}}
+            for name, parts in tables.items():
+                value = known.get(name)
                 for one in value if isinstance(value, list) else [value]:
                     if one is not None:
-                        cell = cells.setdefault(as_text(one), [0, 0])
-                        cell[0] += answer.credit
-                        cell[1] += 1
+                        parts.setdefault(as_text(one), Answers()).append(answer)
         breakdown = {
-            name: {k: {"accuracy": ratio(r, n), "correct": r, "total": n} for k, (r, n) in sorted(t.items())}
-            for name, t in tables.items()
+            name: {
+                key: {"accuracy": part.mean(), "correct": part.earned, "total": len(part)}
+                for key, part in sorted(parts.items())
+            }
+            for name, parts in tables.items()
         }
         return {
-            "subtasks": rates(tables["task"]),
-            "correct": earned(answers),
-            "without_extraction": sum(answer.notes["without"] for answer in answers),
-            "correct_with_integers_read_as_in_the_2023_table": sum(a.notes["in 2023"] for a in answers),
+            "subtasks": {name: part.mean() for name, part in tables["task"].items()},
+            "correct": answers.earned,
+            "without_extraction": answers.total("without"),
+            "correct_with_integers_read_as_in_the_2023_table": answers.total("in 2023"),
             "breakdown": breakdown,
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         """The official output file: problem id -> the problem with `query` and `response`."""
         return {row["pid"]: {**row["truth"], "query": row["query"], "response": row["text"]} for row in rows}

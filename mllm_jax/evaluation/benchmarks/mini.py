@@ -11,11 +11,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio
-from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.question_files import field, image_names, read_list
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, rates
+from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, Question
+from mllm_jax.evaluation.benchmarks.question_files import read_list
 from mllm_jax.evaluation.option_match import LETTERS, match_option, plain
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, take
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 from mllm_jax.mini.world.questions import CHOICE_SUFFIX, OPEN_SUFFIX, rotations
 from mllm_jax.mini.world.questions import LETTERS as OFFERED
@@ -47,7 +47,7 @@ def _answer_index(answer: Answer, options: Sequence[str]) -> int:
     )
 
 
-def _rotation(row: Mapping[str, Any]) -> int:
+def _rotation(row: Row) -> int:
     value = row.get("rotation") or 0
     try:
         return int(value)
@@ -66,16 +66,16 @@ class Mini(Benchmark):
 
     def read(self) -> list[Question]:
         questions = []
-        for index, row in enumerate(read_list(self.path)):
+        for row in read_list(self.path):
             for name in ("question_id", "ability", "group", "question", "answer"):
-                field(row, name, str, self.path, index)
-            options = field(row, "options", list, self.path, index)
+                row.typed(name, str)
+            options = row.typed("options", list)
             if row["answer"] not in options or not 2 <= len(set(options)) == len(options) <= len(OFFERED):
                 raise BenchmarkError(
-                    f"{self.path}: entry {row['question_id']!r}: 'options' must be 2 to {len(OFFERED)} different "
-                    f"texts with the answer {row['answer']!r} among them, found {options!r}"
+                    f"{row.where}: 'options' must be 2 to {len(OFFERED)} different texts with the answer "
+                    f"{row['answer']!r} among them, found {options!r}"
                 )
-            images = image_names(row, self.path, index)
+            images = row.images()
             for turn, rotated in enumerate(rotations(options)):
                 kept = row | {"rotation": turn, "options": list(rotated)}
                 prompt = choice_prompt(row["question"], rotated)
@@ -84,11 +84,14 @@ class Mini(Benchmark):
             questions.append(Question(kept, f"{row['question']}\n{OPEN_SUFFIX}", images, part=OPEN))
         return sorted(questions, key=lambda q: q.images)  # the same image's prompts together; stable
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        if question.part == OPEN:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        """How: `option_text`, `letter`, `contained_text`, `open` or `unparsed`."""
+        options = [as_text(option) for option in item.get("options") or ()]
+        if not options:
             return (m4c_normalize(text), "open") if text.strip() else (None, "unparsed")
-        index, how = match_option(text, question.options)
-        return None if index is None else question.options[index], how
+        index, how = match_option(text, options)
+        return None if index is None else options[index], how
 
     def counted_questions(self) -> Iterable[Question]:
         return (q for q in self.questions if q.part == MAIN and q.row["rotation"] == 0)
@@ -96,92 +99,92 @@ class Mini(Benchmark):
     # --- scoring --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+    def counted_as(cls, row: Row) -> Hashable:
         return row["question_id"]
 
     @classmethod
-    def identifier(
-        cls, gold: Mapping[Any, Any] | None, path: Path
-    ) -> Callable[[Mapping[str, Any]], Hashable]:
-        def identify(row: Mapping[str, Any]) -> Hashable:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], Hashable]:
+        def identify(row: Row) -> Hashable:
             number = take(row, ("question_id",), str(path))
             return number if isinstance(number, (str, int)) else str(number), _rotation(row)
 
         return identify
 
     @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def stored(cls, row: Row, where: str) -> Any:
         return row.get("text")
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[Any, Row]:
         """Answers and options may come from another file than the texts."""
         key = cls.identifier(None, path)
         return {key(row): row for row in cls.read_answers(path, Problems())}
 
     @classmethod
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
+        """Turns that are missing make a file incomplete: their questions are left out of the score."""
+        answers = super().grade_files(predictions, annotations, problems)
+        questions = answers.parts("question")
+        for key in _incomplete(questions, problems):
+            for answer in questions[key]:
+                answer.notes["whole"] = None
+        return answers
+
+    @classmethod
     def grade(cls, answer: Answer) -> None:
-        """Notes how the text was read: `option_text`, `letter`, `contained_text`, `open` or `unparsed`."""
         answer.where = f"mini question {answer.id[0]!r}"
         for name in ("ability", "group", "answer"):
             answer.value(name)
         options = [as_text(option) for option in answer.item.get("options") or ()]
+        said, how = cls.parse(answer.text, answer.item)
+        answer.parsed = said is not None
         if options:
-            index, how = match_option(answer.text, options)
+            index, _ = match_option(answer.text, options)
             answer.credit = index is not None and index == _answer_index(answer, options)
-        elif not answer.text.strip():
-            answer.credit, how = False, "unparsed"
         else:
-            answer.credit, how = same_answer(answer.text, as_text(answer.item["answer"])), "open"
-        answer.parsed, answer.notes = how != "unparsed", {"how": how, "options": len(options)}
+            answer.credit = answer.parsed and same_answer(answer.text, as_text(answer.item["answer"]))
+        answer.notes = {"how": how, "options": len(options), "question": answer.id[0], "whole": answer.id[0]}
+        answer.notes["cell"] = answer.item["group"], answer.item["ability"]
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        questions: dict[Any, list[Answer]] = defaultdict(list)
-        for answer in sorted(answers, key=lambda a: a.id[1]):
-            questions[answer.id[0]].append(answer)
-        questions = {a.id[0]: questions[a.id[0]] for a in answers}
-        whole = _whole(questions, problems)
-        cells: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-        for key in whole:
-            item = questions[key][0].item
-            cell = cells[item["group"], item["ability"]]
-            cell[0] += all(answer.credit for answer in questions[key])
-            cell[1] += 1
-        counts = {ability: cell for (_, ability), cell in cells.items()}
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        questions = answers.circular("whole")
+        cells = questions.cells("cell")
         groups, micro = {}, {}
         for name in dict.fromkeys((*GROUPS, *(group for group, _ in cells))):
             members = [cell for (group, _), cell in cells.items() if group == name]
             if members:
                 groups[name] = sum(r / n for r, n in members) / len(members)
                 micro[name] = sum(r for r, _ in members) / sum(n for _, n in members)
-        how = Counter(answer.notes["how"] for answer in answers)
+        counts = {ability: cell for (_, ability), cell in cells.items()}
+        first = Answers(min(turns, key=lambda a: a.id[1]) for turns in answers.parts("question").values())
         return {
-            "n": len(whole),
-            "unparsed": how["unparsed"],
-            "score": ratio(sum(right for right, _ in cells.values()), len(whole)),
+            "n": len(questions),
+            "score": questions.mean(),
             "subtasks": rates(counts),
             "groups": groups,
             "micro_groups": micro,
-            "vanilla": ratio(earned(turns[0] for turns in questions.values()), len(questions)),
-            "row_accuracy": ratio(earned(answers), len(answers)),
+            "vanilla": first.mean(),
+            "row_accuracy": answers.mean(),
             "rows": len(answers),
             "counts": counts,
-            "parsed": dict(how),
+            "parsed": dict(Counter(answer.notes["how"] for answer in answers)),
         }
 
 
-def _whole(questions: Mapping[Any, Sequence[Answer]], problems: Problems) -> list[Any]:
-    """Questions with all rotations 0..k-1, k being the most that any question with as many options has."""
+def _incomplete(questions: Mapping[Any, Answers], problems: Problems) -> list[Any]:
+    """Questions without all rotations 0..k-1, k being the most that any question with as many options has."""
+    options = {
+        key: min(turns, key=lambda answer: answer.id[1]).notes["options"] for key, turns in questions.items()
+    }
     most: dict[int, int] = defaultdict(int)
-    for turns in questions.values():
-        size = turns[0].notes["options"]
-        most[size] = max(most[size], *(answer.id[1] + 1 for answer in turns))
-    whole = []
     for key, turns in questions.items():
-        absent = sorted(set(range(most[turns[0].notes["options"]])) - {answer.id[1] for answer in turns})
+        most[options[key]] = max(most[options[key]], *(answer.id[1] + 1 for answer in turns))
+    incomplete = []
+    for key, turns in questions.items():
+        absent = sorted(set(range(most[options[key]])) - {answer.id[1] for answer in turns})
         for rotation in absent:
             problems.add("missing", f"question {key!r} rotation {rotation}")
-        if not absent:
-            whole.append(key)
-    return whole
+        if absent:
+            incomplete.append(key)
+    return incomplete

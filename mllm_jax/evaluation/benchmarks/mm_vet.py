@@ -4,27 +4,19 @@ Scores stored grades (`mllm-jax judge mm_vet` makes them): 100 * mean grade over
 a capability, averaged over grading runs, as in the official `mm-vet_evaluator.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mllm_jax import files
-from mllm_jax.evaluation.benchmarks.answers import Answer
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, required
-from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, value_of
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_map,
-    as_text,
-    match_ids,
-    read_annotations,
-    read_json,
-    take,
-)
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Question, Unanswered
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_prompt, required, texts
+from mllm_jax.evaluation.benchmarks.published import File, Published, Upload
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, take
 
 _ZIP = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 
@@ -40,47 +32,42 @@ def _grades(value: Any) -> list[float] | None:
     return [float(g) for g in runs]
 
 
-def aggregate(grades: dict[str, Sequence[float]], capabilities: dict[str, list[str]]) -> dict[str, Any]:
-    """Mean per capability, per combination of capabilities, per run and in total, as percentages."""
-    runs = len(next(iter(grades.values())))
-    sums: dict[str, list[float]] = {}
-    counts: dict[str, int] = {}
-    combos: dict[str, list[Sequence[float]]] = {}
-    for key, values in grades.items():
-        for name in ("total", *capabilities[key]):
-            total = sums.setdefault(name, [0.0] * runs)
-            counts[name] = counts.get(name, 0) + 1
-            for run, grade in enumerate(values):
-                total[run] += grade
-        combos.setdefault("+".join(sorted(capabilities[key])), []).append(values)
-    percent = {name: np.array(total) / counts[name] * 100 for name, total in sums.items()}
+def aggregate(graded: Sequence[tuple[list[float], list[str]]]) -> dict[str, Any]:
+    """Mean per capability, per combination of capabilities, per run and in total, as percentages.
+
+    Args:
+      graded: of each question the grades, one per run, and the capabilities that it needs.
+    """
+    parts: dict[str, list[list[float]]] = {}
+    combinations: dict[str, list[list[float]]] = {}
+    for grades, names in graded:
+        for name in ("total", *names):
+            parts.setdefault(name, []).append(grades)
+        combinations.setdefault("+".join(sorted(names)), []).append(grades)
+    # Added one question after the other: the last digit depends on it.
+    percent = {name: np.cumsum(rows, axis=0)[-1] / len(rows) * 100 for name, rows in parts.items()}
     return {
         "runs_total": percent["total"].tolist(),
         "std": float(percent["total"].std()),
         "mean": {name: float(values.mean()) for name, values in percent.items()},
-        "per_combination": {combo: float(np.mean(rows) * 100) for combo, rows in combos.items()},
+        "per_combination": {names: float(np.mean(rows) * 100) for names, rows in combinations.items()},
     }
 
 
 def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
-    gold = read_annotations(required(annotations, "mm-vet.json"))
-    said = read_json(predictions, problems)
-    if as_map(said, ("question_id",)) is not None:
+    gold = reading.read_annotations(required(annotations, "mm-vet.json"))
+    said = reading.read_json(predictions, problems)
+    if reading.as_map(said, ("question_id",)) is not None:
         rows = [{"id": key, "text": text} for key, text in said.items()]
     else:  # LLaVA's answer file, before its conversion
         rows = [
             {"id": f"v1_{take(row, ('question_id',), str(predictions))}", "text": row.get("text")}
             for row in (said if isinstance(said, list) else [said])
         ]
-    found = match_ids(rows, gold, lambda r: r["id"], lambda r: r["text"], problems)
+    found = reading.match_ids(rows, gold, lambda r: r["id"], lambda r: r["text"], problems)
     for key, row in found.items():
-        truth = as_text(take(gold[key], ("answer",), f"{annotations}: {key}"))
-        fields = {
-            "question": as_text(take(gold[key], ("question",), f"{annotations}: {key}")),
-            "answer": truth,
-            "prediction": as_text(row["text"]),
-        }
-        yield key, fields, {}
+        fields = texts(gold[key], f"{annotations}: {key}", question="question", answer="answer")
+        yield key, fields | texts(row, str(predictions), prediction="text"), {}
 
 
 def _parse_grade(reply: str) -> float | None:
@@ -90,20 +77,6 @@ def _parse_grade(reply: str) -> float | None:
     except ValueError:
         return None
     return grade if 0 <= grade <= 1 else None
-
-
-_GRADE = """Grade how correct a prediction is, from 0.0 (wrong) to 1.0 (entirely correct) in steps of 0.1.
-<AND> in the ground truth means that every part is required, <OR> that any one part is enough.
-A partly correct prediction earns the share of the required parts that it has. Reply with the number only.
-
-Question | Ground truth | Prediction | Grade
---- | --- | --- | ---
-How many cups are on the table? | 3 | There are four cups. | 0.0
-How many cups are on the table? | 3 | three | 1.0
-Which fruits are in the bowl? | apple <AND> pear | I can see an apple. | 0.5
-Which fruits are in the bowl? | apple <AND> pear | A pear next to an apple. | 1.0
-What is the animal? | cat <OR> kitten | It is a small kitten. | 1.0
-{question} | {answer} | {prediction} |"""
 
 
 class MmVet(Published):
@@ -118,7 +91,7 @@ class MmVet(Published):
     annotations_format = "JSON id -> capabilities, or mm-vet.json"
     judged = True
     stores_text = False
-    judge = (JudgeTask("mm_vet", "gpt-4-0613", 0.0, 8, 3, "", _GRADE, _judged, _parse_grade),)
+    judge = (JudgeTask("mm_vet", "gpt-4-0613", 0.0, 8, 3, "", read_prompt("mm_vet"), _judged, _parse_grade),)
     upload = Upload("mm_vet.json", "MM-Vet's evaluator")
     files: ClassVar = {"questions": File(("mm-vet.json",), _ZIP), "images": File(("images",), _ZIP)}
 
@@ -127,8 +100,7 @@ class MmVet(Published):
             name = str(row["_id"])
             if not name.startswith("v1_"):
                 raise BenchmarkError(f"{self.path}: id {name!r} does not begin with 'v1_'")
-            image = value_of(row, "imagename", name)
-            yield self.question(name.removeprefix("v1_"), str(value_of(row, "question", name)), (image,))
+            yield self.question(name.removeprefix("v1_"), str(row["question"]), [row["imagename"]])
 
     @classmethod
     def store_judgements(
@@ -141,9 +113,9 @@ class MmVet(Published):
         return folder / "grades.json", annotations
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
         """id -> capabilities; also from MM-Vet's own `mm-vet.json` (id -> {capability: [...]})."""
-        value = read_annotations(path)
+        value = reading.read_annotations(path)
         if not isinstance(value, dict) or not value:
             raise PredictionError(f"{path}: expected a JSON object id -> capabilities")
         keys = ("capability", "capabilities")
@@ -155,7 +127,7 @@ class MmVet(Published):
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
-        raw = read_json(path, problems)
+        raw = reading.read_json(path, problems)
         if not isinstance(raw, dict):
             raise PredictionError(f"{path}: expected stored grades, a JSON object id -> [grade per run]")
         if raw and all(isinstance(value, str) for value in raw.values()):
@@ -163,39 +135,31 @@ class MmVet(Published):
         return [{"id": key, "text": _grades(value)} for key, value in raw.items()]
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
         """Questions with a grade of every run."""
         answers = super().grade_files(predictions, annotations, problems)
-        for answer in answers:
-            if answer.row["text"] is None:
-                problems.add("missing", f"{answer.id}: no grade in [0, 1]")
-        answers = [answer for answer in answers if answer.row["text"] is not None]
         runs = max((len(answer.row["text"]) for answer in answers), default=0)
+        kept = Answers(answer for answer in answers if len(answer.row["text"]) == runs)
         for answer in answers:
             if len(answer.row["text"]) != runs:
                 problems.add("missing", f"{answer.id}: fewer runs than the others")
-        answers = [answer for answer in answers if len(answer.row["text"]) == runs]
-        if not answers:
+        if not kept:
             raise PredictionError(f"{predictions}: no grade for any question of {annotations}")
-        return answers
+        return kept
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
         """The mean grade of the runs."""
         grades = answer.row["text"]
-        answer.credit = sum(grades) / len(grades) if grades else 0
+        if grades is None:
+            raise Unanswered("no grade in [0, 1]")
+        answer.credit = sum(grades) / len(grades)
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        grades = {answer.id: answer.row["text"] for answer in answers}
-        result = aggregate(grades, {answer.id: answer.item["capabilities"] for answer in answers})
-        mean = result["mean"]
-        return {
-            "score": mean["total"],
-            "subtasks": {name: value for name, value in mean.items() if name != "total"},
-            "runs": len(answers[0].row["text"]),
-            **result,
-        }
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        result = aggregate([(answer.row["text"], answer.item["capabilities"]) for answer in answers])
+        means = dict(result["mean"])
+        return {"score": means.pop("total"), "subtasks": means, "runs": len(answers[0].row["text"]), **result}
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return {f"v1_{row['question_id']}": row["text"] for row in rows}

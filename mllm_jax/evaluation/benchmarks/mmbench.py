@@ -9,39 +9,25 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, unread
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.published import (
-    LETTER,
-    File,
-    Option,
-    Published,
-    Upload,
-    lettered,
-    value_of,
-)
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, rates
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, lettered
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.option_match import infer_option
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    read_annotation_rows,
-    read_rows,
-    take,
-)
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
 from mllm_jax.evaluation.table_files import TABLES, is_absent, read_table, write_xlsx
 
 ROTATION = 1_000_000
 _SITE = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
 # What LLaVA's conversion leaves out of an upload.
 _NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+_CATEGORIES = ("category", "l2-category")
 _SHORTEST_IMAGE = 64  # characters; shorter cells name the row that holds the image
 _PREDICTION_COLUMN = 6  # where LLaVA's conversion puts it, counted from 0
 
 
-def options_of(row: Mapping[str, Any]) -> dict[str, str]:
+def options_of(row: Row) -> dict[str, str]:
     """Letter -> option text; the options end at the first absent one.
 
     Example:
@@ -100,52 +86,46 @@ class MmBench(Published):
         rows = self.rows()
         images: dict[int, str] = {}
         for row in rows:
-            for name in ("index", "question", "image", "A"):
-                value_of(row, name, self.path)
+            for name in ("index", "question", "A"):
+                row.first(name)
             if len(row["image"]) > _SHORTEST_IMAGE:
-                images[self._index(row["index"])] = self.embedded.add_base64(row.pop("image"))
+                images[read_index(row["index"], row.where)] = self.embedded.add_base64(row.pop("image"))
         for position, row in enumerate(rows):
-            index = self._index(row["index"])
+            index = read_index(row["index"], row.where)
             if self.values.get("rounds") == "vanilla" and index >= ROTATION:
                 continue
-            image = images.get(index) or images.get(self._index(row.get("image", -1)))
+            image = images.get(index) or images.get(read_index(row.get("image", -1), row.where))
             if image is None:
                 raise BenchmarkError(f"{self.path}: index {index} has no image; fetch the file again")
             choices = options_of(row)
             hint = "" if is_absent(row.get("hint")) else f"{row['hint']}\n"
             answer = None if is_absent(row.get("answer")) else row["answer"]
-            known = {key: row[key] for key in ("category", "l2-category") if not is_absent(row.get(key))}
+            known = {key: row[key] for key in _CATEGORIES if not is_absent(row.get(key))}
             columns = {key: cell for key, cell in row.items() if key not in _NOT_UPLOADED}
             yield self.question(
                 index,
                 f"{hint}{row['question']}\n{lettered(list(choices.values()))}\n{self.instruction}",
-                (image,),
+                [image],
                 answer,
-                tuple(choices),
+                list(choices),
                 ability=known.get("category", ""),
                 fields={"position": position, "columns": columns},
                 truth={**choices, **known, "answer": answer},
             )
 
-    def _index(self, value: Any) -> int:
-        try:
-            return read_index(value, self.path)
-        except PredictionError as error:
-            raise BenchmarkError(str(error)) from error
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        options = options_of(item)
+        letter = infer_option(text, options)
+        return (letter, "letter or option text") if letter in options else (None, "unparsed")
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        truth = question.row["truth"]
-        letter = infer_option(text, {letter: truth[letter] for letter in question.options})
-        return (letter, "letter or option text") if letter in question.options else (None, "unparsed")
-
-    def write_submission(self, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    def write_submission(self, rows: Sequence[Row], path: Path) -> None:
         """The TSV's columns without image, hint and categories, and `prediction` as the seventh column."""
         ordered = sorted(rows, key=lambda row: row["position"])
         header = list(ordered[0]["columns"])
         header.insert(_PREDICTION_COLUMN, "prediction")
-        cells = [
-            {**row["columns"], "index": row["question_id"], "prediction": row["text"]} for row in ordered
-        ]
+        said = ({"index": row["question_id"], "prediction": row["text"]} for row in ordered)
+        cells = [{**row["columns"], **own} for row, own in zip(ordered, said, strict=True)]
         try:
             write_xlsx(path, header, cells, numbers=("index",), texts=("prediction",))
         except ValueError as error:
@@ -154,18 +134,18 @@ class MmBench(Published):
     # --- scoring --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def counted_as(cls, row: Mapping[str, Any]) -> Hashable:
+    def counted_as(cls, row: Row) -> Hashable:
         return int(row["question_id"]) % ROTATION
 
     @classmethod
-    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], int]:
-        return lambda row: read_index(take(row, cls.id_keys, str(path)), path)
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], int]:
+        return lambda row: read_index(reading.take(row, cls.id_keys, str(path)), path)
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
         if path.suffix.lower() in TABLES:
             return [dict(row) for row in read_table(path, problems)]
-        rows = read_rows(path, problems)
+        rows = reading.read_rows(path, problems)
         for row in rows:
             letters, texts = row.get("option_char"), row.get("options")
             if isinstance(letters, list) and isinstance(texts, list):  # LLaVA's answer file
@@ -173,19 +153,17 @@ class MmBench(Published):
         return rows
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[int, Mapping[str, Any]]:
-        if path.suffix.lower() in TABLES:
-            problems = Problems()
-            rows: Any = read_table(path, problems)
-            if problems.counts:
-                raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
-        else:
-            rows = read_annotation_rows(path)
+    def read_annotations(cls, path: Path) -> dict[int, Row]:
+        problems = Problems()
+        table = path.suffix.lower() in TABLES
+        rows: Any = read_table(path, problems) if table else reading.read_annotation_rows(path)
+        if problems.counts:
+            raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
         index_of = cls.identifier(None, path)
-        return {index_of(row): row for row in by_id(rows, cls.id_keys, path).values()}
+        return {index_of(row): row for row in reading.by_id(rows, cls.id_keys, path).values()}
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
         rows = cls.read_answers(predictions, problems)
         index_of = cls.identifier(None, predictions)
         if annotations is None:
@@ -197,69 +175,55 @@ class MmBench(Published):
                 index = index_of(row)
                 if index not in gold and index % ROTATION in gold and not is_absent(row.get("answer")):
                     gold[index] = row
-        answers = cls.match(rows, gold, predictions, annotations or predictions, problems)
+        answers = cls.match(rows, gold, predictions, annotations, problems)
         circular = any(index >= ROTATION for index in gold)
         answered = {answer.id for answer in answers}
         broken = {index % ROTATION for index in gold if index not in answered}
         if circular and not complete:
             broken |= _missing_rotations(gold, problems)
         for answer in answers:
-            answer.notes |= {"circular": circular, "whole": answer.id % ROTATION not in broken}
+            base = answer.id % ROTATION
+            answer.notes |= {"circular": circular, "question": None if base in broken else base}
         return answers
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        options = options_of(answer.item) or options_of(answer.row)
-        letter = infer_option(answer.text, options)
-        answer.parsed = letter in options
+        letter, _ = cls.parse(answer.text, answer.item if options_of(answer.item) else answer.row)
+        answer.parsed = letter is not None
         answer.credit = letter == as_text(answer.value("answer"))
+        categories = {name: answer.item.get(name) for name in _CATEGORIES}
+        answer.notes = {name: as_text(value) for name, value in categories.items() if not is_absent(value)}
 
     @classmethod
-    def figures(
-        cls, answers: Sequence[Answer], problems: Problems, groups: Path | None = None
-    ) -> dict[str, Any]:
-        questions: dict[int, list[Answer]] = {}
-        for answer in answers:
-            if answer.notes["whole"]:
-                questions.setdefault(answer.id % ROTATION, []).append(answer)
-        cells: dict[str, dict[str, list[int]]] = {"category": {}, "l2-category": {}}
-        correct = 0
-        for turns in questions.values():
-            item = min(turns, key=lambda a: a.id).item
-            right = all(a.credit for a in turns)
-            correct += right
-            for column, parts in cells.items():
-                if not is_absent(item.get(column)):
-                    cell = parts.setdefault(as_text(item[column]), [0, 0])
-                    cell[0] += right
-                    cell[1] += 1
-        first = [answer for answer in answers if answer.id < ROTATION]
+    def figures(cls, answers: Answers, groups: Path | None = None) -> dict[str, Any]:
+        questions = answers.circular("question")
+        counts, l2_counts = (questions.cells(name) for name in _CATEGORIES)
         table = load_groups(groups)
         # Tables of this form have categories of their own (CCBench); a grouping that was asked for must have them all.
-        inside = {n: c for n, c in cells["category"].items() if groups or n in table["mmbench"]}
+        inside = {n: cell for n, cell in counts.items() if groups or n in table["mmbench"]}
         grouping = grouped("mmbench", inside, table)
         circular = any(answer.notes["circular"] for answer in answers)
+        vanilla = Answers(answer for answer in answers if answer.id < ROTATION)
         return {
             "n": len(questions),
-            "unparsed": unread(answers),
-            "score": ratio(correct, len(questions)),
-            "subtasks": rates(cells["category"]),
+            "score": questions.mean(),
+            "subtasks": rates(counts),
             "groups": grouping["micro"],
             "evaluation": "circular" if circular else "vanilla (no rotations in the files)",
-            "correct": correct,
-            "counts": cells["category"],
-            "l2_category": rates(cells["l2-category"]),
-            "l2_counts": cells["l2-category"],
+            "correct": questions.earned,
+            "counts": counts,
+            "l2_category": rates(l2_counts),
+            "l2_counts": l2_counts,
             "group_scores": grouping,
-            "vanilla_accuracy": ratio(earned(first), len(first)),
-            "vanilla_correct": earned(first),
+            "vanilla_accuracy": vanilla.mean(),
+            "vanilla_correct": vanilla.earned,
             "rows": len(answers),
-            "row_correct": earned(answers),
-            "row_accuracy": ratio(earned(answers), len(answers)),
+            "row_correct": answers.earned,
+            "row_accuracy": answers.mean(),
         }
 
 
-def _missing_rotations(gold: Mapping[int, Mapping[str, Any]], problems: Problems) -> set[int]:
+def _missing_rotations(gold: Mapping[int, Row], problems: Problems) -> set[int]:
     """Reports base questions whose rotations are not all there and returns them.
 
     A question has as many rotations as options, or one fewer if the last option ("none of the above"

@@ -10,26 +10,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from mllm_jax import files
-from mllm_jax.data import reading
-from mllm_jax.evaluation.benchmarks.answers import Answer
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
+from mllm_jax.data.reading import read_text as read_question_text
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, Upload
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, confusion
 from mllm_jax.evaluation.grouping import group_scores, load_groups
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text, read_rows, read_text, take
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text, take
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
+PERCEPTION = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 TASKS = PERCEPTION + COGNITION
 YES_NO_SUFFIX = "Please answer yes or no."
@@ -63,15 +53,11 @@ def score_task(pairs: Sequence[tuple[str, str]]) -> dict[str, float | int]:
     labels, answers = [label for label, _ in pairs], [answer for _, answer in pairs]
     right = [label == answer for label, answer in pairs]
     images = [right[i : i + 2] for i in range(0, len(right), 2)]
-    c = confusion(labels, answers)
-    acc = sum(right) / len(right) if right else 0.0
-    acc_plus = sum(all(image) for image in images) / len(images) if images else 0.0
+    acc, acc_plus = ratio(sum(right), len(right)), ratio(sum(map(all, images)), len(images))
     return {
         "score": acc * 100 + acc_plus * 100,
         "rows": len(pairs),
-        **c,
-        "precision": c["TP"] / (c["TP"] + c["FP"]) if c["TP"] + c["FP"] else 0.0,
-        "recall": c["TP"] / (c["TP"] + c["FN"]) if c["TP"] + c["FN"] else 0.0,
+        **confusion(labels, answers),
         "other_num": answers.count("other"),
         "acc": acc,
         "acc_plus": acc_plus,
@@ -85,7 +71,7 @@ def _key(task: str, image: str, question: str) -> tuple[str, str, str]:
 
 def _read_task(path: Path, columns: int, problems: Problems) -> list[list[str]]:
     rows = []
-    for number, line in enumerate(read_text(path, problems).split("\n"), 1):
+    for number, line in enumerate(reading.read_text(path, problems).split("\n"), 1):
         if not line.strip():
             continue
         cells = line.rstrip("\r").split("\t")
@@ -96,22 +82,17 @@ def _read_task(path: Path, columns: int, problems: Problems) -> list[list[str]]:
     return rows
 
 
-def write_task_files(folder: Path, rows: Sequence[tuple[Mapping[str, Any], str | None]]) -> None:
-    """One text file per sub-task: image, question, right answer and, where given, the model's.
-
-    Args:
-      rows: (stored row, answer or None).
-    """
+def write_task_files(folder: Path, rows: Sequence[Row]) -> None:
+    """One text file per sub-task: image, question, right answer and, of rows that have one, the model's."""
     folder.mkdir(parents=True, exist_ok=True)
-    for task in TASKS:
-        lines = []
-        for row, text in rows:
-            truth = row["truth"]
-            if truth["task"] == task:
-                cells = [truth["image"], truth["question"], truth["answer"]]
-                # A tab or line break in an answer would be another column or row of this format.
-                lines.append("\t".join(cells + ([] if text is None else [" ".join(text.split())])))
-        files.write_text(folder / f"{task}.txt", "".join(f"{line}\n" for line in lines))
+    lines: dict[str, list[str]] = {task: [] for task in TASKS}
+    for row in rows:
+        cells = [row["truth"][name] for name in ("image", "question", "answer")]
+        # A tab or line break in an answer would be another column or row of this format.
+        cells += [" ".join(row["text"].split())] if "text" in row else []
+        lines[row["truth"]["task"]].append("\t".join(cells) + "\n")
+    for task, texts in lines.items():
+        files.write_text(folder / f"{task}.txt", "".join(texts))
 
 
 class Mme(Published):
@@ -120,9 +101,7 @@ class Mme(Published):
     name = "mme"
     unit = "points"
     rule = "MME eval tool, calculation.py"
-    answers_format = (
-        "LLaVA JSON lines {question_id, prompt, text}, or a folder of <task>.txt with four columns"
-    )
+    answers_format = "LLaVA JSON lines {question_id, prompt, text}, or a folder of four-column <task>.txt"
     score_options = ("groups",)
     in_annotation_order = True
     max_new_tokens = SHORT_TOKENS
@@ -142,27 +121,22 @@ class Mme(Published):
         self.images = root
         for task in TASKS:
             folder = root / task
-            questions = folder / "questions_answers_YN"
-            texts = sorted((questions if questions.is_dir() else folder).glob("*.txt"))
+            inside = folder / "questions_answers_YN"
+            texts = sorted((inside if inside.is_dir() else folder).glob("*.txt"))
             if not texts:
-                raise BenchmarkError(
-                    f"mme: {folder} holds no questions; download it from {self.files['folder'].where}"
-                )
+                where = self.files["folder"].where
+                raise BenchmarkError(f"mme: {folder} holds no questions; download it from {where}")
             for path in texts:
                 yield from self._about_one_image(task, path, root)
 
     def _about_one_image(self, task: str, path: Path, root: Path) -> Iterator[Question]:
         places = (root / task / "images", root / task)
-        found = [
-            image
-            for place in places
-            for image in sorted(place.glob(f"{path.stem}.*"))
-            if image.suffix.lower() in _IMAGES
-        ]
+        beside = [file for place in places for file in sorted(place.glob(f"{path.stem}.*"))]
+        found = [file for file in beside if file.suffix.lower() in _IMAGES]
         if not found:
             raise BenchmarkError(f"mme: {path} asks about an image that is not in {places[0]} or {places[1]}")
         self.files_read.append(path)
-        lines = [line for line in reading.read_text(path).split("\n") if line.strip()]
+        lines = [line for line in read_question_text(path).split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line.split("\t")) != 2 for line in lines):
             raise BenchmarkError(f"mme: {path}: expected two lines of question, tab and answer")
         image = found[0].relative_to(root).as_posix()  # LLaVA's id
@@ -171,7 +145,7 @@ class Mme(Published):
             yield self.question(
                 image,
                 f"{question.replace(YES_NO_SUFFIX, '').strip()}\n{SHORT}",
-                (image,),
+                [image],
                 answer.capitalize(),
                 ANSWERS,
                 ability=task,
@@ -179,56 +153,53 @@ class Mme(Published):
                 rotation=turn,
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         said = parse_yes_no(text)
         return (None, said) if said == "other" else (said, "first four characters")
 
     def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
         """A folder of the official eval tool's text files, without its fourth column."""
-        write_task_files(path, [(question.row, None) for question in questions])
+        write_task_files(path, [question.row for question in questions])
 
-    def write_submission(self, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-        write_task_files(path, [(row, row["text"]) for row in rows])
+    def write_submission(self, rows: Sequence[Row], path: Path) -> None:
+        write_task_files(path, rows)
 
     # --- scoring --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
         if annotations is None and not predictions.is_dir():
             raise ValueError(
-                "mme: --annotations is needed with a LLaVA answer file: the folder of <task>.txt files"
+                "mme: --annotations is needed with LLaVA's answers: the folder of <task>.txt files"
             )
         return super().grade_files(predictions, annotations or predictions, problems)
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[Any, Row]:
         """From a folder of `<task>.txt` files with image, question and answer separated by tabs."""
         gold = {}
         for task in TASKS:
             file = path / f"{task}.txt"
             if not file.is_file():
                 raise PredictionError(
-                    f"{file}: missing; MME annotations are a folder with one file per sub-task"
+                    f"{file}: missing; MME annotations are a folder with a file per sub-task"
                 )
             problems = Problems()
             rows = [(c[0], c[1], c[2].strip().lower()) for c in _read_task(file, 3, problems)]
             bad = [row for row in rows if row[2] not in ("yes", "no")]
-            if problems.counts or bad or not rows or len(rows) % 2:
-                raise PredictionError(
-                    f"{file}: damaged: {problems.as_dict() or bad[:1] or 'odd number of lines'}"
-                )
-            for image, question, label in rows:
-                key = _key(task, image, question)
-                if key in gold:
-                    raise PredictionError(f"{file}: question {key} occurs twice")
-                gold[key] = {"task": task, "label": label}
+            labels = {_key(task, image, question): label for image, question, label in rows}
+            if problems.counts or bad or not rows or len(rows) % 2 or len(labels) < len(rows):
+                why = problems.as_dict() or bad[:1] or "an odd number of lines, or a question twice"
+                raise PredictionError(f"{file}: damaged: {why}")
+            gold |= {key: {"task": task, "label": label} for key, label in labels.items()}
         return gold
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
         """From an official folder of text files, where absent tasks are reported as missing, or LLaVA's file."""
         if not path.is_dir():
-            return read_rows(path, problems)
+            return reading.read_rows(path, problems)
         return [
             {"question_id": f"{task}/{image}", "prompt": question, "text": text}
             for task in TASKS
@@ -237,8 +208,8 @@ class Mme(Published):
         ]
 
     @classmethod
-    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], Any]:
-        def identify(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], Any]:
+        def identify(row: Row) -> tuple[str, str, str]:
             place = PurePosixPath(str(take(row, ("question_id",), str(path))))
             task = place.parts[0] if place.parts else ""
             return _key(task, place.name, as_text(take(row, ("prompt", "question"), str(path))))
@@ -249,24 +220,24 @@ class Mme(Published):
     def grade(cls, answer: Answer) -> None:
         said = parse_yes_no(answer.text)
         answer.parsed, answer.credit = said != "other", said == answer.item["label"]
+        answer.part = answer.item["task"]
         answer.notes = {"said": said, "lmms": parse_yes_no_lmms(answer.text)}
 
     @classmethod
-    def figures(
-        cls, answers: Sequence[Answer], problems: Problems, groups: Path | None = None
-    ) -> dict[str, Any]:
+    def figures(cls, answers: Answers, groups: Path | None = None) -> dict[str, Any]:
+        parts = answers.parts()
+
         def tasks_by(note: str) -> dict[str, dict[str, float | int]]:
             return {
-                task: score_task(
-                    [(a.item["label"], a.notes[note]) for a in answers if a.item["task"] == task]
-                )
+                task: score_task([(a.item["label"], a.notes[note]) for a in parts.get(task, ())])
                 for task in TASKS
             }
 
-        details, lmms = tasks_by("said"), tasks_by("lmms")
-        scores = {task: cell["score"] for task, cell in details.items()}
-        perception, cognition = (sum(scores[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
-        table = load_groups(groups)
+        details, table = tasks_by("said"), load_groups(groups)
+        scores, lmms = ({t: d["score"] for t, d in some.items()} for some in (details, tasks_by("lmms")))
+        perception, cognition = _summed(scores)
+        lmms_perception, lmms_cognition = _summed(lmms)
+        authors = group_scores("mme_authors", scores, "sum", table) if "mme_authors" in table else {}
         return {
             "score": perception,
             "subtasks": scores,
@@ -275,11 +246,14 @@ class Mme(Published):
             "cognition": cognition,
             "total": perception + cognition,
             "group_mean": group_scores("mme", scores, "macro", table),
-            "group_authors": group_scores("mme_authors", scores, "sum", table)
-            if "mme_authors" in table
-            else {},
+            "group_authors": authors,
             "group_normalised": group_scores("mme", scores, "normalised", table),
             "details": details,
-            "lmms_perception": sum(lmms[task]["score"] for task in PERCEPTION),
-            "lmms_cognition": sum(lmms[task]["score"] for task in COGNITION),
+            "lmms_perception": lmms_perception,
+            "lmms_cognition": lmms_cognition,
         }
+
+
+def _summed(scores: Mapping[str, float]) -> tuple[float, float]:
+    """Perception and cognition."""
+    return sum(scores[task] for task in PERCEPTION), sum(scores[task] for task in COGNITION)

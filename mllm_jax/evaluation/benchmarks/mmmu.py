@@ -7,59 +7,34 @@ headline.
 """
 
 import ast
-import functools
+import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.mmmu_parse import (
-    Fallback,
-    find_choice,
-    open_is_right,
-    parse_open,
-    read_options,
-)
-from mllm_jax.evaluation.benchmarks.published import (
-    LETTER,
-    SHORT,
-    SHORT_TOKENS,
-    File,
-    Option,
-    Published,
-    Upload,
-    lettered,
-    value_of,
-)
+from mllm_jax.evaluation.benchmarks import published
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, rates, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.mmmu_parse import find_choice, open_is_right, parse_open, read_options
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
 from mllm_jax.inference.beam_sampling import BeamSampling
 
 CHOICE = "multiple-choice"
 DOMAINS = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
+    "Art and Design": "Art Art_Theory Design Music",
+    "Business": "Accounting Economics Finance Manage Marketing",
+    "Science": "Biology Chemistry Geography Math Physics",
+    "Health and Medicine": "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy "
+    "Public_Health",
+    "Humanities and Social Science": "History Literature Sociology Psychology",
+    "Tech and Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics "
+    "Energy_and_Power Materials Mechanical_Engineering",
 }
+_SEED = 42  # of the official draws
 _ID = re.compile(r"(?:validation|test|dev)_(.+)_\d+")
 _LETTER = re.compile(r"[A-Z]")
 _FINAL = "final answer"  # of a JSON object id -> final answer; other answers are raw responses
@@ -82,7 +57,7 @@ class Mmmu(Published):
     text_keys = (_FINAL, "response", "text", "answer_text", "prediction", "answer")
     keyed = True
     in_annotation_order = True
-    max_new_tokens = SHORT_TOKENS
+    max_new_tokens = published.SHORT_TOKENS
     upload = Upload("output.json", "MMMU's main_parse_and_eval.py")
     options: ClassVar = {
         "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled"), True),
@@ -98,7 +73,7 @@ class Mmmu(Published):
         return BeamSampling(seed=int(self.values["seed"])) if self.values["decoding"] == "sampled" else None
 
     @classmethod
-    def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:
+    def read_options(cls, given: Row) -> dict[str, bool | str]:
         values = super().read_options(given)
         if not re.fullmatch(r"[0-9]+", str(values["seed"])):
             raise BenchmarkError(f"{cls.name}: option 'seed': {values['seed']!r} is no whole number")
@@ -111,71 +86,69 @@ class Mmmu(Published):
             for row in self.read_table(path):
                 yield self._item(row, path)
 
-    def _item(self, row: dict[str, Any], path: Path) -> Question:
-        number = str(value_of(row, "id", path))
-        question, kind = value_of(row, "question", number), row.get("question_type", CHOICE)
-        try:
-            choices = read_options(row.get("options")) if kind == CHOICE else []
-        except ValueError as error:
-            raise BenchmarkError(f"{number}: {error}") from error
-        answer = _gold(value_of(row, "answer", number), kind)
-        asked = f"\n{lettered(choices, '({}) {}')}\n\n{LETTER}" if choices else f"\n{SHORT}"
+    def _item(self, row: FileRow, path: Path) -> Question:
+        number, kind = str(row["id"]), row.get("question_type", CHOICE)
+        choices = read_options(row.get("options"), row.where) if kind == CHOICE else []
+        answer = _gold(row["answer"], kind)
+        asked = f"{lettered(choices, '({}) {}')}\n\n{LETTER}" if choices else published.SHORT
         return self.question(
             number,
-            f"{question}{asked}",
-            (value_of(row, "image_1", number),),
+            f"{row['question']}\n{asked}",
+            [row["image_1"]],
             answer,
-            tuple(LETTERS[: len(choices)]),
+            LETTERS[: len(choices)],
             ability=path.parent.name,
             fields={"id": number, "options": choices},
             truth={"id": number, "question_type": kind, "ground_truth": answer, "options": choices},
         )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        if not question.options:
-            return super().parse(question, text)
-        choices = dict(zip(question.options, question.row["options"], strict=True))
-        letter = find_choice(text, list(choices), choices)
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        if not item["options"]:
+            return super().parse(text, item)
+        letter = find_choice(text, dict(zip(LETTERS, item["options"], strict=False)))
         return letter, "unparsed" if letter is None else "letter or option text"
 
     @classmethod
-    def grader(cls) -> Callable[[Answer], None]:
-        """In order: each unreadable answer takes the next draw."""
-        return functools.partial(cls._grade, Fallback())
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
+        """In order: each unreadable answer takes the next draw, Python's `random` as in the official code."""
+        answers, draws = super().grade_files(predictions, annotations, problems), random.Random(_SEED)
+        for answer in answers:
+            if options := answer.notes["drawn from"]:
+                answer.notes["reading"] = letter = draws.choice(options)
+                answer.parsed, answer.credit = False, letter == _right(answer)
+        return answers
 
     @classmethod
-    def _grade(cls, fallback: Fallback, answer: Answer) -> None:
+    def grade(cls, answer: Answer) -> None:
         name = _ID.fullmatch(str(answer.id))
         if name is None:
             raise PredictionError(f"{answer.where}: the id is not <split>_<subject>_<number>")
-        gold, text = answer.value("ground_truth", "answer"), answer.text
-        drawn, parsed = False, True
+        gold, text = _right(answer), answer.text
+        answer.part, answer.parsed, drawn_from = name[1], True, []
         if answer.item.get("question_type", CHOICE) != CHOICE:
-            reading = right = open_is_right(parse_open(text), gold)
-        elif _FINAL not in answer.row:
-            options = _options(answer)
-            reading = find_choice(text, list(options), options)
-            if drawn := reading is None:
-                reading = fallback.draw(list(options))
-            right = reading == gold
+            reading = answer.credit = open_is_right(parse_open(text), gold)
+        elif _FINAL in answer.row:
+            reading, answer.parsed = text, _LETTER.fullmatch(text) is not None
+            answer.credit = text in ([gold] if isinstance(gold, str) else gold)
         else:
-            reading, parsed = text, _LETTER.fullmatch(text) is not None
-            right = text in ([gold] if isinstance(gold, str) else gold)
-        answer.credit, answer.parsed = right, parsed and not drawn
-        answer.notes = {"subject": name[1], "drawn": drawn, "reading": reading}
+            options = _options(answer)
+            reading = find_choice(text, options)
+            answer.credit = reading == gold
+            drawn_from = list(options) if reading is None else []
+        answer.notes = {"reading": reading, "drawn from": drawn_from}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        cells = tally(answers, lambda a: a.notes["subject"])
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        cells = answers.cells()
         domains = {
-            domain: [sum(cells[s][i] for s in subjects if s in cells) for i in (0, 1)]
+            domain: [sum(cells[s][i] for s in subjects.split() if s in cells) for i in (0, 1)]
             for domain, subjects in DOMAINS.items()
         }
-        drawn = [answer.id for answer in answers if answer.notes["drawn"]]
-        without = earned(answer for answer in answers if not answer.notes["drawn"])
+        drawn = [answer.id for answer in answers if answer.notes["drawn from"]]
+        without = Answers(answer for answer in answers if not answer.notes["drawn from"]).earned
         return {
-            "subtasks": rates(cells),
-            "correct": earned(answers),
+            "correct": answers.earned,
             "domains": rates(domains),
             "domain_counts": domains,
             "random_fallbacks": len(drawn),
@@ -184,15 +157,23 @@ class Mmmu(Published):
             "score_not_counting_fallback": ratio(without, len(answers)),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         """What `main_parse_and_eval.py` reads."""
-        out = []
-        for row in rows:
-            letters = list(LETTERS[: len(row["options"])])
-            item = {"id": row["id"], "question_type": row["truth"]["question_type"], "answer": row["gold"]}
-            item |= {"all_choices": letters, "index2ans": dict(zip(letters, row["options"], strict=True))}
-            out.append(item | {"response": row["text"]})
-        return out
+        return [
+            {
+                "id": row["id"],
+                "question_type": row["truth"]["question_type"],
+                "answer": row["gold"],
+                "all_choices": list(LETTERS[: len(row["options"])]),
+                "index2ans": dict(zip(LETTERS, row["options"], strict=False)),
+                "response": row["text"],
+            }
+            for row in rows
+        ]
+
+
+def _right(answer: Answer) -> str | list[str]:
+    return answer.value("ground_truth", "answer")
 
 
 def _options(answer: Answer) -> dict[str, str]:

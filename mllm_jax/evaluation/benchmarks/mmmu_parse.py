@@ -1,12 +1,12 @@
 """Reading MMMU answers (Yue et al. 2024): the official rules for multiple choice and for open questions."""
 
 import ast
-import random
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mllm_jax.evaluation.option_match import LETTERS
+from mllm_jax.evaluation.predictions import BenchmarkError
 
 ENDS = (",", ".", "!", "?", ";", ":", "'")
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -25,39 +25,37 @@ def strip_ends(text: str) -> str:
     return text
 
 
-def find_choice(text: str, choices: Sequence[str], index2ans: Mapping[str, str]) -> str | None:
+def find_choice(text: str, options: Mapping[str, str]) -> str | None:
     """The letter that a multiple-choice answer names, or None where the official code draws at random.
 
     Candidates are letters in parentheses; else free-standing letters; else, in answers of more than
     five words, options whose text occurs. Among several the one whose last occurrence is latest.
 
+    Args:
+      options: letter -> option text.
+
     Example:
-        >>> find_choice("I think (A) but maybe (C)", "ABCD", {})
+        >>> find_choice("I think (A) but maybe (C)", {"A": "cat", "B": "dog", "C": "cow"})
         'C'
     """
+    return choose(text, options, (("({})", "({})"), (" {} ", " {} ")))
+
+
+def choose(text: str, options: Mapping[str, str], forms: Sequence[tuple[str, str]]) -> str | None:
+    """What MMMU's rules have in common.
+
+    Args:
+      forms: ways to write a letter, the first that occurs decides: what must occur, and what is located.
+    """
     text = f" {strip_ends(text)} "
-    found = [c for c in choices if f"({c})" in text]
-    if found:
-        return max(found, key=lambda c: text.rfind(f"({c})"))
-    found = [c for c in choices if f" {c} " in text]
-    if found:
-        return max(found, key=lambda c: text.rfind(f" {c} "))
+    for occurs, located in forms:
+        if found := [letter for letter in options if occurs.format(letter) in text]:
+            return max(found, key=lambda letter: text.rfind(located.format(letter)))
     if len(text.split()) > 5:
         lower = text.lower()
-        found = [c for c, answer in index2ans.items() if answer.lower() in lower]
-        if found:
-            return max(found, key=lambda c: lower.rfind(index2ans[c].lower()))
+        if found := [letter for letter, option in options.items() if option.lower() in lower]:
+            return max(found, key=lambda letter: lower.rfind(options[letter].lower()))
     return None
-
-
-class Fallback:
-    """The official random choice for unreadable answers: Python's `random`, seed 42, one draw per answer."""
-
-    def __init__(self, seed: int = 42) -> None:
-        self._random = random.Random(seed)
-
-    def draw(self, choices: Sequence[str]) -> str:
-        return self._random.choice(list(choices))
 
 
 def numbers(text: str) -> list[str]:
@@ -120,16 +118,18 @@ def open_is_right(prediction: Sequence[str | float], answer: str | Sequence[str]
     return False
 
 
-def read_options(value: Any) -> list[str]:
+def read_options(value: Any, where: str) -> list[str]:
     """Options that a data set stores as a list or as the text of a Python list.
 
     Raises:
-      ValueError: neither; or none, or more than there are letters.
+      BenchmarkError: neither; or none, or more than there are letters.
     """
     try:
         options = ast.literal_eval(value) if isinstance(value, str) else value
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise ValueError(f"options are no list: {value[:60]!r}") from error
+        raise BenchmarkError(f"{where}: options are no list: {value[:60]!r}") from error
     if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
-        raise ValueError(f"options must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}")
+        raise BenchmarkError(
+            f"{where}: options must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}"
+        )
     return [str(option) for option in options]

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally, unread
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.mmmu_parse import read_options, strip_ends
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.mmmu_parse import choose, read_options
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.evaluation.predictions import Row, as_text
 
 _HUB = "https://huggingface.co/datasets/MMMU/MMMU_Pro"
 _MARK = re.compile(r"<image (\d)>")
@@ -43,22 +44,7 @@ def find_choice(text: str, options: Mapping[str, str]) -> str | None:
         named = [letter for letter in options if letter in tail]
         if len(named) == 1:
             return named[0]
-    text = f" {strip_ends(text)} "
-    for occurs, located in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        found = [letter for letter in options if occurs.format(letter) in text]
-        if found:
-            return _latest(found, [located.format(letter) for letter in found], text)
-    if len(text.split()) > 5:
-        lower = text.lower()
-        found = [letter for letter, option in options.items() if option.lower() in lower]
-        if found:
-            return _latest(found, [options[letter].lower() for letter in found], lower)
-    return None
-
-
-def _latest(letters: Sequence[str], needles: Sequence[str], text: str) -> str:
-    places = [text.rfind(needle) for needle in needles]
-    return letters[places.index(max(places))]
+    return choose(text, options, (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")))
 
 
 class MmmuPro(Published):
@@ -84,75 +70,62 @@ class MmmuPro(Published):
 
     def items(self) -> Iterator[Question]:
         for row in self.rows():
-            number = str(value_of(row, "id", self.folder))
-            try:
-                choices = read_options(value_of(row, "options", number))
-            except ValueError as error:
-                raise BenchmarkError(f"{number}: {error}") from error
+            number, subject = str(row["id"]), str(row["subject"])
+            choices = read_options(row["options"], row.where)
             prompt, images = self.prompt(row, choices)
-            answer = value_of(row, "answer", number)
-            subject = str(value_of(row, "subject", number))
             fields = {"id": number, "subject": subject, "options": choices}
             yield self.question(
                 number,
                 prompt,
                 images,
-                answer,
-                tuple(LETTERS[: len(choices)]),
+                row["answer"],
+                LETTERS[: len(choices)],
                 ability=subject,
                 fields=fields,
-                truth=fields | {"answer": answer},
+                truth=fields | {"answer": row["answer"]},
                 interleaved="<image>" in prompt,
             )
 
-    def prompt(self, row: dict[str, Any], choices: list[str]) -> tuple[str, tuple[str, ...]]:
+    def prompt(self, row: FileRow, choices: list[str]) -> tuple[str, tuple[str, ...]]:
         """Prompt and images, in the order in which the prompt shows them."""
         text = f"{row['question']}\n{lettered(choices)}\n{self.instructions[str(self.values['mode'])]}"
         shown = [f"image_{number}" for number in _MARK.findall(text)]
-        images = [value_of(row, name, row["id"]) for name in shown]
-        rest = [
-            row[name]
-            for i in range(1, 8)
-            if (name := f"image_{i}") not in shown and row.get(name) is not None
+        others = [
+            name for i in range(1, 8) if (name := f"image_{i}") not in shown and row.get(name) is not None
         ]
         text = _MARK.sub("<image>", text)
-        if rest and images:  # images that the question does not mention come first
-            text = f"{'<image>' * len(rest)}\n{text}"
-        return text, (*rest, *images)
+        if others and shown:  # images that the question does not mention come first
+            text = f"{'<image>' * len(others)}\n{text}"
+        return text, tuple(row[name] for name in others + shown)
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        letter = find_choice(text, dict(zip(question.options, question.row["options"], strict=True)))
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        letter = find_choice(text, dict(zip(LETTERS, item["options"], strict=False)))
         return letter, "unparsed" if letter is None else "letter or option text"
 
     @classmethod
-    def item(cls, row: Mapping[str, Any], annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def item(cls, row: Row, annotation: Row) -> Row:
         return {**row, **annotation}
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        try:
-            options = dict(zip(LETTERS, read_options(answer.value("options")), strict=False))
-        except ValueError as error:
-            raise PredictionError(f"{answer.where}: {error}") from error
-        choice = find_choice(answer.text, options)
-        answer.parsed, answer.credit = choice is not None, choice == answer.value("answer")
-        subject = as_text(answer.value("subject"))
-        answer.notes = {"options": len(options), "subject": subject, "reading": choice}
+        options = read_options(answer.value("options"), answer.where)
+        letter, _ = cls.parse(answer.text, {"options": options})
+        answer.parsed, answer.credit = letter is not None, letter == answer.value("answer")
+        answer.part = as_text(answer.value("subject"))
+        answer.notes = {"reading": letter, "drawn": 0.0 if answer.parsed else 1 / len(options)}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        right = earned(answers)
-        cells = tally(answers, lambda a: a.notes["subject"])
-        drawn = sum(0.0 if answer.parsed else 1 / answer.notes["options"] for answer in answers)
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        expected = answers.earned + answers.total("drawn")
         return {
-            "subtasks": rates(cells, 100),
-            "correct": right,
-            "counts": cells,
-            "random_fallbacks_upstream": unread(answers),
-            "expected_score_with_random_fallbacks": ratio(right + drawn, len(answers), 100),
+            "correct": answers.earned,
+            "counts": answers.cells(),
+            "random_fallbacks_upstream": answers.unread,
+            "expected_score_with_random_fallbacks": ratio(expected, len(answers), 100),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{**row["truth"], "response": row["text"]} for row in rows]
 
 
@@ -169,5 +142,5 @@ class MmmuProVision(MmmuPro):
         "step before answering.",
     }
 
-    def prompt(self, row: dict[str, Any], choices: list[str]) -> tuple[str, tuple[str, ...]]:
-        return self.instructions[str(self.values["mode"])], (value_of(row, "image", row["id"]),)
+    def prompt(self, row: FileRow, choices: list[str]) -> tuple[str, tuple[str, ...]]:
+        return self.instructions[str(self.values["mode"])], (row["image"],)

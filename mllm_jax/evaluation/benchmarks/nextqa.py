@@ -5,15 +5,14 @@ Follows the official `eval_mc.py`: the type TP (previous / next) is counted as T
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
 from mllm_jax.evaluation.option_match import match_option
-from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text, take
+from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, read_text, take
 
 GROUPS = {"Acc_C": ("CW", "CH"), "Acc_T": ("TN", "TC"), "Acc_D": ("DC", "DL", "DO")}
 
@@ -32,7 +31,7 @@ class NextQa(Benchmark):
     not_asked = NO_VIDEOS
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
         if not path.is_file():
             raise PredictionError(f"{path}: no such file; NExT-QA's annotations are a CSV such as val.csv")
         gold = {}
@@ -53,18 +52,19 @@ class NextQa(Benchmark):
             choice = match_option(answer.text, [answer.value(f"a{i}") for i in range(5)])[0]
         answer.parsed = choice is not None
         answer.credit = choice == int(answer.value("answer"))
+        answer.part = {"TP": "TN"}.get(answer.value("type"), answer.value("type"))
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        cells = tally(answers, lambda a: {"TP": "TN"}.get(a.value("type"), a.value("type")))
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        cells = answers.cells()
         groups = {
             name: [sum(cells[k][i] for k in kinds if k in cells) for i in (0, 1)]
             for name, kinds in GROUPS.items()
         }
         return {
-            "score": ratio(100 * earned(answers), len(answers)),
+            "score": ratio(100 * answers.earned, len(answers)),
             "subtasks": {name: ratio(100 * right, n) for name, (right, n) in cells.items()},
-            "correct": earned(answers),
+            "correct": answers.earned,
             "question_groups": {name: ratio(100 * right, n) for name, (right, n) in groups.items()},
             "question_group_counts": groups,
             "counts": cells,

@@ -5,22 +5,15 @@ headline is the mean F1 over the splits. lmms-eval's rule (exact `yes` / `no`, o
 printed beside it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published, value_of
+from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, rates
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    read_annotation_rows,
-    take,
-)
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, by_id, read_annotation_rows, take
 
 SPLITS = ("adversarial", "popular", "random")
 QUESTIONS = "llava_pope_test.jsonl"
@@ -53,14 +46,9 @@ def score_lmms(labels: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     Its `yes_ratio` is computed from the labels (an upstream bug); the answers' ratio stands beside it.
     """
     answers = [text.lower().strip() for text in texts]
-    r = rates(labels, answers)
-    return {
-        "accuracy": r["accuracy"],
-        "precision": r["precision"],
-        "recall": r["recall"],
-        "f1": r["f1"],
-        "yes_ratio_upstream": ratio(sum(label == "yes" for label in labels), len(labels)),
-        "yes_ratio": r["yes_ratio"],
+    all_rates = rates(labels, answers)
+    return {name: all_rates[name] for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")} | {
+        "yes_ratio_upstream": ratio(list(labels).count("yes"), len(labels)),
         "other": sum(answer not in ("yes", "no") for answer in answers),
     }
 
@@ -85,11 +73,11 @@ class Pope(Published):
         for split, start in _FIRST_IDS.items():
             (path,) = self.paths(split)
             for number, row in enumerate(self.read_table(path), start + 1):
-                label = str(value_of(row, "label", path)).lower()
+                label = str(row["label"]).lower()
                 yield self.question(
                     number,
-                    f"{value_of(row, 'text', path)}\n{SHORT}",
-                    (value_of(row, "image", path),),
+                    f"{row['text']}\n{SHORT}",
+                    [row["image"]],
                     label.capitalize(),
                     ANSWERS,
                     ability=split,
@@ -97,89 +85,84 @@ class Pope(Published):
                     truth={"label": label, "category": split},
                 )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         return parse_llava(text), "neither counts as yes" if says_neither(text) else "yes or no"
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[str, Mapping[str, Any]]:
-        return _labelled(path)
-
-    @classmethod
     def grade(cls, answer: Answer) -> None:
-        answer.notes["said"] = parse_llava(answer.text)
+        answer.notes["said"], _ = cls.parse(answer.text, answer.item)
         answer.parsed = not says_neither(answer.text)
         answer.credit = answer.notes["said"] == answer.item["label"]
+        answer.part = answer.item["split"]
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        parts: dict[str, list[Answer]] = {}
-        for answer in answers:
-            parts.setdefault(answer.item["split"], []).append(answer)
-        splits = sorted(sorted(parts), key=lambda s: (*SPLITS, s).index(s))
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        parts = answers.parts()
         details = {
-            split: rates([a.item["label"] for a in parts[split]], [a.notes["said"] for a in parts[split]])
-            for split in splits
+            split: rates(_labels(parts[split]), [answer.notes["said"] for answer in parts[split]])
+            for split in sorted(sorted(parts), key=lambda s: (*SPLITS, s).index(s))
         }
-        f1 = {split: r["f1"] for split, r in details.items()}
+        f1 = {split: figures["f1"] for split, figures in details.items()}
         # In this order: the sum's last digit depends on it.
-        order = [s for s in ("random", "popular", "adversarial") if s in f1]
-        order += [s for s in f1 if s not in order]
-        mean_f1 = ratio(sum(f1[s] for s in order), len(order))
-        return {
-            "score": mean_f1,
-            "subtasks": f1,
-            "mean_f1": mean_f1,
-            "details": details,
-            "lmms": score_lmms([a.item["label"] for a in answers], [a.text for a in answers]),
-        }
+        ordered = dict.fromkeys(s for s in ("random", "popular", "adversarial", *f1) if s in f1)
+        mean_f1 = ratio(sum(f1[split] for split in ordered), len(f1))
+        lmms = score_lmms(_labels(answers), [answer.text for answer in answers])
+        return {"score": mean_f1, "subtasks": f1, "mean_f1": mean_f1, "details": details, "lmms": lmms}
+
+    @classmethod
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
+        """question_id -> {split, label}, from one file with labels or from the files of the splits.
+
+        Raises:
+            PredictionError: label files and question file do not belong together.
+        """
+        if path.is_file():
+            rows = read_annotation_rows(path)
+            if any("label" in row for row in rows):
+                return {
+                    key: {"split": row.get("category", "all"), "label": take(row, ("label",), str(path))}
+                    for key, row in by_id(rows, ("question_id",), path).items()
+                }
+        file = path if path.is_file() else _find(path, QUESTIONS)
+        by_split: dict[str, list[Row]] = {}
+        for row in by_id(read_annotation_rows(file), ("question_id",), file).values():
+            by_split.setdefault(take(row, ("category",), str(file)), []).append(row)
+        gold = {}
+        for split, questions in by_split.items():
+            for number, label in _labels_of(questions, _find(path, f"coco_pope_{split}.json"), file.name):
+                gold[number] = {"split": split, "label": label}
+        return gold
 
 
-def _find(annotations: Path, name: str) -> Path | None:
-    places = [annotations, annotations.parent]
-    for place in (*places, *(p / "coco" for p in places)):
-        if (place / name).is_file():
-            return place / name
-    return None
+def _labels(answers: Answers) -> list[str]:
+    return [answer.item["label"] for answer in answers]
 
 
-def _labelled(annotations: Path) -> dict[str, Mapping[str, Any]]:
-    """question_id -> {split, label}.
+def _find(annotations: Path, name: str) -> Path:
+    for place in (annotations, annotations.parent):
+        for path in (place / name, place / "coco" / name):
+            if path.is_file():
+                return path
+    raise PredictionError(f"{annotations}: {name} is neither there nor one folder up, nor in coco/")
 
-    Raises:
-        PredictionError: label files and question file do not belong together.
+
+def _labels_of(questions: Sequence[Row], path: Path, asked_in: str) -> Iterator[tuple[str, Any]]:
+    """(question_id, label) of a split's questions.
+
+    Ids are unique across splits only in LLaVA's file: rows correspond by their order inside a split.
     """
-    if annotations.is_file():
-        rows = read_annotation_rows(annotations)
-        rows = rows if isinstance(rows, list) else [rows]
-        if any("label" in row for row in rows):  # one file with its own labels
-            return {
-                key: {"split": row.get("category", "all"), "label": take(row, ("label",), str(annotations))}
-                for key, row in by_id(rows, ("question_id",), annotations).items()
-            }
-    path = annotations if annotations.is_file() else _find(annotations, QUESTIONS)
-    if path is None:
-        raise PredictionError(f"{annotations}: {QUESTIONS} is neither there nor one folder up")
-    gold: dict[str, Mapping[str, Any]] = {}
-    by_split: dict[str, list[Mapping[str, Any]]] = {}
-    for row in by_id(read_annotation_rows(path), ("question_id",), path).values():
-        by_split.setdefault(take(row, ("category",), str(path)), []).append(row)
-    for split, questions in by_split.items():
-        labels_path = _find(annotations, f"coco_pope_{split}.json")
-        if labels_path is None:
-            raise PredictionError(f"{annotations}: coco_pope_{split}.json is not there, nor in coco/")
-        labels = read_annotation_rows(labels_path)
-        if len(labels) != len(questions):
+    labels = read_annotation_rows(path)
+    if len(labels) != len(questions):
+        raise PredictionError(
+            f"{path}: {len(labels)} labels for {len(questions)} questions of {asked_in}; the random split has 2910 "
+            "rows in the version that LLaVA's question file belongs to"
+        )
+    for question, label in zip(questions, labels, strict=True):
+        asked = as_text(question.get("text")).split("\n", 1)[0]
+        if question.get("image") != label.get("image") or asked != label.get("text"):
             raise PredictionError(
-                f"{labels_path}: {len(labels)} labels for {len(questions)} questions of {path.name}; the "
-                "random split has 2910 rows in the version that LLaVA's question file belongs to"
+                f"{path}: question_id {label.get('question_id')} ({label.get('text')!r}) is not question "
+                f"{question['question_id']} of {asked_in} ({asked!r})"
             )
-        # Ids are unique across splits only in LLaVA's file: rows correspond by their order inside a split.
-        for question, label in zip(questions, labels, strict=True):
-            asked = as_text(question.get("text")).split("\n", 1)[0]
-            if question.get("image") != label.get("image") or asked != label.get("text"):
-                raise PredictionError(
-                    f"{labels_path}: question_id {label.get('question_id')} ({label.get('text')!r}) is not "
-                    f"question {question['question_id']} of {path.name} ({asked!r})"
-                )
-            gold[str(question["question_id"])] = {"split": split, "label": label["label"]}
-    return gold
+        yield str(question["question_id"]), label["label"]

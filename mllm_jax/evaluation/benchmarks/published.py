@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 from mllm_jax import files
 from mllm_jax.data.reading import DataError
-from mllm_jax.evaluation.benchmarks.base import UNUSABLE, Benchmark, BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.question_files import EmbeddedImages, read_rows
+from mllm_jax.evaluation.benchmarks.base import UNUSABLE, Benchmark, Question
+from mllm_jax.evaluation.benchmarks.question_files import EmbeddedImages, FileRow, read_rows
 from mllm_jax.evaluation.grouping import Entry, load_groups
 from mllm_jax.evaluation.option_match import LETTERS
-from mllm_jax.evaluation.predictions import PredictionError
+from mllm_jax.evaluation.predictions import BenchmarkError, Row
 from mllm_jax.evaluation.store import AnswerFile, Key
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 from mllm_jax.schema import did_you_mean
@@ -148,15 +148,8 @@ class Published(Benchmark):
         self._open(source.directory, source.directory, source.directory, cls.read_options(options) | written)
         self.source = source
         try:
-            self._finish(
-                [
-                    Question(
-                        p["row"], p["prompt"], one.images, tuple(p["options"]), interleaved=p["interleaved"]
-                    )
-                    for one in source.sets
-                    for p in one.prompts
-                ]
-            )
+            prompts = [(one.images, prompt) for one in source.sets for prompt in one.prompts]
+            self._finish([Question(**p | {"images": i, "options": tuple(p["options"])}) for i, p in prompts])
         except UNUSABLE as error:
             raise BenchmarkError(
                 f"{source.directory}: damaged questions ({error!r}); move the folder away, prepare again"
@@ -183,7 +176,7 @@ class Published(Benchmark):
         """Questions about the same images together; else in the file's order."""
         try:
             items = list(self.items())
-        except (BenchmarkError, DataError, PredictionError):
+        except (BenchmarkError, DataError):
             raise
         except UNUSABLE as error:  # fields that are missing or of other types
             said = f"lacks {error}" if isinstance(error, KeyError) else f"is of another type ({error})"
@@ -201,13 +194,13 @@ class Published(Benchmark):
         self,
         number: str | int,
         prompt: str,
-        images: tuple[str, ...] = (),
+        images: Sequence[str] = (),
         gold: str | list[str] | None = None,
-        options: tuple[str, ...] = (),
+        options: Sequence[str] = (),
         *,
         ability: str = "",
-        fields: Mapping[str, Any] | None = None,
-        truth: Mapping[str, Any] | None = None,
+        fields: Row | None = None,
+        truth: Row | None = None,
         rotation: int = 0,
         interleaved: bool = False,
     ) -> Question:
@@ -231,7 +224,7 @@ class Published(Benchmark):
         if ability:
             row["ability"] = ability
             row["group"] = self._groups[ability].group if ability in self._groups else ""
-        return Question(row, prompt, images, options, interleaved=interleaved)
+        return Question(row, prompt, tuple(images), tuple(options), interleaved=interleaved)
 
     @functools.cached_property
     def _groups(self) -> Mapping[str, Entry]:
@@ -268,11 +261,11 @@ class Published(Benchmark):
             f"{self.name}: {self.folder / names[0]} is missing{also}; download it from {file.where}"
         )
 
-    def rows(self, role: str = "questions", key: str = "") -> list[dict[str, Any]]:
+    def rows(self, role: str = "questions", key: str = "") -> list[FileRow]:
         """The rows of all files of a role, none where an optional one is not there; `key` as in `read_rows`."""
         return [row for path in self.paths(role) for row in self.read_table(path, key)]
 
-    def read_table(self, path: Path, key: str = "") -> list[dict[str, Any]]:
+    def read_table(self, path: Path, key: str = "") -> list[FileRow]:
         """The rows of one file."""
         self.files_read.append(path)
         return read_rows(path, self.embedded, key)
@@ -289,7 +282,8 @@ class Published(Benchmark):
 
     # --- answers --------------------------------------------------------------------------------------------------
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         """Short answers: the normalised text."""
         return (m4c_normalize(text), "normalised") if text.strip() else (None, "unparsed")
 
@@ -313,19 +307,16 @@ class Published(Benchmark):
 
     def score_answers(self, predictions: Path) -> dict[str, Any] | None:
         """The official score, None where the right answers are not public or a judge has to decide."""
-        try:
-            return super().score_answers(predictions) if self.answers_known else None
-        except PredictionError as error:
-            raise BenchmarkError(str(error)) from error
+        return super().score_answers(predictions) if self.answers_known else None
 
     def credits(self, predictions: Path) -> dict[Key, float]:
         return super().credits(predictions) if self.answers_known else {}
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         """The JSON value of the upload, or the rows of a `.jsonl` one, from stored answers to all questions."""
         raise NotImplementedError
 
-    def write_submission(self, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    def write_submission(self, rows: Sequence[Row], path: Path) -> None:
         """Writes the upload.
 
         Raises:
@@ -380,19 +371,6 @@ class Published(Benchmark):
             except ValueError as error:
                 raise BenchmarkError(f"{cls.name}: option {name!r}: {error}") from error
         return values
-
-
-def value_of(row: Mapping[str, Any], names: str | Sequence[str], where: Any) -> Any:
-    """A required field of a row, under the first of several names that is there.
-
-    Raises:
-      BenchmarkError: it is missing; names the row.
-    """
-    for name in [names] if isinstance(names, str) else names:
-        if row.get(name) is not None:
-            return row[name]
-    wanted = names if isinstance(names, str) else " or ".join(names)
-    raise BenchmarkError(f"{where}: a row has no {wanted!r}; it has {', '.join(sorted(row))}")
 
 
 def lettered(options: Sequence[str], form: str = "{}. {}") -> str:

@@ -5,31 +5,35 @@ letter or the option's text (`match_option`). The paper matches free text with a
 letters as answers both agree.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, tally
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered, value_of
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered
 from mllm_jax.evaluation.option_match import LETTERS, match_option
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    read_annotation_rows,
-    take,
-)
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, read_annotation_rows, take
 
 _HUB = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
 
 
-def _place(answer: str, options: Sequence[str]) -> int | None:
-    """Which option the right answer is: its text, or a letter; None if it is neither."""
-    answer = answer.strip()
+def _place(answer: Any, options: Sequence[str], where: str) -> int:
+    """Which option the right answer is: its text, or a letter.
+
+    Raises:
+      PredictionError: it is neither.
+    """
+    answer = as_text(answer).strip()
     if answer in options:
         return list(options).index(answer)
-    return LETTERS.index(answer) if len(answer) == 1 and answer in LETTERS[: len(options)] else None
+    if len(answer) == 1 and answer in LETTERS[: len(options)]:
+        return LETTERS.index(answer)
+    raise PredictionError(f"{where}: the right answer {answer!r} is none of {options}")
+
+
+def _texts(candidates: Sequence[Any]) -> list[str]:
+    return [as_text(one).strip() for one in candidates]
 
 
 class QBench(Published):
@@ -53,37 +57,29 @@ class QBench(Published):
 
     def items(self) -> Iterator[Question]:
         for index, row in enumerate(self.rows()):
-            where = f"{self.path}: entry #{index}"
-            candidates = [str(c) for c in value_of(row, "candidates", where)]
-            gold, letter = row.get("correct_ans"), None
-            if gold is not None:
-                place = _place(str(gold), [c.strip() for c in candidates])
-                if place is None:
-                    raise BenchmarkError(f"{where}: the right answer {gold!r} is none of {candidates}")
-                letter = LETTERS[place]
+            options, gold = _texts(row["candidates"]), row.get("correct_ans")
             fields = {key: value for key, value in row.items() if key not in ("response", "correct_ans")}
             yield self.question(
                 index,
-                f"{value_of(row, 'question', where)}{self.instruction}{lettered(candidates)}\n",
-                (value_of(row, "img_path", where),),
-                letter,
-                tuple(LETTERS[: len(candidates)]),
+                f"{row['question']}{self.instruction}{lettered(row['candidates'])}\n",
+                [row["img_path"]],
+                None if gold is None else LETTERS[_place(gold, options, row.where)],
+                LETTERS[: len(options)],
                 fields=fields,
                 truth=fields | ({} if gold is None else {"correct_ans": gold}),
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        choice, how = match_option(text, [str(c).strip() for c in question.row["candidates"]])
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        choice, how = match_option(text, _texts(item["candidates"]))
         return None if choice is None else LETTERS[choice], how
 
     @classmethod
-    def identifier(
-        cls, gold: Mapping[Any, Any] | None, path: Path
-    ) -> Callable[[Mapping[str, Any]], Hashable]:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], Hashable]:
         return lambda row: tuple(as_text(take(row, (key,), str(path))) for key in ("img_path", "question"))
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Hashable, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[Hashable, Row]:
         rows = read_annotation_rows(path)
         gold = {cls.identifier(None, path)(row): row for row in rows}
         if len(gold) != len(rows):
@@ -92,26 +88,18 @@ class QBench(Published):
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        options = [as_text(o).strip() for o in answer.value("candidates")]
-        gold = as_text(answer.value("correct_ans", "answer")).strip()
-        place = _place(gold, options)
-        if place is None:
-            raise PredictionError(f"{answer.where}: the right answer {gold!r} is none of {options}")
-        choice, _ = match_option(answer.text, options)
-        answer.parsed, answer.credit = choice is not None, choice == place
+        options = _texts(answer.value("candidates"))
+        place = _place(answer.value("correct_ans", "answer"), options, answer.where)
+        letter, _ = cls.parse(answer.text, answer.item)
+        answer.parsed, answer.credit = letter is not None, letter == LETTERS[place]
+        answer.notes = {f: f"{f} {answer.item[f]}" for f in ("type", "concern") if f in answer.item}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        subtasks = {}
-        for field in ("type", "concern"):
-            cells = tally(answers, lambda a, f=field: f"{f} {a.item[f]}" if f in a.item else None)
-            subtasks |= rates(cells)
-        return {
-            "subtasks": subtasks,
-            "correct": earned(answers),
-        }
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        subtasks = answers.rates("type") | answers.rates("concern")
+        return {"subtasks": subtasks, "correct": answers.earned}
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{**row["truth"], "response": row["text"]} for row in rows]
 
 
@@ -129,7 +117,7 @@ class QBenchZh(QBench):
     }
 
     @classmethod
-    def read_options(cls, given: Mapping[str, bool | str]) -> dict[str, bool | str]:
+    def read_options(cls, given: Row) -> dict[str, bool | str]:
         values = super().read_options(given)
         return values | {"split_zh": {"dev": "验证集", "test": "测试集"}[str(values["split"])]}
 

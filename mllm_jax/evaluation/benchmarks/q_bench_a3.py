@@ -6,16 +6,14 @@ CGIQA-6K is the mean of its two halves, as in the paper.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.predictions import PredictionError, Problems, by_id, read_annotation_rows, read_rows
+from mllm_jax.evaluation.predictions import PredictionError, Row
 
-# The order of the official table.
-DATABASES = ("spaq", "koniq", "flive", "livec", "cgi", "agi", "kadid")
+DATABASES = ("spaq", "koniq", "flive", "livec", "cgi", "agi", "kadid")  # in the official order
 _TEMPERATURE = 100
 _HALF = 3000  # images of each of the two parts of CGIQA-6K
 
@@ -51,33 +49,12 @@ class QBenchA3(Benchmark):
     rule = "Q-Bench leaderboards/IQA_outputs/eval.ipynb"
     answers_format = "folder of <database>.json with objects {img_path, gt_score, logit_good, logit_poor}"
     id_keys = ("img_path",)
+    parts: ClassVar = {name: name for name in DATABASES}
     not_asked = "it needs the logits of two words, which are not stored; `mllm-jax score` scores stored ones"
     stores_text = False
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
-        """Annotations, where given, are the folder of the official `<database>.json` files."""
-        if not predictions.is_dir():
-            raise PredictionError(f"{predictions}: give the folder with {', '.join(DATABASES)} (.json)")
-        answers = []
-        for database in DATABASES:
-            path = predictions / f"{database}.json"
-            if not path.is_file():
-                problems.add("missing", path.name)
-                continue
-            gold = None
-            if annotations is not None:
-                file = annotations / path.name
-                gold = by_id(read_annotation_rows(file), cls.id_keys, file)
-            for answer in cls.match(read_rows(path, problems), gold, path, annotations or path, problems):
-                answer.notes["database"] = database
-                answers.append(answer)
-        if not answers:
-            raise PredictionError(f"{predictions}: none of {', '.join(DATABASES)} (.json) is there")
-        return answers
-
-    @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def stored(cls, row: Row, where: str) -> Any:
         return [row.get("logit_good"), row.get("logit_poor")]
 
     @classmethod
@@ -90,12 +67,10 @@ class QBenchA3(Benchmark):
         answer.notes["pair"] = (opinion, quality(good, poor))
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        pairs: dict[str, list[tuple[float, float]]] = {}
-        for answer in answers:
-            pairs.setdefault(answer.notes["database"], []).append(answer.notes["pair"])
+    def figures(cls, answers: Answers) -> dict[str, Any]:
         srcc, plcc = {}, {}
-        for database, found in pairs.items():
+        for database, part in answers.parts().items():
+            found = [answer.notes["pair"] for answer in part]
             halves = [found[:_HALF], found[_HALF:]] if len(found) == 2 * _HALF else [found]
             parts = [correlations(half) for half in (halves if database == "cgi" else [found])]
             srcc[database], plcc[database] = (sum(values) / len(parts) for values in zip(*parts, strict=True))

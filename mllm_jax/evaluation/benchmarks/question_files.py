@@ -19,9 +19,8 @@ from typing import Any
 from mllm_jax import limits
 from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_json_rows, read_text
 from mllm_jax.data.sample_keys import SYSTEM, media_problems
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError
-from mllm_jax.evaluation.predictions import PredictionError, Problems
-from mllm_jax.evaluation.table_files import read_table
+from mllm_jax.evaluation.predictions import BenchmarkError, Problems
+from mllm_jax.evaluation.table_files import TABLES, read_table
 
 _ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the table's file
 _BATCH = 16  # rows of a Parquet file that are decoded at once
@@ -46,7 +45,70 @@ def read_json(path: Path) -> Any:
         raise BenchmarkError(str(error)) from error
 
 
-def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[dict[str, Any]]:
+class FileRow(dict[str, Any]):
+    """A row of a benchmark's file; `row[name]` is there and not null, or an error says where it is missing.
+
+    Attributes:
+      where: file and row, for messages.
+    """
+
+    def __init__(self, path: Path, index: int, values: dict[str, Any]):
+        super().__init__(values)
+        which = values.get("question_id", values.get("_id", f"#{index}"))
+        self.where = f"{path}: entry {which!r}"
+
+    def __getitem__(self, name: str) -> Any:
+        return self.first(name)
+
+    def first(self, *names: str) -> Any:
+        """The field under the first of several names that is there.
+
+        Raises:
+          BenchmarkError: none is; names file, row and field.
+        """
+        for name in names:
+            if (value := self.get(name)) is not None:
+                return value
+        wanted = " or ".join(map(repr, names))
+        raise BenchmarkError(f"{self.where}: a row has no {wanted}; it has {', '.join(sorted(self))}")
+
+    def typed(self, name: str, kind: type) -> Any:
+        """A required field of a type; a `question_id` may be a string or an integer.
+
+        Raises:
+          BenchmarkError: it is missing or of another type.
+        """
+        value = self.get(name)
+        if not isinstance(value, (str, int) if name == "question_id" else kind):
+            hint = "; this is training data, questions are written otherwise" * ("conversations" in self)
+            raise BenchmarkError(
+                f"{self.where}: {name!r} must be a {kind.__name__}, found {value!r}{hint} "
+                "(docs/data.md, Questions to answer)"
+            )
+        return value
+
+    def images(self) -> tuple[str, ...]:
+        """`image`: one name, a list of names, or absent.
+
+        Raises:
+          BenchmarkError: something else, or a key that names another medium or a system text, which are not read.
+        """
+        for problem in media_problems(self):
+            raise BenchmarkError(f"{self.where}: {problem}")
+        for key in SYSTEM:
+            if self.get(key):
+                raise BenchmarkError(
+                    f"{self.where}: {key!r}: questions have no system text of their own; put it in the question, or "
+                    "choose a template that has it (eval.template)"
+                )
+        value = self.get("image")
+        names = [] if value is None else [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise BenchmarkError(f"{self.where}: 'image' must be a file name or a list of them")
+        return tuple(names)
+
+
+def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[FileRow]:
     """The rows of a table, chosen by its suffix.
 
     Args:
@@ -59,16 +121,13 @@ def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[dict[
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return images.add_parquet(path)
-    if suffix in (".tsv", ".csv", ".xlsx"):
+        return _as_rows(path, images.add_parquet(path))
+    if suffix in TABLES:
         problems = Problems()
-        try:
-            rows = read_table(path, problems)
-        except PredictionError as error:
-            raise BenchmarkError(str(error)) from error
+        rows = read_table(path, problems)
         if problems.counts.keys() - {"byte_order_mark"}:
             raise BenchmarkError(f"{path}: damaged: {problems.as_dict()}; fetch it again")
-        return [dict(row) for row in rows]
+        return _as_rows(path, rows)
     if suffix != ".json":
         return read_list(path)
     value = read_json(path)
@@ -78,64 +137,28 @@ def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[dict[
         value = [{"_id": name, **row} for name, row in value.items()]
     elif isinstance(value, dict):  # JSON lines of one line
         value = [value]
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise BenchmarkError(f"{path}: expected a list of objects{f' under {key!r}' if key else ''}")
-    return value
+    return _as_rows(path, value, f" under {key!r}" if key else "")
 
 
-def read_list(path: Path) -> list[dict[str, Any]]:
+def read_list(path: Path) -> list[FileRow]:
     """The entries of a JSON list (or of JSON lines).
 
     Raises:
       BenchmarkError: no such file, no JSON, no list, or an entry that is no object.
     """
     try:
-        rows = read_json_rows(path)
+        return _as_rows(path, read_json_rows(path))
     except DataError as error:
         raise BenchmarkError(str(error)) from error
+
+
+def _as_rows(path: Path, rows: Any, place: str = "") -> list[FileRow]:
     if not isinstance(rows, list):
-        raise BenchmarkError(f"{path}: expected a list of questions, found one {type(rows).__name__}")
+        raise BenchmarkError(f"{path}: expected a list of questions{place}, found one {type(rows).__name__}")
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise BenchmarkError(f"{path}: entry #{index} is no JSON object but {type(row).__name__}")
-    return rows
-
-
-def field(row: dict[str, Any], name: str, kind: type, path: Path, index: int) -> Any:
-    """A required field of an entry; a `question_id` may be a string or an integer.
-
-    Raises:
-      BenchmarkError: it is missing or of another type; names the entry.
-    """
-    if not isinstance(row.get(name), (str, int) if name == "question_id" else kind):
-        which = row.get("question_id", f"#{index}")
-        hint = "; this is training data, questions are written otherwise" if "conversations" in row else ""
-        raise BenchmarkError(
-            f"{path}: entry {which!r}: {name!r} must be a {kind.__name__}, found {row.get(name)!r}{hint} "
-            "(docs/data.md, Questions to answer)"
-        )
-    return row[name]
-
-
-def image_names(row: dict[str, Any], path: Path, index: int) -> tuple[str, ...]:
-    """`image`: one name, a list of names, or absent.
-
-    Raises:
-      BenchmarkError: something else, or a key that names another medium or a system text, which are not read.
-    """
-    value, which = row.get("image"), row.get("question_id", f"#{index}")
-    for problem in media_problems(row):
-        raise BenchmarkError(f"{path}: entry {which!r}: {problem}")
-    for key in SYSTEM:
-        if row.get(key):
-            raise BenchmarkError(
-                f"{path}: entry {which!r}: {key!r}: questions have no system text of their own; put it in the "
-                "question, or choose a template that has it (eval.template)"
-            )
-    names = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise BenchmarkError(f"{path}: entry {which!r}: 'image' must be a file name or a list of them")
-    return tuple(names)
+    return [FileRow(path, index, row) for index, row in enumerate(rows)]
 
 
 class EmbeddedImages:
@@ -192,24 +215,19 @@ class _Parquet:
 
         self.path = path
         self._errors = (OSError, pyarrow.ArrowException)
+        kinds = pyarrow.types
         try:
+            schema = parquet.read_schema(path)
             texts = [
-                field.name
-                for field in parquet.read_schema(path)
-                if pyarrow.types.is_string(field.type) or pyarrow.types.is_binary(field.type)
+                field.name for field in schema if kinds.is_string(field.type) or kinds.is_binary(field.type)
             ]
-            self._file = parquet.ParquetFile(
-                path, read_dictionary=texts
-            )  # repeated texts once, until they are counted
+            # Repeated texts are kept once, until they are counted.
+            self._file = parquet.ParquetFile(path, read_dictionary=texts)
         except self._errors as error:
             raise BenchmarkError(f"{path}: no readable Parquet file: {error}; fetch it again") from error
-        schema = self._file.schema_arrow
         self.columns = list(schema.names)
-        self.image_columns = [
-            field.name
-            for field in schema
-            if pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        ]
+        structs = [field for field in schema if kinds.is_struct(field.type)]
+        self.image_columns = [field.name for field in structs if field.type.get_field_index("bytes") >= 0]
         counts = (self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups))
         self._starts = [0, *itertools.accumulate(counts)]
         self._lock = threading.Lock()

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 from PIL import Image, ImageDraw
 
 from mllm_jax.data.images import decode_image
-from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published, value_of
-from mllm_jax.evaluation.predictions import PredictionError, Problems, as_text
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 BOX_PROMPT = (
@@ -73,15 +73,12 @@ def from_square(box: Box, width: float | int, height: float | int) -> Box:
     """
     side = max(width, height)
     x, y = (side - width) / 2, (side - height) / 2
-    return [
-        (box[0] * side - x) / width,
-        (box[1] * side - y) / height,
-        (box[2] * side - x) / width,
-        (box[3] * side - y) / height,
-    ]
+    x1, y1, x2, y2 = (value * side for value in box)
+    return [(x1 - x) / width, (y1 - y) / height, (x2 - x) / width, (y2 - y) / height]
 
 
-def _figures(pairs: Sequence[tuple[Box, Box]]) -> dict[str, float]:
+def _figures(answers: Answers, note: str = "pair") -> dict[str, float]:
+    pairs = [answer.notes[note] for answer in answers]
     overlaps = [iou(gold, said) for gold, said in pairs]
     figures = {"IoU": ratio(sum(overlaps), len(pairs))}
     for t in THRESHOLDS:
@@ -110,14 +107,12 @@ class RefCoco(Published):
     def items(self) -> Iterator[Question]:
         split = str(self.values["split"])
         for index, row in enumerate(self.rows()):
-            where = f"row {index}"
-            box = [float(value) for value in value_of(row, "bbox", where)]
-            image = value_of(row, "image", where)
-            for turn, expression in enumerate(value_of(row, "answer", where)):
+            box = [float(value) for value in row["bbox"]]
+            for turn, expression in enumerate(row["answer"]):
                 yield self.question(
                     f"{split}_{index}_{turn}",
                     f"{BOX_PROMPT}{expression}",
-                    (image,),
+                    [row["image"]],
                     json.dumps(box),
                     fields={"annotation_id": row.get("question_id")},
                     truth={"bbox": box, "split": split},
@@ -127,9 +122,8 @@ class RefCoco(Published):
         """The box with the size of its image, which the rule needs."""
         (image,) = question.images
         if image not in self._sizes:
-            self._sizes[image] = decode_image(self.read_image(image), source=image, compat="llava").shape[
-                1::-1
-            ]
+            pixels = decode_image(self.read_image(image), source=image, compat="llava")
+            self._sizes[image] = pixels.shape[1::-1]
         width, height = self._sizes[image]
         return super().annotation(question) | {"width": width, "height": height}
 
@@ -137,11 +131,10 @@ class RefCoco(Published):
         self._sizes: dict[str, tuple[int, int]] = {}
         super()._finish(questions)
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         box = parse_box(text)
-        if box is None:
-            return None, "unparsed"
-        return json.dumps(list(box)), "first four numbers in brackets"
+        return (None, "unparsed") if box is None else (json.dumps(box), "first four numbers in brackets")
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
@@ -155,20 +148,12 @@ class RefCoco(Published):
         square = from_square(said, width, height) if said else _NO_BOX
         answer.parsed = said is not None
         answer.credit = iou(gold, said or _NO_BOX) >= 0.5
+        answer.part = as_text(answer.item.get("split", "all"))
         answer.notes = {"pair": (gold, said or _NO_BOX), "square": (gold, square)}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        splits: dict[str, list[tuple[Box, Box]]] = {}
-        for answer in answers:
-            splits.setdefault(as_text(answer.item.get("split", "all")), []).append(answer.notes["pair"])
-        figures = _figures([answer.notes["pair"] for answer in answers])
-        return {
-            "score": figures["ACC@0.5"],
-            "subtasks": {split: _figures(part)["ACC@0.5"] for split, part in splits.items()},
-            **figures,
-            "padded_square": _figures([answer.notes["square"] for answer in answers]),
-        }
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        return _figures(answers) | {"padded_square": _figures(answers, "square")}
 
 
 class RefCocoPlus(RefCoco):
@@ -199,14 +184,12 @@ class RegionCaption(CaptionScores, Published):
     def items(self) -> Iterator[Question]:
         shape = "bbox" if self.values["outline"] == "box" else "segmentation"
         for index, row in enumerate(self.rows()):
-            where = f"row {index}"
-            points = [float(value) for value in value_of(row, shape, where)]
-            captions = [str(text) for text in value_of(row, "answer", where)]
-            image = f"{value_of(row, 'image', where)}{_OUTLINE}{shape}:{json.dumps(points)}"
+            points = [float(value) for value in row[shape]]
+            captions = [str(text) for text in row["answer"]]
             yield self.question(
                 f"{self.values['split']}_{index}",
                 REGION_PROMPT,
-                (image,),
+                [f"{row['image']}{_OUTLINE}{shape}:{json.dumps(points)}"],
                 captions,
                 fields={"annotation_id": row.get("question_id")},
                 truth={"references": captions},

@@ -5,12 +5,11 @@ target is not zero: right within 5 %; otherwise equal texts, ignoring case.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.predictions import Problems, as_text
+from mllm_jax.evaluation.predictions import as_text
 
 TOLERANCE = 0.05
 
@@ -51,21 +50,19 @@ class RelaxedAccuracy(Benchmark):
         target = as_text(answer.value("target", "label", *([] if own else ["answer"])))
         wanted = _number(target)
         answer.credit = is_right(answer.text, target)
+        # ChartQA reports its human-written and machine-made questions apart.
+        answer.part = as_text(answer.item.get("split", answer.item.get("type", "all")))
         answer.notes = {
             "exact": answer.text.strip().lower() == target.strip().lower(),
             "no number": bool(wanted) and math.isfinite(wanted) and _number(answer.text) is None,
-            # ChartQA reports its human-written and machine-made questions apart.
-            "split": as_text(answer.item.get("split", answer.item.get("type", "all"))),
         }
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n = len(answers)
-        subtasks = rates(tally(answers, lambda a: a.notes["split"]))
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        splits = answers.rates().values()
         return {
-            "subtasks": subtasks,
-            "correct": earned(answers),
-            "exact_match": ratio(sum(a.notes["exact"] for a in answers), n),
-            "no_number_where_one_was_wanted": sum(a.notes["no number"] for a in answers),
-            "mean_of_splits": ratio(sum(subtasks.values()), len(subtasks)),
+            "correct": answers.earned,
+            "exact_match": answers.mean("exact"),
+            "no_number_where_one_was_wanted": answers.total("no number"),
+            "mean_of_splits": ratio(sum(splits), len(splits)),
         }

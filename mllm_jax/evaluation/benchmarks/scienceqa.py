@@ -5,16 +5,16 @@ Rule of LLaVA's `eval_science_qa.py`: a bare letter A-E; or a letter followed by
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio, tally, unread
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, lettered, value_of
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, lettered
 from mllm_jax.evaluation.benchmarks.question_files import read_json
 from mllm_jax.evaluation.option_match import LETTERS as ALL_LETTERS
-from mllm_jax.evaluation.predictions import Problems
+from mllm_jax.evaluation.predictions import BenchmarkError, Row
 
 LETTERS = "ABCDE"
 _ANSWER = re.compile(r"The answer is ([A-Z]).")
@@ -70,29 +70,35 @@ class ScienceQa(Published):
             if number not in problems:
                 raise BenchmarkError(f"scienceqa: {self.path}: problem {number} of the test split is missing")
             row = problems[number]
-            if self.values["part"] == "img" and not row.get("image"):
+            image = row.get("image")
+            if self.values["part"] == "img" and not image:
                 continue
-            choices = list(map(str, row["choices"]))
-            answer = ALL_LETTERS[int(value_of(row, "answer", f"problem {number}"))]
-            hint = str(row.get("hint") or "").strip()
-            subject = str(row.get("subject") or "")
-            truth = {"answer": answer, "n_choices": len(choices), "has_image": bool(row.get("image"))}
+            choices, answer = list(map(str, row["choices"])), ALL_LETTERS[int(row["answer"])]
+            hint, subject = str(row.get("hint") or "").strip(), str(row.get("subject") or "")
+            context = f"Context: {hint}\n" if hint else ""
+            known = {
+                "answer": answer,
+                "n_choices": len(choices),
+                "has_image": bool(image),
+                "subject": subject,
+            }
             yield self.question(
                 number,
-                f"{f'Context: {hint}{chr(10)}' if hint else ''}{row['question']}\n{lettered(choices)}\n{LETTER}",
-                (f"{number}/{row['image']}",) if row.get("image") else (),
+                f"{context}{row['question']}\n{lettered(choices)}\n{LETTER}",
+                [f"{number}/{image}"] if image else [],
                 answer,
-                tuple(ALL_LETTERS[: len(choices)]),
+                ALL_LETTERS[: len(choices)],
                 ability=subject,
-                truth=truth | {"subject": subject},
+                truth=known,
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
         letter = parse_letter(text)
         return letter, "unparsed" if letter is None else "letter"
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> Mapping[Any, Row]:
         gold = super().read_annotations(path)
         return {key: row for key, row in gold.items() if row.get("split", "test") == "test"}
 
@@ -102,27 +108,24 @@ class ScienceQa(Published):
         gold = gold if isinstance(gold, str) else LETTERS[gold]
         choices = item["n_choices"] if "n_choices" in item else len(answer.value("choices"))
         image = item["has_image"] if "has_image" in item else bool(item.get("image"))
-        letter = parse_letter(answer.text)
+        letter, _ = cls.parse(answer.text, item)
         offered = letter is not None and letter in LETTERS[:choices]
-        answer.parsed = letter is not None
+        answer.parsed, answer.part = letter is not None, "IMG" if image else "TXT"
         answer.credit = offered and letter == gold
-        answer.notes |= {"part": "IMG" if image else "TXT", "offered": offered}
-        answer.notes["lmms"] = right_lmms(answer.text, gold)
+        answer.notes = {"not offered": not offered, "lmms": right_lmms(answer.text, gold)}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n, right = len(answers), earned(answers)
-        parts = tally(answers, lambda a: a.notes["part"])
-        image = parts.get("IMG", [0, 0])
-        no_choice = sum(not a.notes["offered"] for a in answers)
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        parts = answers.parts()
+        image, no_choice = parts.get("IMG", Answers()), answers.total("not offered")
         return {
-            "subtasks": {name: ratio(*parts[name], 100) for name in ("IMG", "TXT") if name in parts},
-            "correct": right,
-            "accuracy": ratio(right, n, 100),
-            "img_total": image[1],
-            "img_correct": image[0],
-            "img_accuracy": ratio(*image, 100),
-            "letter_not_among_the_choices": no_choice - unread(answers),
+            "subtasks": {name: parts[name].mean(scale=100) for name in ("IMG", "TXT") if name in parts},
+            "correct": answers.earned,
+            "accuracy": answers.mean(scale=100),
+            "img_total": len(image),
+            "img_correct": image.earned,
+            "img_accuracy": image.mean(scale=100),
+            "letter_not_among_the_choices": no_choice - answers.unread,
             "pred_idx_minus1": no_choice,
-            "lmms_accuracy": ratio(sum(a.notes["lmms"] for a in answers), n, 100),
+            "lmms_accuracy": answers.mean("lmms", 100),
         }

@@ -5,23 +5,15 @@ the first character of the stripped text, is printed beside it. The total is ove
 dimensions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, rates, ratio, tally, unread
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import (
-    LETTER,
-    SHORT_TOKENS,
-    File,
-    Published,
-    Upload,
-    lettered,
-    value_of,
-)
+from mllm_jax.evaluation.benchmarks.published import LETTER, SHORT_TOKENS, File, Published, Upload, lettered
 from mllm_jax.evaluation.grouping import grouped, load_groups
-from mllm_jax.evaluation.predictions import Problems, as_text
+from mllm_jax.evaluation.predictions import Row, as_text
 
 DIMENSIONS = {
     1: "Scene Understanding",
@@ -41,7 +33,7 @@ IMAGE = frozenset(DIMENSIONS[i] for i in range(1, 10))
 _HUB = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 
 
-def _is_video(key: str, item: Mapping[str, Any]) -> bool:
+def _is_video(key: str, item: Row) -> bool:
     if "data_type" in item:
         return item["data_type"] == "video"
     if "question_type_id" in item:
@@ -70,67 +62,60 @@ class SeedBench(Published):
 
     def items(self) -> Iterator[Question]:
         for row in self.rows("questions", "questions"):
-            number = str(value_of(row, "question_id", self.path))
-            where = f"question {number}"
+            number = str(row["question_id"])
             if row.get("data_type", "video" if number.startswith("v") else "image") != "image":
                 continue
             if "text" in row:  # LLaVA's file has no answers
-                image = row["image"].split("/")[-1]
-                yield self.question(number, row["text"], (image,), options=tuple("ABCD"))
+                yield self.question(number, row["text"], [row["image"].split("/")[-1]], options="ABCD")
                 continue
-            choices = [value_of(row, f"choice_{letter}", where) for letter in "abcd"]
+            choices = lettered([row[f"choice_{letter}"] for letter in "abcd"])
             fields = {key: row[key] for key in ("question_type_id", "data_type") if key in row}
-            answer = value_of(row, "answer", where)
             yield self.question(
                 number,
-                f"{row['question']}\n{lettered(choices)}\n{LETTER}",
-                (str(value_of(row, "data_id", where)),),
-                answer,
-                tuple("ABCD"),
+                f"{row['question']}\n{choices}\n{LETTER}",
+                [str(row["data_id"])],
+                row["answer"],
+                "ABCD",
                 ability=DIMENSIONS[int(row["question_type_id"])] if "question_type_id" in row else "",
                 fields=fields,
-                truth=fields | {"answer": answer},
+                truth=fields | {"answer": row["answer"]},
             )
 
-    def parse(self, question: Question, text: str) -> tuple[str | None, str]:
-        return (text, "letter") if text in question.options else (None, "unparsed")
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        return (text, "letter") if text in ("A", "B", "C", "D") else (None, "unparsed")
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
         gold, item = as_text(answer.value("answer", "gt_answer")), answer.item
         answer.credit = answer.text == gold
-        answer.parsed = answer.text in ("A", "B", "C", "D")
+        answer.parsed = cls.parse(answer.text, item)[0] is not None
         answer.notes["lmms"] = answer.text.strip()[:1] == gold
-        answer.notes["part"] = "video" if _is_video(str(answer.id), item) else "image"
+        answer.notes["medium"] = "video" if _is_video(str(answer.id), item) else "image"
         if "question_type_id" in item:
-            answer.notes["dimension"] = DIMENSIONS[int(item["question_type_id"])]
+            answer.part = DIMENSIONS[int(item["question_type_id"])]
 
     @classmethod
-    def figures(
-        cls, answers: Sequence[Answer], problems: Problems, groups: Path | None = None
-    ) -> dict[str, Any]:
-        parts = tally(answers, lambda a: a.notes["part"])
-        cells = tally(answers, lambda a: a.notes.get("dimension"))
+    def figures(cls, answers: Answers, groups: Path | None = None) -> dict[str, Any]:
+        media, cells, means = answers.parts("medium"), answers.cells(), answers.rates()
+        image, video = (media.get(name, Answers()) for name in ("image", "video"))
         grouping = grouped(
-            "seed_bench", {name: cell for name, cell in cells.items() if name in IMAGE}, load_groups(groups)
+            "seed_bench", {n: cell for n, cell in cells.items() if n in IMAGE}, load_groups(groups)
         )
-        image, video = parts.get("image", [0, 0]), parts.get("video", [0, 0])
-        every = [earned(answers), len(answers)]
         summary = {
-            name: {"n": n, "correct": right, "accuracy": ratio(right, n)}
-            for name, (right, n) in (("image", image), ("video", video), ("all", every))
+            name: {"n": len(part), "correct": part.earned, "accuracy": part.mean()}
+            for name, part in (("image", image), ("video", video), ("all", answers))
         }
         return {
-            "n": image[1],
-            "unparsed": unread(answers),
-            "score": ratio(*image),
-            "subtasks": rates({name: cells[name] for name in DIMENSIONS.values() if name in cells}),
+            "n": len(image),
+            "score": image.mean(),
+            "subtasks": {name: means[name] for name in DIMENSIONS.values() if name in means},
             "groups": grouping["micro"],
             **summary,
             "counts": cells,
             "group_scores": grouping,
-            "lmms_image_accuracy": rates(tally(answers, lambda a: a.notes["part"], "lmms")).get("image", 0.0),
+            "lmms_image_accuracy": image.mean("lmms"),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{"question_id": row["question_id"], "prediction": row["text"]} for row in rows]

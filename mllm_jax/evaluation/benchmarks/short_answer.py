@@ -3,10 +3,11 @@
 LLaVA's question files (whole prompts under `text`) are read as well as the official ones.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, Published, value_of
+from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, Published
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
+from mllm_jax.evaluation.predictions import Row
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
@@ -21,14 +22,14 @@ class ShortAnswer(Published):
     max_new_tokens = SHORT_TOKENS
     suffix: ClassVar[str] = f"\n{SHORT}"
 
-    def prompt(self, row: Mapping[str, Any]) -> str:
+    def prompt(self, row: FileRow) -> str:
         """The whole prompt of a row; LLaVA's files hold it under `text`."""
         if "text" in row:
             return str(row["text"])
-        return f"{value_of(row, ('question', 'query'), self.path)}{self.suffix}"
+        return f"{row.first('question', 'query')}{self.suffix}"
 
 
-def ten_answers(row: Mapping[str, Any] | None) -> dict[str, Any]:
+def ten_answers(row: Row | None) -> dict[str, Any]:
     """What an annotation in VQA's format says of a question; {} where the answers are not public."""
     if row is None:
         return {}

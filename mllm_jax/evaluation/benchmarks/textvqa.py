@@ -4,16 +4,17 @@ Follows LLaVA's `eval_textvqa.py` with M4C's evaluator: an answer that no human 
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, ratio
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.published import File, Option, value_of
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.published import File, Option
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c
-from mllm_jax.evaluation.predictions import Problems, as_text, take
+from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
 _OCR = "Reference OCR token:"
@@ -71,33 +72,33 @@ class TextVqa(ShortAnswer):
                 prompt = f"{row['question'].capitalize()}{self.suffix}"
                 yield self._item(row, prompt, f"{row['image_id']}.jpg")
             return
-        truths: dict[tuple[str, str], deque[dict[str, Any]]] = defaultdict(deque)
+        truths: dict[tuple[str, str], deque[FileRow]] = defaultdict(deque)
         for row in annotations:
             truths[row["image_id"], row["question"].lower()].append(row)
         for row in self.rows():
             # LLaVA writes the image's id as question_id, so that questions are found by their words.
-            text, image = (str(value_of(row, key, self.path)) for key in ("text", "image"))
+            text, image = (str(row[key]) for key in ("text", "image"))
             found = truths[str(row["question_id"]), text.split("\n")[0].lower()]
             if not found:
+                asked = text.split("\n")[0]
                 raise BenchmarkError(
-                    f"textvqa: {self.path}: question {text.split(chr(10))[0]!r} about {row['question_id']} is not in "
-                    "the annotations"
+                    f"{row.where}: {asked!r} about {row['question_id']} is not in the annotations"
                 )
             yield self._item(found.popleft(), text, image)
 
-    def _item(self, row: Mapping[str, Any], prompt: str, image: str) -> Question:
+    def _item(self, row: FileRow, prompt: str, image: str) -> Question:
         gold = list(row["answers"]) if row.get("answers") else None
         truth = {key: row[key] for key in ("image_id", "question")} | {"answers": row.get("answers")}
         fields = {"image_id": row["image_id"]}
         return self.question(row["question_id"], prompt, (image,), gold, fields=fields, truth=truth)
 
     @classmethod
-    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], str]:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], str]:
         """By id, else by (image, question) as LLaVA's files need."""
         gold = gold or {}
         by_question = {(item["image_id"], item["question"].lower()): key for key, item in gold.items()}
 
-        def identify(row: Mapping[str, Any]) -> str:
+        def identify(row: Row) -> str:
             key = str(take(row, ("question_id",), str(path)))
             if key in gold:
                 return key
@@ -118,14 +119,13 @@ class TextVqa(ShortAnswer):
         }
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        n = len(answers)
-        m4c = [a.notes["m4c"] for a in answers if a.notes["m4c"] is not None]
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        m4c = [answer.notes["m4c"] for answer in answers if answer.notes["m4c"] is not None]
         return {
             "anls": {
                 "m4c_STVQAANLS": ratio(sum(m4c), len(m4c)),
-                "m4c_undefined_rows": n - len(m4c),
-                "m4c_STVQAAccuracy": ratio(sum(a.notes["exact"] for a in answers), n),
-                "lmms_eval_anls": ratio(sum(a.notes["lmms"] for a in answers), n),
-            },
+                "m4c_undefined_rows": len(answers) - len(m4c),
+                "m4c_STVQAAccuracy": answers.mean("exact"),
+                "lmms_eval_anls": answers.mean("lmms"),
+            }
         }

@@ -7,36 +7,29 @@ unanswered: the official scripts ask again until all are there.
 """
 
 import ast
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, earned, ratio
-from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, write_lines
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    as_text,
-    by_id,
-    entries,
-    match_ids,
-    read_annotation_rows,
-    read_json,
-    read_rows,
-    take,
+from mllm_jax.evaluation import predictions as reading
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
+from mllm_jax.evaluation.benchmarks.base import Benchmark, Unanswered, find_file
+from mllm_jax.evaluation.benchmarks.judged import (
+    Case,
+    Judged,
+    JudgeTask,
+    read_answers,
+    read_prompt,
+    texts,
+    write_lines,
 )
+from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
 
 NO_VIDEOS = "models cannot be shown videos yet; `mllm-jax score` scores answers that were made elsewhere"
 MAX_SCORE = 5
-ASPECTS = {
-    "CI": "correctness",
-    "DO": "detail",
-    "CU": "context",
-    "TU": "temporal",
-    "CO": "consistency",
-}
+ASPECTS = {"CI": "correctness", "DO": "detail", "CU": "context", "TU": "temporal", "CO": "consistency"}
 _DICT = re.compile(r"\{[^{}]*\}")
 
 
@@ -57,7 +50,7 @@ def parse_judgement(text: str) -> dict[str, Any] | None:
     return None
 
 
-def read_score(judgement: Mapping[str, Any] | None) -> int | None:
+def read_score(judgement: Row | None) -> int | None:
     """The integer score 0-5 of a judgement, or None."""
     value = None if judgement is None else judgement.get("score")
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -69,30 +62,35 @@ def read_score(judgement: Mapping[str, Any] | None) -> int | None:
     return score if 0 <= score <= MAX_SCORE else None
 
 
-def read_verdict(judgement: Mapping[str, Any] | None) -> str | None:
+def read_verdict(judgement: Row | None) -> str | None:
     """`yes` or `no` by substring, yes first (as upstream), or None."""
     said = as_text(None if judgement is None else judgement.get("pred")).lower()
     return "yes" if "yes" in said else "no" if "no" in said else None
 
 
 def _video_items(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
-    ids = None
-    if annotations is not None:
-        ids = list(by_id(read_annotation_rows(annotations), ("question_id", "id"), annotations))
-    found = match_ids(
-        read_rows(predictions, problems),
-        ids,
-        lambda r: str(take(r, ("id", "question_id"), str(predictions))),
-        lambda r: take(r, ("pred", "text"), str(predictions)),
-        problems,
-    )
-    for key, row in found.items():
-        fields = {
-            "question": as_text(take(row, ("question",), f"{predictions}: {key}")),
-            "answer": as_text(take(row, ("answer",), f"{predictions}: {key}")),
-            "prediction": as_text(take(row, ("pred", "text"), f"{predictions}: {key}")),
-        }
-        yield key, fields, {}
+    gold, said = None if annotations is None else VideoQa.read_annotations(annotations), ("pred", "text")
+    for key, row in read_answers(predictions, gold, VideoQa.id_keys, said, problems).items():
+        yield (
+            key,
+            texts(row, f"{predictions}: {key}", question="question", answer="answer", prediction=said),
+            {},
+        )
+
+
+def _aspect_items(
+    aspect: str, predictions: Path, annotations: Path | None, problems: Problems
+) -> Iterator[Case]:
+    stem = {"temporal": "temporal_qa", "consistency": "consistency_qa"}.get(aspect, "generic_qa")
+    path = find_file(predictions, stem)
+    if path is None:
+        raise PredictionError(f"{predictions}: no {stem}.jsonl (or .json) with the model's answers")
+    keys = {"answer": "A", "question": "Q", "prediction": "pred"}
+    if aspect == "consistency":
+        keys |= {"question": "Q1", "question2": "Q2", "prediction": "pred1", "prediction2": "pred2"}
+    for number, row in enumerate(reading.read_rows(path, problems)):
+        where = f"{path}: row {number}"
+        yield f"{take(row, ('video_name',), where)}_{number}", texts(row, where, **keys), {}
 
 
 def _parse_video(reply: str) -> dict[str, Any] | None:
@@ -100,24 +98,11 @@ def _parse_video(reply: str) -> dict[str, Any] | None:
     return judgement if read_score(judgement) is not None else None
 
 
-_VIDEO_SYSTEM = (
-    "You judge answers to questions about videos. Compare the predicted answer with the correct one: they "
-    "match if they mean the same; synonyms and paraphrases are fine."
+_SYSTEM = "You judge answers to questions about videos. "
+_MATCH = (
+    "Compare the predicted answer with the correct one: they match if they mean the same; synonyms and paraphrases are "
+    "fine."
 )
-_VIDEO = """Question: {question}
-Correct answer: {answer}
-Predicted answer: {prediction}
-
-Does the prediction match? Reply only with a Python dict: the key 'pred' with 'yes' or 'no', and the key
-'score' with an integer from 0 to 5, 5 for the best match, for example {'pred': 'no', 'score': 1}."""
-
-_ASPECT_FILES = {
-    "correctness": "generic_qa",
-    "detail": "generic_qa",
-    "context": "generic_qa",
-    "temporal": "temporal_qa",
-    "consistency": "consistency_qa",
-}
 _ASPECT_RULES = {
     "correctness": "how factually accurate the prediction is against the correct answer, without misreadings",
     "detail": "how complete and how specific the prediction is, compared with the correct answer",
@@ -125,52 +110,19 @@ _ASPECT_RULES = {
     "temporal": "whether the prediction gets the order of events in the video right",
     "consistency": "whether the two predictions agree with each other and with the correct answer",
 }
-_ASPECT_REPLY = """
-Reply only with a Python dict: the key 'score' with an integer from 0 to 5, 5 for the best, for example
-{'score': 3}."""
-_ASPECT = f"""Question: {{question}}
-Correct answer: {{answer}}
-Predicted answer: {{prediction}}
-{_ASPECT_REPLY}"""
-_ASPECT_TWO = f"""Question 1: {{question}}
-Question 2: {{question2}}
-Correct answer: {{answer}}
-Predicted answer to question 1: {{prediction}}
-Predicted answer to question 2: {{prediction2}}
-{_ASPECT_REPLY}"""
 
 
-def _aspect_items(aspect: str) -> Callable[[Path, Path | None, Problems], Iterator[Case]]:
-    def items(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
-        stem = _ASPECT_FILES[aspect]
-        places = [predictions / f"{stem}{suffix}" for suffix in (".jsonl", ".json")]
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            raise PredictionError(f"{predictions}: no {stem}.jsonl (or .json) with the model's answers")
-        for number, row in enumerate(read_rows(path, problems)):
-            where = f"{path}: row {number}"
-            fields = {"answer": as_text(take(row, ("A",), where))}
-            names = {"question": "Q", "prediction": "pred"}
-            if aspect == "consistency":
-                names = {"question": "Q1", "question2": "Q2", "prediction": "pred1", "prediction2": "pred2"}
-            fields |= {field: as_text(take(row, (key,), where)) for field, key in names.items()}
-            yield f"{take(row, ('video_name',), where)}_{number}", fields, {}
-
-    return items
+def _judge(name: str) -> tuple[JudgeTask]:
+    model, system, user = "gpt-3.5-turbo-0125", _SYSTEM + _MATCH, read_prompt("video_qa")
+    return (JudgeTask(name, model, None, 64, 16, system, user, _video_items, _parse_video),)
 
 
-def _aspect_task(aspect: str) -> JudgeTask:
-    return JudgeTask(
-        name=f"video_chatgpt.{aspect}",
-        model="gpt-3.5-turbo",
-        temperature=None,
-        max_tokens=64,
-        reply_tokens=12,
-        system=f"You judge answers to questions about videos. Judge {_ASPECT_RULES[aspect]}.",
-        user=_ASPECT_TWO if aspect == "consistency" else _ASPECT,
-        items=_aspect_items(aspect),
-        parse=_parse_video,
-    )
+def _judge_aspect(aspect: str) -> JudgeTask:
+    user = read_prompt("video_chatgpt_two" if aspect == "consistency" else "video_chatgpt")
+    system = f"{_SYSTEM}Judge {_ASPECT_RULES[aspect]}."
+    items = functools.partial(_aspect_items, aspect)
+    name = f"video_chatgpt.{aspect}"
+    return JudgeTask(name, "gpt-3.5-turbo", None, 64, 12, system, user, items, _parse_video)
 
 
 class VideoQa(Benchmark):
@@ -196,9 +148,9 @@ class VideoQa(Benchmark):
         JSON lines hold `id` and either `judgement` (a dict) or `content` (the judge's reply).
         """
         out = []
-        value = read_json(path, problems)
+        value = reading.read_json(path, problems)
         rows = isinstance(value, list) or bool(set(cls.id_keys) & set(value))
-        for key, row in entries(value, cls.id_keys, path, problems):
+        for key, row in reading.entries(value, cls.id_keys, path, problems):
             if not rows:
                 row = {"judgement": row[0] if isinstance(row, list) and row else row}
             judgement = row.get("judgement")
@@ -208,21 +160,16 @@ class VideoQa(Benchmark):
         return out
 
     @classmethod
-    def read_annotations(cls, path: Path) -> Mapping[Any, Mapping[str, Any]]:
-        return by_id(read_annotation_rows(path), ("question_id", "id"), path)
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
+        return reading.by_id(reading.read_annotation_rows(path), ("question_id", "id"), path)
 
     @classmethod
-    def stored(cls, row: Mapping[str, Any], where: str) -> Any:
+    def stored(cls, row: Row, where: str) -> Any:
         return row["judgement"]
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
-        """The questions with a readable judgement."""
-        answers = super().grade_files(predictions, annotations, problems)
-        for answer in answers:
-            if answer.notes["score"] is None:
-                problems.add("missing", f"{predictions.name}: {answer.id}: no readable judgement")
-        answers = [answer for answer in answers if answer.notes["score"] is not None]
+    def match(cls, rows: Any, gold: Any, predictions: Path, *rest: Any) -> Answers:
+        answers = super().match(rows, gold, predictions, *rest)
         if not answers:
             raise PredictionError(f"{predictions}: no readable judgement in it")
         return answers
@@ -231,26 +178,29 @@ class VideoQa(Benchmark):
     def grade(cls, answer: Answer) -> None:
         verdict = read_verdict(answer.row["judgement"])
         answer.parsed, answer.credit = verdict is not None, verdict == "yes"
-        answer.notes["score"] = read_score(answer.row["judgement"])
+        answer.notes["score"] = _score(answer)
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        decided, yes = sum(answer.parsed for answer in answers), int(earned(answers))
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        decided, yes = sum(answer.parsed for answer in answers), int(answers.earned)
         return {
             "score": ratio(yes, decided),
             "yes": yes,
             "no": decided - yes,
-            "average_score": ratio(sum(answer.notes["score"] for answer in answers), len(answers)),
-            "judge_models": sorted({a.row["model"] for a in answers if a.row["model"]}),
+            "average_score": answers.mean("score"),
+            "judge_models": _models(answers),
         }
 
 
-def _judge(name: str) -> tuple[JudgeTask]:
-    return (
-        JudgeTask(
-            name, "gpt-3.5-turbo-0125", None, 64, 16, _VIDEO_SYSTEM, _VIDEO, _video_items, _parse_video
-        ),
-    )
+def _score(answer: Answer) -> int:
+    score = read_score(answer.row["judgement"])
+    if score is None:
+        raise Unanswered("no readable judgement")
+    return score
+
+
+def _models(answers: Answers) -> list[str]:
+    return sorted({answer.row["model"] for answer in answers if answer.row["model"]})
 
 
 class MsvdQa(VideoQa):
@@ -281,7 +231,8 @@ class VideoChatGpt(VideoQa):
     unit = "points"
     rule = "Video-ChatGPT evaluate_benchmark_*.py"
     answers_format = "folder with correctness, detail, context, temporal and consistency (.json or .jsonl)"
-    judge = tuple(_aspect_task(aspect) for aspect in ASPECTS.values())
+    parts: ClassVar = ASPECTS
+    judge = tuple(map(_judge_aspect, ASPECTS.values()))
 
     @classmethod
     def store_judgements(
@@ -294,35 +245,12 @@ class VideoChatGpt(VideoQa):
         return folder, None
 
     @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> list[Answer]:
-        if not predictions.is_dir():
-            names = ", ".join(f"{name}.json" for name in ASPECTS.values())
-            raise PredictionError(f"{predictions}: give the folder with the judgements {names} (or .jsonl)")
-        answers = []
-        for short, aspect in ASPECTS.items():
-            places = [predictions / f"{aspect}{suffix}" for suffix in (".json", ".jsonl")]
-            path = next((place for place in places if place.is_file()), None)
-            if path is None:
-                problems.add("missing", f"{aspect}.json")
-                continue
-            for answer in super().grade_files(path, None, problems):
-                answer.notes["aspect"] = short
-                answers.append(answer)
-        return answers
-
-    @classmethod
     def grade(cls, answer: Answer) -> None:
-        answer.notes["score"] = score = read_score(answer.row["judgement"])
-        answer.credit = (score or 0) / MAX_SCORE
+        answer.notes["score"] = score = _score(answer)
+        answer.credit = score / MAX_SCORE
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        scores: dict[str, list[int]] = {}
-        for answer in answers:
-            scores.setdefault(answer.notes["aspect"], []).append(answer.notes["score"])
-        means = {short: ratio(sum(values), len(values)) for short, values in scores.items()}
-        return {
-            "score": ratio(sum(means.values()), len(means)),
-            "subtasks": means,
-            "judge_models": sorted({a.row["model"] for a in answers if a.row["model"]}),
-        }
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        means = {short: part.mean("score") for short, part in answers.parts().items()}
+        score = ratio(sum(means.values()), len(means))
+        return {"score": score, "subtasks": means, "judge_models": _models(answers)}

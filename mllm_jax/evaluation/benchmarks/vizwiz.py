@@ -1,14 +1,15 @@
 """VizWiz VQA (Gurari et al. 2018): soft accuracy, both sides fully normalised (lmms-eval)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, rates, tally
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import SHORT, File, Option, Upload, value_of
+from mllm_jax.evaluation.benchmarks.published import SHORT, File, Option, Upload
+from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
-from mllm_jax.evaluation.predictions import Problems, as_text, by_id, read_annotation_rows, take
+from mllm_jax.evaluation.predictions import Row, as_text, by_id, read_annotation_rows, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
 _SITE = "https://vizwiz.org/tasks-and-datasets/vqa/"
@@ -38,14 +39,14 @@ class VizWiz(ShortAnswer):
     }
     suffix = f"\n{UNANSWERABLE}\n{SHORT}"
 
-    def prompt(self, row: Mapping[str, Any]) -> str:
+    def prompt(self, row: FileRow) -> str:
         if self.values["capitalize"] and "question" in row:
-            row = {**row, "question": row["question"].capitalize()}
+            row["question"] = row["question"].capitalize()
         return super().prompt(row)
 
     def items(self) -> Iterator[Question]:
         for row in self.rows():
-            image = value_of(row, "image", self.path)
+            image = row["image"]
             answers = ten_answers(row if row.get("answers") else None)
             if answers:
                 answers["truth"] |= {"image": image}
@@ -53,14 +54,14 @@ class VizWiz(ShortAnswer):
             yield self.question(number, self.prompt(row), (image,), fields={"image": image}, **answers)
 
     @classmethod
-    def read_annotations(cls, path: Path) -> dict[Any, Mapping[str, Any]]:
+    def read_annotations(cls, path: Path) -> dict[str, Row]:
         return by_id(read_annotation_rows(path), ("image", "question_id"), path)
 
     @classmethod
-    def identifier(cls, gold: Mapping[Any, Any] | None, path: Path) -> Callable[[Mapping[str, Any]], str]:
+    def identifier(cls, gold: Any, path: Path) -> Callable[[Row], str]:
         image_of = {str(i["question_id"]): key for key, i in (gold or {}).items() if "question_id" in i}
 
-        def identify(row: Mapping[str, Any]) -> str:
+        def identify(row: Row) -> str:
             key = str(take(row, ("image", "question_id"), str(path)))
             return image_of.get(key, key)
 
@@ -68,20 +69,15 @@ class VizWiz(ShortAnswer):
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
-        human = [
-            m4c_normalize(as_text(a["answer"] if isinstance(a, dict) else a)) for a in answer.value("answers")
-        ]
+        answers = (a["answer"] if isinstance(a, dict) else a for a in answer.value("answers"))
         said = m4c_normalize(answer.text)
-        answer.credit = soft_accuracy(said, human)
+        answer.credit = soft_accuracy(said, [m4c_normalize(as_text(one)) for one in answers])
+        answer.part = as_text(answer.item.get("answer_type", "all"))
         answer.notes["unanswerable"] = said == "unanswerable"
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        kinds = tally(answers, lambda a: as_text(a.item.get("answer_type", "all")))
-        return {
-            "subtasks": rates(kinds, 100),
-            "said_unanswerable": sum(a.notes["unanswerable"] for a in answers),
-        }
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        return {"said_unanswerable": answers.total("unanswerable")}
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         return [{"image": row["image"], "answer": m4c_normalize(row["text"])} for row in rows]

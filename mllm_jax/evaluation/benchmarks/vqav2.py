@@ -5,28 +5,17 @@ normalised where the ten human answers are all identical. `score_always_normalis
 worth.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.evaluation.benchmarks.answers import Answer, tally
-from mllm_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from mllm_jax.evaluation.benchmarks.published import (
-    LONG_TOKENS,
-    SHORT,
-    File,
-    Option,
-    Upload,
-    value_of,
-)
-from mllm_jax.evaluation.benchmarks.question_files import read_rows
+from mllm_jax.evaluation import vqa_normalize
+from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
+from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.published import LONG_TOKENS, SHORT, File, Option, Upload
+from mllm_jax.evaluation.benchmarks.question_files import FileRow, read_rows
 from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
-from mllm_jax.evaluation.predictions import Problems, as_text, take
-from mllm_jax.evaluation.vqa_normalize import (
-    m4c_normalize,
-    soft_accuracy,
-    vqa_digits_articles,
-    vqa_punctuation,
-)
+from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text, take
+from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
 COCO = "https://cocodataset.org/#download"
 VQA = "https://visualqa.org/download.html"
@@ -36,7 +25,7 @@ _DECIMALS = 10  # of the official printout
 
 def normalize(text: str) -> str:
     """The server's normalisation: punctuation, then number words, articles and contractions."""
-    return vqa_digits_articles(vqa_punctuation(text))
+    return vqa_normalize.vqa_digits_articles(vqa_normalize.vqa_punctuation(text))
 
 
 def _flat(text: str) -> str:
@@ -56,8 +45,8 @@ def score_question(text: str, answers: Sequence[str]) -> float:
     return soft_accuracy(text, human)
 
 
-def _percent(total: float, n: int) -> float:
-    return round(100 * (float(total) / n if n else 0.0), _DECIMALS)
+def _percent(mean: float) -> float:
+    return round(100 * mean, _DECIMALS)
 
 
 def coco_file(image_id: int | str, split: str) -> str:
@@ -106,37 +95,31 @@ class VqaV2(ShortAnswer):
         images = split if split == "val2014" else "test2015"
         truths = {str(row["question_id"]): row for row in self.rows("annotations", "annotations")}
         for row in self.rows("questions", "questions"):
-            number = value_of(row, "question_id", self.path)
-            truth = truths.get(str(number))
+            truth = truths.get(str(row["question_id"]))
             if truths and truth is None:
-                raise BenchmarkError(f"{self.name}: {self.folder}: question {number} has no annotation")
-            image = row.get("image") or coco_file(value_of(row, "image_id", self.path), images)
-            yield self.question(number, self.prompt(row), (image,), **ten_answers(truth))
+                raise BenchmarkError(f"{row.where} has no annotation in {self.paths('annotations')[0]}")
+            image = row.get("image") or coco_file(row["image_id"], images)
+            yield self.question(row["question_id"], self.prompt(row), (image,), **ten_answers(truth))
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
         human = [as_text(take(a, ("answer",), answer.where)) for a in answer.value("answers")]
         answer.credit = score_question(answer.text, human)
         always = soft_accuracy(normalize(_flat(answer.text)), [normalize(_flat(h)) for h in human])
-        answer.notes["normalised"] = always
+        answer.notes = {"normalised": always}
+        answer.notes |= {f: as_text(answer.item.get(f, "all")) for f in ("answer_type", "question_type")}
 
     @classmethod
-    def figures(cls, answers: Sequence[Answer], problems: Problems) -> dict[str, Any]:
-        kinds, types = (
-            {
-                kind: _percent(*cell)
-                for kind, cell in tally(answers, lambda a, f=f: as_text(a.item.get(f, "all"))).items()
-            }
-            for f in ("answer_type", "question_type")
-        )
+    def figures(cls, answers: Answers) -> dict[str, Any]:
+        kinds, types = (answers.rates(field) for field in ("answer_type", "question_type"))
         return {
-            "score": _percent(sum(a.credit for a in answers), len(answers)),
-            "subtasks": kinds,
-            "per_question_type": types,
-            "score_always_normalised": _percent(sum(a.notes["normalised"] for a in answers), len(answers)),
+            "score": _percent(answers.mean()),
+            "subtasks": {kind: _percent(mean) for kind, mean in kinds.items()},
+            "per_question_type": {kind: _percent(mean) for kind, mean in types.items()},
+            "score_always_normalised": _percent(answers.mean("normalised")),
         }
 
-    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def submission(self, rows: Sequence[Row]) -> Any:
         """Every question of test2015 (of the asked split where it is val), the empty answer where none was made."""
         said = {str(row["question_id"]): m4c_normalize(row["text"]) for row in rows}
         ids: list[Any] = [row["question_id"] for row in rows]
@@ -172,7 +155,6 @@ class OkVqa(VqaV2):
         "images": File(("{split}",), COCO),
     }
 
-    def prompt(self, row: Mapping[str, Any]) -> str:
-        question = value_of(row, "question", self.path)
-        lmms = f"{question}\n{UNANSWERABLE}\n{SHORT}"
+    def prompt(self, row: FileRow) -> str:
+        lmms = f"{row['question']}\n{UNANSWERABLE}\n{SHORT}"
         return lmms if self.values["prompt"] == "lmms" else super().prompt(row)
