@@ -113,9 +113,7 @@ def read_json(path: Path, problems: Problems) -> Any:
         value = _without_damage(value)
     if value == []:
         hint = "; it looks half-written" if text.lstrip()[:1] in ("{", "[") and text.strip() != "[]" else ""
-        raise PredictionError(
-            f"{path}: no JSON found{hint}; expected JSON lines, a JSON array or a JSON object"
-        )
+        raise PredictionError(f"{path}: no JSON found{hint}; expected JSON lines, an array or an object")
     return value
 
 
@@ -216,9 +214,8 @@ def read_annotations(path: Path) -> Any:
     value = read_json(path, problems)
     for kind in ("unreadable_line", "wrong_encoding"):
         if problems.counts.get(kind):
-            raise PredictionError(
-                f"{path}: {kind.replace('_', ' ')}: {problems.first[kind][0]}; fetch it again"
-            )
+            first = f"{kind.replace('_', ' ')}: {problems.first[kind][0]}"
+            raise PredictionError(f"{path}: {first}; fetch it again")
     return value
 
 

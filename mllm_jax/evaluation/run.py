@@ -70,9 +70,7 @@ def evaluate(
         check_limit(model, name, limit)
     for name, benchmark in benchmarks.items():
         if isinstance(benchmark, Published) and (outside := benchmark.ungrouped):
-            say(
-                console, f"{name}: sub-tasks outside the groups, with rows of their own: {', '.join(outside)}"
-            )
+            say(console, f"{name}: sub-tasks outside the groups, with own rows: {', '.join(outside)}")
     summary = earlier_summary(out, describe(model))
     tables = []
     for name, benchmark in benchmarks.items():
@@ -99,9 +97,8 @@ def evaluate(
         groups |= {name: "" for name in scores["subtasks"] if name not in groups}  # as the scorer calls them
         rows = score_rows(scores, groups)
         if config.examples:
-            files.write_json(
-                out / name / "examples.json", make_examples(model, benchmark, out / name, config.examples)
-            )
+            examples = make_examples(model, benchmark, out / name, config.examples)
+            files.write_json(out / name / "examples.json", examples)
         summary["benchmarks"][name] = {
             "kind": benchmark.name,
             "groups": groups,

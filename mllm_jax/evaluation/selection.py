@@ -33,9 +33,7 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str 
         kind, *pairs = text.strip().split(":")
         benchmark = get_asked(kind)
         if not issubclass(benchmark, Published):
-            raise BenchmarkError(
-                f"{kind!r} is asked with --benchmark={kind} --path=..., not with --benchmarks"
-            )
+            raise BenchmarkError(f"{kind!r} is asked with --benchmark={kind} --path=..., not --benchmarks")
         options = {}
         for pair in pairs:
             name, equals, value = pair.partition("=")
@@ -43,9 +41,7 @@ def select_benchmarks(names: Sequence[str], data_dir: str | Path, prepared: str 
                 raise BenchmarkError(f"{text!r}: options are given as NAME:OPTION=VALUE, {pair!r} is none")
             options[name] = value
         benchmark.read_options(options)
-        values = (
-            value if value not in ("true", "false") else f"{name}={value}" for name, value in options.items()
-        )
+        values = (f"{n}={v}" if v in ("true", "false") else v for n, v in options.items())
         key = "-".join([kind, *(re.sub(r"[^A-Za-z0-9_=+-]+", "_", value) for value in values)])
         if key in chosen:
             raise BenchmarkError(f"--benchmarks names {text!r} twice")

@@ -59,9 +59,7 @@ _FAMILIES: tuple[tuple[type[Benchmark], ...], ...] = (
     # numbers
     (QBenchA3, RefCoco, RefCocoG, RefCocoPlus),
 )
-BENCHMARKS: dict[str, type[Benchmark]] = {
-    benchmark.name: benchmark for family in _FAMILIES for benchmark in family
-}
+BENCHMARKS: dict[str, type[Benchmark]] = {one.name: one for family in _FAMILIES for one in family}
 # Read from the official files; the folder `name` below the data folder holds them under their default names.
 PUBLISHED: dict[str, type[Published]] = {
     name: benchmark for name, benchmark in BENCHMARKS.items() if issubclass(benchmark, Published)

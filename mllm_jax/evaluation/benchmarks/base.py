@@ -173,9 +173,8 @@ class Benchmark(abc.ABC):
                 answer.part = part
             answers += found
         if not answers:
-            raise PredictionError(
-                f"{folder}: give the folder with {', '.join(cls.parts.values())} (.json or .jsonl)"
-            )
+            stems = ", ".join(cls.parts.values())
+            raise PredictionError(f"{folder}: give the folder with {stems} (.json or .jsonl)")
         return answers
 
     @classmethod
@@ -208,9 +207,8 @@ class Benchmark(abc.ABC):
             except BenchmarkError:
                 raise
             except UNUSABLE as error:
-                raise PredictionError(
-                    f"{answer.where}: cannot be graded: {type(error).__name__}: {error}"
-                ) from error
+                said = f"{type(error).__name__}: {error}"
+                raise PredictionError(f"{answer.where}: cannot be graded: {said}") from error
         return answers
 
     @classmethod

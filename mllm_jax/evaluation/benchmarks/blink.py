@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, hub
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
@@ -39,9 +39,7 @@ class Blink(Published):
         # the usual instruction makes that needless.
         "instruction": Option(True, "append the usual request for a letter to the data set's prompt"),
     }
-    files: ClassVar = {
-        "questions": File(("*/val-*.parquet",), "https://huggingface.co/datasets/BLINK-Benchmark/BLINK")
-    }
+    files: ClassVar = {"questions": File(("*/val-*.parquet",), hub("BLINK-Benchmark/BLINK"))}
 
     def items(self) -> Iterator[Question]:
         suffix = f"\n{LETTER}" if self.values["instruction"] else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import File
+from mllm_jax.evaluation.benchmarks.published import File, hub
 from mllm_jax.evaluation.benchmarks.relaxed_accuracy import RelaxedAccuracy
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 
@@ -20,10 +20,9 @@ class ChartQa(ShortAnswer, RelaxedAccuracy):
     files: ClassVar = {
         "questions": File(
             ("test/test_*.json", "data/test-*.parquet"),
-            "https://huggingface.co/datasets/ahmed-masry/ChartQA (the original files) or "
-            "https://huggingface.co/datasets/lmms-lab/ChartQA (Parquet)",
+            f"{hub('ahmed-masry/ChartQA')} (the original files) or {hub('lmms-lab/ChartQA')} (Parquet)",
         ),
-        "images": File(("test/png",), "https://huggingface.co/datasets/ahmed-masry/ChartQA"),
+        "images": File(("test/png",), hub("ahmed-masry/ChartQA")),
     }
 
     def items(self) -> Iterator[Question]:
@@ -34,7 +33,6 @@ class ChartQa(ShortAnswer, RelaxedAccuracy):
                 split = str(row.get("type") or path.stem).replace("test", "").strip("_")
                 counts[split] += 1
                 number, image = f"{split}_{counts[split]}", row.first("imgname", "image")
-                truth = {"target": str(row.first("label", "answer")), "split": split}
-                yield self.question(
-                    number, self.prompt(row), [image], truth["target"], ability=split, truth=truth
-                )
+                gold = str(row.first("label", "answer"))
+                truth = {"target": gold, "split": split}
+                yield self.question(number, self.prompt(row), [image], gold, ability=split, truth=truth)

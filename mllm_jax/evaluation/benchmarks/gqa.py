@@ -18,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_FILE = "testdev_balanced_questions.json"
 _SITE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 
 
@@ -42,15 +43,13 @@ class Gqa(ShortAnswer):
     unit = "percent"
     rule = "GQA eval.py (accuracy); LLaVA convert_gqa_for_eval.py"
     answers_format = "JSON array {questionId, prediction}, or LLaVA JSON lines {question_id, text}"
-    annotations_format = "testdev_balanced_questions.json"
+    annotations_format = _FILE
     id_keys = ("questionId", "question_id", "id")
     text_keys = ("prediction", "text", "answer")
     keyed = True
     upload = Upload("testdev_balanced_predictions.json", "GQA's eval.py")
     files: ClassVar = {
-        "questions": File(
-            ("testdev_balanced_questions.json", "questions1.2/testdev_balanced_questions.json"), _SITE
-        ),
+        "questions": File((_FILE, f"questions1.2/{_FILE}"), _SITE),
         "images": File(("images",), _SITE),
     }
 

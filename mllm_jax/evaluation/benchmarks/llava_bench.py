@@ -24,7 +24,7 @@ from mllm_jax.evaluation.benchmarks.judged import (
     texts,
     write_lines,
 )
-from mllm_jax.evaluation.benchmarks.published import File, Published, Upload
+from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub
 from mllm_jax.evaluation.predictions import (
     PredictionError,
     Problems,
@@ -36,7 +36,7 @@ from mllm_jax.evaluation.predictions import (
     take,
 )
 
-_HUB = "https://huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
+_HUB = hub("liuhaotian/llava-bench-in-the-wild")
 _ID = ("question_id",)
 FAILED = (-1.0, -1.0)
 Pair = tuple[float, float]
@@ -106,9 +106,7 @@ class LlavaBench(Published):
     name = "llava_bench"
     unit = "percent"
     rule = "LLaVA summarize_gpt_review.py"
-    answers_format = (
-        "stored reviews, JSON lines {question_id, category, content}; a folder holds several runs"
-    )
+    answers_format = "stored reviews, JSON lines {question_id, category, content}; a folder: several runs"
     id_keys = _ID
     judged = True
     judge = (
@@ -138,9 +136,7 @@ class LlavaBench(Published):
     ) -> tuple[Path, None]:
         """A file of reviews for each run."""
         for run in sorted({request.run for request, _ in judged}):
-            rows = [
-                request.judgement("question_id", reply) for request, reply in judged if request.run == run
-            ]
+            rows = [one.judgement("question_id", reply) for one, reply in judged if one.run == run]
             write_lines(folder / f"review_run{run}.jsonl", rows)
         return folder, None
 

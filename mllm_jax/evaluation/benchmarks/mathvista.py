@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_prompt, write_lines
-from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub, lettered
 from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
@@ -125,15 +125,11 @@ class MathVista(Published):
     answers_format = "JSON lines {pid, question_type, answer_type, precision, choices, answer, extraction}"
     id_keys = ("pid", "question_id")
     keyed = True
-    judge = (
-        JudgeTask("mathvista", "gpt-4-0613", 0.0, 256, 8, "", read_prompt("mathvista"), _judged, str.strip),
-    )
+    judge = (JudgeTask(name, "gpt-4-0613", 0.0, 256, 8, "", read_prompt("mathvista"), _judged, str.strip),)
     upload = Upload("output.json", "MathVista's extract_answer.py")
     files: ClassVar = {
-        "questions": File(
-            ("testmini.json", "data/testmini-*.parquet"), "https://huggingface.co/datasets/AI4Math/MathVista"
-        ),
-        "images": File((".",), "https://huggingface.co/datasets/AI4Math/MathVista (images.zip)"),
+        "questions": File(("testmini.json", "data/testmini-*.parquet"), hub("AI4Math/MathVista")),
+        "images": File((".",), hub("AI4Math/MathVista (images.zip)")),
     }
     _KEPT = ("question_type", "answer_type", "precision", "choices", "unit", "answer", "metadata", "question")
 

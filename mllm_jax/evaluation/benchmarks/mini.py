@@ -174,9 +174,8 @@ class Mini(Benchmark):
 
 def _incomplete(questions: Mapping[Any, Answers], problems: Problems) -> list[Any]:
     """Questions without all rotations 0..k-1, k being the most that any question with as many options has."""
-    options = {
-        key: min(turns, key=lambda answer: answer.id[1]).notes["options"] for key, turns in questions.items()
-    }
+    first = {key: min(turns, key=lambda answer: answer.id[1]) for key, turns in questions.items()}
+    options = {key: answer.notes["options"] for key, answer in first.items()}
     most: dict[int, int] = defaultdict(int)
     for key, turns in questions.items():
         most[options[key]] = max(most[options[key]], *(answer.id[1] + 1 for answer in turns))

@@ -25,11 +25,8 @@ def _grades(value: Any) -> list[float] | None:
     """One question's grades per run, each in [0, 1]; None if some grade is no number."""
     runs = value.get("score") if isinstance(value, dict) else value
     runs = runs if isinstance(runs, list) else [runs]
-    if not runs or any(
-        isinstance(g, bool) or not isinstance(g, (int, float)) or not 0 <= g <= 1 for g in runs
-    ):
-        return None
-    return [float(g) for g in runs]
+    numbers = [g for g in runs if isinstance(g, (int, float)) and not isinstance(g, bool) and 0 <= g <= 1]
+    return list(map(float, numbers)) if runs and len(numbers) == len(runs) else None
 
 
 def aggregate(graded: Sequence[tuple[list[float], list[str]]]) -> dict[str, Any]:
@@ -85,9 +82,7 @@ class MmVet(Published):
     name = "mm_vet"
     unit = "percent"
     rule = "MM-Vet mm-vet_evaluator.py"
-    answers_format = (
-        "stored grades: JSON id -> [grade per run], or the official grade file id -> {score: [...]}"
-    )
+    answers_format = "stored grades: JSON id -> [grade per run], or the official id -> {score: [...]}"
     annotations_format = "JSON id -> capabilities, or mm-vet.json"
     judged = True
     stores_text = False

@@ -170,9 +170,7 @@ class Mme(Published):
     @classmethod
     def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
         if annotations is None and not predictions.is_dir():
-            raise ValueError(
-                "mme: --annotations is needed with LLaVA's answers: the folder of <task>.txt files"
-            )
+            raise ValueError("mme: LLaVA's answers need --annotations, the folder of <task>.txt files")
         return super().grade_files(predictions, annotations or predictions, problems)
 
     @classmethod
@@ -182,9 +180,7 @@ class Mme(Published):
         for task in TASKS:
             file = path / f"{task}.txt"
             if not file.is_file():
-                raise PredictionError(
-                    f"{file}: missing; MME annotations are a folder with a file per sub-task"
-                )
+                raise PredictionError(f"{file}: missing; MME annotations are a folder, a file per sub-task")
             problems = Problems()
             rows = [(c[0], c[1], c[2].strip().lower()) for c in _read_task(file, 3, problems)]
             bad = [row for row in rows if row[2] not in ("yes", "no")]

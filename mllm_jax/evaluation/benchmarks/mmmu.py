@@ -17,7 +17,7 @@ from mllm_jax.evaluation.benchmarks import published
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, rates, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.mmmu_parse import find_choice, open_is_right, parse_open, read_options
-from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Published, Upload, hub, lettered
 from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
@@ -50,7 +50,7 @@ class Mmmu(Published):
     name = "mmmu"
     rule = "MMMU main_eval_only.py and main_parse_and_eval.py"
     answers_format = (
-        "JSON id -> final answer, or rows {id, response, all_choices, index2ans} with raw responses"
+        "JSON id -> final answer, or raw responses in rows {id, response, all_choices, index2ans}"
     )
     annotations_format = "answer_dict_val.json: id -> {question_type, ground_truth}"
     id_keys = ("id", "question_id")
@@ -63,9 +63,7 @@ class Mmmu(Published):
         "decoding": Option("greedy", "greedy, or upstream's five sampled beams", ("greedy", "sampled"), True),
         "seed": Option("42", "of sampled answers, a whole number", decoding=True),
     }
-    files: ClassVar = {
-        "questions": File(("*/validation-*.parquet",), "https://huggingface.co/datasets/MMMU/MMMU")
-    }
+    files: ClassVar = {"questions": File(("*/validation-*.parquet",), hub("MMMU/MMMU"))}
 
     @property
     def sampling(self) -> BeamSampling | None:

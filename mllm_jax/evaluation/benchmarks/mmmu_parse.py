@@ -129,7 +129,5 @@ def read_options(value: Any, where: str) -> list[str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise BenchmarkError(f"{where}: options are no list: {value[:60]!r}") from error
     if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
-        raise BenchmarkError(
-            f"{where}: options must be a list of 1 to {len(LETTERS)} texts, found {value!r:.60}"
-        )
+        raise BenchmarkError(f"{where}: options must be 1 to {len(LETTERS)} texts, found {value!r:.60}")
     return [str(option) for option in options]

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.mmmu_parse import choose, read_options
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, hub, lettered
 from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import Row, as_text
 
-_HUB = "https://huggingface.co/datasets/MMMU/MMMU_Pro"
+_HUB = hub("MMMU/MMMU_Pro")
 _MARK = re.compile(r"<image (\d)>")
 _STEPS = (
     "The last line of your response should be of the following format: 'Answer: $LETTER' (without quotes) where "
@@ -90,9 +90,8 @@ class MmmuPro(Published):
         """Prompt and images, in the order in which the prompt shows them."""
         text = f"{row['question']}\n{lettered(choices)}\n{self.instructions[str(self.values['mode'])]}"
         shown = [f"image_{number}" for number in _MARK.findall(text)]
-        others = [
-            name for i in range(1, 8) if (name := f"image_{i}") not in shown and row.get(name) is not None
-        ]
+        known = [name for i in range(1, 8) if row.get(name := f"image_{i}") is not None]
+        others = [name for name in known if name not in shown]
         text = _MARK.sub("<image>", text)
         if others and shown:  # images that the question does not mention come first
             text = f"{'<image>' * len(others)}\n{text}"

@@ -59,9 +59,7 @@ class Pope(Published):
     name = "pope"
     rule = "LLaVA eval_pope.py; lmms-eval pope beside it"
     answers_format = "LLaVA JSON lines {question_id, text}"
-    annotations_format = (
-        f"folder with coco_pope_<split>.json and {QUESTIONS}, or one JSON lines file with `label`"
-    )
+    annotations_format = f"folder with coco_pope_<split>.json and {QUESTIONS}, or JSON lines with `label`"
     id_keys = ("question_id",)
     max_new_tokens = SHORT_TOKENS
     files: ClassVar = {

@@ -140,7 +140,7 @@ class Published(Benchmark):
         decoding = cls.decoding_options()
         if fixed := {name: value for name, value in options.items() if name not in decoding}:
             raise BenchmarkError(
-                f"{source.directory} is prepared: its options are chosen already, {fixed} cannot be"
+                f"{source.directory} is prepared: its options are chosen already, not {fixed}"
             )
         self = cls.__new__(cls)
         written = {n: value for n, value in source.metadata["options"].items() if n not in decoding}
@@ -257,9 +257,8 @@ class Published(Benchmark):
         if not file.needed:
             return []
         also = f" (nor {', '.join(names[1:])})" if names[1:] else ""
-        raise BenchmarkError(
-            f"{self.name}: {self.folder / names[0]} is missing{also}; download it from {file.where}"
-        )
+        first = self.folder / names[0]
+        raise BenchmarkError(f"{self.name}: {first} is missing{also}; download it from {file.where}")
 
     def rows(self, role: str = "questions", key: str = "") -> list[FileRow]:
         """The rows of all files of a role, none where an optional one is not there; `key` as in `read_rows`."""
@@ -371,6 +370,11 @@ class Published(Benchmark):
             except ValueError as error:
                 raise BenchmarkError(f"{cls.name}: option {name!r}: {error}") from error
         return values
+
+
+def hub(name: str) -> str:
+    """The page of a data set on the Hugging Face hub."""
+    return f"https://huggingface.co/datasets/{name}"
 
 
 def lettered(options: Sequence[str], form: str = "{}. {}") -> str:

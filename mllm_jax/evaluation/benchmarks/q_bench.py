@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, hub, lettered
 from mllm_jax.evaluation.option_match import LETTERS, match_option
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, read_annotation_rows, take
 
-_HUB = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
+_HUB = hub("nanyangtu/LLVisionQA-QBench")
 
 
 def _place(answer: Any, options: Sequence[str], where: str) -> int:

@@ -218,9 +218,7 @@ class _Parquet:
         kinds = pyarrow.types
         try:
             schema = parquet.read_schema(path)
-            texts = [
-                field.name for field in schema if kinds.is_string(field.type) or kinds.is_binary(field.type)
-            ]
+            texts = [f.name for f in schema if kinds.is_string(f.type) or kinds.is_binary(f.type)]
             # Repeated texts are kept once, until they are counted.
             self._file = parquet.ParquetFile(path, read_dictionary=texts)
         except self._errors as error:

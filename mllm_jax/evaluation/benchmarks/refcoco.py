@@ -18,7 +18,7 @@ from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
-from mllm_jax.evaluation.benchmarks.published import File, Option, Published
+from mllm_jax.evaluation.benchmarks.published import File, Option, Published, hub
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -88,8 +88,7 @@ def _figures(answers: Answers, note: str = "pair") -> dict[str, float]:
 
 
 def _hub(name: str) -> dict[str, File]:
-    where = f"https://huggingface.co/datasets/lmms-lab/{name}"
-    return {"questions": File(("data/{split}-*.parquet", "{split}-*.parquet"), where)}
+    return {"questions": File(("data/{split}-*.parquet", "{split}-*.parquet"), hub(f"lmms-lab/{name}"))}
 
 
 class RefCoco(Published):

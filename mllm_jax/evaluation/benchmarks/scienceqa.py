@@ -18,9 +18,7 @@ from mllm_jax.evaluation.predictions import BenchmarkError, Row
 
 LETTERS = "ABCDE"
 _ANSWER = re.compile(r"The answer is ([A-Z]).")
-_SOURCE = (
-    "the folder data/scienceqa of https://github.com/lupantech/ScienceQA (images by its tools/download.sh)"
-)
+_SOURCE = "data/scienceqa of https://github.com/lupantech/ScienceQA (images by its tools/download.sh)"
 
 
 def parse_letter(text: str) -> str | None:

@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import LETTER, SHORT_TOKENS, File, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.published import (
+    LETTER,
+    SHORT_TOKENS,
+    File,
+    Published,
+    Upload,
+    hub,
+    lettered,
+)
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.predictions import Row, as_text
 
@@ -30,7 +38,7 @@ DIMENSIONS = {
     12: "Procedure Understanding",
 }
 IMAGE = frozenset(DIMENSIONS[i] for i in range(1, 10))
-_HUB = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
+_HUB = hub("AILab-CVC/SEED-Bench")
 
 
 def _is_video(key: str, item: Row) -> bool:
@@ -46,9 +54,7 @@ class SeedBench(Published):
 
     name = "seed_bench"
     rule = "SEED-Bench eval.py; LLaVA convert_seed_for_submission.py"
-    answers_format = (
-        "JSON lines {question_id, prediction or text}, with gt_answer where there are no annotations"
-    )
+    answers_format = "JSON lines {question_id, prediction or text}, without annotations also gt_answer"
     score_options = ("groups",)
     id_keys = ("question_id",)
     text_keys = ("prediction", "text")
@@ -99,9 +105,8 @@ class SeedBench(Published):
     def figures(cls, answers: Answers, groups: Path | None = None) -> dict[str, Any]:
         media, cells, means = answers.parts("medium"), answers.cells(), answers.rates()
         image, video = (media.get(name, Answers()) for name in ("image", "video"))
-        grouping = grouped(
-            "seed_bench", {n: cell for n, cell in cells.items() if n in IMAGE}, load_groups(groups)
-        )
+        inside = {name: cell for name, cell in cells.items() if name in IMAGE}
+        grouping = grouped("seed_bench", inside, load_groups(groups))
         summary = {
             name: {"n": len(part), "correct": part.earned, "accuracy": part.mean()}
             for name, part in (("image", image), ("video", video), ("all", answers))

@@ -17,6 +17,7 @@ from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c
 from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 
+_SITE = "https://dl.fbaipublicfiles.com/textvqa"
 _OCR = "Reference OCR token:"
 
 
@@ -49,20 +50,14 @@ class TextVqa(ShortAnswer):
     annotations_format = "TextVQA_0.5.1_val.json"
     id_keys = ("question_id",)
     rows_key = "data"
-    options: ClassVar = {
-        "ocr": Option(True, "whether the prompt lists OCR tokens, as in LLaVA's question file")
-    }
+    options: ClassVar = {"ocr": Option(True, "whether the prompt lists OCR tokens, as in LLaVA's file")}
     files: ClassVar = {
         "questions": File(
             ("llava_textvqa_val_v051_ocr.jsonl",),
             "eval.zip of LLaVA's docs/Evaluation.md (or give ocr=false)",
         ),
-        "annotations": File(
-            ("TextVQA_0.5.1_val.json",), "https://dl.fbaipublicfiles.com/textvqa/data/TextVQA_0.5.1_val.json"
-        ),
-        "images": File(
-            ("train_images",), "https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip"
-        ),
+        "annotations": File(("TextVQA_0.5.1_val.json",), f"{_SITE}/data/TextVQA_0.5.1_val.json"),
+        "images": File(("train_images",), f"{_SITE}/images/train_val_images.zip"),
     }
 
     def items(self) -> Iterator[Question]:

@@ -22,16 +22,12 @@ class VizWiz(ShortAnswer):
     unit = "percent"
     rule = "lmms-eval vizwiz_vqa"
     answers_format = "JSON array {image, answer} (the upload), or LLaVA JSON lines {question_id, text}"
-    annotations_format = (
-        "VizWiz val.json: rows {image, answers, answer_type}, with question_id for LLaVA's files"
-    )
+    annotations_format = "val.json: rows {image, answers, answer_type}, for LLaVA's files also question_id"
     text_keys = ("answer", "text")
     upload = Upload("{name}.json", "https://eval.ai/web/challenges/challenge-page/1911")
     options: ClassVar = {
         "split": Option("val", "which questions", ("val", "test")),
-        "capitalize": Option(
-            False, "lmms-eval's form: first letter of the question upper case, the rest lower"
-        ),
+        "capitalize": Option(False, "lmms-eval's form: only the question's first letter upper case"),
     }
     files: ClassVar = {
         "questions": File(("{split}.json", "Annotations/{split}.json", "llava_{split}.jsonl"), _SITE),

@@ -22,9 +22,7 @@ class Vqa(Benchmark):
     name = "vqa"
     rule = "this project; exact match after VQA normalisation"
     answers_format = "JSON lines {question_id, text}"
-    annotations_format = (
-        "JSON lines or array {question_id, answer}, optionally question_type or ability, group"
-    )
+    annotations_format = "JSON lines or array {question_id, answer}, also question_type or ability, group"
     text_keys = ("text", "answer", "prediction")
     in_annotation_order = True
 

@@ -20,6 +20,8 @@ from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
 COCO = "https://cocodataset.org/#download"
 VQA = "https://visualqa.org/download.html"
 OK_VQA = "https://okvqa.allenai.org/download.html"
+SPLITS = ("val2014", "test-dev2015", "test2015")
+QUESTIONS = ("v2_OpenEnded_mscoco_{split}_questions.json", "llava_vqav2_mscoco_{split}.jsonl")
 _DECIMALS = 10  # of the official printout
 
 
@@ -73,20 +75,12 @@ class VqaV2(ShortAnswer):
     rows_key = "annotations"
     in_annotation_order = True
     upload = Upload("{name}.json", "https://eval.ai/web/challenges/challenge-page/830")
-    options: ClassVar = {
-        "split": Option("val2014", "which questions", ("val2014", "test-dev2015", "test2015")),
-    }
+    options: ClassVar = {"split": Option("val2014", "which questions", SPLITS)}
     files: ClassVar = {
-        "questions": File(
-            ("v2_OpenEnded_mscoco_{split}_questions.json", "llava_vqav2_mscoco_{split}.jsonl"), VQA
-        ),
+        "questions": File(QUESTIONS, VQA),
         "annotations": File(("v2_mscoco_{split}_annotations.json",), VQA, needed=False),
         # An upload covers all of test2015, also where only test-dev2015 was asked.
-        "upload_ids": File(
-            ("v2_OpenEnded_mscoco_test2015_questions.json", "llava_vqav2_mscoco_test2015.jsonl"),
-            VQA,
-            needed=False,
-        ),
+        "upload_ids": File(tuple(name.format(split="test2015") for name in QUESTIONS), VQA, needed=False),
         "images": File(("{split}", "test2015"), COCO),
     }
 
