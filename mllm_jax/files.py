@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,6 +79,11 @@ def write_json(path: str | os.PathLike[str], value: Any, **options: Any) -> None
       options: of `json.dumps`; non-ASCII characters stay and the indent is 1 unless they say otherwise.
     """
     write_text(path, json_text(value, **{"indent": 1, **options}) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike[str], rows: Iterable[Any]) -> None:
+    """Writes JSON lines as `write_text` writes a text."""
+    write_text(path, "".join(json_text(row) + "\n" for row in rows))
 
 
 def json_text(value: Any, **options: Any) -> str:

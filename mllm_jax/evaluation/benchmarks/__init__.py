@@ -6,6 +6,7 @@ prepared, submitted and judged.
 
 from pathlib import Path
 
+from mllm_jax.evaluation.benchmarks import refcoco
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.blink import Blink
 from mllm_jax.evaluation.benchmarks.caption import Caption
@@ -26,14 +27,6 @@ from mllm_jax.evaluation.benchmarks.pope import Pope
 from mllm_jax.evaluation.benchmarks.published import Published
 from mllm_jax.evaluation.benchmarks.q_bench import QBench, QBenchZh
 from mllm_jax.evaluation.benchmarks.q_bench_a3 import QBenchA3
-from mllm_jax.evaluation.benchmarks.refcoco import (
-    RefCoco,
-    RefCocoG,
-    RefCocoPlus,
-    RegionCaption,
-    RegionCaptionG,
-    RegionCaptionPlus,
-)
 from mllm_jax.evaluation.benchmarks.relaxed_accuracy import RelaxedAccuracy
 from mllm_jax.evaluation.benchmarks.scienceqa import ScienceQa
 from mllm_jax.evaluation.benchmarks.seed_bench import SeedBench
@@ -54,10 +47,10 @@ _FAMILIES: tuple[tuple[type[Benchmark], ...], ...] = (
     # a word or two
     (ChartQa, Gqa, OkVqa, RelaxedAccuracy, TextVqa, VizWiz, Vqa, VqaV2),
     # sentences, which a judge or references decide about
-    (Caption, Captions, LlavaBench, MmVet, RegionCaption, RegionCaptionG, RegionCaptionPlus),
-    (ActivityNetQa, MsrvttQa, MsvdQa, VideoChatGpt),
+    (Caption, Captions, refcoco.RegionCaption, refcoco.RegionCaptionG, refcoco.RegionCaptionPlus),
+    (ActivityNetQa, LlavaBench, MmVet, MsrvttQa, MsvdQa, VideoChatGpt),
     # numbers
-    (QBenchA3, RefCoco, RefCocoG, RefCocoPlus),
+    (QBenchA3, refcoco.RefCoco, refcoco.RefCocoG, refcoco.RefCocoPlus),
 )
 BENCHMARKS: dict[str, type[Benchmark]] = {one.name: one for family in _FAMILIES for one in family}
 # Read from the official files; the folder `name` below the data folder holds them under their default names.

@@ -2,17 +2,17 @@
 
 The prompts (`judge_prompts/`) are worded by this project from the published descriptions of the tasks; scores depend
 on the wording and on the judge's version, so both are recorded. `--prompt FILE` replaces a prompt by the
-official text: the fields in braces of `user` below are filled in.
+official text: the fields in braces are filled in.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax import files
 from mllm_jax.evaluation.predictions import Problems, Row, as_text, match_ids, read_rows, take
 
 Fields = dict[str, str]
@@ -30,7 +30,7 @@ class JudgeTask:
         max_tokens: most tokens of a reply.
         reply_tokens: a typical reply's length, for the cost estimate.
         system: the system message.
-        user: the user message with fields in braces.
+        prompt: name of the user message in `judge_prompts/`, which has fields in braces.
         items: (predictions, annotations, problems) -> the questions to judge.
         parse: a reply -> the judgement, or None if it cannot be read.
     """
@@ -41,9 +41,14 @@ class JudgeTask:
     max_tokens: int
     reply_tokens: int
     system: str
-    user: str
+    prompt: str
     items: Callable[[Path, Path | None, Problems], Iterator[Case]]
     parse: Callable[[str], Any]
+
+    @property
+    def user(self) -> str:
+        """The user message with fields in braces."""
+        return _read_prompt(self.prompt)
 
     def messages(self, fields: Mapping[str, str], user: str | None = None) -> list[dict[str, str]]:
         """The chat messages of one question; `user` replaces the task's own user message."""
@@ -94,14 +99,8 @@ class Request:
 Judged = tuple[Request, Mapping[str, Any]]  # a request and the judge's reply, which the task can parse
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes JSON lines and returns the path."""
-    files.write_text(path, "".join(files.json_text(row) + "\n" for row in rows))
-    return path
-
-
-def read_prompt(name: str) -> str:
-    """The user message of that name, with fields in braces."""
+@functools.cache
+def _read_prompt(name: str) -> str:
     path = Path(__file__).parent / "judge_prompts" / f"{name}.txt"
     return path.read_text(encoding="utf-8").removesuffix("\n")
 

@@ -12,29 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mllm_jax import files
+from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.judged import (
-    Case,
-    Judged,
-    JudgeTask,
-    read_answers,
-    read_prompt,
-    required,
-    texts,
-    write_lines,
-)
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_answers, required, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub
-from mllm_jax.evaluation.predictions import (
-    PredictionError,
-    Problems,
-    Row,
-    as_text,
-    by_id,
-    read_annotation_rows,
-    read_rows,
-    take,
-)
+from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
 
 _HUB = hub("liuhaotian/llava-bench-in-the-wild")
 _ID = ("question_id",)
@@ -81,8 +65,8 @@ def _unrounded(pairs: Sequence[Pair]) -> float:
 def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
     folder = required(annotations, "the folder with questions.jsonl, context.jsonl and answers_gpt4.jsonl")
     places = [folder / name for name in ("questions.jsonl", "answers_gpt4.jsonl", "context.jsonl")]
-    asked, reference = (by_id(read_annotation_rows(path), _ID, path) for path in places[:2])
-    contexts = {as_text(row.get("image")): row for row in read_annotation_rows(places[2])}
+    asked, reference = (reading.by_id(reading.read_annotation_rows(path), _ID, path) for path in places[:2])
+    contexts = {as_text(row.get("image")): row for row in reading.read_annotation_rows(places[2])}
     for key, row in read_answers(predictions, asked, _ID, ("text",), problems).items():
         place = f"{places[0]}: {key}"
         image, category = (as_text(take(asked[key], (name,), place)) for name in ("image", "category"))
@@ -117,7 +101,7 @@ class LlavaBench(Published):
             max_tokens=1024,
             reply_tokens=200,
             system="You check the quality of answers carefully and impartially.",
-            user=read_prompt("llava_bench"),
+            prompt="llava_bench",
             items=_judged,
             parse=_parse_reply,
         ),
@@ -137,7 +121,7 @@ class LlavaBench(Published):
         """A file of reviews for each run."""
         for run in sorted({request.run for request, _ in judged}):
             rows = [one.judgement("question_id", reply) for one, reply in judged if one.run == run]
-            write_lines(folder / f"review_run{run}.jsonl", rows)
+            files.write_json_lines(folder / f"review_run{run}.jsonl", rows)
         return folder, None
 
     @classmethod
@@ -151,7 +135,10 @@ class LlavaBench(Published):
         if not paths:
             raise PredictionError(f"{predictions}: no .jsonl review files in this folder")
         gold = None if annotations is None else cls.read_annotations(annotations)
-        runs = {path.stem: cls.match(read_rows(path, problems), gold, path, None, problems) for path in paths}
+        runs = {
+            path.stem: cls.match(reading.read_rows(path, problems), gold, path, None, problems)
+            for path in paths
+        }
         everything = Answers(answer for run in runs.values() for answer in run)
         for name, run in runs.items():
             reviewed = {answer.id for answer in run}

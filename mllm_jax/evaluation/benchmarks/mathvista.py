@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_prompt, write_lines
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub, lettered
 from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.edit_distance import most_similar
@@ -125,7 +126,7 @@ class MathVista(Published):
     answers_format = "JSON lines {pid, question_type, answer_type, precision, choices, answer, extraction}"
     id_keys = ("pid", "question_id")
     keyed = True
-    judge = (JudgeTask(name, "gpt-4-0613", 0.0, 256, 8, "", read_prompt("mathvista"), _judged, str.strip),)
+    judge = (JudgeTask(name, "gpt-4-0613", 0.0, 256, 8, "", "mathvista", _judged, str.strip),)
     upload = Upload("output.json", "MathVista's extract_answer.py")
     files: ClassVar = {
         "questions": File(("testmini.json", "data/testmini-*.parquet"), hub("AI4Math/MathVista")),
@@ -161,7 +162,8 @@ class MathVista(Published):
         extracted = {request.question: {"extraction": reply["content"].strip()} for request, reply in judged}
         answers = cls.read_answers(predictions, Problems())
         rows = [row | extracted.get(str(take(row, cls.id_keys, str(predictions))), {}) for row in answers]
-        return write_lines(folder / "extracted.jsonl", rows), annotations
+        files.write_json_lines(folder / "extracted.jsonl", rows)
+        return folder / "extracted.jsonl", annotations
 
     @classmethod
     def stored(cls, row: Row, where: str) -> Any:

@@ -14,7 +14,7 @@ from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question, Unanswered
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_prompt, required, texts
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, required, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, take
 
@@ -86,7 +86,7 @@ class MmVet(Published):
     annotations_format = "JSON id -> capabilities, or mm-vet.json"
     judged = True
     stores_text = False
-    judge = (JudgeTask("mm_vet", "gpt-4-0613", 0.0, 8, 3, "", read_prompt("mm_vet"), _judged, _parse_grade),)
+    judge = (JudgeTask("mm_vet", "gpt-4-0613", 0.0, 8, 3, "", "mm_vet", _judged, _parse_grade),)
     upload = Upload("mm_vet.json", "MM-Vet's evaluator")
     files: ClassVar = {"questions": File(("mm-vet.json",), _ZIP), "images": File(("images",), _ZIP)}
 

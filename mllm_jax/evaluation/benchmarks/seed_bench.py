@@ -11,15 +11,7 @@ from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import (
-    LETTER,
-    SHORT_TOKENS,
-    File,
-    Published,
-    Upload,
-    hub,
-    lettered,
-)
+from mllm_jax.evaluation.benchmarks.published import LETTER, SHORT_TOKENS, File, Published, Upload, lettered
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.predictions import Row, as_text
 
@@ -38,7 +30,7 @@ DIMENSIONS = {
     12: "Procedure Understanding",
 }
 IMAGE = frozenset(DIMENSIONS[i] for i in range(1, 10))
-_HUB = hub("AILab-CVC/SEED-Bench")
+_HUB = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 
 
 def _is_video(key: str, item: Row) -> bool:

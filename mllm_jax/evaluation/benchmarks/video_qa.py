@@ -13,18 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark, Unanswered, find_file
-from mllm_jax.evaluation.benchmarks.judged import (
-    Case,
-    Judged,
-    JudgeTask,
-    read_answers,
-    read_prompt,
-    texts,
-    write_lines,
-)
+from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_answers, texts
 from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
 
 NO_VIDEOS = "models cannot be shown videos yet; `mllm-jax score` scores answers that were made elsewhere"
@@ -113,16 +106,16 @@ _ASPECT_RULES = {
 
 
 def _judge(name: str) -> tuple[JudgeTask]:
-    model, system, user = "gpt-3.5-turbo-0125", _SYSTEM + _MATCH, read_prompt("video_qa")
-    return (JudgeTask(name, model, None, 64, 16, system, user, _video_items, _parse_video),)
+    model, system = "gpt-3.5-turbo-0125", _SYSTEM + _MATCH
+    return (JudgeTask(name, model, None, 64, 16, system, "video_qa", _video_items, _parse_video),)
 
 
 def _judge_aspect(aspect: str) -> JudgeTask:
-    user = read_prompt("video_chatgpt_two" if aspect == "consistency" else "video_chatgpt")
+    prompt = "video_chatgpt_two" if aspect == "consistency" else "video_chatgpt"
     system = f"{_SYSTEM}Judge {_ASPECT_RULES[aspect]}."
     items = functools.partial(_aspect_items, aspect)
     name = f"video_chatgpt.{aspect}"
-    return JudgeTask(name, "gpt-3.5-turbo", None, 64, 12, system, user, items, _parse_video)
+    return JudgeTask(name, "gpt-3.5-turbo", None, 64, 12, system, prompt, items, _parse_video)
 
 
 class VideoQa(Benchmark):
@@ -139,7 +132,8 @@ class VideoQa(Benchmark):
         cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
     ) -> tuple[Path, None]:
         rows = [request.judgement("id", reply) for request, reply in judged]
-        return write_lines(folder / "judgements.jsonl", rows), None
+        files.write_json_lines(folder / "judgements.jsonl", rows)
+        return folder / "judgements.jsonl", None
 
     @classmethod
     def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
@@ -241,7 +235,7 @@ class VideoChatGpt(VideoQa):
         for task in cls.judge:
             rows = [request.judgement("id", reply) for request, reply in judged if request.task == task]
             if rows:
-                write_lines(folder / f"{task.name.partition('.')[2]}.jsonl", rows)
+                files.write_json_lines(folder / f"{task.name.partition('.')[2]}.jsonl", rows)
         return folder, None
 
     @classmethod
