@@ -10,13 +10,13 @@ the sources are drawn from in those proportions, each reshuffled whenever it is 
 many draws as there are samples in all sources together. Epochs follow each other without a gap, and the last
 batch of the last one is filled up with empty rows (segment 0, weight 0, id ""), so that no sample is lost.
 
-Packing. With the samples' sizes, row `g` is what `packing.PackingPlan` puts there: several samples of one epoch. A
-batch then has as many rows as hold `batch_size` samples on average, so that samples of fewer tokens make a smaller
+Packing. With a `packing.PackingPlan`, row `g` is what that puts there: several samples of one epoch, in its own order.
+A batch then has as many rows as hold `batch_size` samples on average, so that samples of fewer tokens make a smaller
 batch and a faster step, not another number of steps. Empty rows fill it up to what the devices divide.
 """
 
 import dataclasses
-import hashlib
+import functools
 import math
 import os
 import sys
@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from mllm_jax.data.packing import PLAN_VERSION, PackingPlan
+from mllm_jax.data.packing import PackingPlan, RowLimits
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import Row, RowEncoder, Rows, stack_rows
 from mllm_jax.data.samples import Sample, Source
@@ -44,7 +44,7 @@ def make_train_iterator(
     seed: int,
     epochs: int | None = 1,
     weights: Sequence[float | int] | None = None,
-    sizes: Int[np.ndarray, "N 4"] | None = None,
+    packing: PackingPlan | None = None,
     row_multiple: int = 1,
     process_index: int = 0,
     process_count: int = 1,
@@ -56,12 +56,12 @@ def make_train_iterator(
     Args:
       sources: data sets; anything with a length and `source[i] -> Sample`.
       encoder: how samples become a row.
-      batch_size: samples of a batch over all processes; with `sizes` on average.
+      batch_size: samples of a batch over all processes; with `packing` on average.
       seed: of the order.
       epochs: passes over the data; None never ends.
       weights: None reads every sample once per epoch; else one positive proportion per source.
-      sizes: packs rows: what each sample of the sources, one source after the other, needs of a row (`measure.sizes`).
-        None for one sample a row.
+      packing: which samples share a row (`packing_plan` with the same sources, seed, epochs and weights); None for one
+        sample a row.
       row_multiple: packed batches get empty rows until this (and the number of processes) divides their rows.
       process_index, process_count: which part of each batch to read, and of how many.
       num_threads: threads that make batches ahead of time; None for one per core, up to 16; 0 for none.
@@ -71,31 +71,23 @@ def make_train_iterator(
     Raises:
       ValueError: for an empty source, unusable weights or sizes that do not divide.
     """
-    if not sources:
-        raise ValueError("no data source given")
-    for index, source in enumerate(sources):
-        if len(source) == 0:
-            raise ValueError(f"data source {index} ({source!r}) is empty")
-    if batch_size < 1 or (sizes is None and batch_size % process_count):
+    _check_sources(sources, weights)
+    if batch_size < 1 or (packing is None and batch_size % process_count):
         raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index {process_index} is not below process_count {process_count}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, or None for no end; got {epochs}")
-    if weights is not None:
-        _check_weights(weights, sources)
 
     numbers = _global_order([len(source) for source in sources], weights, seed, epochs)
-    if sizes is None:
-        plan, per_step, rows = None, batch_size, batch_size
+    if packing is None:
+        per_step = rows = batch_size
     else:
-        plan = PackingPlan(sum(map(len, sources)), numbers.__getitem__, sizes, encoder.limits, seed, epochs)
-        per_step = plan.rows_holding(batch_size)
-        multiple = math.lcm(row_multiple, process_count)
+        per_step, multiple = packing.rows_holding(batch_size), math.lcm(row_multiple, process_count)
         rows = -(-per_step // multiple) * multiple
-    num_rows = None if epochs is None else len(numbers if plan is None else plan)
+    num_rows = None if epochs is None else len(numbers if packing is None else packing)
     num_batches = None if num_rows is None else -(-num_rows // per_step)
-    make_row = _RowMaker(_Reader(sources), encoder, numbers, plan, rows, per_step, num_rows)
+    make_row = _RowMaker(_Reader(sources), encoder, numbers, packing, rows, per_step, num_rows)
     places = sys.maxsize if num_batches is None else num_batches * rows
     parts = grain.MapDataset.range(places).map(make_row)
     parts = parts.batch(rows // process_count, drop_remainder=True, batch_fn=stack_rows)
@@ -105,9 +97,8 @@ def make_train_iterator(
         "weights": None if weights is None else [float(weight) for weight in weights],
         "sources": [_describe(source) for source in sources],
     }
-    if sizes is not None:
-        decides = (PLAN_VERSION, sizes.tobytes(), encoder.limits.array.tobytes())
-        order["packing"] = hashlib.sha256(repr(decides).encode()).hexdigest()
+    if packing is not None:
+        order["packing"] = packing.fingerprint
     return TrainIterator(
         parts[process_index::process_count],
         order=order,
@@ -117,6 +108,32 @@ def make_train_iterator(
         num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
         num_workers=num_workers,
     )
+
+
+def packing_plan(
+    sources: Sequence[Source],
+    sizes: Int[np.ndarray, "N 4"],
+    limits: RowLimits,
+    *,
+    seed: int,
+    epochs: int | None = 1,
+    weights: Sequence[float | int] | None = None,
+) -> PackingPlan:
+    """Which samples share a row in a training run.
+
+    Args:
+      sources: data sets.
+      sizes: what each sample of the sources, one source after the other, needs of a row (`measure.sizes`).
+      limits: of a row.
+      seed, epochs, weights: see `make_train_iterator`.
+
+    Raises:
+      ValueError: for an empty source or unusable weights.
+    """
+    _check_sources(sources, weights)
+    lengths = [len(source) for source in sources]
+    draws = None if weights is None else functools.partial(_drawn, lengths, weights, seed)
+    return PackingPlan(sizes, limits, seed, epochs, draws)
 
 
 class TrainIterator:
@@ -242,7 +259,7 @@ class _RowMaker:
 
     Attributes:
       numbers: of the samples, in the run's order.
-      plan: places of the samples of each row; None = one sample a row.
+      packing: numbers of the samples of each row; None = one sample a row.
       rows: places of a batch.
       per_step: rows of a batch that are not empty.
       num_rows: of the run that are not empty; None without an end.
@@ -251,7 +268,7 @@ class _RowMaker:
     read: "_Reader"
     encoder: RowEncoder
     numbers: grain.MapDataset
-    plan: PackingPlan | None
+    packing: PackingPlan | None
     rows: int
     per_step: int
     num_rows: int | None
@@ -261,8 +278,8 @@ class _RowMaker:
         number = step * self.per_step + row
         if row >= self.per_step or (self.num_rows is not None and number >= self.num_rows):
             return self.encoder([])
-        members = [number] if self.plan is None else self.plan[number]
-        return self.encoder([self.read(self.numbers[each]) for each in members])
+        members = [self.numbers[number]] if self.packing is None else self.packing[number]
+        return self.encoder([self.read(each) for each in members])
 
 
 def _global_order(
@@ -278,15 +295,40 @@ def _global_order(
     return mixed if epochs is None else mixed[: epochs * sum(lengths)]
 
 
+def _drawn(
+    lengths: Sequence[int], weights: Sequence[float | int], seed: int, epoch: int
+) -> Int[np.ndarray, " N"]:
+    """The numbers of an epoch's samples, in proportion to the weights; each source is used up before it repeats."""
+    total, shares = sum(lengths), np.asarray(weights, float) / sum(weights)
+
+    def before(epoch: int) -> Int[np.ndarray, " sources"]:
+        counts = np.floor(epoch * total * shares).astype(np.int64)
+        counts[np.argmax(shares)] += epoch * total - counts.sum()
+        return counts
+
+    numbers = []
+    for source, (first, last) in enumerate(zip(before(epoch), before(epoch + 1), strict=True)):
+        length, start = lengths[source], sum(lengths[:source])
+        for turn in range(first // length, -(-last // length)):
+            order = np.random.default_rng([0xD4A3, seed, source, turn]).permutation(length)
+            numbers.append(start + order[max(first - turn * length, 0) : max(last - turn * length, 0)])
+    return np.concatenate(numbers)
+
+
 def _derive(seed: int, index: int) -> int:
     """Independent 32-bit seeds; Grain adds the epoch to its seed, so seeds in a row would share orders."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _check_weights(weights: Sequence[float | int], sources: Sequence[Source]) -> None:
-    if len(weights) != len(sources):
+def _check_sources(sources: Sequence[Source], weights: Sequence[float | int] | None) -> None:
+    if not sources:
+        raise ValueError("no data source given")
+    for index, source in enumerate(sources):
+        if len(source) == 0:
+            raise ValueError(f"data source {index} ({source!r}) is empty")
+    if weights is not None and len(weights) != len(sources):
         raise ValueError(f"{len(weights)} weights for {len(sources)} data sources")
-    for index, weight in enumerate(weights):
+    for index, weight in enumerate(weights or ()):
         if not (weight > 0 and np.isfinite(weight)):
             raise ValueError(f"the weight of data source {index} is {weight}; it must be positive")
 

@@ -1,17 +1,15 @@
 """What a run says of itself before it starts: its model, and how long its stages are."""
 
-import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mllm_jax.data.packing import PackingPlan
 from mllm_jax.data.samples import Source
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.mllm import ModelConfig
-from mllm_jax.training.sources import stage_iterator
 
 FEW_STEPS = 50  # with fewer, a new connector has learned nothing yet
 
@@ -35,31 +33,30 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
 
 def length_lines(
     config: ConfigDict,
-    model: ModelConfig,
-    tokenizer: Any,
     sources: Mapping[str, Mapping[str, Source]],
-    workdir: pathlib.Path,
+    packing: Mapping[str, PackingPlan | None],
 ) -> Iterator[str]:
     """Yields how many steps each stage takes, and which key changes that where they are few.
 
     Args:
       sources: prepared data sets by name, of each stage that is still to be trained.
-      workdir: of the run; packed stages keep the sizes of their samples there, or in `data.dir`.
+      packing: which samples share a row in each of these stages.
     """
     short = {}
     for name, prepared in sources.items():
-        stage = config.stages[name]
-        packed = stage.samples_per_row > 1
+        stage, plan = config.stages[name], packing[name]
         if stage.steps:
-            about = "about " if packed else ""
+            about = "" if plan is None else "about "
             yield f"stage {name}: {stage.steps:,} steps of {about}{stage.batch_size} samples"
             continue
-        batches = stage_iterator(config, stage, model, tokenizer, dict(prepared), workdir)
         epochs = f"{stage.epochs} epoch" + "s" * (stage.epochs > 1)
-        samples, steps = batches.num_samples // stage.epochs, batches.num_batches
+        samples = sum(map(len, prepared.values()))
+        rows = samples * stage.epochs if plan is None else len(plan)
+        per_step = stage.batch_size if plan is None else plan.rows_holding(stage.batch_size)
+        steps = -(-rows // per_step)
         yield (
             f"stage {name}: {steps:,} steps ({samples:,} samples x {epochs} / batch size {stage.batch_size})"
-            + (f", packed in {batches.rows} rows a step" if packed else "")
+            + ("" if plan is None else f", packed in {per_step} rows a step")
         )
         if steps < FEW_STEPS:
             short[name] = stage.epochs * -(-FEW_STEPS // steps)

@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from mllm_jax import files
 from mllm_jax.console import make_console, say
-from mllm_jax.data import tfds_llava
+from mllm_jax.data import pipeline, tfds_llava
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.measure import sizes
-from mllm_jax.data.pipeline import TrainIterator, make_train_iterator
+from mllm_jax.data.packing import PackingPlan
+from mllm_jax.data.pipeline import TrainIterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
 from mllm_jax.data.samples import Source, image_file_size
@@ -174,26 +175,82 @@ def image_reader(config: ConfigDict, stage: ConfigDict) -> ImageReader:
     return ImageReader(processor, config.data.compat or None, config.data.max_image_pixels)
 
 
-def stage_iterator(
+def packing_plan(
     config: ConfigDict,
     stage: ConfigDict,
     model: ModelConfig,
     tokenizer: Any,
     prepared: dict[str, Source],
     workdir: pathlib.Path,
+) -> PackingPlan | None:
+    """Which samples share the rows of a stage; None for one sample a row.
+
+    Sizes that are not measured yet are measured now and kept in the data folder: the first process measures, then the
+    others read, or measure for themselves.
+    """
+    if stage.samples_per_row == 1:
+        return None
+    folder, encoder = data_dir(config, workdir) / "sizes", _encoder(config, stage, model, tokenizer)
+    sources = list(prepared.values())
+
+    def measured() -> Int[np.ndarray, "N 4"]:
+        return np.concatenate([sizes(source, encoder, folder, config.data.threads) for source in sources])
+
+    found = processes.first_then_others(measured, "samples measured")
+    return pipeline.packing_plan(sources, found, encoder.limits, **_order(config, stage, prepared))
+
+
+def stage_iterator(
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    prepared: dict[str, Source],
+    packing: PackingPlan | None = None,
     cache: FeatureCache | None = None,
     row_multiple: int = 1,
 ) -> TrainIterator:
     """The batches of a stage from its prepared data sets, with features from `cache` in place of images.
 
-    With packing, sizes that are not measured yet are measured now and kept in the data folder; empty rows fill a batch
-    up until `row_multiple` divides it.
+    Args:
+      packing: of the stage; see `packing_plan`.
+      row_multiple: empty rows fill a packed batch up until this divides it.
 
     Raises (when iterated):
       SampleError, ImageError: naming file and sample.
     """
+    return pipeline.make_train_iterator(
+        list(prepared.values()),
+        _encoder(config, stage, model, tokenizer, cache),
+        packing=packing,
+        batch_size=stage.batch_size,
+        row_multiple=row_multiple,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads,
+        **_order(config, stage, prepared),
+    )
+
+
+def _order(config: ConfigDict, stage: ConfigDict, prepared: Mapping[str, Source]) -> dict[str, Any]:
+    """What decides the order of a stage's samples."""
     weights = [stage.sources[name].weight for name in prepared]
-    encoder = RowEncoder(
+    return {
+        "seed": config.seed,
+        "epochs": None if stage.steps else stage.epochs,
+        # Equal weights read every sample once an epoch; others draw in proportion.
+        "weights": None if len(set(weights)) == 1 else weights,
+    }
+
+
+def _encoder(
+    config: ConfigDict,
+    stage: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Any,
+    cache: FeatureCache | None = None,
+) -> RowEncoder:
+    return RowEncoder(
         image_reader(config, stage),
         model.visual_layout,
         tokenizer,
@@ -206,30 +263,3 @@ def stage_iterator(
         loss_weighting=stage.loss_weighting,
         features=cache,
     )
-    sources = list(prepared.values())
-    return make_train_iterator(
-        sources,
-        encoder,
-        sizes=None if stage.samples_per_row == 1 else _sizes(sources, encoder, config, workdir),
-        batch_size=stage.batch_size,
-        row_multiple=row_multiple,
-        seed=config.seed,
-        epochs=None if stage.steps else stage.epochs,
-        # Equal weights read every sample once an epoch; others draw in proportion.
-        weights=None if len(set(weights)) == 1 else weights,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.threads,
-    )
-
-
-def _sizes(
-    sources: Sequence[Source], encoder: RowEncoder, config: ConfigDict, workdir: pathlib.Path
-) -> Int[np.ndarray, "N 4"]:
-    """What all samples need of a row; the first process measures, then the others read, or measure for themselves."""
-    folder = data_dir(config, workdir) / "sizes"
-
-    def measured() -> Int[np.ndarray, "N 4"]:
-        return np.concatenate([sizes(source, encoder, folder, config.data.threads) for source in sources])
-
-    return processes.first_then_others(measured, "samples measured")

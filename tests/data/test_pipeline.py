@@ -16,7 +16,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.layout import Slot, VisualLayout, WholeImage
-from mllm_jax.data.pipeline import make_train_iterator
+from mllm_jax.data.pipeline import make_train_iterator, packing_plan
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import ImageReader, RowEncoder, Rows, TooManyLabels
@@ -82,9 +82,13 @@ OF_ENCODER = (
 )
 
 
-def make(sources, **options):
+def make(sources, sizes=None, **options):
     rows = encoder(**{key: options.pop(key) for key in OF_ENCODER if key in options})
-    return make_train_iterator(sources, rows, **({"batch_size": 4, "seed": 0, "num_threads": 0} | options))
+    options = {"batch_size": 4, "seed": 0, "num_threads": 0} | options
+    if sizes is not None:
+        order = {key: options[key] for key in ("seed", "epochs", "weights") if key in options}
+        options["packing"] = packing_plan(sources, sizes, rows.limits, **order)
+    return make_train_iterator(sources, rows, **options)
 
 
 def ids_of(iterator):
@@ -224,6 +228,10 @@ def test_packed_rows_hold_each_sample_once_an_epoch_and_resume(weights):
     assert sum(seen.values()) == 36
     if weights is None:
         assert set(seen.values()) == {2}
+    else:  # in proportion, each source used up before it repeats
+        of = {name: [count for one, count in seen.items() if one[0] == name] for name in "stu"}
+        assert [sum(of[name]) for name in "stu"] == [9, 18, 9]
+        assert all(max(counts) - min(counts) <= 1 for counts in of.values())
     with make(data, **options, num_threads=3) as first:
         begun = [next(first) for _ in range(3)]
         state = json.loads(json.dumps(first.get_state()))
@@ -246,20 +254,20 @@ def test_shorter_samples_make_smaller_batches_of_as_many_samples():
             "image_slots": 9,
             "samples_per_row": 9,
         }
-        iterator = make(data, **options, sizes=sizes_of(data, **options), batch_size=20)
+        iterator = make(data, **options, sizes=sizes_of(data, **options), batch_size=24)
         rows[visual], steps[visual] = iterator.rows, iterator.num_batches
         batches = list(iterator)
         assert {batch.arrays.tokens.shape[0] for batch in batches} == {iterator.rows}
         held = [sum(len(row.split(", ")) for row in batch.ids if row) for batch in batches]
         assert sum(held) == 60
-        assert all(16 <= count <= 24 for count in held[:-1])
+        assert all(20 <= count <= 28 for count in held[:-1])
     assert rows[100] > rows[32] > rows[2]
     assert set(steps.values()) <= {3, 4}
 
 
 def test_packed_batches_hold_the_same_on_any_number_of_devices():
     data = [source(20)]
-    options = PACKED | {"sizes": sizes_of(data, **PACKED), "batch_size": 9, "epochs": 2}
+    options = PACKED | {"sizes": sizes_of(data, **PACKED), "batch_size": 12, "epochs": 2}
     plain = make(data, **options)
     filled = make(data, **options, row_multiple=4)
     assert plain.rows < filled.rows == 4

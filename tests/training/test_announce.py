@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from mllm_jax.data import packing
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel.mesh import make_mesh
@@ -42,7 +44,7 @@ def test_few_steps_are_said_for_every_stage_with_the_keys_that_change_it(
     }
 
     def told():
-        return list(length_lines(tiny_config, model, tiny_tokenizer, sources, tmp_path))
+        return list(length_lines(tiny_config, sources, dict.fromkeys(sources)))
 
     counted, asked, advice = told()
     assert counted.startswith("stage pretrain: 2 steps (8 samples x 1 epoch")
@@ -54,3 +56,18 @@ def test_few_steps_are_said_for_every_stage_with_the_keys_that_change_it(
     tiny_config.stages.pretrain.epochs = epochs  # following the advice ends it
     counted, asked = told()
     assert counted.startswith(f"stage pretrain: {FEW_STEPS} steps")
+
+
+def test_a_packed_stage_is_planned_once(train, tiny_config, tmp_path, monkeypatch, capsys):
+    """What is said of its length and what is trained are one plan."""
+    planned = []
+    lay_out = packing.lay_out
+    monkeypatch.setattr(packing, "lay_out", lambda *of: (planned.append(1), lay_out(*of))[1])
+    del tiny_config.stages.finetune
+    tiny_config.stage_order = ("pretrain",)
+    stage = tiny_config.stages.pretrain
+    stage.steps, stage.epochs, stage.samples_per_row = None, 2, 2
+    train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert len(planned) == 1
+    said = re.search(r"stage pretrain: (\d+) steps .* packed in 2 rows a step", capsys.readouterr().out)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"][-1]["step"] == int(said[1])

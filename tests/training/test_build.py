@@ -104,14 +104,14 @@ def test_sources_are_mixed_by_weight_and_epochs_or_steps_end_a_stage(tiny_config
     model = runs.model_config(tiny_config)
     prepared = prepare_sources(tiny_config, "finetune", model, tiny_tokenizer, tmp_path)
     assert {name: len(source) for name, source in prepared.items()} == {"captions": 8, "instructions": 10}
-    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared, tmp_path) as batches:
+    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches is None  # `steps` is given
         ids = [row for _ in range(8) for row in next(batches).ids]
     assert sum(row.startswith("caption") for row in ids) == 24
     stage.steps = None
     stage.epochs = 2
     stage.sources.captions.weight = 1.0
-    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared, tmp_path) as batches:
+    with stage_iterator(tiny_config, stage, model, tiny_tokenizer, prepared) as batches:
         assert batches.num_batches == 9
         assert batches.num_samples == 36
 
