@@ -103,7 +103,8 @@ def main(_):
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
     workdir = pathlib.Path(WORKDIR.value or OUT.value)
-    config = saved_config(workdir) if WORKDIR.value else default_config()
+    with processes.together("configuration read"):
+        config = saved_config(workdir) if WORKDIR.value else default_config()
     if BENCHMARK.value:
         benchmark = benchmark_config()
         benchmark.kind, benchmark.path, benchmark.images = BENCHMARK.value, PATH.value or "", IMAGES.value

@@ -19,6 +19,7 @@ from absl import flags, logging
 from mllm_jax import console, workdir
 from mllm_jax.cli import script
 from mllm_jax.config import check, resolved
+from mllm_jax.data.rows import Rows
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.preflight import check_benchmarks
@@ -35,7 +36,7 @@ from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.params import load_stage, starting_params
-from mllm_jax.training.sources import prepare_sources, read_noted, stage_iterator
+from mllm_jax.training.sources import packing_plan, prepare_sources, read_noted, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
@@ -49,51 +50,61 @@ DISTRIBUTED = flags.DEFINE_bool(
 say = functools.partial(console.say, console.make_console())
 
 
-def train_stage(plan, batches, params, directory):
-    """Trains one stage from host parameters and returns the whole model's parameters on the mesh."""
-    name, stage, steps = plan.name, plan.stage, plan.steps
-
-    # -------------------------------------------------------------------------------- restore or create the state
-    checkpoints = StageCheckpoints(directory / "checkpoints" / name, stage.keep_last, stage.keep_best)
+def begin_stage(plan, batches, params, directory):
+    """What a stage goes on from, on the mesh: its checkpoints, its state, the frozen parameters and those not used."""
+    checkpoints = StageCheckpoints(
+        directory / "checkpoints" / plan.name, plan.stage.keep_last, plan.stage.keep_best
+    )
     frozen = plan.place_frozen(params)
     if checkpoints.steps():
         state, position = checkpoints.restore(checkpoints.steps()[-1], plan.state)
         batches.set_state(position)
-        say(f"stage {name}: continuing after update {int(state.step)}")
+        say(f"stage {plan.name}: continuing after update {int(state.step)}")
     else:
         state = plan.create_state(params)
-    start = int(state.step)
     samples = "" if batches.num_samples is None else f"{batches.num_samples:,} samples, "
     counts = f"{paths.count(state.params):,} parameters trained, {paths.count(frozen):,} frozen"
-    say(f"stage {name}: {counts}, {samples}{steps:,} steps")
+    say(f"stage {plan.name}: {counts}, {samples}{plan.steps:,} steps")
+    return checkpoints, state, frozen, plan.unused(params)
 
-    # -------------------------------------------------------------------------------------------- the loop
-    log = RunLog(directory, name, steps, start, write=jax.process_index() == 0)
+
+def train_stage(plan, batches, begun, directory, check_held):
+    """Trains one stage from what `begin_stage` gave and returns the whole model's parameters on the mesh."""
+    stage, steps = plan.stage, plan.steps
+    checkpoints, state, frozen, unused = begun
+    start = int(state.step)
+    log = RunLog(directory, plan.name, steps, start, write=jax.process_index() == 0)
+    late = processes.Postponed()
     try:
         with stop_requests() as requests:
             for step in range(start + 1, steps + 1):
-                batch = next(batches)
+                batch = None
+                with late:  # other processes would wait in this step for one that cannot read
+                    batch = next(batches)
+                batch = batch or Rows(plan.empty_rows(), [], [])
                 state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
+                if step == start + 1:
+                    log.pause_clock()  # the first step compiles
                 log.add(step, metrics, batch.ids, batch.skipped)
                 stop = processes.any_process(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
-                if (
-                    save or step % stage.log_every == 0
-                ):  # refuses what is not finite, so it comes before saving
-                    log.flush(plan.learning_rate(step - 1))
+                if save or step % stage.log_every == 0:
+                    with late:
+                        check_held()
+                    late.meet(f"step {step}")
+                    log.flush(plan.learning_rate(step - 1))  # refuses what is not finite: before saving
                 if save:
                     checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
+                    log.pause_clock()  # it waits for the write before
                 if stop:  # also after the last step: the next stage would lose more
                     raise SystemExit(
                         f"stopped by a signal after step {step}; the same command continues from there"
                     )
-                if step == start + 1:
-                    log.pause_clock()  # the first step compiles
     finally:
         log.close()
         batches.close()
         checkpoints.close()
-    return plan.whole(state, frozen, params)
+    return plan.whole(state, frozen, unused)
 
 
 @contextlib.contextmanager
@@ -108,10 +119,15 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def draw_losses(directory):
-    """Draws the loss curves of the steps so far, if there are any; the first process does."""
-    log = directory / "metrics.jsonl"
-    if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
-        losses.plot_losses(log, directory / "loss.png")
+    """Draws the loss curves of the steps so far, if there are any; the first process does. A failure stops nothing."""
+    log, drawn = directory / "metrics.jsonl", directory / "loss.png"
+    try:
+        if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
+            losses.plot_losses(log, drawn)
+    except (
+        Exception
+    ) as error:  # a full disk, say; where that has stopped the run, it must stay the error shown
+        say(f"{drawn} could not be drawn ({type(error).__name__}: {error})", "yellow")
 
 
 def train(config, directory, evaluate=True):
@@ -119,17 +135,18 @@ def train(config, directory, evaluate=True):
     begin = time.time()
 
     # ------------------------------------------------------------------- check everything before any compute
-    check(config)
-    mesh = make_mesh(config.mesh.to_dict())
-    model = runs.model_config(config)
-    tokenizer = load_tokenizer(config.model.llm.path)
-    preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
-    if evaluate:
-        check_benchmarks(config, tokenizer)
+    with processes.together("everything checked"):
+        check(config)
+        mesh = make_mesh(config.mesh.to_dict())
+        model = runs.model_config(config)
+        tokenizer = load_tokenizer(config.model.llm.path)
+        preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
+        if evaluate:
+            check_benchmarks(config, tokenizer)
     for line in announce.model_lines(config, model, mesh):
         say(line)
 
-    with use_mesh(mesh), workdir.open_run(directory, resolved(config)):
+    with use_mesh(mesh), workdir.open_run(directory, resolved(config)) as check_held:
         # ------------------------------------------------------------------- stages; finished ones are skipped
         finished = runs.finished_stages(directory, config)
         remaining = config.stage_order
@@ -139,7 +156,11 @@ def train(config, directory, evaluate=True):
             params = load_stage(directory / "params" / finished[-1], config, model, mesh)
             say(f"stage {finished[-1]}: done before")
         sources = {name: prepare_sources(config, name, model, tokenizer, directory) for name in remaining}
-        for line in announce.length_lines(config, model, tokenizer, sources, directory):
+        packing = {
+            name: packing_plan(config, config.stages[name], model, tokenizer, sources[name], directory)
+            for name in remaining
+        }
+        for line in announce.length_lines(config, sources, packing):
             say(line)
         for name in remaining:
             stage = config.stages[name]
@@ -147,18 +168,17 @@ def train(config, directory, evaluate=True):
             cache = feature_cache(config, stage, model, params, sources[name], directory)
             multiple = num_row_shards(mesh) * stage.accumulation
             batches = stage_iterator(
-                config, stage, model, tokenizer, sources[name], directory, cache, multiple
+                config, stage, model, tokenizer, sources[name], packing[name], cache, multiple
             )
             plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches, batches.rows)
+            begun = begin_stage(plan, batches, params, directory)
+            del params  # what earlier stages trained would stay on the devices beside the state
             try:
-                params = train_stage(plan, batches, params, directory)
-            except BaseException:
-                # What stopped it, a full disk say, may stop this, too, and must stay the error that is shown.
-                with contextlib.suppress(Exception):
-                    draw_losses(directory)
-                raise
-            save_params(directory / "params" / name, params)
-            draw_losses(directory)
+                params = train_stage(plan, batches, begun, directory, check_held)
+                del begun
+                save_params(directory / "params" / name, params)
+            finally:
+                draw_losses(directory)
 
         # -------------------------------------------------------------------------------------- evaluation
         if evaluate and config.eval.benchmarks:

@@ -7,9 +7,13 @@ left behind is taken over:
 * on another host, or in another container, whose processes cannot be looked up, when it shows no sign of life for
   `PATIENCE` seconds. A holder touches the file every `BEAT` seconds; what counts is that the file's time changes
   while one waits, so clocks need not agree.
+
+A holder that was suspended for so long may have lost the lock without knowing it, so it asks (`Lock.check`) before it
+writes.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -29,27 +33,66 @@ BEAT = 10.0
 PATIENCE = 45.0
 
 
+class LockLostError(RuntimeError):
+    """Another run has taken the directory over; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lock:
+    """A lock that this process has taken.
+
+    Attributes:
+      path: of the lock file.
+      text: what the file says while the lock is held.
+    """
+
+    path: pathlib.Path
+    text: str
+
+    def check(self) -> None:
+        """Makes sure that the lock is still held; to be called before anything is written.
+
+        Raises:
+          LockLostError: another run has taken it, or somebody has removed it.
+        """
+        try:
+            found = _text(self.path)
+        except FileNotFoundError:
+            found = ""
+        except OSError as error:  # a shared disk that does not answer now says nothing of who holds the lock
+            logging.warning("%s cannot be read: %s", self.path, error)
+            return
+        if found != self.text:
+            if holder := _parsed(found):
+                said = f"{self.path.parent} was taken over by {_name(holder)} while this process stood still"
+                raise LockLostError(f"{said}, and is left to it")
+            raise LockLostError(
+                f"{self.path} is gone: another run has used {self.path.parent}, or somebody removed the file; the same "
+                "command continues from the last checkpoint"
+            )
+
+
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
+def locked(directory: pathlib.Path) -> Iterator[Lock]:
     """Holds `directory`, which exists, for the duration of the block.
 
     Raises:
       ConfigError: another process holds it; names the process and its host.
     """
-    path = directory / "lock"
-    mine = json.dumps(_this_process())
-    _acquire(path, mine)
+    lock = Lock(directory / "lock", json.dumps(_this_process()))
+    _acquire(lock)
     done = threading.Event()
-    thread = threading.Thread(target=_beat, args=(path, mine, done), daemon=True)
+    thread = threading.Thread(target=_beat, args=(lock, done), daemon=True)
     thread.start()
     try:
-        yield
+        yield lock
     finally:
         done.set()
         thread.join()
-        with _exclusive(path) as file:
-            if file.read() == mine:
-                path.unlink()
+        if lock.path.exists():
+            with _exclusive(lock.path) as file:
+                if file.read() == lock.text:
+                    lock.path.unlink()
 
 
 def _this_process() -> dict[str, Any]:
@@ -84,7 +127,7 @@ def _namespace() -> str | None:
 def _exclusive(path: pathlib.Path) -> Iterator[Any]:
     """The lock file, opened for reading and appending while nobody else looks at it."""
     while True:
-        with open(path, "a+", encoding="utf-8", opener=files.no_links) as file:
+        with open(path, "a+", encoding="utf-8", errors="replace", opener=files.no_links) as file:
             with contextlib.suppress(OSError):  # a file system without flock
                 fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
@@ -94,7 +137,12 @@ def _exclusive(path: pathlib.Path) -> Iterator[Any]:
         # It was removed or replaced before it was ours.
 
 
-def _acquire(path: pathlib.Path, mine: str) -> None:
+def _text(path: pathlib.Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _acquire(lock: Lock) -> None:
+    path = lock.path
     silent: tuple[Any, float] | None = None  # the holder's last sign, and since when there was none
     while True:
         with _exclusive(path) as file:
@@ -109,7 +157,7 @@ def _acquire(path: pathlib.Path, mine: str) -> None:
                 if holder is not None:
                     logging.warning("%s was left behind by %s; taken over", path, _name(holder))
                 file.truncate(0)
-                file.write(mine)
+                file.write(lock.text)
                 return
             if alive or sign != silent[0]:
                 raise ConfigError(
@@ -124,9 +172,12 @@ def _acquire(path: pathlib.Path, mine: str) -> None:
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
         holder = json.loads(text)
-    except ValueError:  # empty, or killed while writing
+    except (ValueError, RecursionError):  # empty, or killed while writing
         return None
-    return holder if isinstance(holder, dict) and {"host", "process"} <= holder.keys() else None
+    if not isinstance(holder, dict) or "host" not in holder:
+        return None
+    process = holder.get("process")
+    return holder if isinstance(process, int) and 0 < process < 1 << 31 else None
 
 
 def _alive(holder: dict[str, Any] | None) -> bool | None:
@@ -151,8 +202,8 @@ def _name(holder: dict[str, Any]) -> str:
     return f"process {holder['process']} on {holder['host']} (since {holder.get('since')})"
 
 
-def _beat(path: pathlib.Path, mine: str, done: threading.Event) -> None:
+def _beat(lock: Lock, done: threading.Event) -> None:
     while not done.wait(BEAT):
         with contextlib.suppress(OSError):
-            if path.read_text(encoding="utf-8") == mine:
-                os.utime(path)
+            if _text(lock.path) == lock.text:
+                os.utime(lock.path)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax import files
 from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
-from mllm_jax.lock import locked
+from mllm_jax.lock import Lock, locked
 from mllm_jax.parallel import processes
 from mllm_jax.schema import Key, Named, defaults
 
@@ -54,10 +54,14 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[None]:
+def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """Makes `workdir` belong to this configuration, or checks that it does, and keeps other runs out of it meanwhile.
 
     The first process writes; all must call this at the same point.
+
+    Yields:
+      A function to call before more is written into it: in the first process it raises `LockLostError` if another run
+      has taken the directory over meanwhile.
 
     Raises:
       ConfigError: the directory holds another configuration's run, or something else, or another run is training in
@@ -65,16 +69,17 @@ def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
 
-        def enter() -> None:
+        def enter() -> Lock | None:
             changed = check_same(workdir, resolved)
             if jax.process_index():
-                return
+                return None
             workdir.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(workdir))
+            lock = held.enter_context(locked(workdir))
             _write(workdir, resolved, changed)
+            return lock
 
-        processes.first_then_others(enter, "work directory entered")
-        yield
+        lock = processes.first_then_others(enter, "work directory entered")
+        yield lock.check if lock else lambda: None
 
 
 def check_same(workdir: pathlib.Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
@@ -112,25 +117,25 @@ def check_same(workdir: pathlib.Path, resolved: dict[str, Any]) -> dict[str, lis
 
 def _write(workdir: pathlib.Path, resolved: dict[str, Any], changed: dict[str, list[Any]]) -> None:
     files.remove_stale(workdir)
+    if changed or pathlib.Path.cwd() not in _bases(workdir):
+        start = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "directory": str(pathlib.Path.cwd()),
+            "changed": changed,
+        }
+        with open(workdir / HISTORY, "a", encoding="utf-8", opener=files.no_links) as file:
+            file.write(json.dumps(start) + "\n")
+    # Last: a start that fails before has changed nothing, and the next one finds the same differences.
     files.write_text(workdir / CONFIG, json.dumps(resolved, indent=1, sort_keys=True))
-    if not changed and pathlib.Path.cwd() in _bases(workdir):
-        return  # nothing to tell that is not there
-    start = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "directory": str(pathlib.Path.cwd()),
-        "changed": changed,
-    }
-    with open(workdir / HISTORY, "a", encoding="utf-8", opener=files.no_links) as file:
-        file.write(json.dumps(start) + "\n")
 
 
 def _content(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
     """What makes a directory one of something else: not a log, nor what systems and a killed start leave behind."""
     for entry in workdir.iterdir() if workdir.exists() else ():
         log = entry.suffix in LOGS and entry.is_file()
-        if not (log or entry.name.startswith(".") or entry.name in (LOCK, *FOREIGN)):
+        if not (log or entry.name.startswith(".") or entry.name in (LOCK, HISTORY, *FOREIGN)):
             yield entry
 
 

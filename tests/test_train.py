@@ -1,7 +1,9 @@
 """train.py as its users meet it: two stages, kills and resumes, refusals, and errors that say what to do."""
 
 import contextlib
+import gc
 import json
+import math
 import os
 import pathlib
 import random
@@ -25,12 +27,14 @@ from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop.saved_params import CheckpointError, load_params
+from mllm_jax.lock import LockLostError
 from mllm_jax.models import paths
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 from mllm_jax.training.params import load_stage
 from mllm_jax.training.sources import prepare_sources, stage_iterator
+from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import loss_and_grads, to_device
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -101,7 +105,7 @@ def test_stage_two_starts_from_stage_one(finished, tiny_tokenizer):
     stage = config.stages.finetune
     params = load_stage(directory / "params" / "pretrain", config, model, mesh)
     prepared = prepare_sources(config, "finetune", model, tiny_tokenizer, directory)
-    with stage_iterator(config, stage, model, tiny_tokenizer, prepared, directory) as batches:
+    with stage_iterator(config, stage, model, tiny_tokenizer, prepared) as batches:
         batch = to_device(next(batches).arrays, mesh)
     run = jax.jit(lambda p, b: loss_and_grads(model, p, {}, b, config.data.seq_len, 1, jax.random.key(0))[0])
     first = read_metrics(directory / "metrics.jsonl")["finetune"][0]
@@ -159,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(trai
 def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
     train, tiny_config, tmp_path, monkeypatch
 ):
-    def stop(plan, batches, params, directory):
+    def stop(plan, batches, begun, directory, check_held):
         (directory / "metrics.jsonl").write_text("{}\n")
         raise CheckpointError("a checkpoint could not be written")
 
@@ -173,6 +177,82 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
     with pytest.raises(CheckpointError, match="could not be written"):
         train.train(tiny_config, tmp_path / "run", evaluate=False)
     assert drawn == [tmp_path / "run" / "loss.png"]
+
+
+def test_a_finished_run_whose_curves_cannot_be_drawn_is_finished(
+    train, tiny_config, tmp_path, monkeypatch, capsys
+):
+    def full(log, out):
+        raise OSError(28, "No space left on device")
+
+    del tiny_config.stages.finetune
+    tiny_config.stage_order = ("pretrain",)
+    monkeypatch.setattr(train.losses, "plot_losses", full)
+    train.train(tiny_config, tmp_path / "run", evaluate=False)
+    said = capsys.readouterr().out
+    assert "loss.png could not be drawn (OSError: [Errno 28] No space left on device)" in said
+    assert "finished in" in said
+
+
+def test_a_run_whose_directory_was_taken_over_writes_nothing_more(train, tiny_config, tmp_path, monkeypatch):
+    """As after a suspension, on a disk that hosts share."""
+    add, holder = RunLog.add, json.dumps({"host": "elsewhere", "process": 17})
+
+    def taken(log, step, *arguments):
+        add(log, step, *arguments)
+        if step == 3:
+            (tmp_path / "run" / "lock").write_text(holder)
+
+    monkeypatch.setattr(RunLog, "add", taken)
+    with pytest.raises(LockLostError, match="was taken over by process 17 on elsewhere"):
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]] == [1, 2]
+    assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "pretrain").iterdir()) == 2
+    assert (tmp_path / "run" / "lock").read_text() == holder
+
+
+def test_waits_for_compilation_and_checkpoints_are_not_the_speed_of_training(
+    train, tiny_config, tmp_path, monkeypatch
+):
+    """The first step compiles, and every checkpoint takes half a second here."""
+    save = StageCheckpoints.save
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        save(*arguments)
+
+    del tiny_config.stages.finetune
+    tiny_config.stage_order = ("pretrain",)
+    monkeypatch.setattr(StageCheckpoints, "save", slow)
+    train.train(tiny_config, tmp_path / "run", evaluate=False)
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]
+    assert max(record["step_seconds"] for record in metrics) < 0.4
+
+
+def test_a_stage_keeps_nothing_on_the_devices_that_it_does_not_use(train, tiny_config, tmp_path, monkeypatch):
+    """Parameters that an earlier stage has trained are copied into the state and must not stay beside it."""
+    config, found, add = tiny_config, [], RunLog.add
+    config.stages.pretrain.trainable = ("connector/.*", "llm/.*")
+
+    def live():
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def watched(log, *arguments):
+        add(log, *arguments)
+        found.append((log.stage, live()))
+
+    before = live()
+    monkeypatch.setattr(RunLog, "add", watched)
+    train.train(config, tmp_path / "run", evaluate=False)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    plan = StagePlan(config, "finetune", mesh)
+    size = {
+        part: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for part, tree in (("state", plan.state), ("frozen", plan.frozen), ("batch", plan.batch))
+    }
+    used = max(count for stage, count in found if stage == "finetune") - before
+    assert used < sum(size.values()) + size["state"] / 10, (used, size)
 
 
 def test_overlong_samples_stop_the_run_or_are_skipped_and_counted(train, tiny_config, tmp_path, capsys):
@@ -459,6 +539,44 @@ def test_two_processes_train_like_one(recipe_file, unbroken, tmp_path, script_en
     assert (
         len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 32
     )  # only the first one writes
+
+
+CANNOT_READ = JOIN.replace(
+    "runpy.run_path",
+    """from mllm_jax.data.rows import RowEncoder
+encode, made = RowEncoder.__call__, []
+def failing(encoder, samples):
+    made.append(samples)
+    if jax.process_index() == 1 and len(made) > 10:
+        raise OSError("a disk of this host only cannot be read")
+    return encode(encoder, samples)
+RowEncoder.__call__ = failing
+runpy.run_path""",
+)
+
+
+@pytest.mark.slow
+def test_a_host_that_cannot_read_ends_the_others_too(recipe_file, tmp_path, script_environment, coordinator):
+    """They would wait in the step that it does not take part in; so it goes on with empty rows to the next meeting."""
+    (tmp_path / "join.py").write_text(CANNOT_READ)
+    runs = [
+        start_training(
+            recipe_file,
+            tmp_path / "run",
+            script_environment,
+            "--config.stages.pretrain.log_every=4",
+            "--config.stages.pretrain.checkpoint_every=8",
+            before=(tmp_path / "join.py", coordinator, str(index)),
+            JAX_PLATFORMS="cpu",
+        )
+        for index in range(2)
+    ]
+    said = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [1, 1], said
+    assert "OtherProcessError: another process has failed (step 8); its message says why" in said[0]
+    assert "OSError: a disk of this host only cannot be read" in said[1]
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]] == [4]
+    assert not list((tmp_path / "run" / "checkpoints" / "pretrain").glob("[0-9]*"))
 
 
 def curve(directory):

@@ -7,7 +7,9 @@ import re
 
 import pytest
 
+from mllm_jax import workdir
 from mllm_jax.config import ConfigError, resolved
+from mllm_jax.lock import LockLostError
 from mllm_jax.workdir import check_same, open_run, saved_config
 
 
@@ -83,6 +85,33 @@ def test_what_does_not_alter_training_may_change_and_is_recorded(tiny_config, tm
     assert changed["stages.finetune.accumulation"] == [2, 4]
     assert changed["model.llm.remat"] == ["none", "full"]
     assert len(changed) == 10
+
+
+def test_a_change_is_recorded_before_it_takes_place(tiny_config, tmp_path, monkeypatch):
+    """A disk that is full in between: the next start finds the same change again."""
+    start(tmp_path, tiny_config)
+    tiny_config.data.threads = 3
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.files, "write_text", full)
+        for directory in (tmp_path, tmp_path / "new"):  # also the very first start
+            with pytest.raises(OSError, match="No space"):
+                start(directory, tiny_config)
+    start(tmp_path, tiny_config)
+    assert [list(begun["changed"]) for begun in history(tmp_path)] == [[], ["data.threads"], ["data.threads"]]
+    start(tmp_path / "new", tiny_config)
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "history.jsonl"}
+
+
+def test_a_run_asks_whether_the_directory_is_still_its_own(tiny_config, tmp_path):
+    with open_run(tmp_path, resolved(tiny_config)) as check_held:
+        check_held()
+        (tmp_path / "lock").write_text('{"host": "elsewhere", "process": 1}')
+        with pytest.raises(LockLostError, match="process 1 on elsewhere"):
+            check_held()
 
 
 def test_a_run_from_before_a_key_existed_is_one_with_its_default(tiny_config, tmp_path):

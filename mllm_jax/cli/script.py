@@ -34,6 +34,7 @@ from mllm_jax.evaluation.benchmarks import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.local_path import local_arguments, local_path
+from mllm_jax.lock import LockLostError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.parallel.fake_devices import order_collectives
 from mllm_jax.parallel.processes import OtherProcessError
@@ -48,6 +49,7 @@ USER_ERRORS = (
     DataError,
     DatasetMismatchError,
     ImageError,
+    LockLostError,
     NonFiniteLoss,
     OSError,
     OtherProcessError,

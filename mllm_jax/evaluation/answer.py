@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from mllm_jax import files
@@ -38,6 +37,7 @@ from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
 
 PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "likelihood"
+MEETING = 64  # answers after which the processes of a run make sure that all of them have been written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +105,9 @@ def answer_benchmark(
         identity["overlong"] = settings.overlong
     if benchmark.sampling is not None:
         identity["sampling"] = dataclasses.asdict(benchmark.sampling)
-    if _is_first_process():
-        check_manifest(directory, identity)
-    _barrier("manifest")
+    with processes.together("manifest checked"):
+        if _is_first_process():
+            check_manifest(directory, identity)
     asking = _Asking(model, benchmark, directory, settings, name, console)
     asking.generate(blind=False)
     if blind and benchmark.has_baselines:
@@ -115,12 +115,12 @@ def answer_benchmark(
     if likelihood and any(question.options for question in benchmark.questions):
         asking.compare_options()
     scores: dict[str, Any] = {}
-    if _is_first_process():
-        if blind and benchmark.has_baselines:
-            answer_by_majority(benchmark, directory)
-        scores = score_files(benchmark, directory)
-        files.write_json(directory / "scores.json", scores)
-    _barrier("scored")
+    with processes.together("answers scored"):
+        if _is_first_process():
+            if blind and benchmark.has_baselines:
+                answer_by_majority(benchmark, directory)
+            scores = score_files(benchmark, directory)
+            files.write_json(directory / "scores.json", scores)
     return scores
 
 
@@ -251,11 +251,11 @@ class _Asking:
           StoreError: the processes do not find the same answers missing, so they would not compute the same batches.
         """
         writes = _is_first_process()
-        stores = {
-            part: AnswerFile(answers_file(self.directory, condition, part), writable=writes)
-            for part in dict.fromkeys(question.part for question in questions)
-        }
-        _barrier(f"read {condition}")
+        with processes.together(f"{condition} read"):
+            stores = {
+                part: AnswerFile(answers_file(self.directory, condition, part), writable=writes)
+                for part in dict.fromkeys(question.part for question in questions)
+            }
         left = [question for question in questions if question.key not in stores[question.part].rows]
         if not processes.same(repr([(question.part, question.key) for question in left]).encode()):
             raise StoreError(
@@ -270,8 +270,12 @@ class _Asking:
             progress = stack.enter_context(progress_bar(self.console, show=writes))
             task = progress.add_task(title, total=len(questions), completed=len(questions) - len(left))
             rows = answers(left, lambda count: progress.advance(task, count))
-            for question, row in zip(left, rows, strict=True):
-                stores[question.part].append(row)
+            late = processes.Postponed()
+            for number, (question, row) in enumerate(zip(left, rows, strict=True), 1):
+                with late:  # only the first one writes; the others are about to compute the next batch
+                    stores[question.part].append(row)
+                if number % MEETING == 0 or number == len(left):
+                    late.meet(f"{condition} written")
 
 
 def answer_by_majority(benchmark: Benchmark, directory: Path) -> None:
@@ -329,9 +333,3 @@ def _parts(benchmark: Benchmark) -> list[str]:
 def _is_first_process() -> bool:
     """Whether this process writes (all processes compute together)."""
     return jax.process_index() == 0
-
-
-def _barrier(point: str) -> None:
-    """Waits for all processes, so that none reads what the first is about to change."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)

@@ -71,7 +71,9 @@ def evaluate(
     for name, benchmark in benchmarks.items():
         if isinstance(benchmark, Published) and (outside := benchmark.ungrouped):
             say(console, f"{name}: sub-tasks outside the groups, with own rows: {', '.join(outside)}")
-    summary = earlier_summary(out, describe(model))
+    described = describe(model)
+    with processes.together("earlier summary read"):
+        summary = earlier_summary(out, described)
     tables = []
     for name, benchmark in benchmarks.items():
         settings = Settings(
@@ -91,32 +93,33 @@ def evaluate(
             likelihood=config.likelihood,
             console=console,
         )
-        if jax.process_index():
-            continue
-        groups = ability_groups(benchmark)
-        groups |= {name: "" for name in scores["subtasks"] if name not in groups}  # as the scorer calls them
-        rows = score_rows(scores, groups)
-        if config.examples:
-            examples = make_examples(model, benchmark, out / name, config.examples)
-            files.write_json(out / name / "examples.json", examples)
-        summary["benchmarks"][name] = {
-            "kind": benchmark.name,
-            "groups": groups,
-            "rows": row_dicts(rows),
-            "scores": scores,
-        }
-        if rows:
-            print_scores(console, f"{name}: {scores['n']} questions", rows)
-            tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
-        say(console, _summary_line(name, scores))
-        for line in benchmark.submit(out / name) if isinstance(benchmark, Published) else ():
-            say(console, f"{name}: {line}")
-    if jax.process_index():
-        return summary
-    files.write_json(out / "summary.json", summary)
-    files.write_text(out / "table.md", "\n".join(tables))
-    report = write_report([workdir], out)
-    say(console, f"report: {report}", "bold")
+        with processes.together(f"{name} summarised"):
+            if jax.process_index() == 0:
+                groups = ability_groups(benchmark)
+                # Others are called as the scorer calls them.
+                groups |= {task: "" for task in scores["subtasks"] if task not in groups}
+                rows = score_rows(scores, groups)
+                if config.examples:
+                    examples = make_examples(model, benchmark, out / name, config.examples)
+                    files.write_json(out / name / "examples.json", examples)
+                summary["benchmarks"][name] = {
+                    "kind": benchmark.name,
+                    "groups": groups,
+                    "rows": row_dicts(rows),
+                    "scores": scores,
+                }
+                if rows:
+                    print_scores(console, f"{name}: {scores['n']} questions", rows)
+                    tables.append(f"## {name}\n\n{markdown_table(rows)}\n")
+                say(console, _summary_line(name, scores))
+                for line in benchmark.submit(out / name) if isinstance(benchmark, Published) else ():
+                    say(console, f"{name}: {line}")
+    with processes.together("report written"):
+        if jax.process_index() == 0:
+            files.write_json(out / "summary.json", summary)
+            files.write_text(out / "table.md", "\n".join(tables))
+            report = write_report([workdir], out)
+            say(console, f"report: {report}", "bold")
     return summary
 
 
@@ -130,7 +133,8 @@ def open_benchmark(values: ConfigDict) -> Benchmark:
     options = dict(values.get("options", {}))
     folder = values.get("prepared", "")
     if not folder:
-        return read_benchmark(*given, **options)
+        with processes.together(f"{values.kind} read"):
+            return read_benchmark(*given, **options)
     from mllm_jax.evaluation.prepared import prepare
 
     kind, path, images = given

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mllm_jax.parallel import processes
+
 # The fix for damaged parameters of a finished stage.
 REWRITE = (
     "move it and those of later stages away, and train.py's same command writes them again from the stages' last "
@@ -81,9 +83,10 @@ def save_params(directory: pathlib.Path, params: Any) -> None:
     Raises:
       CheckpointError: it cannot be written.
     """
-    if jax.process_index() == 0:
-        for torn in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(torn)  # left by a run killed here
+    with processes.together(f"room made for {directory.name}"):
+        if jax.process_index() == 0:
+            for torn in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(torn)  # left by a run killed here
     with writing(directory), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), params)
 

@@ -3,10 +3,11 @@
 Every process must call these at the same point.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -67,18 +68,74 @@ def first_then_others(work: Callable[[], T], what: str) -> T:
       OtherProcessError: `work` raised in another process; where it did, its own error is raised.
     """
     for first in (True, False):
-        error = None
-        if (jax.process_index() == 0) == first:
-            try:
+        with together(f"{what}: {first}"):
+            if (jax.process_index() == 0) == first:
                 done = work()
-            except Exception as raised:  # the others are told, so that they do not wait for what never comes
-                error = raised
-        failed = _any_failed(error, f"{what}: {first}")
-        if error is not None:
-            raise error
-        if failed:
-            raise OtherProcessError(f"another process has failed ({what}); its message says why")
     return done
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """What each process does for itself, here, and none goes on from before all have done it.
+
+    The block must not contain anything that processes do with each other: where it fails in one of them, that part
+    would wait for ever.
+
+    Args:
+      what: names the work, the same for every process.
+
+    Raises:
+      OtherProcessError: the block raised in another process; where it did, its own error is raised.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:  # the others are told, so that they do not wait for what never comes
+        error = raised
+    failed = _any_failed(error, what)
+    if error is not None:
+        raise error
+    if failed:
+        raise OtherProcessError(f"another process has failed ({what}); its message says why")
+
+
+class Postponed:
+    """Keeps an error of this process until all processes meet, where it ends them all.
+
+    For work between meetings that processes do for themselves while their devices wait for each other. A single process
+    has nobody to wait for, so its errors are raised at once.
+
+    Example:
+      late = Postponed()
+      for step in range(steps):
+          with late:
+              read_something()
+          compute_together()
+          if step % 10 == 0:
+              late.meet("read")
+    """
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if jax.process_count() == 1 or not isinstance(error, Exception):
+            return False
+        self._error = self._error or error
+        return True
+
+    def meet(self, what: str) -> None:
+        """Waits for the other processes.
+
+        Raises:
+          OtherProcessError: another one has kept an error; the one that has raises its own.
+        """
+        with together(what):
+            if self._error is not None:
+                raise self._error
 
 
 def _any_failed(error: Exception | None, name: str) -> bool:

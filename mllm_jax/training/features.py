@@ -25,6 +25,7 @@ from mllm_jax.data.threads import map_in_order
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.features import num_features
 from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
 from mllm_jax.training.sources import image_reader
 from mllm_jax.workdir import data_dir
@@ -54,7 +55,8 @@ def feature_cache(
     tower = jax.tree.map(lambda leaf: _on_host(leaf).astype(jnp.dtype(dtype)), params["vision"])
     reader = image_reader(config, stage)
     root = data_dir(config, workdir) / "features"
-    cache = open_cache(root, model, tower, reader, dtype)
+    with processes.together("feature cache opened"):
+        cache = open_cache(root, model, tower, reader, dtype)
     fill(cache, prepared, model, tower, reader, threads=config.data.threads)
     return cache
 
@@ -130,22 +132,24 @@ def fill(
     Raises:
       ImageError, DataError: an image that cannot be used; sample and file are named.
       FeatureCacheError: the disk has less room than the features will take.
+      OtherProcessError: another process has raised one of these.
     """
     console = console or make_console()
     threads = max(threads, 1)
-    files.remove_stale(cache.directory)
-    places = _missing(cache, sources, threads, console)
-    if places:
-        _check_room(cache, len(places), console)  # all of them will lie on this process's disk
-    _barrier("searched")
+    with processes.together("feature cache searched"):
+        files.remove_stale(cache.directory)
+        places = _missing(cache, sources, threads, console)
+        if places:
+            _check_room(cache, len(places), console)  # all of them will lie on this process's disk
     # This process's share, and then what another process has written to a disk of its own.
     for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
-        share = list(places.items())[index::count]
-        mine = [place for found, place in share if found not in cache]
-        if mine:
-            _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
-        _barrier("computed")
-        cache.refresh()
+        with processes.together("feature cache computed"):
+            share = list(places.items())[index::count]
+            mine = [place for found, place in share if found not in cache]
+            if mine:
+                _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
+        with processes.together("feature cache read"):
+            cache.refresh()
     return len(places)
 
 
@@ -241,8 +245,3 @@ def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
-
-
-def _barrier(point: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"feature cache {point}")

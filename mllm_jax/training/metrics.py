@@ -47,7 +47,7 @@ class RunLog:
     def __init__(self, workdir: pathlib.Path, stage: str, steps: int, start: int, write: bool = True):
         self.stage = stage
         self.window: list[_Pending] = []
-        self._loss_sum = self._label_sum = 0.0  # since the last checkpoint
+        self._loss_sum = self._weight_sum = 0.0  # since the last checkpoint
         self.skipped = 0
         self._time = time.perf_counter()
         self._path = workdir / "metrics.jsonl"
@@ -56,10 +56,13 @@ class RunLog:
 
         # What an earlier, killed run wrote about steps from here on is repeated.
         purge = start + 1 if start else None
-        self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge) if write else None
-        if write and self._path.exists():
-            with open(self._path, "r+b", opener=no_links) as file:
-                file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
+        self._board = None
+        with processes.together("metrics opened"):
+            if write:
+                self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
+            if write and self._path.exists():
+                with open(self._path, "r+b", opener=no_links) as file:
+                    file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
         self._console = make_console()
         self._progress = progress_bar(self._console, show=write)
         self._task = self._progress.add_task(stage, total=steps, completed=start, shown="")
@@ -92,18 +95,19 @@ class RunLog:
                     "with `mllm-jax validate`, lower the learning rate or set model.dtype=float32; the last checkpoint "
                     "is intact."
                 )
-        labels = sum(value["label_tokens"] for value in values)
+        weight = sum(value["loss_weight"] for value in values)
+        loss_sum = sum(value["loss"] * value["loss_weight"] for value in values)
         tokens = sum(value["tokens"] for value in values)
         record = {
             "stage": self.stage,
             "step": self.window[-1].step,
-            # weighted by tokens: the mean over all supervised tokens of the window
-            "loss": sum(value["loss"] * value["label_tokens"] for value in values) / max(labels, 1e-8),
+            "loss": loss_sum
+            / max(weight, 1e-8),  # the weighted mean over all supervised tokens of the window
             "learning_rate": learning_rate,
             "tokens_per_second": tokens / (now - self._time),
             "step_seconds": (now - self._time) / len(values),
             "padding_share": 1 - tokens / sum(value["positions"] for value in values),
-            "label_tokens": labels,
+            "label_tokens": sum(value["label_tokens"] for value in values),
             "skipped": processes.total(self.skipped),
         }
         record |= {
@@ -111,15 +115,16 @@ class RunLog:
             for key in values[0]
             if key.startswith("grad_norm")
         }
-        self._loss_sum += sum(value["loss"] * value["label_tokens"] for value in values)
-        self._label_sum += labels
+        self._loss_sum += loss_sum
+        self._weight_sum += weight
         self.window.clear()
         self._time = now
-        if self._write:
-            self._append(json.dumps(record))
-            for key, value in record.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
+        with processes.together(f"metrics of step {record['step']} written"):
+            if self._write:
+                self._append(json.dumps(record))
+                for key, value in record.items():
+                    if isinstance(value, float):
+                        self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
         self._progress.update(
             self._task,
             shown=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
@@ -128,9 +133,9 @@ class RunLog:
         return record
 
     def loss_since_checkpoint(self) -> float:
-        """Mean loss over the supervised tokens since this was last called; infinite without any."""
-        mean = self._loss_sum / self._label_sum if self._label_sum else math.inf
-        self._loss_sum = self._label_sum = 0.0
+        """Weighted mean loss over the supervised tokens since this was last called; infinite without any."""
+        mean = self._loss_sum / self._weight_sum if self._weight_sum else math.inf
+        self._loss_sum = self._weight_sum = 0.0
         return mean
 
     def _append(self, line: str) -> None:

@@ -14,6 +14,7 @@ from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.interop.saved_params import load_params
 from mllm_jax.models import mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel import processes
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training import adapters
 
@@ -50,7 +51,8 @@ def starting_params(config: ConfigDict, model: ModelConfig, name: str, before: A
     Args:
       before: the whole model after the stage before; None in the first stage.
     """
-    params = pretrained_params(config, model)
+    with processes.together("pretrained parameters read"):
+        params = pretrained_params(config, model)
     index = tuple(config.stage_order).index(name)
     if index:
         earlier = [config.stages[each] for each in config.stage_order[:index]]

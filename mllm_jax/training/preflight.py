@@ -6,6 +6,7 @@
 from collections.abc import Container
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -52,6 +53,7 @@ def check_stages(
         interop.check_llm(config.model.llm.path)
     with config_key_error("model.vision.path"):
         interop.check_vision(config.model.vision.path, model.make_connector().request().deepest)
+    check_rows(mesh)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"
@@ -85,6 +87,23 @@ def check_stages(
             f"config key 'stages.{order[index]}.quantize_base' is 'int8', but {path!r} was changed by an earlier stage "
             f"and {order[index + 1]!r} goes on from it; set it to 'none'"
         )
+
+
+def check_rows(mesh: Mesh) -> None:
+    """Refuses a mesh on which several processes hold the same rows of a batch: each brings rows of its own.
+
+    Raises:
+      ConfigError: names `mesh.tensor` and the processes.
+    """
+    tensor = mesh.shape["tensor"]
+    for devices in mesh.devices.reshape(-1, tensor):
+        hosts = sorted({device.process_index for device in devices})
+        if len(hosts) > 1:
+            raise ConfigError(
+                f"config key 'mesh.tensor' is {tensor}, which spans the hosts {', '.join(map(str, hosts))}, and each "
+                f"host reads rows of its own; let mesh.tensor divide the {mesh.size // jax.process_count()} devices of "
+                "a host, and split parameters over hosts by mesh.fsdp"
+            )
 
 
 def _check_source(values: ConfigDict, key: str) -> None:

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -94,11 +95,11 @@ class StagePlan:
 
         With `cache_features` the vision encoder is not run and not among them.
         """
-        kept = {part: tree for part, tree in self._split[1].items() if part not in self._unused}
+        kept = {part: tree for part, tree in self._split[1].items() if part not in self._left_out}
         return abstract(kept, self.mesh, self.config.model.frozen_dtype, self.model)
 
     @property
-    def _unused(self) -> tuple[str, ...]:
+    def _left_out(self) -> tuple[str, ...]:
         return ("vision",) if self.stage.cache_features else ()
 
     @functools.cached_property
@@ -152,17 +153,23 @@ class StagePlan:
     def place_frozen(self, params: Params) -> Params:
         """The frozen parameters that the step reads, on the mesh."""
         _, frozen = paths.split(params, adapters.trainable(self.stage))
-        kept = {part: tree for part, tree in frozen.items() if part not in self._unused}
+        kept = {part: tree for part, tree in frozen.items() if part not in self._left_out}
         return place(
             adapters.quantized(self.stage, kept), self.mesh, self.config.model.frozen_dtype, self.model
         )
 
-    def whole(self, state: TrainState, frozen: Params, params: Params) -> Params:
-        """All parameters after the stage, on the mesh: the trained, the frozen, and those of `params` not used."""
-        unused = place(
-            {part: params[part] for part in self._unused},
-            self.mesh,
-            self.config.model.frozen_dtype,
-            self.model,
+    def unused(self, params: Params) -> Params:
+        """The parameters that the step does not read, as they are."""
+        return {part: params[part] for part in self._left_out}
+
+    def whole(self, state: TrainState, frozen: Params, unused: Params) -> Params:
+        """All parameters after the stage, on the mesh: the trained, the frozen and the unused."""
+        placed = place(unused, self.mesh, self.config.model.frozen_dtype, self.model)
+        return paths.merge(state.params, frozen, placed)
+
+    def empty_rows(self) -> Batch:
+        """This process's rows of a batch without a sample, NumPy arrays."""
+        count = jax.process_count()
+        return self.batch.map(
+            lambda leaf, field: np.full((leaf.shape[0] // count, *leaf.shape[1:]), field["empty"], leaf.dtype)
         )
-        return paths.merge(state.params, frozen, unused)

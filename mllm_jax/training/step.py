@@ -77,8 +77,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows (NumPy) as global arrays, laid out as the step takes them.
 
-    Raises:
-      ValueError: the mesh gives several processes the same rows (a tensor axis across hosts), but each brings its own.
+    No two processes may hold the same rows on `mesh` (`preflight.check_rows`).
     """
 
     def place(sharding: Any, leaf: np.ndarray) -> jax.Array:
@@ -100,7 +99,8 @@ def loss_and_grads(
     """Mean loss over the supervised tokens of the whole batch, its gradient, and the sum of weights.
 
     The mean is over all tokens of all devices and micro-batches, so neither their number nor the way rows are dealt
-    out changes it. Sums and gradients are float32.
+    out changes it. Losses and gradients are added up in float32; the gradient has the parameters' dtypes, as optimizer
+    states keep that of the gradient.
     """
     total = batch.loss_weights.astype(jnp.float32)[:, 1:].sum()
     scale = 1.0 / jnp.maximum(total, 1e-8)
@@ -126,7 +126,7 @@ def loss_and_grads(
 
     zeros = (jnp.float32(0), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
     (loss, grads), _ = jax.lax.scan(body, zeros, (parts, jax.random.split(rng, accumulation)))
-    return loss, grads, total
+    return loss, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), total
 
 
 @jax.jit
@@ -160,8 +160,9 @@ def make_train_step(
 ):
     """Builds `step(state, frozen, batch) -> (state, metrics)`, jitted for these shapes and shardings.
 
-    Metrics are float32 scalars: loss, label_tokens, tokens (not padding), positions (rows * T), grad_norm (before
-    clipping), `grad_norm/<module>` and finite: whether loss and gradient norm are.
+    Metrics are float32 scalars: loss, loss_weight (the sum of weights), label_tokens (how many are supervised), tokens
+    (not padding), positions (rows * T), grad_norm (before clipping), `grad_norm/<module>` and finite: whether loss and
+    gradient norm are.
 
     Nothing in the step chooses between the old and the new state: that would keep both in memory (with AdamW a fifth
     more temporaries, with Muon up to 43 %). The loop looks at `finite` before anything is saved and stops there
@@ -190,7 +191,8 @@ def make_train_step(
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         metrics = {
             "loss": loss,
-            "label_tokens": total,
+            "loss_weight": total,
+            "label_tokens": jnp.count_nonzero(batch.loss_weights[:, 1:]),
             "tokens": (batch.segment_ids != 0).sum(),
             "positions": batch.segment_ids.size,
             "grad_norm": norm,

@@ -22,6 +22,7 @@ from mllm_jax.inference.model import Model
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
+from mllm_jax.parallel.processes import OtherProcessError
 
 SETTINGS = Settings(max_new_tokens=3, batch_size=8, buckets=(128, 192))
 HALF = (0.5, 0.5, 0.5)
@@ -179,6 +180,28 @@ def test_stopped_run_goes_on_where_it_was(model, mini, tmp_path, monkeypatch):
     for name in ("predictions", "blind", "predictions_open", "blind_open"):
         assert (broken / f"{name}.jsonl").read_bytes() == (whole / f"{name}.jsonl").read_bytes(), name
     assert scores == json.loads((whole / "scores.json").read_text())
+
+
+def test_answers_that_cannot_be_written_end_every_process(model, mini, tmp_path, monkeypatch, as_processes):
+    """Only the first one writes; the other would go on alone to the next batch, and wait in it."""
+    asked = [[], []]
+
+    def answering(config, params, requests, tokenizer, **_):
+        for request in requests:
+            asked[jax.process_index()].append(request.id)
+            yield Generation(request.id, (5,), "A", True)
+
+    def full(file, row):
+        if file._writable:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(answer_module, "generate", answering)
+    monkeypatch.setattr(answer_module, "MEETING", 4)
+    monkeypatch.setattr(AnswerFile, "append", full)
+    found = as_processes(lambda _: run(model, "mini", mini, tmp_path / "out", blind=False))
+    assert [type(error) for error in found] == [OSError, OtherProcessError]
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 4
 
 
 def test_processes_go_on_together_from_one_folder_and_refuse_folders_of_their_own(

@@ -100,3 +100,31 @@ def test_a_failure_of_one_process_ends_the_others_too(as_processes, broken):
     assert str(found[broken]) == "disk full"
     assert isinstance(found[1 - broken], processes.OtherProcessError)
     assert "data prepared" in str(found[1 - broken])
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_between_meetings_is_kept_until_the_next(as_processes, broken):
+    """In between the other process waits for this one's part of what the devices compute together."""
+    steps = []
+
+    def work(index):
+        late = processes.Postponed()
+        for step in range(6):
+            with late:
+                if index == broken and step >= 1:
+                    raise OSError(f"cannot read at step {step}")
+            steps.append((index, step))
+            if step % 3 == 2:
+                late.meet("samples read")
+
+    found = as_processes(work)
+    assert sorted(steps) == [(index, step) for index in range(2) for step in range(3)]
+    assert str(found[broken]) == "cannot read at step 1"
+    assert isinstance(found[1 - broken], processes.OtherProcessError)
+
+
+def test_a_single_process_raises_at_once():
+    late = processes.Postponed()
+    with pytest.raises(OSError, match="now"), late:
+        raise OSError("now")
+    late.meet("nothing kept")

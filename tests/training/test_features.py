@@ -20,6 +20,7 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.vit import VisionTransformer
 from mllm_jax.parallel.mesh import make_mesh
+from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training import features, preflight
 
 STEPS = 3
@@ -111,6 +112,32 @@ def test_bad_pictures_and_full_disks_are_found_before_training(
         FeatureCacheError, match=r"2 images' features take 4\.1 kB, and the disk has 1 kB free"
     ):
         open_and_fill(tmp_path, tiny_model, tiny_params, reader, {"a": source(1, 1)})
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize(
+    ("owner", "part"), [(features, "_missing"), (features, "_compute"), (FeatureCache, "refresh")]
+)
+def test_a_failure_of_one_process_ends_the_others_too(
+    owner, part, broken, as_processes, tmp_path, tiny_model, tiny_params, reader, monkeypatch
+):
+    """Wherever it is: in the search, in a process's share of the work, or when the shards of others are taken up."""
+    done, opened = getattr(owner, part), []
+
+    def work(index):
+        cache = features.open_cache(tmp_path, tiny_model, tiny_params["vision"], reader, "float32")
+        opened.append(index)
+        return features.fill(cache, {"a": source()}, tiny_model, tiny_params["vision"], reader)
+
+    def fail(*arguments, **options):
+        if jax.process_index() == broken and (owner is features or broken in opened):
+            raise OSError("disk full")
+        return done(*arguments, **options)
+
+    monkeypatch.setattr(owner, part, fail)
+    found = as_processes(work)
+    assert str(found[broken]) == "disk full"
+    assert isinstance(found[1 - broken], OtherProcessError)
 
 
 def test_everything_that_decides_the_features_is_in_the_key(

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from mllm_jax.evaluation.report.losses import read_metrics
+from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 
 
 def update(loss=1.0, labels=10.0, finite=1.0, **values):
     """Metrics of one update as the train step returns them."""
-    metrics = {"loss": loss, "label_tokens": labels, "tokens": 30.0, "positions": 40.0, "grad_norm": 2.0,
-               "grad_norm/llm": 2.0, "finite": finite} | values  # fmt: skip
+    metrics = {"loss": loss, "loss_weight": labels, "label_tokens": labels, "tokens": 30.0, "positions": 40.0,
+               "grad_norm": 2.0, "grad_norm/llm": 2.0, "finite": finite} | values  # fmt: skip
     return {key: np.float32(value) for key, value in metrics.items()}
 
 
@@ -38,6 +39,32 @@ def test_windows_are_weighted_by_supervised_tokens(log, tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record
     assert log.loss_since_checkpoint() == pytest.approx(2.0)
     assert log.loss_since_checkpoint() == math.inf
+
+
+def test_means_follow_the_weights_and_counts_do_not(log):
+    """As with `loss_weighting=sample`, where a sample of many tokens weighs no more than one of few."""
+    log.add(1, update(loss=1.0, labels=300, loss_weight=1.0), ["a"], [])
+    log.add(2, update(loss=4.0, labels=10, loss_weight=2.0), ["b"], [])
+    record = log.flush(1e-3)
+    assert record["loss"] == pytest.approx(3.0)
+    assert record["label_tokens"] == 310
+    assert log.loss_since_checkpoint() == pytest.approx(3.0)
+
+
+def test_what_cannot_be_written_ends_every_process(as_processes, tmp_path):
+    def work(index):
+        log = RunLog(tmp_path, "pretrain", 4, 0, write=index == 0)
+        try:
+            log.add(1, update(), ["a"], [])
+            if index == 0:
+                (tmp_path / "metrics.jsonl").mkdir()
+            log.flush(1e-3)
+        finally:
+            log.close()
+
+    first, second = as_processes(work)
+    assert isinstance(first, OSError)
+    assert isinstance(second, OtherProcessError)
 
 
 def test_steps_without_supervised_tokens_do_not_count_as_good(log):
@@ -115,10 +142,14 @@ def test_two_processes_count_stop_and_sample_parameters_together(tmp_path, run_t
     said = run_two_processes(script, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records] == [2 + 3, 2 + 3 + 1]
+    failures = []
     for lines in said:
-        wishes, same, found = lines[-3:]
+        failed, refused, wishes, same, found = lines[-5:]
+        failures.append(failed)
+        assert "'mesh.tensor' is 2, which spans the hosts 0, 1" in refused
         assert wishes == "[True, False, False, True]"  # that of one is everyone's, at the agreed points only
         assert same == "[True, False]"
         # Parameters split along either axis are sampled as in one process: every third element, and all of 40.
         sampled = [[199_986, 199_989, 199_992, 199_995, 199_998], [35, 36, 37, 38, 39]]
         assert json.loads(found) == [[[4, 25_000], [2, 10]], sampled]
+    assert failures == ["OtherProcessError", "OSError"]

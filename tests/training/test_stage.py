@@ -48,7 +48,7 @@ def test_the_plan_is_what_the_stage_makes(tiny_config, mesh, change):
     assert described(state) == described(plan.state)
     assert described(frozen) == described(plan.frozen)
     assert ("vision" in plan.frozen) != tiny_config.stages.finetune.cache_features
-    assert plan.whole(state, frozen, params).keys() == {"vision", "connector", "llm"}
+    assert plan.whole(state, frozen, plan.unused(params)).keys() == {"vision", "connector", "llm"}
     with use_mesh(mesh):
         batch = to_device(plan.batch.empty(), mesh)
         assert described(batch) == described(plan.batch)

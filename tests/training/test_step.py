@@ -176,6 +176,39 @@ def test_no_second_state_exists_beside_the_donated_one(mesh):
     assert trained_bytes < temporaries < 2.2 * trained_bytes
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_keeps_every_dtype_of_the_state(
+    optimizer, dtype, accumulation, tiny_model, tiny_params, batch, mesh
+):
+    """Else a run that was resumed, whose state has the dtypes from before the first step, would go on otherwise."""
+    stage = stage_config()
+    stage.optimizer, stage.clip_norm = optimizer, 1.0
+    trained, frozen = paths.split(tiny_params, TRAINABLE)
+    made, _ = make_optimizer(stage, trained, 10)
+    state = init_state(place(trained, mesh, dtype, tiny_model), made)
+    given = (
+        with_shardings(state, state_shardings(state, mesh, tiny_model)),
+        place(frozen, mesh, "bfloat16", tiny_model),
+        to_device(batch, mesh),
+    )
+    step = make_train_step(tiny_model, made, *given, label_tokens=8, accumulation=accumulation, seed=0)
+    with use_mesh(mesh):
+        after, _ = jax.eval_shape(step, *given)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
+
+
+def test_label_tokens_are_counted_whatever_they_weigh(trainer, batch, mesh):
+    step, fresh, frozen = trainer
+    halved = batch.replace(loss_weights=batch.loss_weights / 2)
+    with use_mesh(mesh):
+        _, metrics = step(fresh(), frozen, to_device(halved, mesh))
+    assert float(metrics["label_tokens"]) == 8
+    assert float(metrics["loss_weight"]) == 4
+
+
 def test_loss_is_the_mean_over_all_tokens_not_of_micro_batch_means(tiny_model, params, batch):
     """Rows have 5, 1, 2 and 0 supervised tokens; means of means would weigh them alike."""
     trained, frozen = paths.split(params, ("connector/.*",))

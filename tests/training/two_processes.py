@@ -13,21 +13,34 @@ import jax
 import numpy as np
 import tiny
 
+from mllm_jax.config import ConfigError
 from mllm_jax.inference.model import sampled
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.metrics import RunLog
+from mllm_jax.training.preflight import check_rows
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 index = jax.process_index()
-update = dict.fromkeys(("loss", "label_tokens", "tokens", "positions", "grad_norm", "finite"), 1.0)
+KEYS = ("loss", "loss_weight", "label_tokens", "tokens", "positions", "grad_norm", "finite")
+update = dict.fromkeys(KEYS, 1.0)
 log = RunLog(pathlib.Path(sys.argv[3]), "pretrain", 2, 0, write=index == 0)
 log.add(1, update, ["a"], [f"sample {i}" for i in range(2 + index)])
 log.flush(1e-3)
 log.add(2, update, ["a"], ["sample 9"] if index else [])
 log.flush(1e-3)
 log.close()
+try:
+    with processes.together("a file written"):
+        if index:
+            raise OSError("disk full")
+except (OSError, processes.OtherProcessError) as error:
+    print(type(error).__name__)
+try:
+    check_rows(make_mesh({"data": 1, "fsdp": 1, "tensor": -1}))
+except ConfigError as error:
+    print(error)
 wishes = [(bool(index), True), (bool(index), False), (False, True), (True, True)]
 print([processes.any_process(wish, now) for wish, now in wishes])
 print([processes.same(b"common"), processes.same(b"own %d" % index)])
