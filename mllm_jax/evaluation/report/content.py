@@ -65,10 +65,7 @@ def _losses(trained: dict[str, Any], out: Path) -> Figures:
 
 
 def _models(runs: Sequence[Run]) -> Table:
-    models, names = (
-        [run.model for run in runs],
-        dict.fromkeys(name for run in runs for name in run.benchmarks),
-    )
+    models = [run.model for run in runs]
     facts: dict[str, list[Any]] = {
         "connector": [model["connector"] for model in models],
         "its options": [
@@ -84,8 +81,8 @@ def _models(runs: Sequence[Run]) -> Table:
     for key in dict.fromkeys(key for run in runs for key in run.costs):
         values = [run.costs.get(key) for run in runs]
         facts[key] = [None if v is None else f"{v:,.0f}" if v >= 10 else f"{v:.3g}" for v in values]
-    if len(runs) > 1:
-        facts |= {f"unread answers, {name}": [_unread(run, name) for run in runs] for name in names}
+    for name in dict.fromkeys(name for run in runs for name in run.benchmarks) if len(runs) > 1 else ():
+        facts[f"unread answers, {name}"] = [_unread(run, name) for run in runs]
     unknown = (None, "", {})
     rows = (
         (name, *("–" if value in unknown else str(value) for value in values))

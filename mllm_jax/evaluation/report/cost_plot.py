@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.lines import Line2D
 
 from mllm_jax.evaluation.report import plots
-from mllm_jax.evaluation.report.plots import GREY, LEGEND_LINE, MARKERS, legend_below, series_style, showable
 from mllm_jax.evaluation.tables import label
 
 _TICKS = 6  # so many different costs are written out on the axis
@@ -31,7 +30,7 @@ class CostPoint:
 
 
 def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) -> None:
-    """Accuracy on one group against a cost: a colour per series, a marker shape per mark.
+    """Accuracy on one group against a cost: a color per series, a marker shape per mark.
 
     Args:
       points: the runs; those without the group are left out.
@@ -44,16 +43,16 @@ def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) 
     """
     names = list(dict.fromkeys(point.series for point in points))
     marks = list(dict.fromkeys(point.mark for point in points))
-    shape = {mark: MARKERS[index % len(MARKERS)] for index, mark in enumerate(marks)}
+    shape = {mark: plots.MARKERS[index % len(plots.MARKERS)] for index, mark in enumerate(marks)}
     points = sorted((p for p in points if group in p.scores), key=lambda point: point.cost)
     if not points:
         raise ValueError(f"no run has a score for {group!r}")
     below = -(-len(names) // 2) + (len(marks) > 1)  # lines of the legends
-    figure = plots.new_figure(4.4, 3.1 + LEGEND_LINE * below)
+    figure = plots.new_figure(4.4, 3.1 + plots.LEGEND_LINE * below)
     axes = figure.add_subplot()
     handles = []
     for index, name in enumerate(names):
-        style = series_style(index)
+        style = plots.series_style(index)
         mine = [
             (point.cost, 100 * point.scores[group], point.mark) for point in points if point.series == name
         ]
@@ -62,18 +61,21 @@ def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) 
             axes.plot(cost, score, color=style["color"], marker=shape[mark], markersize=7, alpha=0.85)
         if len(marks) == 1:
             style |= {"linestyle": "", "marker": shape[marks[0]]}
-        handles.append(Line2D([], [], label=showable(name), **style))
+        handles.append(Line2D([], [], label=plots.showable(name), **style))
     axes.margins(x=0.08, y=0.15)
     costs = sorted({point.cost for point in points})
     if len(costs) <= _TICKS and all(cost.is_integer() for cost in costs):
         axes.set_xticks(costs)
-    axes.set_title(showable(label(group)), fontsize=12, fontweight="bold")
+    axes.set_title(plots.showable(label(group)), fontsize=12, fontweight="bold")
     axes.set_xlabel(x_label)
     axes.set_ylabel("accuracy, %")
     plots.plain_axes(axes)
-    figure.tight_layout(rect=(0, LEGEND_LINE * below / figure.get_figheight(), 1, 1))
-    legend_below(figure, handles, 2, lines=len(marks) > 1)
+    figure.tight_layout(rect=(0, plots.LEGEND_LINE * below / figure.get_figheight(), 1, 1))
+    plots.legend_below(figure, handles, 2, lines=len(marks) > 1)
     if len(marks) > 1:
-        forms = [Line2D([], [], color=GREY, linestyle="", marker=shape[m], label=showable(m)) for m in marks]
-        legend_below(figure, forms, len(forms))
+        forms = [
+            Line2D([], [], color=plots.GREY, linestyle="", marker=shape[m], label=plots.showable(m))
+            for m in marks
+        ]
+        plots.legend_below(figure, forms, len(forms))
     plots.save_figure(figure, out)

@@ -1,4 +1,4 @@
-"""Radar chart of abilities: one axis each, coloured by group (P1, figures 1 and 4)."""
+"""Radar chart of abilities: one axis each, colored by group (P1, figures 1 and 4)."""
 
 import dataclasses
 import math
@@ -12,15 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mllm_jax.evaluation.report import plots
-from mllm_jax.evaluation.report.plots import (
-    GREY,
-    LEGEND_LINE,
-    MARKERS,
-    PALETTE,
-    legend_below,
-    series_style,
-    showable,
-)
 from mllm_jax.evaluation.tables import label
 
 GROUP_COLORS = {"coarse": "#009E73", "fine": "#B8860B", "reasoning": "#7B4EA3"}
@@ -42,7 +33,7 @@ def plot_radar(
     title: str = "",
     own_scales: bool = False,
 ) -> None:
-    """Radar chart with one axis per ability, coloured by group.
+    """Radar chart with one axis per ability, colored by group.
 
     Args:
       series: lines; an ability that one of them lacks is a gap there.
@@ -60,7 +51,7 @@ def plot_radar(
         raise ValueError(f"a radar chart needs at least three abilities, got {names}")
     scales = [own_scale(series, name) if own_scales else (0.0, 1.0) for name in names]
     width = 5.4  # inches: small, so that the words stay readable where the chart is as wide as a phone
-    below = LEGEND_LINE * (-(-len(series) // 2) + 1)  # the legends
+    below = plots.LEGEND_LINE * (-(-len(series) // 2) + 1)  # the legends
     height = 1.05 + 0.56 * width + 0.6 + below
     figure = plots.new_figure(width, height)
     box = (0.22, (0.6 + below) / height, 0.56, 0.56 * width / height)
@@ -82,7 +73,7 @@ def plot_radar(
             "ha": "center" if abs(right) < 0.1 else "left" if right > 0 else "right",
             "va": "center" if abs(up) < 0.9 else "bottom" if up > 0 else "top",
         }
-        text = showable("\n".join(lines))
+        text = plots.showable("\n".join(lines))
         axes.text(angle, 1.06, text, color=color, fontsize=10, fontweight="bold", **place)
     low, high = np.array(scales).T
     handles = []
@@ -94,21 +85,23 @@ def plot_radar(
         axes.plot([*angles, angles[0]], [*placed, placed[0]], clip_on=False, **style)
         if models == [one]:
             axes.fill(angles, np.nan_to_num(placed), color=style["color"], alpha=0.12, zorder=1)
-        handles.append(Line2D([], [], label=showable(one.name), **style))
+        handles.append(Line2D([], [], label=plots.showable(one.name), **style))
     axes.set_ylim(0, 1)
     axes.set_xticks(angles, [""] * len(names))
     rings = [""] * 4 if own_scales else ["25", "50", "75", "100 %"]
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0], rings, fontsize=8, color=GREY)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], rings, fontsize=8, color=plots.GREY)
     axes.set_rlabel_position(math.degrees(angles[1]) / 2)
     axes.grid(color="#bbbbbb", linewidth=0.6)
     axes.spines["polar"].set_color("#bbbbbb")
     if title:
         heading = {"ha": "center", "va": "top", "fontsize": 12, "fontweight": "bold"}
-        figure.text(0.5, 1 - 0.06 / height, showable(title), **heading)
-    legend_below(figure, handles, 2, lines=1)
+        figure.text(0.5, 1 - 0.06 / height, plots.showable(title), **heading)
+    plots.legend_below(figure, handles, 2, lines=1)
     if groups:
-        patches = [Patch(color=colors[group], alpha=0.6, label=showable(label(group))) for group in groups]
-        legend_below(figure, patches, 4)
+        patches = [
+            Patch(color=colors[group], alpha=0.6, label=plots.showable(label(group))) for group in groups
+        ]
+        plots.legend_below(figure, patches, 4)
     plots.save_figure(figure, out)
 
 
@@ -127,14 +120,14 @@ def own_scale(series: Sequence[Series], name: str) -> tuple[float, float]:
 def _style(kind: str, index: int) -> dict[str, Any]:
     """How the line of a model (the one with this number) or of a baseline looks (`index`: the number of models)."""
     if kind == "model":
-        marker = MARKERS[index % len(MARKERS)]
-        return series_style(index) | {"marker": marker, "linewidth": 2, "markersize": 5, "zorder": 3}
-    color = PALETTE[1] if kind == "blind" and index < 2 else GREY
+        marker = plots.MARKERS[index % len(plots.MARKERS)]
+        return plots.series_style(index) | {"marker": marker, "linewidth": 2, "markersize": 5, "zorder": 3}
+    color = plots.PALETTE[1] if kind == "blind" and index < 2 else plots.GREY
     dashes = (0, (5, 2) if kind == "blind" else (1, 1.5))
     return {"color": color, "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
 
 
 def group_colors(groups: Sequence[str]) -> dict[str, str]:
-    """Group -> colour: fixed ones for coarse, fine and reasoning."""
-    others = {group: PALETTE[(index + 2) % len(PALETTE)] for index, group in enumerate(groups)}
+    """Group -> color: fixed ones for coarse, fine and reasoning."""
+    others = {group: plots.PALETTE[(index + 2) % len(plots.PALETTE)] for index, group in enumerate(groups)}
     return {group: GROUP_COLORS.get(group, other) for group, other in others.items()}

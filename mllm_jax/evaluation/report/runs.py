@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from mllm_jax.evaluation.grouping import Table
 from mllm_jax.evaluation.regroup import regroup
 from mllm_jax.evaluation.report.example_sheet import image_of
@@ -149,17 +151,7 @@ _EXAMPLES = [{
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Configuration keys whose values differ between runs -> one value per run; a dash where a run lacks it."""
-    flat = [_flat(run.config) for run in runs]
+    flat = [flatten_dict(run.config, sep=".") for run in runs]
     keys = sorted({key for values in flat for key in values})
     shown = {key: [json.dumps(values[key]) if key in values else "–" for values in flat] for key in keys}
     return {key: values for key, values in shown.items() if len(set(values)) > 1}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {
-        inner: leaf
-        for key, item in value.items()
-        for inner, leaf in _flat(item, f"{path}.{key}" if path else key).items()
-    }
