@@ -130,10 +130,11 @@ class _Case:
 def _lookup(result: Any, path: Sequence[str]) -> Any:
     """What is at a path of our figures; NaN if nothing is."""
     for key in path:
-        if isinstance(result, Mapping):
-            result = next(iter(result.values()), math.nan) if key == "*" else result.get(key, math.nan)
-        else:
-            result = result[int(key)] if isinstance(result, Sequence) and key.isdigit() else math.nan
+        if isinstance(result, list | tuple):
+            result = {str(index): value for index, value in enumerate(result)}
+        if not isinstance(result, Mapping):
+            return math.nan
+        result = next(iter(result.values()), math.nan) if key == "*" else result.get(key, math.nan)
     return result
 
 
