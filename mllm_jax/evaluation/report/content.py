@@ -193,10 +193,9 @@ def _paired(
         about = (
             "Computed only on the n questions that both runs were asked in the same words: what one of them earns on "
             "average, in percent (with several rotations of its options, all have to be right), the questions of a "
-            f"group pooled. The interval holds 95 % of {RESAMPLES:,} bootstrap samples of these questions."
+            "group pooled; scores that are made in another way (F1, points, means of sub-tasks) can differ from that. "
+            f"The interval holds 95 % of {RESAMPLES:,} bootstrap samples of these questions."
         )
-        if not all(one.scored_alike for one in comparisons):
-            about += " The scores above are made in another way, so that they can differ from these means."
         alone = len(comparisons) == 1
         rows = tuple(
             (

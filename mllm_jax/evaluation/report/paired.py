@@ -1,12 +1,12 @@
 """Differences between runs, each computed on the questions that both runs were asked."""
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from mllm_jax.evaluation.report.questions import Question, read_credits, read_questions
+from mllm_jax.evaluation.report.questions import read_credits, read_questions
 from mllm_jax.evaluation.report.runs import Run
 
 RESAMPLES, SEED = 10_000, 0
@@ -43,13 +43,11 @@ class Comparison:
       run: its name.
       differences: of all common questions and of each group.
       absent: why there are none; "" if there are.
-      scored_alike: whether the scores of both runs are mean credits too, as the differences are.
     """
 
     run: str
     differences: tuple[Difference, ...] = ()
     absent: str = ""
-    scored_alike: bool = True
 
 
 def compare(runs: Sequence[Run], baseline: Run, benchmark: str) -> list[Comparison]:
@@ -87,27 +85,7 @@ def _compare(run: Run, baseline: Run, benchmark: str) -> Comparison:
             low, high = bootstrap_interval(b - a)
             means = float(a.mean()), float(b.mean()), float((b - a).mean())
             found.append(Difference(group, len(keys), *means, low, high))
-    alike = _is_mean_credit(run, benchmark, ours, earned) and _is_mean_credit(
-        baseline, benchmark, theirs, before
-    )
-    return Comparison(run.name, tuple(found), scored_alike=alike)
-
-
-def _is_mean_credit(
-    run: Run, benchmark: str, questions: Mapping[Hashable, Question], credits: Mapping[Hashable, float]
-) -> bool:
-    """Whether the run's scores, in all and of groups, are means of the credits."""
-    groups = run.benchmarks[benchmark]["groups"]
-    for row in run.rows(benchmark):
-        if row.level != "ability" and "model" in row.values:
-            held = [
-                credit
-                for key, credit in credits.items()
-                if row.level == "all" or groups.get(questions[key].ability) == row.name
-            ]
-            if held and not np.isclose(np.mean(held), row.values["model"], atol=1e-6):
-                return False
-    return True
+    return Comparison(run.name, tuple(found))
 
 
 def bootstrap_interval(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
