@@ -11,8 +11,6 @@ import argparse
 from pathlib import Path
 
 from mllm_jax.console import complain
-from mllm_jax.evaluation.report.runs import ReportError
-from mllm_jax.evaluation.report.write import write_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the report and prints where it is; 1 with a message if a run cannot be reported."""
+    from mllm_jax.evaluation.report.runs import ReportError  # slow to import: matplotlib
+    from mllm_jax.evaluation.report.write import write_report
+
     if args.out is None and len(args.runs) > 1:
         complain("mllm-jax report: several runs need --out DIR for their report")
         return 2

@@ -23,7 +23,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
@@ -71,6 +70,8 @@ def make_train_iterator(
     Raises:
       ValueError: for an empty source, unusable weights or sizes that do not divide.
     """
+    import grain  # slow to import
+
     _check_sources(sources, weights)
     if batch_size < 1 or (packing is None and batch_size % process_count):
         raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
@@ -150,7 +151,7 @@ class TrainIterator:
 
     def __init__(
         self,
-        batches: grain.MapDataset,
+        batches: Any,  # grain.MapDataset
         *,
         order: dict[str, Any],
         rows: int,
@@ -228,6 +229,8 @@ class TrainIterator:
         self.close()
 
     def _start(self) -> Any:
+        import grain  # slow to import
+
         # Beginning at a slice instead of restoring Grain's own state keeps the position independent of the
         # numbers of threads and workers.
         ahead = max(2, self._num_threads) if self._num_threads else 0
@@ -267,7 +270,7 @@ class _RowMaker:
 
     read: "_Reader"
     encoder: RowEncoder
-    numbers: grain.MapDataset
+    numbers: Any  # grain.MapDataset
     packing: PackingPlan | None
     rows: int
     per_step: int
@@ -284,8 +287,10 @@ class _RowMaker:
 
 def _global_order(
     lengths: Sequence[int], weights: Sequence[float | int] | None, seed: int, epochs: int | None
-) -> grain.MapDataset:
-    """The numbers of all samples of the run, in order; see `_Reader`."""
+) -> Any:
+    """The numbers of all samples of the run, in order, as a grain.MapDataset; see `_Reader`."""
+    import grain  # slow to import
+
     ends = np.cumsum(lengths).tolist()
     parts = [grain.MapDataset.range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     if weights is None:

@@ -15,7 +15,6 @@ from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published,
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.grouping import ability_of
 from mllm_jax.evaluation.report.shapes import check_shape
-from mllm_jax.evaluation.report.write import write_report
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, score_rows
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
@@ -118,6 +117,8 @@ def evaluate(
         if jax.process_index() == 0:
             files.write_json(out / "summary.json", summary)
             files.write_text(out / "table.md", "\n".join(tables))
+            from mllm_jax.evaluation.report.write import write_report  # slow to import: matplotlib
+
             report = write_report([workdir], out)
             say(console, f"report: {report}", "bold")
     return summary

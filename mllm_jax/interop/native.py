@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from mllm_jax import files, limits
 from mllm_jax.data.preprocessing import ImageProcessor
@@ -188,6 +187,8 @@ def save_native(
     refuse_existing(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if form == "orbax":
+        import orbax.checkpoint as ocp  # slow to import
+
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((directory / "params").absolute(), params)
     else:
@@ -282,6 +283,8 @@ def load_tree(
     dtype: Any = None,
 ) -> Any:
     """An Orbax checkpoint of parameters, or one of its top-level entries; arguments as in `load_params`."""
+    import orbax.checkpoint as ocp  # slow to import
+
     path, items, arguments = path.absolute(), {}, {}
     for name, (kept, shape) in stored_tree(path).items():
         if part is not None and name.split("/")[0] != part:
@@ -311,6 +314,8 @@ def stored_tree(path: pathlib.Path) -> Stored:
     Raises:
       ValueError: it is incomplete.
     """
+    import orbax.checkpoint as ocp  # slow to import
+
     with ocp.PyTreeCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(path.absolute()).item_metadata
     if metadata is None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from mllm_jax.parallel import processes
 
@@ -83,6 +82,8 @@ def save_params(directory: pathlib.Path, params: Any) -> None:
     Raises:
       CheckpointError: it cannot be written.
     """
+    import orbax.checkpoint as ocp  # slow to import
+
     with processes.together(f"room made for {directory.name}"):
         if jax.process_index() == 0:
             for torn in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
@@ -103,6 +104,8 @@ def load_params(directory: pathlib.Path, like: Any) -> Any:
     """
     if not directory.exists():
         raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
+    import orbax.checkpoint as ocp  # slow to import
+
     with ocp.StandardCheckpointer() as checkpointer:
         with reading(directory, REWRITE):
             saved = checkpointer.metadata(directory.absolute()).item_metadata

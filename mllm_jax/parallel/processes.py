@@ -13,7 +13,6 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
 
 from mllm_jax.config import ConfigError
 
@@ -142,6 +141,8 @@ def _any_failed(error: Exception | None, name: str) -> bool:
     if jax.process_count() == 1:
         return error is not None
     if jax.distributed.is_initialized():
+        from orbax.checkpoint import multihost  # slow to import
+
         # Waiting on the devices would end after 30 s on CPUs, and the first process may read a data set for hours.
         multihost.get_barrier_sync_fn()(key=f"{name} ({next(_meetings)})", timeout_ms=DAY)
     return total(int(error is not None)) > 0

@@ -3,9 +3,6 @@
 import pathlib
 from typing import Any
 
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
-
 from mllm_jax.interop.saved_params import CheckpointError, first_difference, reading, writing
 from mllm_jax.training.step import TrainState, first_not_finite
 
@@ -26,6 +23,9 @@ class StageCheckpoints:
     """
 
     def __init__(self, directory: pathlib.Path, keep_last: int, keep_best: int):
+        import orbax.checkpoint as ocp  # slow to import
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
+
         policies = [preservation.LatestN(keep_last)]
         if keep_best:
             policies.append(preservation.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best))
@@ -52,6 +52,8 @@ class StageCheckpoints:
         Raises:
           CheckpointError: the state is not finite, or this or the earlier write failed.
         """
+        import orbax.checkpoint as ocp  # slow to import
+
         if name := first_not_finite(state):
             raise CheckpointError(
                 f"{name} holds NaN or infinity after step {int(state.step)}, so this state is not saved; earlier "
@@ -72,6 +74,8 @@ class StageCheckpoints:
         Raises:
           CheckpointError: the checkpoint holds other parameters or cannot be read.
         """
+        import orbax.checkpoint as ocp  # slow to import
+
         fix = "move it away, and the same command goes on from the one before"
         with reading(self.directory / str(step), fix):
             saved = self._manager.item_metadata(step)["state"]
