@@ -78,6 +78,31 @@ def decode_image(
         ImageError: empty, truncated or damaged data, no image or an unsupported kind, or more than
             ``max_pixels``.
     """
+    with _loaded(data, source, compat, max_pixels) as image:
+        return _pixels(image, source, compat)
+
+
+def open_rgb(
+    data: bytes,
+    *,
+    source: str,
+    compat: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """What `decode_image` decodes, as an image of Pillow in mode RGB: for resizing, an array would be copied twice.
+
+    Args and raises: as `decode_image`.
+    """
+    with _loaded(data, source, compat, max_pixels) as image:
+        plain = image.mode == "RGB" and (
+            compat == "llava" or not (image.has_transparency_data or _orientation(image) in _UPRIGHT)
+        )
+        return image if plain else Image.fromarray(_pixels(image, source, compat))
+
+
+@contextlib.contextmanager
+def _loaded(data: bytes, source: str, compat: str | None, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its stored pixels; what fails inside, too, is an ImageError."""
     if compat not in (None, "llava"):
         raise ValueError(f"unknown compat {compat!r}; None or 'llava'")
     image = _open(data, source)
@@ -94,14 +119,26 @@ def decode_image(
     try:
         with _IN_FLIGHT.take(width * height * _PER_PIXEL.get(image.format, _PER_PIXEL_ELSE)):
             image.load()
-            if compat == "llava":
-                image.info.pop("transparency", None)  # only spares Pillow's warning; the pixels stay the same
-                return _in_strips(image, lambda strip: strip.convert("RGB"))
-            return _upright(_to_rgb(image, source), image)
+            yield image
     except ImageError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged data
         raise ImageError(f"{source}: damaged or truncated {image.format} image: {error}") from error
+
+
+def _pixels(image: Image.Image, source: str, compat: str | None) -> UInt8[np.ndarray, "h w 3"]:
+    if compat == "llava":
+        image.info.pop("transparency", None)  # only spares Pillow's warning; the pixels stay the same
+        return _in_strips(image, lambda strip: strip.convert("RGB"))
+    rgb, orientation = _to_rgb(image, source), _orientation(image)
+    return np.ascontiguousarray(_UPRIGHT[orientation](rgb)) if orientation in _UPRIGHT else rgb
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # unreadable metadata: viewers show the pixels as they are
+        return None
 
 
 class _Budget:
@@ -200,11 +237,3 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     if transparent is not None:
         grey = np.where(values == transparent, np.uint8(255), grey)
     return Image.fromarray(grey).convert("RGB")
-
-
-def _upright(rgb: UInt8[np.ndarray, "h w 3"], original: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    try:
-        orientation = original.getexif().get(ORIENTATION)
-    except Exception:  # unreadable metadata: viewers show the pixels as they are
-        orientation = None
-    return np.ascontiguousarray(_UPRIGHT[orientation](rgb)) if orientation in _UPRIGHT else rgb

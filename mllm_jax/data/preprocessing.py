@@ -132,9 +132,15 @@ class ImageProcessor:
         red, green, blue = (int(value * 255) for value in self.mean)
         return red, green, blue
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """Pad, resize and crop one image; values stay in 0..255."""
-        height, width = image.shape[:2]
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+        """Pad, resize and crop one image; values stay in 0..255.
+
+        Args:
+            image: an array, or an image of Pillow in mode RGB (`images.open_rgb`), which is faster.
+        """
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(np.ascontiguousarray(image))
+        width, height = image.size
         square = max(height, width) if self.aspect == "pad" else 0
         h, w = square or height, square or width
         if self.geometry == "stretch":
@@ -144,18 +150,26 @@ class ImageProcessor:
             out_h = short if h <= w else int(short * h / w)
             out_w = short if w <= h else int(short * w / h)
         if max(square * square, out_h * out_w) > _WHOLE:
-            return self._in_steps(image, (h, w), (out_h, out_w))
-        if square:
-            canvas = np.empty((square, square, 3), np.uint8)
-            canvas[:] = self.fill
-            top, left = (square - height) // 2, (square - width) // 2
-            canvas[top : top + height, left : left + width] = image
-            image = canvas
-        pillow, kernel = Image.fromarray(np.ascontiguousarray(image)), _FILTERS[self.resample]
-        first = (w, out_h) if _height_first((h, w), (out_h, out_w)) else (out_w, h)
-        resized = np.asarray(pillow.resize(first, kernel).resize((out_w, out_h), kernel))
-        top, left = (out_h - self.size) // 2, (out_w - self.size) // 2
-        return np.array(resized[top : top + self.size, left : left + self.size])
+            return self._in_steps(np.asarray(image), (h, w), (out_h, out_w))
+        # An axis is padded just before it is resized: resized along the other axis, padding keeps its one colour.
+        kernel = _FILTERS[self.resample]
+        for axis in ("height", "width") if _height_first((h, w), (out_h, out_w)) else ("width", "height"):
+            if axis == "width":
+                image = self._padded(image, (w, image.height)).resize((out_w, image.height), kernel)
+            else:
+                image = self._padded(image, (image.width, h)).resize((image.width, out_h), kernel)
+        left, top = (out_w - self.size) // 2, (out_h - self.size) // 2
+        if (out_w, out_h) != (self.size, self.size):
+            image = image.crop((left, top, left + self.size, top + self.size))
+        return np.array(image)
+
+    def _padded(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The image in the middle of one of this width and height."""
+        if image.size == size:
+            return image
+        padded = Image.new("RGB", size, self.fill)
+        padded.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+        return padded
 
     def _in_steps(
         self, image: UInt8[np.ndarray, "h w 3"], padded: tuple[int, int], resized: tuple[int, int]

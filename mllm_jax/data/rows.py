@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
 from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.feature_cache import FeatureCache, digest
-from mllm_jax.data.images import decode_image
+from mllm_jax.data.images import open_rgb
 from mllm_jax.data.layout import LayoutRule
 from mllm_jax.data.packing import RowLimits
 from mllm_jax.data.preprocessing import ImageProcessor
@@ -70,7 +71,7 @@ class ImageReader:
         Raises:
           ImageError: for what is not a readable image within the size limit, naming sample and image.
         """
-        return self.processor(self._decode(sample, index))
+        return self.processor(self._open(sample, index))
 
     def size(self, sample: Sample, index: int) -> Size:
         """Height and width of an image of a sample.
@@ -78,16 +79,16 @@ class ImageReader:
         Raises:
           ImageError: as above.
         """
-        height, width = self._decode(sample, index).shape[:2]
-        return height, width
+        image = self._open(sample, index)
+        return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
 
-    def _decode(self, sample: Sample, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def _open(self, sample: Sample, index: int) -> UInt8[np.ndarray, "h w 3"] | Image.Image:
         image = sample.images[index]
         if not isinstance(image, bytes):
             return image
         name = f"sample {sample.id!r}, {sample.image_name(index)}"
         limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
-        return decode_image(image, source=name, compat=self.compat, **limit)
+        return open_rgb(image, source=name, compat=self.compat, **limit)
 
 
 class TooManyLabels(SampleError):

@@ -12,10 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float32, Float64, UInt8
+from PIL import Image
 
 from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.images import MAX_PIXELS, decode_image
+from mllm_jax.data.images import MAX_PIXELS, open_rgb
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tokens import stop_ids
@@ -240,7 +241,7 @@ class Model:
         Raises:
           ImageError: it cannot be used; names `source`.
         """
-        return self.processor(self._decode(data, source))
+        return self.processor(self._open(data, source))
 
     def image_size(self, data: bytes, source: str) -> Size:
         """Height and width of an image file in pixels.
@@ -248,11 +249,11 @@ class Model:
         Raises:
           ImageError: it cannot be used; names `source`.
         """
-        height, width = self._decode(data, source).shape[:2]
-        return height, width
+        image = self._open(data, source)
+        return image.height, image.width
 
-    def _decode(self, data: bytes, source: str) -> UInt8[np.ndarray, "h w 3"]:
-        return decode_image(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
+    def _open(self, data: bytes, source: str) -> Image.Image:
+        return open_rgb(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
     def blind_image(self) -> UInt8[np.ndarray, "S S 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""

@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from mllm_jax.data import images
-from mllm_jax.data.images import ImageError, decode_image
+from mllm_jax.data.images import ImageError, decode_image, open_rgb
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -49,7 +49,12 @@ def encode(image, form, **options) -> bytes:
 
 
 def decode(data, **options):
-    return decode_image(data, source="picture", **options)
+    """As an array and as an image of Pillow, which must agree."""
+    found = decode_image(data, source="picture", **options)
+    image = open_rgb(data, source="picture", **options)
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), found)
+    return found
 
 
 def bare(data):

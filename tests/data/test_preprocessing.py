@@ -134,6 +134,7 @@ def test_equals_pillow(height, width, stretch, pad, size):
     resized = np.asarray(Image.fromarray(whole).resize(out, Image.Resampling.BICUBIC))
     top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
     np.testing.assert_array_equal(ours(image), resized[top : top + size, left : left + size])
+    np.testing.assert_array_equal(ours(Image.fromarray(image)), ours(image))
 
 
 @settings(max_examples=100, deadline=None)
