@@ -5,11 +5,14 @@ A data set consists of `root/NAME.json`, images under `root/images/` and, writte
 gets the finished files.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ BENCHMARK = "mini"
 QUESTIONS_PER_IMAGE = 6
 TEXT_ONLY = 0.1  # share of samples without an image in the stage "instruct"
 _PROGRESS_EVERY = 500
+IN_PROCESSES = 500  # images from which on several processes draw them: each takes a second to start
+_MOST_PROCESSES = 8
 
 
 class DatasetMismatchError(ValueError):
@@ -81,27 +86,36 @@ def _write(
     root: str | os.PathLike[str],
     name: str,
     parameters: dict[str, Any],
-    records: Callable[[], Iterator[tuple[dict[str, Any], Image.Image | None]]],
+    records: Callable[[Path], Iterable[dict[str, Any]]],
     total: int,
     progress: bool,
 ) -> Path:
-    """Writes images, then the list of records, then the manifest; returns the list's path."""
+    """Writes images, then the list of records, then the manifest; returns the list's path.
+
+    Args:
+        records: writes the images into a folder and gives their records in order.
+    """
     root = Path(root)
     path = root / f"{name}.json"
     if _is_complete(root, name, parameters):
         return path
     (root / "images").mkdir(parents=True, exist_ok=True)
     rows = []
-    for record, image in records():
-        if image is not None:
-            with files.replacing(root / "images" / record["image"], sync=False) as file:
-                image.save(file, "PNG", compress_level=1)
+    for record in records(root / "images"):
         rows.append(record)
         if progress and len(rows) % _PROGRESS_EVERY == 0:
             print(f"mini world: {name} {len(rows)}/{total}", flush=True)
     files.write_text(path, json.dumps(rows, indent=1))
     files.write_text(root / f"{name}.manifest.json", json.dumps(parameters, indent=1))
     return path
+
+
+def _saved(folder: Path, record: dict[str, Any], image: Image.Image | None) -> dict[str, Any]:
+    """The record, its image written."""
+    if image is not None:
+        with files.replacing(folder / record["image"], sync=False) as file:
+            image.save(file, "PNG", compress_level=1)
+    return record
 
 
 def _turns(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -127,6 +141,41 @@ def _training_record(
         pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_IMAGE)]
     pairs[0] = ("<image>\n" + pairs[0][0], pairs[0][1])
     return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, render(scene)
+
+
+def draw_samples(
+    folder: Path, split: str, stage: str, seed: int, indices: Iterable[int]
+) -> Iterator[dict[str, Any]]:
+    """Writes the images of some training samples into a folder and gives their records."""
+    for index in indices:
+        yield _saved(folder, *_training_record(split, stage, seed, index))
+
+
+def _draw_in_processes(
+    folder: Path, split: str, stage: str, seed: int, n: int, processes: int
+) -> Iterator[dict[str, Any]]:
+    """`draw_samples` of samples 0 to n - 1, process k of P drawing k, k + P, k + 2 P, ..."""
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+    # Started by its name: multiprocessing would import the script that runs, and with it JAX, in every process.
+    command = [sys.executable, "-m", "mllm_jax.mini.world.worker", folder, split, stage, str(seed), str(n)]
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for first in range(processes):
+            worker = stack.enter_context(
+                subprocess.Popen(
+                    [*command, str(first), str(processes)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+            )
+            stack.callback(worker.kill)
+            workers.append(worker)
+        for index in range(n):
+            line = workers[index % processes].stdout.readline()
+            if not line:
+                raise RuntimeError(f"the process that draws mini-world sample {index} ended early")
+            yield json.loads(line)
 
 
 def write_split(
@@ -161,10 +210,14 @@ def write_split(
         "split": split, "n": n, "stage": stage, "seed": seed,
         "generator": _fingerprint(split), "look": LOOK_VERSION,
     }  # fmt: skip
-    return _write(
-        root, split, parameters,
-        lambda: (_training_record(split, stage, seed, index) for index in range(n)), n, progress,
-    )  # fmt: skip
+    processes = min(_MOST_PROCESSES, os.cpu_count() or 1) if n >= IN_PROCESSES else 1
+
+    def records(folder: Path) -> Iterator[dict[str, Any]]:
+        if processes == 1:
+            return draw_samples(folder, split, stage, seed, range(n))
+        return _draw_in_processes(folder, split, stage, seed, n, processes)
+
+    return _write(root, split, parameters, records, n, progress)
 
 
 def benchmark_questions(n_per_ability: int, seed: int) -> list[tuple[int, Question]]:
@@ -238,10 +291,11 @@ def write_benchmark(
         DatasetMismatchError: if `root` holds a benchmark made from other parameters.
     """
 
-    def records() -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+    def records(folder: Path) -> Iterator[dict[str, Any]]:
         drawn: set[int] = set()
         for number, (index, question) in enumerate(benchmark_questions(n_per_ability, seed)):
-            yield (
+            yield _saved(
+                folder,
                 {
                     "question_id": f"{question.ability}_{number:05d}",
                     "image": f"{BENCHMARK}_{index:06d}.png",

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from mllm_jax.mini.world.backgrounds import empty_scene
+from mllm_jax.mini.world.digits import digits
 from mllm_jax.mini.world.scene import MAX_BAR, PANEL_PAD, Scene, Thing, bar_unit
 
 SIDE = 112
@@ -73,9 +74,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=1)
 def _digit_images() -> np.ndarray:
-    from sklearn.datasets import load_digits
-
-    return (load_digits().images * (255 / 16)).astype(np.uint8)
+    return (digits()[0] * (255 / 16)).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)

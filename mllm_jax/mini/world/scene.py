@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.mini.world.digits import digits
+
 SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "cross", "heart")
 COLORS = (
     "red", "green", "blue", "yellow", "orange", "purple",
@@ -153,9 +155,7 @@ def scene_from_json(data: dict[str, Any]) -> Scene:
 @lru_cache(maxsize=1)
 def _digit_pools() -> dict[bool, list[np.ndarray]]:
     """Example numbers per digit class: `True` for the benchmark (one in five), `False` for all training."""
-    from sklearn.datasets import load_digits
-
-    labels = load_digits().target
+    labels = digits()[1]
     pools: dict[bool, list[np.ndarray]] = {True: [], False: []}
     rng = np.random.default_rng(20240)
     for digit in range(10):

@@ -18,6 +18,7 @@ from mllm_jax.mini.world import (
     sample_scene,
     scene_from_json,
 )
+from mllm_jax.mini.world.digits import digits
 from mllm_jax.mini.world.render import silhouette
 from mllm_jax.mini.world.scene import (
     COLORS,
@@ -228,3 +229,12 @@ def test_contact_sheet_shows_all_pictures():
     assert sheet.shape[0] > 2 * 224  # two rows
     first = render(sample_scene(0, 0, "finetune")).resize((224, 224), 0)
     assert np.array_equal(sheet[:224, :224], np.asarray(first))
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images, labels = digits()
+    np.testing.assert_array_equal(images, bunch.images)
+    np.testing.assert_array_equal(labels, bunch.target)

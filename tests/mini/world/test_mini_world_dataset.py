@@ -47,6 +47,32 @@ def test_split_is_sound_llava_data(tmp_path, stage):
         assert row["conversations"][0]["value"].startswith("<image>\n")
 
 
+def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
+    one = write_split(tmp_path / "one", "finetune", 13, "instruct", seed=3, progress=False)
+    monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    two = write_split(tmp_path / "two", "finetune", 13, "instruct", seed=3, progress=False)
+    files = [
+        {
+            path.relative_to(root.parent): path.read_bytes()
+            for path in root.parent.rglob("*")
+            if path.is_file()
+        }
+        for root in (one, two)
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) > 10
+
+
+def test_a_process_that_fails_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="sample 0 ended early"):
+        write_split(tmp_path, "pretrain", 3, "caption", seed=0, progress=False)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_a_finished_data_set_is_reused(tmp_path):
     write_split(tmp_path, "pretrain", 5, "caption", seed=0, progress=False)
     before = listing(tmp_path)
