@@ -23,7 +23,6 @@ from mllm_jax.data.rows import Rows
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.preflight import check_benchmarks
-from mllm_jax.evaluation.report import losses
 from mllm_jax.inference import runs
 from mllm_jax.inference.load import trained_model
 from mllm_jax.interop import load_tokenizer
@@ -36,7 +35,7 @@ from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.params import load_stage, starting_params
-from mllm_jax.training.sources import packing_plan, prepare_sources, read_noted, stage_iterator
+from mllm_jax.training.sources import is_drawn, packing_plan, prepare_sources, read_noted, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
@@ -123,6 +122,8 @@ def draw_losses(directory):
     log, drawn = directory / "metrics.jsonl", directory / "loss.png"
     try:
         if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
+            from mllm_jax.evaluation.report import losses  # slow to import: matplotlib
+
             losses.plot_losses(log, drawn)
     except (
         Exception
@@ -155,15 +156,22 @@ def train(config, directory, evaluate=True):
             remaining = remaining[remaining.index(finished[-1]) + 1 :]
             params = load_stage(directory / "params" / finished[-1], config, model, mesh)
             say(f"stage {finished[-1]}: done before")
-        sources = {name: prepare_sources(config, name, model, tokenizer, directory) for name in remaining}
-        packing = {
-            name: packing_plan(config, config.stages[name], model, tokenizer, sources[name], directory)
-            for name in remaining
-        }
-        for line in announce.length_lines(config, sources, packing):
-            say(line)
+        sources, packing = {}, {}
+
+        def prepare(*names):
+            for name in names:
+                sources[name] = prepare_sources(config, name, model, tokenizer, directory)
+                stage = config.stages[name]
+                packing[name] = packing_plan(config, stage, model, tokenizer, sources[name], directory)
+            for line in announce.length_lines(config, {name: sources[name] for name in names}, packing):
+                say(line)
+
+        # A user's data are read and checked before anything is trained; what is drawn here waits for its stage.
+        prepare(*(name for name in remaining if name == remaining[0] or not is_drawn(config.stages[name])))
         for name in remaining:
             stage = config.stages[name]
+            if name not in sources:
+                prepare(name)
             params = starting_params(config, model, name, params)
             cache = feature_cache(config, stage, model, params, sources[name], directory)
             multiple = num_row_shards(mesh) * stage.accumulation

@@ -24,6 +24,12 @@ def write_section(name: str, *paragraphs: str) -> None:
     PAGE.write_text(page, encoding="utf-8")
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def machine(*packages: str) -> str:
     """The processor, its cores, and versions of packages: what a figure was measured with."""
     model = platform.processor() or platform.machine()

@@ -24,6 +24,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mllm_jax import compilation_cache
 from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
 from mllm_jax.console import complain, write_anything
@@ -58,6 +59,11 @@ USER_ERRORS = (
 )
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+flags.DEFINE_string(
+    "compilation_cache",
+    compilation_cache.DEFAULT,
+    "Folder of your own where compiled programs are kept for later starts; empty for none.",
+)
 
 
 class RecipeParser(flags.ArgumentParser):
@@ -107,6 +113,9 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     is shown with --traceback.
     """
     os.environ.setdefault(*NO_ADVICE)
+    sys.modules.setdefault(
+        "torch", None
+    )  # transformers and tensorboardX import it for seconds, where it is there
     write_anything()
     order_collectives()
     app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
@@ -114,6 +123,8 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 
 def _start(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     _use_huge_pages()  # behind the flags: --help and a wrong flag need no second start
+    if problem := compilation_cache.use(FLAGS.compilation_cache):
+        complain(problem)
     return _guarded(main, arguments)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax import files
 from mllm_jax.console import make_console, say
-from mllm_jax.data import pipeline, tfds_llava
+from mllm_jax.data import pipeline
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
 from mllm_jax.data.llava_json import Record
@@ -74,6 +74,11 @@ def prepare_sources(
     return processes.first_then_others(prepare, "data prepared")
 
 
+def is_drawn(stage: ConfigDict) -> bool:
+    """Whether all data of a stage are drawn here (the mini world), so that nothing can be wrong with them."""
+    return all(source.kind == "mini_world" for source in stage.sources.values())
+
+
 def read_noted(workdir: pathlib.Path) -> dict[str, str]:
     """The fingerprints of the data sets that a run has used so far, by stage and source."""
     try:
@@ -85,8 +90,10 @@ def read_noted(workdir: pathlib.Path) -> dict[str, str]:
 
 def _copy_left(
     name: str, source: ConfigDict, directory: pathlib.Path, fingerprint: str | None
-) -> tfds_llava.LlavaSource | None:
+) -> Source | None:
     """The prepared data of a source whose JSON or image folder is gone; None where both are there, or it is not."""
+    from mllm_jax.data import tfds_llava  # slow to import: tensorflow-datasets
+
     gone = [path for path in (source.json, source.images) if path and not pathlib.Path(path).exists()]
     if source.kind != "llava" or not gone or fingerprint is None:
         return None
@@ -100,14 +107,16 @@ def _dataset(name: str) -> str:
     return "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
 
 
-def _tell_skipped(name: str, source: tfds_llava.LlavaSource) -> None:
+def _tell_skipped(name: str, source: Any) -> None:
     if not source.skipped:
         return
+    from mllm_jax.data.tfds_llava import SKIPPED  # slow to import: tensorflow-datasets
+
     console, shown = make_console(), source.skipped[:SHOWN]
     say(
         console,
         f"source {name}: {len(source.skipped):,} broken samples left out of {len(source) + len(source.skipped):,} "
-        f"(data.broken=skip); all are listed in {source.directory / tfds_llava.SKIPPED}",
+        f"(data.broken=skip); all are listed in {source.directory / SKIPPED}",
     )
     for one in shown:
         say(console, f"  {one['sample']!r}: {one['problem']}")
@@ -150,6 +159,8 @@ def _prepare(
     directory: pathlib.Path,
     check: Callable[[pathlib.Path], Callable[[Record], None]] | None,
 ) -> Source:
+    from mllm_jax.data import tfds_llava  # slow to import: tensorflow-datasets
+
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
         split, form, count, seed = source.split, source.form, source.count, config.seed
