@@ -125,9 +125,8 @@ def draw_losses(directory):
             from mllm_jax.evaluation.report import losses  # slow to import: matplotlib
 
             losses.plot_losses(log, drawn)
-    except (
-        Exception
-    ) as error:  # a full disk, say; where that has stopped the run, it must stay the error shown
+    except Exception as error:
+        # A full disk, say. Where that has stopped the run, it must stay the error that is shown.
         say(f"{drawn} could not be drawn ({type(error).__name__}: {error})", "yellow")
 
 

@@ -24,6 +24,7 @@ from mllm_jax.cli import script
 from mllm_jax.config import ConfigError
 from mllm_jax.data.tfds_llava import LlavaSource
 from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.evaluation.report import losses
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop.saved_params import CheckpointError, load_params
@@ -173,7 +174,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
 
     drawn = []
     monkeypatch.setattr(train, "train_stage", stop)
-    monkeypatch.setattr(train.losses, "plot_losses", full)
+    monkeypatch.setattr(losses, "plot_losses", full)
     with pytest.raises(CheckpointError, match="could not be written"):
         train.train(tiny_config, tmp_path / "run", evaluate=False)
     assert drawn == [tmp_path / "run" / "loss.png"]
@@ -187,7 +188,7 @@ def test_a_finished_run_whose_curves_cannot_be_drawn_is_finished(
 
     del tiny_config.stages.finetune
     tiny_config.stage_order = ("pretrain",)
-    monkeypatch.setattr(train.losses, "plot_losses", full)
+    monkeypatch.setattr(losses, "plot_losses", full)
     train.train(tiny_config, tmp_path / "run", evaluate=False)
     said = capsys.readouterr().out
     assert "loss.png could not be drawn (OSError: [Errno 28] No space left on device)" in said

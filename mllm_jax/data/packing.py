@@ -108,14 +108,14 @@ def _fill_rows(
     kinds = np.flatnonzero(left)
     while len(kinds):
         row: dict[int, int] = {}
-        free, spare = limits, left[kinds]
+        free, here, spare = limits, needs[kinds], left[kinds]
         chosen = np.array([0])  # the longest
         while len(chosen):
             for at in chosen:
                 row[int(kinds[at])] = row.get(int(kinds[at]), 0) + 1
-                free = free - needs[kinds[at]]
+                free = free - here[at]
                 spare[at] -= 1
-            chosen = _best_fit(needs[kinds], spare, free)
+            chosen = _best_fit(here, spare, free)
         members, counts = list(row), np.array(list(row.values()))
         repeats = int((left[members] // counts).min())
         yield row, repeats
