@@ -36,6 +36,8 @@ from mllm_jax.inference.likelihood import option_log_likelihoods
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
 
+Rows = Iterator[dict[str, Any]]
+OnBatch = Callable[[int], None]  # takes how many questions are answered
 PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "likelihood"
 MEETING = 64  # answers after which the processes of a run make sure that all of them have been written
 
@@ -152,9 +154,7 @@ class _Asking:
                 return True
             return len(request(question).prompt) + settings.max_new_tokens <= model.config.llm.max_positions
 
-        def answers(
-            questions: Sequence[Question], on_batch: Callable[[int], None]
-        ) -> Iterator[dict[str, Any]]:
+        def answers(questions: Sequence[Question], on_batch: OnBatch) -> Rows:
             fitting = [fits(question) for question in questions]
             ids, stop_text = model.stops
             found = generate(
@@ -199,9 +199,7 @@ class _Asking:
                     options.append(Request(which, sample, question.images))
                 yield options
 
-        def answers(
-            questions: Sequence[Question], on_batch: Callable[[int], None]
-        ) -> Iterator[dict[str, Any]]:
+        def answers(questions: Sequence[Question], on_batch: OnBatch) -> Rows:
             found = option_log_likelihoods(
                 model.config,
                 model.params,
@@ -243,7 +241,7 @@ class _Asking:
         questions: Sequence[Question],
         condition: str,
         title: str,
-        answers: Callable[[Sequence[Question], Callable[[int], None]], Iterator[dict[str, Any]]],
+        answers: Callable[[Sequence[Question], OnBatch], Rows],
     ) -> None:
         """Appends the missing answers to a condition's files, with a progress bar.
 

@@ -267,9 +267,14 @@ def by_id(rows: Iterable[Row], keys: Sequence[str], where: Path) -> dict[str, Ro
     Raises:
         PredictionError: a row has no id, or an id occurs twice.
     """
-    found: dict[str, Row] = {}
+    return by_key(rows, lambda row: str(take(row, keys, str(where))), where)
+
+
+def by_key(rows: Iterable[Row], key_of: Callable[[Row], Any], where: Path) -> dict[Any, Row]:
+    """The same by what `key_of` says of a row."""
+    found: dict[Any, Row] = {}
     for row in rows:
-        key = str(take(row, keys, str(where)))
+        key = key_of(row)
         if key in found:
             raise PredictionError(f"{where}: id {key!r} occurs twice; annotations need unique ids")
         found[key] = row

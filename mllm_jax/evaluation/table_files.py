@@ -62,6 +62,19 @@ def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
     return whole
 
 
+def read_whole_table(path: Path) -> list[dict[str, str]]:
+    """The same of questions or annotations, where no row may be damaged.
+
+    Raises:
+        PredictionError: as `read_table`, or a row is damaged.
+    """
+    problems = Problems()
+    rows = read_table(path, problems)
+    if problems.counts.keys() - {"byte_order_mark"}:
+        raise PredictionError(f"{path}: damaged: {problems.as_dict()}; fetch it again")
+    return rows
+
+
 def _read_xlsx(path: Path) -> list[dict[str, str]]:
     """The first sheet, by openpyxl in its streaming mode: what the file claims of its size is not believed."""
     import openpyxl  # a slow import that only spreadsheets need

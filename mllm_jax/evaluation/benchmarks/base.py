@@ -17,7 +17,7 @@ from mllm_jax.data.conversations import IMAGE
 from mllm_jax.data.reading import read_image_file
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
-from mllm_jax.evaluation.benchmarks.judged import Judged, JudgeTask
+from mllm_jax.evaluation.benchmarks.judged import Files, Judged, JudgeTask
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row
 from mllm_jax.evaluation.store import Key, key_of
 from mllm_jax.inference.beam_sampling import BeamSampling
@@ -294,16 +294,13 @@ class Benchmark(abc.ABC):
         return {}
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, Path | None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         """Writes a judge's replies in the form that `score` reads.
 
         Args:
           folder: where to.
           judged: a request and its reply for each question and run.
-          predictions: the judged answers.
-          annotations: of these answers; None if there are none.
+          said: the judged answers, and their annotations or None.
 
         Returns:
           What `score` takes: the judgements, and their annotations or None.

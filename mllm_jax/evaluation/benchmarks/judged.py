@@ -16,6 +16,7 @@ from typing import Any
 from mllm_jax.evaluation.predictions import Problems, Row, as_text, match_ids, read_rows, take
 
 Fields = dict[str, str]
+Files = tuple[Path, Path | None]  # answers (or judgements) and their annotations, if there are some
 Case = tuple[str, Fields, dict[str, Any]]  # id, prompt fields, what the stored judgement keeps
 
 
@@ -133,7 +134,7 @@ def read_answers(
     )
 
 
-def required(annotations: Path | None, what: str) -> Path:
+def needed(annotations: Path | None, what: str) -> Path:
     """The annotations.
 
     Raises:

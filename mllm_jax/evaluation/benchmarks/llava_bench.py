@@ -16,7 +16,7 @@ from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_answers, required, texts
+from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, needed, read_answers, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub
 from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
 
@@ -63,7 +63,7 @@ def _unrounded(pairs: Sequence[Pair]) -> float:
 
 
 def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
-    folder = required(annotations, "the folder with questions.jsonl, context.jsonl and answers_gpt4.jsonl")
+    folder = needed(annotations, "the folder with questions.jsonl, context.jsonl and answers_gpt4.jsonl")
     places = [folder / name for name in ("questions.jsonl", "answers_gpt4.jsonl", "context.jsonl")]
     asked, reference = (reading.by_id(reading.read_annotation_rows(path), _ID, path) for path in places[:2])
     contexts = {as_text(row.get("image")): row for row in reading.read_annotation_rows(places[2])}
@@ -115,9 +115,7 @@ class LlavaBench(Published):
             yield self.question(row["question_id"], str(row["text"]), [row["image"]], fields=fields)
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         """A file of reviews for each run."""
         for run in sorted({request.run for request, _ in judged}):
             rows = [one.judgement("question_id", reply) for one, reply in judged if one.run == run]

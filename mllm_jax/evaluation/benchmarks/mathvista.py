@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask
+from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub, lettered
 from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.edit_distance import most_similar
@@ -155,15 +155,14 @@ class MathVista(Published):
         return (found, "rule") if found else (None, "unparsed")
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, Path | None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         """The answers, with the judge's extraction where no rule makes one."""
         extracted = {request.question: {"extraction": reply["content"].strip()} for request, reply in judged}
-        answers = cls.read_answers(predictions, Problems())
-        rows = [row | extracted.get(str(take(row, cls.id_keys, str(predictions))), {}) for row in answers]
+        number_of = cls.identifier(None, said[0])
+        answers = cls.read_answers(said[0], Problems())
+        rows = [row | extracted.get(number_of(row), {}) for row in answers]
         files.write_json_lines(folder / "extracted.jsonl", rows)
-        return folder / "extracted.jsonl", annotations
+        return folder / "extracted.jsonl", said[1]
 
     @classmethod
     def stored(cls, row: Row, where: str) -> Any:

@@ -14,7 +14,7 @@ from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question, Unanswered
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, required, texts
+from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, needed, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, take
 
@@ -52,7 +52,7 @@ def aggregate(graded: Sequence[tuple[list[float], list[str]]]) -> dict[str, Any]
 
 
 def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
-    gold = reading.read_annotations(required(annotations, "mm-vet.json"))
+    gold = reading.read_annotations(needed(annotations, "mm-vet.json"))
     said = reading.read_json(predictions, problems)
     if reading.as_map(said, ("question_id",)) is not None:
         rows = [{"id": key, "text": text} for key, text in said.items()]
@@ -98,14 +98,12 @@ class MmVet(Published):
             yield self.question(name.removeprefix("v1_"), str(row["question"]), [row["imagename"]])
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, Path | None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         grades: dict[str, list[float]] = {}
         for request, reply in judged:
             grades.setdefault(request.question, []).append(request.task.parse(reply["content"]))
         files.write_json(folder / "grades.json", grades)
-        return folder / "grades.json", annotations
+        return folder / "grades.json", said[1]
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[str, Row]:

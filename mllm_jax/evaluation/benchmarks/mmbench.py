@@ -16,7 +16,7 @@ from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Publi
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.option_match import infer_option
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
-from mllm_jax.evaluation.table_files import TABLES, is_absent, read_table, write_xlsx
+from mllm_jax.evaluation.table_files import TABLES, is_absent, read_table, read_whole_table, write_xlsx
 
 ROTATION = 1_000_000
 _SITE = "https://download.openmmlab.com/mmclassification/datasets/mmbench"
@@ -154,13 +154,9 @@ class MmBench(Published):
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[int, Row]:
-        problems = Problems()
         table = path.suffix.lower() in TABLES
-        rows: Any = read_table(path, problems) if table else reading.read_annotation_rows(path)
-        if problems.counts:
-            raise PredictionError(f"{path}: damaged: {problems.as_dict()}")
-        index_of = cls.identifier(None, path)
-        return {index_of(row): row for row in reading.by_id(rows, cls.id_keys, path).values()}
+        rows: Any = read_whole_table(path) if table else reading.read_annotation_rows(path)
+        return reading.by_key(rows, cls.identifier(None, path), path)
 
     @classmethod
     def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:

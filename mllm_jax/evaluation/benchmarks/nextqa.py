@@ -3,8 +3,6 @@
 Follows the official `eval_mc.py`: the type TP (previous / next) is counted as TN (before and after).
 """
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,8 @@ from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
 from mllm_jax.evaluation.option_match import match_option
-from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, read_text, take
+from mllm_jax.evaluation.predictions import Row, by_key, take
+from mllm_jax.evaluation.table_files import read_whole_table
 
 GROUPS = {"Acc_C": ("CW", "CH"), "Acc_T": ("TN", "TC"), "Acc_D": ("DC", "DL", "DO")}
 
@@ -32,14 +31,10 @@ class NextQa(Benchmark):
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[str, Row]:
-        if not path.is_file():
-            raise PredictionError(f"{path}: no such file; NExT-QA's annotations are a CSV such as val.csv")
-        gold = {}
-        for row in csv.DictReader(io.StringIO(read_text(path, Problems()))):
-            gold[f"{take(row, ('video', 'video_id'), str(path))}_{take(row, ('qid',), str(path))}"] = row
-        if not gold:
-            raise PredictionError(f"{path}: no rows")
-        return gold
+        def key_of(row: Row) -> str:
+            return f"{take(row, ('video', 'video_id'), str(path))}_{take(row, ('qid',), str(path))}"
+
+        return by_key(read_whole_table(path), key_of, path)
 
     @classmethod
     def grade(cls, answer: Answer) -> None:

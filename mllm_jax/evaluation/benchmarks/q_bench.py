@@ -13,7 +13,7 @@ from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, hub, lettered
 from mllm_jax.evaluation.option_match import LETTERS, match_option
-from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, read_annotation_rows, take
+from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, by_key, read_annotation_rows, take
 
 _HUB = hub("nanyangtu/LLVisionQA-QBench")
 
@@ -80,11 +80,7 @@ class QBench(Published):
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[Hashable, Row]:
-        rows = read_annotation_rows(path)
-        gold = {cls.identifier(None, path)(row): row for row in rows}
-        if len(gold) != len(rows):
-            raise PredictionError(f"{path}: a question about one image occurs twice")
-        return gold
+        return by_key(read_annotation_rows(path), cls.identifier(None, path), path)
 
     @classmethod
     def grade(cls, answer: Answer) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 from mllm_jax import limits
 from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_json_rows, read_text
 from mllm_jax.data.sample_keys import SYSTEM, media_problems
-from mllm_jax.evaluation.predictions import BenchmarkError, Problems
-from mllm_jax.evaluation.table_files import TABLES, read_table
+from mllm_jax.evaluation.predictions import BenchmarkError
+from mllm_jax.evaluation.table_files import TABLES, read_whole_table
 
 _ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the table's file
 _BATCH = 16  # rows of a Parquet file that are decoded at once
@@ -123,11 +123,7 @@ def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[FileR
     if suffix == ".parquet":
         return _as_rows(path, images.add_parquet(path))
     if suffix in TABLES:
-        problems = Problems()
-        rows = read_table(path, problems)
-        if problems.counts.keys() - {"byte_order_mark"}:
-            raise BenchmarkError(f"{path}: damaged: {problems.as_dict()}; fetch it again")
-        return _as_rows(path, rows)
+        return _as_rows(path, read_whole_table(path))
     if suffix != ".json":
         return read_list(path)
     value = read_json(path)

@@ -17,7 +17,7 @@ from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark, Unanswered, find_file
-from mllm_jax.evaluation.benchmarks.judged import Case, Judged, JudgeTask, read_answers, texts
+from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, read_answers, texts
 from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
 
 NO_VIDEOS = "models cannot be shown videos yet; `mllm-jax score` scores answers that were made elsewhere"
@@ -128,9 +128,7 @@ class VideoQa(Benchmark):
     stores_text = False
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         rows = [request.judgement("id", reply) for request, reply in judged]
         files.write_json_lines(folder / "judgements.jsonl", rows)
         return folder / "judgements.jsonl", None
@@ -229,9 +227,7 @@ class VideoChatGpt(VideoQa):
     judge = tuple(map(_judge_aspect, ASPECTS.values()))
 
     @classmethod
-    def store_judgements(
-        cls, folder: Path, judged: Sequence[Judged], predictions: Path, annotations: Path | None
-    ) -> tuple[Path, None]:
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
         for task in cls.judge:
             rows = [request.judgement("id", reply) for request, reply in judged if request.task == task]
             if rows:

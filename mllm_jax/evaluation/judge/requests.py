@@ -191,4 +191,4 @@ def store_judgements(
     """Writes the replies in the form that the benchmark scores, and returns the files to score."""
     folder.mkdir(parents=True, exist_ok=True)
     judged = [(request, answers[request.id]) for request in requests if request.id in answers]
-    return get_benchmark(benchmark).store_judgements(folder, judged, predictions, annotations)
+    return get_benchmark(benchmark).store_judgements(folder, judged, (predictions, annotations))
