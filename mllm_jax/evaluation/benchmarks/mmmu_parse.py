@@ -9,6 +9,7 @@ from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError
 
 ENDS = (",", ".", "!", "?", ";", ":", "'")
+_FEW = f"1 to {len(LETTERS)}"
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # with thousands separators
@@ -129,5 +130,5 @@ def read_options(value: Any, where: str) -> list[str]:
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise BenchmarkError(f"{where}: options are no list: {value[:60]!r}") from error
     if not isinstance(options, list) or not 0 < len(options) <= len(LETTERS):
-        raise BenchmarkError(f"{where}: options must be 1 to {len(LETTERS)} texts, found {value!r:.60}")
+        raise BenchmarkError(f"{where}: options must be a list of {_FEW} texts, found {value!r:.60}")
     return [str(option) for option in options]
