@@ -1,5 +1,6 @@
 """Decoding: what a viewer shows, what LLaVA does, and files that are not what they seem."""
 
+import functools
 import io
 import struct
 import subprocess
@@ -424,6 +425,7 @@ def test_memory_of_a_large_palette_image_with_transparency():
 
 def test_threads_wait_for_memory(monkeypatch):
     data = [encode(np.zeros((100, 100, 3), np.uint8), "PNG")] * 12  # 80,000 bytes each
+    decode_bytes = functools.partial(decode_image, source="picture")
     monkeypatch.setenv("MLLM_JAX_MAX_DECODING_BYTES", "160000")
     running, most = [], []
 
@@ -437,10 +439,10 @@ def test_threads_wait_for_memory(monkeypatch):
     original = PngImageFile.load
     monkeypatch.setattr(PngImageFile, "load", load)
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(decode, data))
+        list(pool.map(decode_bytes, data))
     assert max(most) == 2
     monkeypatch.setenv("MLLM_JAX_MAX_DECODING_BYTES", "1")  # less than one image takes: one at a time
     with ThreadPoolExecutor(6) as pool:
         most.clear()
-        list(pool.map(decode, data))
+        list(pool.map(decode_bytes, data))
     assert max(most) == 1
