@@ -679,7 +679,7 @@ def test_differences_are_of_common_questions_alone(tmp_path):
     assert (fine["difference"], fine["low"], fine["high"]) == (0, 0, 0)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "### mini: differences from a" in text
-    assert "| **all** | **9** | **22.2** | **66.7** | **+44.4** | **+11.1 to +77.8** |" in text
+    assert r"| **all** | **9** | **22.2** | **66.7** | **+44.4** | **\[+11.1, +77.8\]** |" in text
     assert "<h3>mini: differences from a</h3>" in (tmp_path / "out" / "report.html").read_text()
 
 

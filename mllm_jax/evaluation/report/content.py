@@ -204,7 +204,7 @@ def _paired(
                 percent(one.baseline),
                 percent(one.score),
                 f"{100 * one.difference:+.1f}",
-                f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+                f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
             )
             for run, one in found
         )
