@@ -46,10 +46,13 @@ class Dense(nn.Module):
     Parameters that are there are used: `lora_a`, `lora_b` (lora.py) and `kernel_scale` (quantize.py).
 
     Attributes:
+      parts: into how many equal parts the features are divided, [..., parts, D / parts]; the kernel is the same.
+        Devices that share the features then share each part, which they could not were it cut from the product.
       lora: scale and dropout of the adapters, if the parameters hold any.
     """
 
     features: int
+    parts: int = 1
     use_bias: bool = True
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
@@ -57,20 +60,22 @@ class Dense(nn.Module):
     lora: LoRA | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b D"]:
+    def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "..."]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        shape = (self.features,) if self.parts == 1 else (self.parts, self.features // self.parts)
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        y = flat @ kernel.astype(self.dtype)
+        y = jnp.tensordot(flat, kernel.astype(self.dtype).reshape(-1, *shape), 1)
         if self.has_variable("params", "kernel_scale"):
-            y = (y * self.get_variable("params", "kernel_scale").astype(jnp.float32)).astype(self.dtype)
+            scale = self.get_variable("params", "kernel_scale").astype(jnp.float32)
+            y = (y * scale.reshape(shape)).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
-            y = y + self._adapter(flat)
+            y = y + self._adapter(flat, shape)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
+            y = y + bias.astype(self.dtype).reshape(shape)
+        return y.reshape(*x.shape[:-1], *shape)
 
-    def _adapter(self, x: Float[Array, "N C"]) -> Float[Array, "N D"]:
+    def _adapter(self, x: Float[Array, "N C"], shape: tuple[int, ...]) -> Float[Array, "N ..."]:
         if self.lora is None:
             raise ValueError(f"{'/'.join(self.path)} holds LoRA adapters, but the model's config has no lora")
         if self.lora.dropout and self.has_rng("dropout"):
@@ -78,7 +83,7 @@ class Dense(nn.Module):
             kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
             x = jnp.where(kept, x / keep, 0)
         a, b = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_a", "lora_b"))
-        return (x @ a) @ b * self.lora.scale
+        return jnp.tensordot(x @ a, b.reshape(-1, *shape), 1) * self.lora.scale
 
 
 class RMSNorm(nn.Module):

@@ -99,8 +99,9 @@ class Block(nn.Module):
         x, slots = carry
         batch, length, _ = x.shape
 
-        def dense(features, name):
-            return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, lora=self.lora, name=name)
+        def dense(features, name, parts=1):
+            kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
+            return Dense(features, parts, name=name, **kinds)
 
         def scaled(y, name):
             if not cfg.layer_scale:
@@ -113,8 +114,8 @@ class Block(nn.Module):
         x = x + scaled(dense(cfg.width, "out")(y), "scale1")
         y = layer_norm(cfg.eps, self.dtype, self.param_dtype, "norm2")(x)
         if cfg.gated:
-            gate, up = jnp.split(dense(2 * cfg.mlp_width, "fc1")(y), 2, axis=-1)
-            y = ACTIVATIONS["silu"](gate) * up
+            y = dense(2 * cfg.mlp_width, "fc1", parts=2)(y)
+            y = ACTIVATIONS["silu"](y[..., 0, :]) * y[..., 1, :]
         else:
             y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "fc1")(y))
         x = x + scaled(dense(cfg.width, "fc2")(y), "scale2")

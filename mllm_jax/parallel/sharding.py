@@ -5,7 +5,8 @@ inner width and row-parallel out of it; what belongs to a matrix (bias, adapters
 Blocks are stacked for `scan`, so their arrays have a leading layer axis.
 
 No head is ever split: `tensor` divides the number of heads, not the fused width (models/heads.py). Where it cannot,
-attention is whole on every device of a group (28 heads on 8 devices); the MLP is split all the same.
+attention is whole on every device of a group (28 heads on 8 devices); the MLP is split all the same. Nor are fused
+halves put on different devices (`_is_fused`).
 """
 
 import re
@@ -71,6 +72,19 @@ def _splits_heads(path: str, config: ModelConfig, tensor: int) -> bool | None:
     return (of_keys if matrix in "kv" else of_queries) == tensor
 
 
+def _is_fused(path: str, config: ModelConfig) -> bool:
+    """Whether a parameter's columns are two halves that belong together pairwise: fc1 of a gated tower (DINOv2-giant).
+
+    An even split would put the halves on different devices. So `tensor` leaves it whole, and the activations alone are
+    split (`Dense.parts`).
+    """
+    found = re.fullmatch(r"vision(?:/tower_(\d+))?/blocks/fc1/(kernel|kernel_scale|bias|lora_b)", path)
+    if not found:
+        return False
+    tower = config.vision if found[1] is None else config.vision.towers[int(found[1])]
+    return tower.gated
+
+
 def _fit(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, config: ModelConfig) -> P:
     """The spec of a parameter without mesh axes that do not divide its heads or dimensions (odd vocabularies)."""
     spec, by_heads = spec_of(path), _splits_heads(path, config, mesh.shape["tensor"])
@@ -79,6 +93,8 @@ def _fit(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, config: M
         fits = axis is None or size % mesh.shape[axis] == 0
         if axis == "tensor" and by_heads is not None:
             fits = by_heads
+        if axis == "tensor" and _is_fused(path, config):
+            fits = False
         axes.append(axis if fits else None)
     return P(*axes)
 

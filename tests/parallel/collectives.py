@@ -34,7 +34,7 @@ def encode(model, images):
     return model.vision(images).hidden[2]
 
 
-def count(model, part, method, arguments, tensor):
+def count(model, part, method, arguments, tensor, backward=True):
     """Forward and backward of one part of the model with its parameters split over `tensor` devices."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, jax.devices()[:tensor])
     params = {part: mllm.abstract_params(model)[part]}
@@ -45,9 +45,9 @@ def count(model, part, method, arguments, tensor):
     shardings = param_shardings(params, mesh, model)
     with use_mesh(mesh):
         step = jax.jit(
-            jax.value_and_grad(loss),
+            jax.value_and_grad(loss) if backward else loss,
             in_shardings=(shardings, *(row_sharding(mesh) for _ in arguments)),
-            out_shardings=(None, shardings),
+            out_shardings=(None, shardings) if backward else None,
         )
         text = step.lower(params, *arguments).compile().as_text()
     return {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in KINDS}
@@ -69,6 +69,13 @@ def main():
             )
             if heads > 8:
                 found[f"vision {heads} tensor={tensor}"] = count(model, "vision", encode, (images,), tensor)
+    gated = VisionConfig(64, 2, 8, 128, 7, 28, pre_norm=False, patch_bias=True, layer_scale=True, gated=True)
+    model = dataclasses.replace(base, vision=gated)
+    for tensor in TENSOR:
+        found[f"gated forward tensor={tensor}"] = count(
+            model, "vision", encode, (images,), tensor, backward=False
+        )
+        found[f"gated tensor={tensor}"] = count(model, "vision", encode, (images,), tensor)
     print(json.dumps(found))
 
 

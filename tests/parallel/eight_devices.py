@@ -91,6 +91,27 @@ def lora_differences(model, params, batch):
     }
 
 
+def gated_differences(batch):
+    """How loss and gradients of a model with a trained DINOv2-giant differ between one device and split ones."""
+    plain = tiny.model_config()
+    gated = {"gated": True, "layer_scale": True, "pre_norm": False, "patch_bias": True}
+    model = dataclasses.replace(plain, vision=dataclasses.replace(plain.vision, **gated))
+    params = tiny.random_params(mllm.abstract_params(model))
+    trained, frozen = paths.split(params, (*TRAINABLE, "vision/.*"))
+    found = [
+        grads_on(model, trained, frozen, batch, mesh, 1, "llm/blocks/q/kernel")
+        for mesh in ((1, 1, 1), (1, 1, 2), (2, 2, 2))
+    ]
+    (loss, _, grads), *others = found
+    return {
+        "loss_difference": max(abs(loss - other) for other, _, _ in others),
+        "gradient_difference": max(
+            float(np.abs(grads[path] - each[path]).max()) for _, _, each in others for path in grads
+        ),
+        "largest": float(np.abs(grads["vision/blocks/fc1/kernel"]).max()),
+    }
+
+
 def sharding_constraints(model, params, batch, current):
     """Constraints in the lowered forward pass of the loss on a (2, 2, 2) mesh, made current by `current`."""
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -135,6 +156,7 @@ def main():
             {
                 "results": results,
                 "lora": lora_differences(model, params, jax.tree.map(jax.numpy.asarray, batch)),
+                "gated": gated_differences(batch),
                 "constraints": sharding_constraints(model, params, batch, use_mesh),
                 "constraints_without_rules": sharding_constraints(
                     model, params, batch, lambda mesh: contextlib.ExitStack()

@@ -19,8 +19,20 @@ def outcome(run_script):
 def test_blocks_are_summed_and_nothing_is_moved(outcome):
     expected = {f"llm {heads} tensor={tensor}" for heads in ("32/32", "28/4", "8/2") for tensor in (2, 4, 8)}
     expected |= {f"vision {heads} tensor={tensor}" for heads in (32, 28) for tensor in (2, 4, 8)}
-    assert outcome.keys() == expected
-    for name, found in outcome.items():
+    assert {name for name in outcome if "gated" not in name} == expected
+    for name in expected:
+        found = outcome[name]
         assert not any(found[kind] for kind in MOVES), (name, found)
         # Two sums a block in either direction, in a scan; where 28 heads are whole on 8 devices, only the MLP's.
         assert found["all-reduce"] == (2 if "28" in name and "=8" in name else 4), (name, found)
+
+
+def test_a_gated_tower_is_summed_too(outcome):
+    """DINOv2-giant, whose fc1 is two halves in one matrix: as other towers, but for the gradient of that matrix."""
+    for tensor in (2, 4, 8):
+        found = outcome[f"gated forward tensor={tensor}"]
+        assert not any(found[kind] for kind in MOVES), (tensor, found)
+        assert found["all-reduce"] == 2, (tensor, found)
+        found = outcome[f"gated tensor={tensor}"]
+        assert not found["all-to-all"] + found["collective-permute"], (tensor, found)
+        assert found["all-gather"] <= 2, (tensor, found)  # of the gradients of fc1's kernel and bias

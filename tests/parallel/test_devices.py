@@ -38,6 +38,13 @@ def test_adapters_with_dropout_on_int8_agree_too(outcome):
     assert found["effect_of_dropout"] > 1e-3  # so that something was dropped
 
 
+def test_a_gated_tower_agrees_too(outcome):
+    found = outcome["gated"]
+    assert found["loss_difference"] <= 1e-5
+    assert found["gradient_difference"] <= 3e-6
+    assert found["largest"] > 1e-3  # of the tower's fc1, which gets less than the LLM
+
+
 def test_activations_are_constrained_on_the_mesh(outcome):
     # Embeddings of the tower, its scanned block, and the scanned block of the LLM.
     assert outcome["constraints"] == 3

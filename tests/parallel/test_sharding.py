@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from mllm_jax.config import stage_config
 from mllm_jax.models import lora, mllm, quantize
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.fused import FusedVisionConfig
 from mllm_jax.models.paths import flatten, split
 from mllm_jax.models.vit import VisionConfig
 from mllm_jax.parallel import sharding
@@ -163,6 +164,28 @@ def test_attention_is_split_by_heads(heads, tensor, queries, keys):
         if part == "vision" and matrix in ("k", "v"):
             wanted = queries
         assert ("tensor" in set(found.spec)) == (wanted and leaf in follows), path
+
+
+def test_fused_halves_are_not_put_on_different_devices():
+    """DINOv2-giant's fc1, alone and in fused towers: whole over `tensor`, where every other MLP is split."""
+    giant = TOWERS["dinov2-giant"]
+    both = lora.LoRA(rank=4, targets=r"vision/.*blocks/\w+/kernel")
+    mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
+    for vision in (giant, FusedVisionConfig((CLIP, giant))):
+        model = dataclasses.replace(BASE, vision=vision, select_layer=-1)
+        shapes = jax.eval_shape(
+            lambda params: lora.add({"vision": params["vision"]}, both, jax.random.key(0)),
+            mllm.abstract_params(model),
+        )
+        found = flatten(param_shardings(shapes, mesh, model))
+        towers = {path: path.startswith("vision/tower_0/") for path in found if "/fc1/" in path}
+        assert {path.rsplit("/", 1)[-1] for path in towers} == {"kernel", "bias", "lora_a", "lora_b"}
+        for path, plain in towers.items():
+            split = plain and not path.endswith("lora_a")
+            assert ("tensor" in set(found[path].spec)) == split, path
+            if path.endswith("kernel"):
+                assert "fsdp" in set(found[path].spec)
+        assert all("tensor" in set(found[path].spec) for path in found if path.endswith("fc2/kernel"))
 
 
 def test_a_path_without_exactly_one_rule_is_an_error(monkeypatch):
