@@ -28,6 +28,7 @@ from mllm_jax.inference.load import trained_model
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
+from mllm_jax.models.attention_uses import check_backends
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
 from mllm_jax.training import announce, preflight
@@ -143,7 +144,8 @@ def train(config, directory, evaluate=True):
         preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
         if evaluate:
             check_benchmarks(config, tokenizer)
-    for line in announce.model_lines(config, model, mesh):
+        check_backends(model, config.data.seq_len)
+    for line in (*announce.model_lines(config, model, mesh), *announce.attention_lines(config, model)):
         say(line)
 
     with use_mesh(mesh), workdir.open_run(directory, resolved(config)) as check_held:

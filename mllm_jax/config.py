@@ -48,7 +48,8 @@ __all__ = [
 LLM_LINEAR = r"llm/blocks/(q|k|v|o|gate|up|down|fc1|fc2)/kernel"  # every linear layer of the LLM but the head
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "full", "dots")
-ATTENTION = ("xla",)  # the keys of `models.attention.IMPLEMENTATIONS`, which stands above this module
+# "auto" and the keys of `models.attention.BACKENDS`, which stands above this module.
+ATTENTION = ("auto", "xla", "blockwise", "splash", "cudnn", "tokamax")
 ASPECTS = ("pad", "square")
 
 
@@ -185,7 +186,8 @@ SCHEMA: Schema = {
         "dtype": Key("float32", "of the computation", choices=DTYPES, synonyms=("precision", "bf16", "compute_dtype")),
         "param_dtype": Key("float32", "of trained parameters and optimizer state", choices=DTYPES),
         "frozen_dtype": Key("float32", "of parameters that a stage does not train", choices=DTYPES),
-        "attention": Key("xla", "implementation of the LLM's attention", choices=ATTENTION, resumable=True,
+        "attention": Key("auto", "what computes attention (docs/operating.md); `auto` = what suits the platform",
+                         choices=ATTENTION, resumable=True,
                          synonyms=("attn_implementation", "flash_attention", "attn")),
     },
     "stages": Named(STAGE, "training stages by name"),

@@ -26,7 +26,7 @@ from mllm_jax.config import (
     stage_config,
 )
 from mllm_jax.data import images
-from mllm_jax.models.attention import IMPLEMENTATIONS
+from mllm_jax.models.attention import BACKENDS
 from mllm_jax.models.layers import REMAT_POLICIES
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.schema import Key, walk
@@ -60,7 +60,7 @@ def set_key(config, path, value):
 
 
 def test_choices_are_the_tables_of_what_stands_above():
-    assert tuple(IMPLEMENTATIONS) == ATTENTION
+    assert ("auto", *BACKENDS) == ATTENTION
     assert tuple(REMAT_POLICIES) == REMAT
 
 
@@ -195,7 +195,7 @@ def test_missing_key_is_named(tiny_config):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.attention", "flash", "'model.attention' is 'flash'; valid: 'xla'"),
+        ("model.attention", "flash", "'model.attention' is 'flash'; did you mean 'splash'?"),
         ("seed", "a", "'seed' must be of type int, not 'a'"),
         ("seed", True, "'seed' must be of type int"),
         ("seed", -1, "'seed' must be at least 0, not -1"),

@@ -1,6 +1,7 @@
 """A model, parameters, data and batches small enough that a test takes seconds (functions; fixtures: conftest)."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -29,6 +30,15 @@ def model_config():
         remat="none",
         vision_remat="none",
     )
+
+
+def interpreted_splash():
+    """Splash attention as a backend that runs anywhere."""
+    from mllm_jax.models import attention
+    from mllm_jax.models.attention import splash
+
+    interpreted = functools.partial(splash.attend, interpret=True)
+    return attention.BACKENDS["splash"]._replace(attend=interpreted, platforms=attention.EVERY)
 
 
 def make_tokenizer():

@@ -37,6 +37,7 @@ from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.local_path import local_arguments, local_path
 from mllm_jax.lock import LockLostError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
+from mllm_jax.models.attention.selfcheck import BackendError
 from mllm_jax.parallel.fake_devices import order_collectives
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.schema import Named, defaults, find
@@ -44,6 +45,7 @@ from mllm_jax.training.metrics import NonFiniteLoss
 
 # What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.
 USER_ERRORS = (
+    BackendError,
     BenchmarkError,
     CheckpointError,
     ConfigError,

@@ -93,11 +93,13 @@ def trained_model(
 ) -> Model:
     """A model from the parameters that training ends with, adapters merged.
 
+    It computes attention by "xla", wherever and however it was trained, so that its answers are the same everywhere.
+
     Args:
       template: None = `config.eval.template`.
     """
     return Model(
-        model,
+        dataclasses.replace(model, attention="xla"),
         params,
         tokenizer,
         runs.image_processor(config),

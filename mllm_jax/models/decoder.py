@@ -326,18 +326,17 @@ class Decoder(nn.Module):
           "intermediates" it gets `hidden`, the outputs of all blocks [L, B, T, D].
         """
         cfg = self.config
-        column = jnp.int32(0) if cache is None else cache.column
-        columns = column + jnp.arange(embeddings.shape[1])
-        if cache is None:
-            segments = segment_ids
-        else:
+        column = None
+        mask = AttentionMask(segment_ids, segment_ids)
+        if cache is not None:
+            column = cache.column
             segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
+            mask = AttentionMask(segment_ids, segments, column + jnp.arange(embeddings.shape[1]))
         steps = jnp.arange(cfg.depth // len(self.period))
         carry = (embeddings.astype(self.dtype), None if cache is None else (cache.k, cache.v))
-        mask = AttentionMask(segment_ids, segments, columns)
         (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
         if states is not None:
             self.sow("intermediates", "hidden", states.reshape(cfg.depth, *hidden.shape))
         if cached is not None:
-            cached = Cache(*cached, segments, column + embeddings.shape[1])
+            cached = Cache(*cached, mask.kv_segments, column + embeddings.shape[1])
         return self.final_norm(hidden), cached

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from mllm_jax.data.packing import PackingPlan
 from mllm_jax.data.samples import Source
 from mllm_jax.models import mllm, paths
+from mllm_jax.models.attention_uses import chosen_backends
 from mllm_jax.models.mllm import ModelConfig
 
 FEW_STEPS = 50  # with fewer, a new connector has learned nothing yet
@@ -29,6 +30,13 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
             f"connector {name} has {connector:,} parameters, more than the LLM's {llm:,}, and its steps cost "
             f"accordingly; the options config.model.connector.{name}.* set its size (docs/connectors.md)"
         )
+
+
+def attention_lines(config: ConfigDict, model: ModelConfig) -> Iterator[str]:
+    """Yields which backend computes attention in each part of the model, and why."""
+    parts = chosen_backends(model, config.data.seq_len)
+    told = [f"{part} {chosen.backend} ({chosen.reason})" for part, chosen in parts.items()]
+    yield f"attention: {', '.join(told)}"
 
 
 def length_lines(

@@ -18,6 +18,7 @@ from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.mini.world.dataset import BENCHMARK
 from mllm_jax.mini.world.scene import SPLITS
 from mllm_jax.models import lora, mllm
+from mllm_jax.models.attention_uses import chosen_backends
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import num_row_shards
 from mllm_jax.training import adapters
@@ -54,6 +55,8 @@ def check_stages(
     with config_key_error("model.vision.path"):
         interop.check_vision(config.model.vision.path, model.make_connector().request().deepest)
     check_rows(mesh)
+    with config_key_error("model.attention"):
+        chosen_backends(model, config.data.seq_len)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"

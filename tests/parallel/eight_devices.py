@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tiny
 
-from mllm_jax.models import lora, mllm, paths, quantize
+from mllm_jax.models import attention, lora, mllm, paths, quantize
 from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
@@ -34,17 +34,20 @@ KINDS = [
 ]
 ROWS = [KINDS[i % len(KINDS)] for i in range(16)]
 TRAINABLE = ("connector/.*", "llm/.*")
-# (data, fsdp, tensor) and accumulation; the first is what all others are compared with.
+# (data, fsdp, tensor), accumulation and attention; the first is what all others are compared with.
 CASES = [
-    ((1, 1, 1), 1),
-    ((1, 1, 1), 4),
-    ((2, 1, 1), 1),
-    ((1, 1, 2), 4),
-    ((4, 1, 1), 4),
-    ((1, 2, 2), 1),
-    ((8, 1, 1), 1),
-    ((2, 2, 2), 4),
+    ((1, 1, 1), 1, "xla"),
+    ((1, 1, 1), 4, "xla"),
+    ((2, 1, 1), 1, "xla"),
+    ((1, 1, 2), 4, "xla"),
+    ((4, 1, 1), 4, "xla"),
+    ((1, 2, 2), 1, "blockwise"),
+    ((8, 1, 1), 1, "xla"),
+    ((2, 2, 2), 4, "xla"),
+    ((2, 2, 2), 1, "splash"),
 ]
+# Packed rows, H and K heads: split over the mesh by rows and heads, by queries alone, and not at all.
+ATTENTION = {"8/4": (8, 4), "8/1": (8, 1), "3/3": (3, 3)}
 # Adapters with dropout on an int8 LLM: what is dropped must not depend on the devices.
 LORA = lora.LoRA(rank=4, alpha=8, dropout=0.5, targets=r"(llm|vision)/blocks/(q|out|down)/kernel")
 LORA_MESHES = ((1, 1, 1), (2, 2, 2))
@@ -112,6 +115,40 @@ def gated_differences(batch):
     }
 
 
+def attention_differences():
+    """How outputs and gradients of packed rows on a (2, 2, 2) mesh differ from the oracle's on one device."""
+    rng, found = np.random.default_rng(2), {}
+    segments = (
+        np.repeat([[1, 1, 2, 2, 2, 3, 0], [1, 2, 3, 4, 5, 6, 7]], 6, axis=1)
+        .repeat(4, axis=0)
+        .astype(np.int32)
+    )
+
+    def run(backend, *arrays):
+        def both(q, k, v, cotangent, segments):
+            mask = attention.AttentionMask(segments, segments, window=5)
+            out, pull = jax.vjp(lambda *a: attention.attend(*a, mask, backend), q, k, v)
+            return (out * (segments != 0)[..., None, None], *pull(cotangent))
+
+        return jax.device_get(jax.jit(both)(*arrays, segments))
+
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    for name, (heads, kv_heads) in ATTENTION.items():
+        q, k, v, cotangent = (
+            rng.standard_normal((*segments.shape, count, 8)).astype(np.float32)
+            for count in (heads, kv_heads, kv_heads, heads)
+        )
+        cotangent *= (segments != 0)[..., None, None]
+        expected = run("xla", q, k, v, cotangent)
+        for backend in ("blockwise", "splash"):
+            with use_mesh(mesh):
+                arrays = [jax.device_put(x, row_sharding(mesh)) for x in (q, k, v, cotangent)]
+                there = run(backend, *arrays)
+            differences = [float(np.abs(a - b).max()) for a, b in zip(there, expected, strict=True)]
+            found[f"{backend} {name}"] = max(differences)
+    return found
+
+
 def sharding_constraints(model, params, batch, current):
     """Constraints in the lowered forward pass of the loss on a (2, 2, 2) mesh, made current by `current`."""
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -125,15 +162,17 @@ def sharding_constraints(model, params, batch, current):
 
 def main():
     assert len(jax.devices()) == 8
+    attention.BACKENDS["splash"] = tiny.interpreted_splash()
     model = tiny.model_config()
     params = tiny.random_params(mllm.abstract_params(model))
     batch = tiny.make_batch(model, ROWS, LENGTH)
     trained, frozen = paths.split(params, TRAINABLE)
     results = []
     reference = None
-    for shape, accumulation in CASES:
+    for shape, accumulation, backend in CASES:
         loss, total, grads = grads_on(
-            model, trained, frozen, batch, shape, accumulation, "llm/blocks/q/kernel"
+            dataclasses.replace(model, attention=backend),
+            *(trained, frozen, batch, shape, accumulation, "llm/blocks/q/kernel"),
         )
         reference = reference or (loss, grads)
         differences = {path: float(np.abs(grads[path] - reference[1][path]).max()) for path in grads}
@@ -142,6 +181,7 @@ def main():
             {
                 "mesh": shape,
                 "accumulation": accumulation,
+                "attention": backend,
                 "loss": loss,
                 "total": total,
                 "loss_difference": abs(loss - reference[0]),
@@ -155,6 +195,7 @@ def main():
         json.dumps(
             {
                 "results": results,
+                "attention": attention_differences(),
                 "lora": lora_differences(model, params, jax.tree.map(jax.numpy.asarray, batch)),
                 "gated": gated_differences(batch),
                 "constraints": sharding_constraints(model, params, batch, use_mesh),

@@ -19,6 +19,7 @@ def test_losses_and_gradients_agree(outcome):
     results = outcome["results"]
     assert {result["mesh"][0] * result["mesh"][1] * result["mesh"][2] for result in results} == {1, 2, 4, 8}
     assert {result["accumulation"] for result in results} == {1, 4}
+    assert {result["attention"] for result in results} == {"xla", "blockwise", "splash"}
     for axis in range(3):
         assert any(result["mesh"][axis] > 1 for result in results)
     for result in results:
@@ -28,6 +29,12 @@ def test_losses_and_gradients_agree(outcome):
         assert result["largest"] > 1e-2  # so that agreeing to 1e-5 says something
         assert not result["silent"], "a trained parameter without gradient"
     assert 3 < results[0]["loss"] < 20
+
+
+def test_attention_of_packed_rows_agrees(outcome):
+    found = outcome["attention"]
+    assert len(found) == 3 * 2
+    assert max(found.values()) <= 1e-5, found
 
 
 def test_adapters_with_dropout_on_int8_agree_too(outcome):

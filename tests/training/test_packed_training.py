@@ -14,7 +14,7 @@ from mllm_jax.data.packing import pack
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import LOSS_WEIGHTINGS, ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
-from mllm_jax.models import mllm, paths
+from mllm_jax.models import attention, mllm, paths
 from mllm_jax.training.step import loss_and_grads
 
 LENGTH, SLOTS, PER_ROW = 192, 6, 6
@@ -52,9 +52,21 @@ def batches(tokenizer, weighting, tmp_path):
     return packed, unpacked, rows
 
 
-@pytest.mark.parametrize("windows", [(), (6,), (6, 0)], ids=["causal", "windowed", "alternating"])
-def test_logits_are_those_of_samples_alone(windows, tiny_model, tiny_params, tiny_tokenizer, tmp_path):
-    model = dataclasses.replace(tiny_model, llm=dataclasses.replace(tiny_model.llm, windows=windows))
+@pytest.fixture
+def model_by(tiny_model, monkeypatch):
+    """`tiny_model` with a backend of attention, as a function of its name."""
+    monkeypatch.setitem(attention.BACKENDS, "splash", tiny.interpreted_splash())
+    return lambda backend: dataclasses.replace(tiny_model, attention=backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "windows"),
+    [("xla", ()), ("xla", (6,)), ("xla", (6, 0)), ("blockwise", (6, 0)), ("splash", (6, 0))],
+    ids=str,
+)
+def test_logits_are_those_of_samples_alone(backend, windows, model_by, tiny_params, tiny_tokenizer, tmp_path):
+    model = model_by(backend)
+    model = dataclasses.replace(model, llm=dataclasses.replace(model.llm, windows=windows))
     packed, unpacked, rows = batches(tiny_tokenizer, "token", tmp_path)
     params = jax.tree.map(jnp.asarray, tiny_params)
     logits = jax.jit(lambda batch: mllm.apply(model, params, batch))
@@ -66,16 +78,20 @@ def test_logits_are_those_of_samples_alone(windows, tiny_model, tiny_params, tin
             np.testing.assert_allclose(together[row, here], alone[sample, there], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
+@pytest.mark.parametrize(
+    ("backend", "weighting"),
+    [*(("xla", weighting) for weighting in LOSS_WEIGHTINGS), ("blockwise", "token"), ("splash", "token")],
+)
 def test_loss_and_gradients_are_the_unpacked_weighted_mean(
-    weighting, tiny_model, tiny_params, tiny_tokenizer, tmp_path
+    backend, weighting, model_by, tiny_params, tiny_tokenizer, tmp_path
 ):
+    model = model_by(backend)
     packed, unpacked, _ = batches(tiny_tokenizer, weighting, tmp_path)
     params = jax.tree.map(jnp.asarray, tiny_params)
 
     @jax.jit
     def run(batch):
-        return loss_and_grads(tiny_model, params, {}, batch, LENGTH, 1, jax.random.key(0))
+        return loss_and_grads(model, params, {}, batch, LENGTH, 1, jax.random.key(0))
 
     loss, grads, total = run(packed.arrays)
     expected, expected_grads, expected_total = run(unpacked.arrays)

@@ -91,7 +91,7 @@ class TowerPretraining(nn.Module):
         places = self.param("places", nn.initializers.normal(0.02), (length, vision.width))
         x = table[tokens] + places
         segments = jnp.ones_like(tokens)
-        mask = AttentionMask(segments, segments, jnp.arange(length))
+        mask = AttentionMask(segments, segments)
         for i in range(self.task.caption_depth):
             x = CaptionBlock(vision.width, vision.heads, name=f"caption_{i}")(x, last, mask)
         x = layer_norm(1e-6, jnp.float32, jnp.float32, "caption_norm")(x)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_jax.models.attention.mask import AttentionMask
+from mllm_jax.models.attention.use import Use
 
 
 def attend(
@@ -31,3 +32,7 @@ def attend(
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_width)
+
+
+def refusal(use: Use) -> str | None:
+    """Nothing is beyond it."""
