@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,9 @@ class JudgeTask:
         """The chat messages of one question; `user` replaces the task's own user message."""
         text = self.user if user is None else user
         # One pass, so that braces inside an answer are never taken for a field.
-        parts, out = text.split("{"), []
-        for i, part in enumerate(parts):
-            name, brace, rest = part.partition("}")
-            if i and brace and name in fields:
-                out.append(fields[name] + rest)
-            else:
-                out.append(part if i == 0 else "{" + part)
+        text = re.sub(r"\{([^{}]*)\}", lambda match: fields.get(match[1], match[0]), text)
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": "".join(out)}]
+        return [*system, {"role": "user", "content": text}]
 
 
 @dataclasses.dataclass(frozen=True)
