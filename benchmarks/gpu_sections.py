@@ -77,7 +77,7 @@ def parity(shapes: Shapes, args: argparse.Namespace):
         ends = np.cumsum([sample[0] for sample in samples])
         for index, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
             segments[row, begin:end] = index + 1
-    mask = AttentionMask(jnp.asarray(segments), jnp.asarray(segments), jnp.arange(shape.length))
+    mask = AttentionMask(jnp.asarray(segments), jnp.asarray(segments))
     shape_of = (shape.rows, shape.length, heads, head_width)
     q, k, v, out = (jax.random.normal(jax.random.key(i), shape_of, jnp.bfloat16) for i in range(4))
     used = jnp.asarray(segments != 0)[:, :, None, None]
@@ -100,7 +100,7 @@ def parity(shapes: Shapes, args: argparse.Namespace):
         )
         return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
-    for backend in attention.IMPLEMENTATIONS:
+    for backend in attention.BACKENDS:
         try:
             seconds = timed(lambda backend=backend: both(backend, q, k, v), 5)
             y, grads = jax.device_get(both(backend, q, k, v))

@@ -190,7 +190,8 @@ class Block(nn.Module):
             )
             k, v = (jax.lax.dynamic_index_in_dim(old, layer, keepdims=False) for old in cached)
         k, v = repeated(k, cfg.heads), repeated(v, cfg.heads)
-        y = attend(q, k, v, mask, self.attention, cfg.attention_scale, cfg.attention_softcap)
+        backend = self.attention if cached is None else "xla"
+        y = attend(q, k, v, mask, backend, cfg.attention_scale, cfg.attention_softcap)
         return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), cached
 
     def _mlp(self, x):

@@ -155,6 +155,18 @@ def test_what_a_backend_cannot_do_is_refused_by_name(name, platform, use, messag
         attention.choose(name, use, platform)
 
 
+def test_queries_against_a_cache_are_for_xla_alone():
+    q, k, v, _ = draw()
+    cached = RULES["causal"].replace(q_columns=jnp.arange(LENGTH))
+    for name in ("xla", "auto"):
+        np.testing.assert_allclose(
+            attention.attend(q, k, v, cached, name), attention.attend(q, k, v, RULES["causal"]), atol=1e-6
+        )
+    for mask, keys in ((cached, LENGTH), (None, 7)):
+        with pytest.raises(ValueError, match="'blockwise' computes whole rows"):
+            attention.attend(q, k[:, :keys], v[:, :keys], mask, "blockwise")
+
+
 def test_tokamax_is_refused_without_it_and_in_unknown_versions(monkeypatch):
     def version(_):
         raise tokamax.importlib.metadata.PackageNotFoundError

@@ -84,16 +84,20 @@ def attend(
 
     Args:
       mask: None = everything attends to everything.
-      implementation: "auto" or a key of `BACKENDS`; "xla" is the oracle of all others, and also what computes queries
+      implementation: "auto" or a key of `BACKENDS`; "xla" is the oracle of all others, and the only one for queries
         against a cache or other keys than their own row's.
       scale: of q k; None = h^-1/2.
       softcap: c in c tanh(logits / c), before the mask (Gemma 2).
 
     Raises:
-      ValueError: see `choose`.
+      ValueError: see `choose`; or a backend other than "xla" is to compute queries against a cache.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     cached = q.shape[1] != k.shape[1] if mask is None else mask.q_columns is not None
+    if cached and implementation not in ("xla", "auto"):
+        raise ValueError(
+            f"attention backend {implementation!r} computes whole rows, without a cache; give 'xla'"
+        )
     name = "xla"
     if not cached:
         name, _ = choose(implementation, Use.of(q, k, mask, softcap), current_platform())
