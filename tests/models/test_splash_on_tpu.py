@@ -7,6 +7,7 @@ import pytest
 from mllm_jax.models import attention
 from mllm_jax.models.attention import AttentionMask, Use
 from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
+from mllm_jax.training.stage import StagePlan
 
 pytest.importorskip("libtpu", reason="compiles for a TPU topology")
 
@@ -45,3 +46,12 @@ def test_forward_and_backward_compile(case, mesh):
     assert compiled.as_text().count("tpu_custom_call") >= 3  # forward, dq, dkv
     logits = 4 * (4 // 2) * (heads // 2) * length**2
     assert compiled.memory_analysis().temp_size_in_bytes < logits
+
+
+def test_a_whole_training_step_compiles(mesh, tiny_config):
+    """Under the scan over blocks, rematerialisation and the mesh of a stage."""
+    tiny_config.model.dtype = "bfloat16"
+    plan = StagePlan(tiny_config, "finetune", mesh)
+    assert plan.model.attention == "auto"
+    text = plan.lower().compile().as_text()
+    assert text.count("tpu_custom_call") == 4  # forward of the tower; forward, dq and dkv of the LLM
