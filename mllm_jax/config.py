@@ -103,6 +103,8 @@ STAGE: Schema = {
     "sources": Named(SOURCE, "training data by name; several are mixed by weight", created_by=("json", "kind")),
     "seq_len": Key(None, "tokens a row holds; None = data.seq_len", of=int, least=1,
                    synonyms=("max_length", "max_len", "model_max_length", "context_length")),
+    "image_slots": Key(None, "images a row has room for; None = data.image_slots", of=int, least=1,
+                       synonyms=("max_images", "num_images")),
     "samples_per_row": Key(1, "most samples that share a row (packing); 1 = one sample a row", least=1,
                            synonyms=("packing", "pack", "sequence_packing", "sample_packing")),
     "loss_weighting": Key("token", "a sample's weight per supervised token, of n: 1, 1 / n, or 1 / sqrt(n)",

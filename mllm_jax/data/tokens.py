@@ -43,7 +43,7 @@ class SampleTooLong(SampleError):
 class TooManyImages(SampleError):
     """A sample's images fill more slots (``slots``) than a row has (``limit``)."""
 
-    fix = "raise data.image_slots"
+    fix = "raise the stage's image_slots (data.image_slots where it has none)"
 
     def __init__(self, sample: str, images: int, slots: int, limit: int):
         filling = "" if images == slots else f", which fill {slots} slots"

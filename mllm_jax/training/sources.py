@@ -136,7 +136,7 @@ def _record_check(
         template = resolve_template(template, tokenizer)
 
     def check(record: Record) -> None:
-        images, limit = len(record.images), config.data.image_slots
+        images, limit = len(record.images), stage.image_slots or config.data.image_slots
         check_slots(record.id, images, images, limit)  # every image fills at least one
         if is_chat(template):  # which any conversation fits, and which only the tokenizer knows
             return
@@ -267,7 +267,7 @@ def _encoder(
         tokenizer,
         stage.template,
         seq_len=stage.seq_len or config.data.seq_len,
-        image_slots=config.data.image_slots,
+        image_slots=stage.image_slots or config.data.image_slots,
         overlong=config.data.overlong,
         label_tokens=config.data.label_tokens,
         samples_per_row=stage.samples_per_row,

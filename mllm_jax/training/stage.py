@@ -109,7 +109,7 @@ class StagePlan:
         spec = Batch.spec(
             self.rows or self.stage.batch_size,
             length=self.seq_len,
-            slots=self.config.data.image_slots,
+            slots=self.stage.image_slots or self.config.data.image_slots,
             image_size=None if features else self.model.visual_layout.slot.size,
             features=features,
         )

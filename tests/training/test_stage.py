@@ -58,6 +58,16 @@ def test_the_plan_is_what_the_stage_makes(tiny_config, mesh, change):
     assert float(metrics["label_tokens"]) == 0
 
 
+def test_a_packed_stage_has_the_rows_of_its_data_and_its_own_slots(tiny_config, mesh):
+    stage = tiny_config.stages.finetune
+    alone = StagePlan(tiny_config, "finetune", mesh)
+    assert alone.batch.image_mask.shape == (stage.batch_size, tiny_config.data.image_slots)
+    stage.samples_per_row, stage.image_slots = 8, tiny_config.data.image_slots + 2
+    packed = StagePlan(tiny_config, "finetune", mesh, rows=3)
+    assert packed.batch.image_mask.shape == (3, stage.image_slots)
+    assert packed.batch.tokens.shape == (3, packed.seq_len)
+
+
 def llama_7b(config, directory):
     """The tiny recipe with an LLM of 6.7 billion parameters, of which there is a `config.json` only."""
     directory.mkdir()
