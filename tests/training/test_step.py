@@ -262,7 +262,8 @@ def test_blocks_without_a_loop_compute_the_same(tiny_model, params, batch, windo
         return jax.jit(run).lower(trained).compile()
 
     loop, flat = compiled(False), compiled(True)
-    assert flat.as_text().count("while(") < loop.as_text().count("while(")
+    if not windows:  # two alternating blocks are one period, and no loop
+        assert flat.as_text().count("while(") < loop.as_text().count("while(")
     loss, grads, total = flat(trained)
     expected, expected_grads, expected_total = loop(trained)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
