@@ -1,8 +1,9 @@
-"""Time of a stage-2 step of the quickstart with each connector, in turn, beside the default's.
+"""Time that the quickstart's stage 2 takes for a sample with each connector, in turn with the default's.
 
-    python benchmarks/connector_steps.py --steps=5
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/connector_steps.py --workdir=runs/steps --write
 
-Batches are of the recipe's shapes and hold no data: time does not depend on what stands in them.
+Batches are the recipe's own, made before the clock starts; the mini world is drawn into the work directory the first
+time.
 """
 
 import argparse
@@ -13,63 +14,97 @@ import time
 
 import jax
 import numpy as np
+import page
+from ml_collections import ConfigDict
 
 from mllm_jax import connectors
-from mllm_jax.data.batch import Batch
 from mllm_jax.inference import runs
+from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.training.sources import prepare_sources, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
-ROOT = pathlib.Path(__file__).parents[1]
-DEFAULT = "mlp2x_gelu"
+DEFAULT, STAGE = "mlp2x_gelu", "finetune"
 
 
-def recipe(connector: str):
+def recipe(connector: str) -> ConfigDict:
     """The quickstart with a connector."""
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
+    spec = importlib.util.spec_from_file_location("quickstart", page.ROOT / "configs" / "quickstart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(connector)
 
 
-def step_seconds(connector: str, steps: int) -> tuple[float, int, int]:
-    """(median seconds of a step after two that warm up, connector parameters, visual tokens)."""
-    config = recipe(connector)
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    model = runs.model_config(config)
-    with use_mesh(mesh):
-        plan = StagePlan(config, "finetune", mesh, 300)
-        params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
-        state, frozen = plan.create_state(params), plan.place_frozen(params)
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), plan.batch)
-        rows: Batch = shapes.empty()
-        rows.segment_ids[:] = 1
-        rows.loss_weights[:, -8:] = 1
-        batch = to_device(jax.tree.map(np.asarray, rows), mesh)
-        times = []
-        for _ in range(2 + steps):
-            begin = time.perf_counter()
-            state, metrics = plan.step(state, frozen, batch)
+class Training:
+    """The stage with a connector, from random weights, and its first batches."""
+
+    def __init__(self, connector: str, workdir: pathlib.Path, steps: int):
+        config = recipe(connector)
+        stage, tokenizer = config.stages[STAGE], load_tokenizer(config.model.llm.path)
+        model = runs.model_config(config)
+        self.visual = model.visual_layout.slot.num_tokens
+        self.mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+        sources = prepare_sources(config, STAGE, model, tokenizer, workdir)
+        with (
+            use_mesh(self.mesh),
+            stage_iterator(config, stage, model, tokenizer, sources, workdir) as batches,
+        ):
+            self.plan = StagePlan(config, STAGE, self.mesh, batches.num_batches, batches.rows)
+            params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
+            self.parameters = paths.count(params["connector"])
+            self.state, self.frozen = self.plan.create_state(params), self.plan.place_frozen(params)
+            rows = [next(batches).arrays for _ in range(steps)]
+        self.samples = [int(each.segment_ids.max(axis=1).sum()) for each in rows]
+        self.batches = [to_device(each, self.mesh) for each in rows]
+        self.seconds(0)  # compiles
+
+    def seconds(self, step: int) -> float:
+        """Of one step, for each of its samples."""
+        begin = time.perf_counter()
+        with use_mesh(self.mesh):
+            self.state, metrics = self.plan.step(self.state, self.frozen, self.batches[step])
             jax.block_until_ready(metrics)
-            times.append(time.perf_counter() - begin)
-    count = paths.count(params["connector"])
-    return statistics.median(times[2:]), count, model.visual_layout.slot.num_tokens
+        return (time.perf_counter() - begin) / self.samples[step]
+
+    @property
+    def shape(self) -> str:
+        """Rows and their length."""
+        return " x ".join(map(str, self.plan.batch.tokens.shape))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument(
+        "--connectors", nargs="+", default=[name for name in connectors.CONNECTORS if name != DEFAULT]
+    )
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
-    print("| connector | parameters | visual tokens | seconds a step | against the default |")
-    print("|---|---:|---:|---:|---:|")
-    base = step_seconds(DEFAULT, args.steps)[0]
-    for name in connectors.CONNECTORS:
-        seconds, count, tokens = step_seconds(name, args.steps)
-        print(f"| {name} | {count:,} | {tokens} | {seconds:.2f} | {seconds / base:.2f} |", flush=True)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    base = Training(DEFAULT, args.workdir, args.steps)
+    lines = [
+        "| connector | parameters | visual tokens | rows of a step | ms a sample | default, in turn | times as fast |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in args.connectors:
+        other = Training(name, args.workdir, args.steps)
+        pairs = np.array([(other.seconds(step), base.seconds(step)) for step in range(args.steps)])[1:]
+        mine, default = (page.spread(list(1e3 * column), 1) for column in pairs.T)
+        ratio = statistics.median(pairs[:, 1] / pairs[:, 0])
+        lines.append(
+            f"| {name} | {other.parameters:,} | {other.visual} | {other.shape} | {mine} | {default} | {ratio:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    lines.insert(2, f"| {DEFAULT} | {base.parameters:,} | {base.visual} | {base.shape} | | | 1 |")
+    if args.write:
+        about = __doc__.split("\n\n")[0] + f" Median (least–greatest); {page.machine('jax')}."
+        page.write_section("connector_steps", "## Cost of a connector", about, "\n".join(lines))
 
 
 if __name__ == "__main__":
