@@ -113,7 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--attention", default="xla", help="implementation (config key model.attention)")
+    parser.add_argument("--attention", default="auto", help="backend (config key model.attention)")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md, and the plot")
     args = parser.parse_args()
     points = {point for sweep in SWEEPS.values() for point in sweep.values()}

@@ -155,7 +155,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--attention", default="xla", help="implementation (config key model.attention)")
+    parser.add_argument("--attention", default="auto", help="backend (config key model.attention)")
     parser.add_argument("--row-length", type=int, default=1024, help="of packed rows")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
