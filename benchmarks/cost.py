@@ -46,8 +46,8 @@ class Point:
 BASE = Point()
 SWEEPS: dict[str, dict[int, Point]] = {
     "visual tokens": {n: dataclasses.replace(BASE, visual=n) for n in (64, 144, 256, 576, 1024)},
-    "depth": {n: dataclasses.replace(BASE, depth=n) for n in (2, 4, 8, 12)},
-    "batch": {n: dataclasses.replace(BASE, rows=n) for n in (1, 2, 4, 8, 16)},
+    "depth": {n: dataclasses.replace(BASE, depth=n) for n in (2, 4, 8)},
+    "batch": {n: dataclasses.replace(BASE, rows=n) for n in (1, 4, 16)},
     "row length": {n: dataclasses.replace(BASE, visual=64, text=n - 64) for n in (256, 512, 1024, 2048)},
 }
 

@@ -169,11 +169,13 @@ def main() -> None:
         speeds: dict[str, tuple[list[float], list[float]]] = {}
         for case, (mine, steps) in cases.items():
             speeds[case] = ([], [])
-            for number in range(-1, args.rounds):  # the first round warms up
-                for side, name, found in zip((torch, ours), (case, mine), speeds[case], strict=True):
-                    seconds, tokens, _ = side.call("run", name, steps * (number + 1), steps)
-                    if number >= 0:
-                        found.append(tokens / seconds)
+            sides = tuple(zip((torch, ours), (case, mine), speeds[case], strict=True))
+            for side, name, _ in sides:
+                side.call("run", name, 0, 1)  # warms up
+            for number in range(args.rounds):
+                for side, name, found in sides:
+                    seconds, tokens, _ = side.call("run", name, 1 + steps * number, steps)
+                    found.append(tokens / seconds)
         torch.close()
         ours.close()
     lines = [
