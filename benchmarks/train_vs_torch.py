@@ -96,7 +96,7 @@ class Ours:
         model = dataclasses.replace(model, remat="none", vision_remat="none", attention=attention)
         self.trainer = Trainer(model, params)
         alone = RowLimits(LENGTH, 1, (LENGTH - VISUAL) // 2, 1)
-        packed = RowLimits(row_length, -(-row_length // 256), row_length // 2, 64)
+        packed = RowLimits(row_length, row_length // 200, max(row_length // 3, LENGTH // 2), 64)
         self.cases = {
             "fixed": self._case(fixed_samples(BATCH), alone),
             "LLaVA-like": self._case(llava_like_samples(SAMPLES), packed),
