@@ -130,7 +130,7 @@ TOWER = Use(16, 16, 64, "bfloat16", length=577, masked=False, causal=False)
         ("cpu", LLM, "blockwise"),
         ("cpu", TOWER, "blockwise"),
         ("cpu", Use(4, 4, 32, "float32", length=144, masked=False), "xla"),
-        ("cpu", Use(4, 2, 32, "float32", length=100), "xla"),
+        ("cpu", Use(4, 2, 32, "float32", length=200), "xla"),
         ("gpu", Use(32, 8, 128, "float32"), "xla"),
         ("gpu", Use(8, 4, 256, "bfloat16", softcap=50.0), "xla"),
     ],

@@ -56,7 +56,7 @@ def choose(name: str, use: Use, platform: str) -> tuple[str, str]:
       ValueError: unknown backend, or it cannot compute this here; says why and what can.
     """
     if name == "auto":
-        wanted = AUTO[platform]
+        wanted = AUTO.get(platform, "xla")
         reason = BACKENDS[wanted].refusal(use) or (blockwise.slower(use) if wanted == "blockwise" else None)
         return ("xla", f"auto: {reason}") if reason else (wanted, f"auto on {platform}")
     if name not in BACKENDS:

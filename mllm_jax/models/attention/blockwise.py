@@ -16,8 +16,7 @@ from mllm_jax.models.attention.use import Use
 
 BLOCK = 64
 WHOLE_BLOCK = 128  # where everything attends to everything, so that no block can be skipped
-# Positions below which "xla" is as fast (CPU, forward and backward).
-SHORT, SHORT_WHOLE = 128, 256
+SHORT = 256  # positions from which on it was faster than "xla" on a CPU, forward and backward
 # Finite stand-ins for minus infinity. Where a query meets only masked keys, its maximum stays at _NONE and the weight
 # exp(_MASKED - _NONE) is 0.
 _MASKED, _NONE = -2e30, -1e30
@@ -29,8 +28,7 @@ def refusal(use: Use) -> str | None:
 
 def slower(use: Use) -> str | None:
     """Why "xla" is as fast for this on a CPU, if it is."""
-    short = SHORT if use.masked else SHORT_WHOLE
-    return f"rows of {use.length} are short" if use.length and use.length < short else None
+    return f"rows of {use.length} are short" if use.length and use.length < SHORT else None
 
 
 def attend(
