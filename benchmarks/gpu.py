@@ -49,15 +49,13 @@ PLAN = (
 LIMIT = 110  # seconds of one section
 
 
-def run_section(
-    args: argparse.Namespace, sides: list[tuple[str, str]], seconds: float, attention: str
-) -> list:
+def run_section(args: argparse.Namespace, sides: list[tuple[str, str]], seconds: float) -> list:
     """Runs sections of one side in a child; their results, as far as they came."""
     script = {"ours": "gpu_sections.py", "torch": "gpu_torch.py"}[sides[0][0]]
     found = args.out / "section.jsonl"
     found.unlink(missing_ok=True)
     command = [sys.executable, str(HERE / script), f"--out={found}", *(name for _, name in sides)]
-    command += [f"--attention={attention}"] * (sides[0][0] == "ours") + ["--tiny"] * args.tiny
+    command += [f"--attention={args.attention}"] * (sides[0][0] == "ours") + ["--tiny"] * args.tiny
     command += [f"--param_dtype={args.param_dtype}"]
     environment = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.94",
@@ -87,12 +85,6 @@ def run_section(
     return results
 
 
-def fastest(results: list[dict]) -> str:
-    """The attention backend that was right on packed rows and fastest; "xla" if none was measured."""
-    right = [r for r in results if r["section"] == "parity" and r.get("right") and "seconds" in r]
-    return min(right, key=lambda r: r["seconds"])["backend"] if right else "xla"
-
-
 def measure(args: argparse.Namespace) -> list[dict]:
     """All sections within the time."""
     deadline = time.monotonic() + 60 * args.minutes
@@ -110,7 +102,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         else:
             begin = time.monotonic()
             limit = max(least, min(LIMIT, left)) if not args.tiny else left
-            found = run_section(args, sections, limit, args.attention or fastest(results))
+            found = run_section(args, sections, limit)
             results += found
             names = ", ".join(f"{side} {name}" for side, name in sections)
             print(f"{names}: {time.monotonic() - begin:.0f} s", flush=True)
@@ -189,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for results")
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
-    parser.add_argument("--attention", help="backend of the model (default: the fastest that is right)")
+    parser.add_argument("--attention", default="auto", help="backend of the model")
     parser.add_argument("--param_dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a CPU")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")

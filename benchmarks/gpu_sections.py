@@ -25,6 +25,7 @@ from mllm_jax.inference.prefixes import batch_prompts
 from mllm_jax.inference.session import Session
 from mllm_jax.models import attention, mllm
 from mllm_jax.models.attention import AttentionMask
+from mllm_jax.models.attention_uses import chosen_backends
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import init_state, to_device
@@ -240,6 +241,8 @@ def step_time(stage: str, shapes: Shapes, layers: int, remat: str, args: argpars
     shape = shapes.stages[stage]
     dtype = plan.config.model.param_dtype
     useful = tokens / (shape.rows * shape.length)
+    chosen = chosen_backends(plan.model, shape.length)
+    backends = ", ".join(f"{part} {each.backend}" for part, each in chosen.items())
     trained = "connector" if stage == "pretrain" else f"connector and LLM, {dtype} with AdamW states"
     return {
         "seconds": seconds,
@@ -251,7 +254,7 @@ def step_time(stage: str, shapes: Shapes, layers: int, remat: str, args: argpars
         "model_flops": model_flops(stage, shapes, layers, segments, stage == "finetune"),
         "peak_bytes": peak_bytes(),
         "loss": loss,
-        "note": f"{trained}; attention {args.attention}, remat {remat}, {useful:.1%} of tokens useful",
+        "note": f"{trained}; attention: {backends}; remat {remat}, {useful:.1%} of tokens useful",
     }
 
 
@@ -308,7 +311,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="+", choices=SECTIONS)
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--attention", default="xla")
+    parser.add_argument("--attention", default="auto")
     parser.add_argument("--param_dtype", default="bfloat16")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()

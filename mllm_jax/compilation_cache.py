@@ -7,7 +7,6 @@ import jax
 
 DEFAULT = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mllm_jax", "xla")
 MOST_BYTES = 4 << 30  # then what was not used for longest is removed
-LEAST_SECONDS = 0.1  # of compiling; programs that take less are not kept
 
 
 def use(folder: str) -> str | None:
@@ -39,5 +38,5 @@ def use(folder: str) -> str | None:
         return f"compiled programs are not kept: {path} cannot be written to"
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a hundred small ones add up
     return None

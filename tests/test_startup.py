@@ -94,9 +94,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(settings, tmp_path):
 def test_a_second_start_compiles_nothing(script_environment, tmp_path):
     code = """
 import jax
-from mllm_jax import compilation_cache
 from mllm_jax.cli import script
-compilation_cache.LEAST_SECONDS = 0
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 def main(_):

@@ -182,6 +182,11 @@ def init(config: ModelConfig, rng: Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # whoever asks may change the dicts
+
+
+@functools.lru_cache(maxsize=8)  # a run asks several times, and tracing a model takes a third of a second
+def _abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))  # the key too is traced: no array is made
 
 
