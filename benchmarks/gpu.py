@@ -79,9 +79,11 @@ def run_section(args: argparse.Namespace, sides: list[tuple[str, str]], seconds:
             failure = f"stopped after {seconds:.0f} s"
     lines = found.read_text(encoding="utf-8").splitlines() if found.exists() else []
     results = [json.loads(line) for line in lines]
-    for side, name in sides:
-        if failure and not any(result["section"] == name and "failed" not in result for result in results):
-            results.append({"side": side, "section": name, "failed": failure})
+    if failure:
+        done = {result["section"] for result in results}
+        begun = [name for _, name in sides if name in done][-1:]  # it may have failed on the way
+        missing = [name for _, name in sides if name not in done]
+        results += [{"side": sides[0][0], "section": name, "failed": failure} for name in missing or begun]
     return results
 
 
