@@ -57,7 +57,7 @@ def make_tokenizer():
 
 
 def random_params(shapes, seed=0):
-    """NumPy parameters of given shapes that keep activations of order one; norm scales near one."""
+    """NumPy parameters of given shapes and dtypes that keep activations of order one; norm scales near one."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, shape):
@@ -66,7 +66,7 @@ def random_params(shapes, seed=0):
             values = 1 + 0.1 * values
         else:
             values *= shape.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.1
-        return values.astype(np.float32)
+        return values.astype(shape.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
