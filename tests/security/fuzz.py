@@ -117,6 +117,8 @@ def child(inputs: int, seed: int, only: str) -> None:
             except reader.errors as error:
                 outcome = "refused"
                 said.write(str(error))
+                if not str(error):
+                    wrong.append(f"refused by {type(error).__name__} without a word")
                 if number < 0:
                     wrong.append(f"the sound files are refused: {error}")
             except (Exception, Slow):

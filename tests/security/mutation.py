@@ -21,6 +21,9 @@ PLAIN = [
     "x", "nan", "9" * 400, "x" * 20_000, [], [1], [[]], [None], ["a"], {}, {"a": 1}, {"": None}, [0] * 5000, DEEP, LONG,
 ]  # fmt: skip
 
+# Keys that change what a configuration means, where a file may not have them.
+KEYS = ["quantization_config", "text_config", "vision_config", "mm_x", "rope_scaling", "auto_map"]
+
 
 def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -46,6 +49,8 @@ def _change(value: Any, rng: random.Random, outside: Path) -> Any:
     key, action = path[-1], rng.randrange(8)
     if action == 0:
         del parent[key]
+    elif action == 1 and isinstance(parent, dict) and rng.random() < 0.5:
+        parent[rng.choice(KEYS)] = _value(rng, outside)
     elif action == 1 and isinstance(parent, dict):
         name = _value(rng, outside)  # another name for the same
         parent[name if isinstance(name, str) else str(name)[:40]] = parent.pop(key)

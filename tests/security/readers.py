@@ -514,6 +514,7 @@ READERS = {
         {"config.json": JSON, "preprocessor_config.json": JSON, "generation_config.json": JSON},
         _inspect_hf,
         _OURS,
+        share=8,
     ),
     "model directory": Reader(_native, {"model.json": JSON}, _inspect),
     "PEFT adapter": Reader(_adapter, {"adapter_config.json": JSON, "*.safetensors": BYTES}, _inspect),

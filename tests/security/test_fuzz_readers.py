@@ -18,7 +18,7 @@ FUZZ = ROOT / "tests" / "security" / "fuzz.py"
 def test_a_share_of_the_changed_files():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, str(FUZZ), "--inputs=400"],
+        [sys.executable, str(FUZZ), "--inputs=600"],
         env=environment,
         capture_output=True,
         text=True,
