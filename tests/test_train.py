@@ -284,8 +284,22 @@ def test_data_of_the_second_stage_is_checked_before_the_first_is_trained(train, 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_request_to_stop_saves_and_the_same_command_goes_on(train, finished, tmp_path, monkeypatch):
-    config, _, params = finished
+def copy_data(config, folder):
+    """Copies the data of all stages, with times of their own, and lets the recipe read the copies."""
+    for stage in config.stages.values():
+        for name, source in stage.sources.items():
+            (folder / name).mkdir(parents=True)
+            shutil.copyfile(source.json, folder / name / "data.json")
+            shutil.copytree(source.images, folder / name / "images", copy_function=shutil.copyfile)
+            source.json, source.images = str(folder / name / "data.json"), str(folder / name / "images")
+
+
+@pytest.fixture(scope="module")
+def stopped(train, finished, tmp_path_factory):
+    """(config, work directory, data) of the finished run's twin that a signal stops after step 3 of stage 2."""
+    root = tmp_path_factory.mktemp("stopped")
+    config = finished[0].copy_and_resolve_references()
+    copy_data(config, root / "data")
     add = RunLog.add
 
     def asked_to_stop(log, step, *arguments):
@@ -294,55 +308,39 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(train, finished, t
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunLog, "add", asked_to_stop)
         with pytest.raises(SystemExit, match="stopped by a signal after step 3; the same command continues"):
-            train.train(config, tmp_path / "run", evaluate=False)
+            train.train(config, root / "run", evaluate=False)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
+    return config, root / "run", root / "data"
 
 
-@pytest.mark.parametrize("what", ["copied again", "elsewhere", "gone"])
+@pytest.mark.parametrize("data", ["untouched", "copied again", "elsewhere", "gone"])
 def test_a_stopped_run_goes_on_with_the_same_data_wherever_it_is(
-    what, train, finished, tmp_path, monkeypatch, capsys
+    data, train, finished, stopped, tmp_path, capsys
 ):
-    config, _, params = finished
+    config, run, folder = stopped
     config = config.copy_and_resolve_references()
-
-    def copy_data(folder):
-        for stage in config.stages.values():
-            for name, source in stage.sources.items():
-                (folder / name).mkdir(parents=True)
-                shutil.copyfile(source.json, folder / name / "data.json")  # with times of its own
-                shutil.copytree(source.images, folder / name / "images", copy_function=shutil.copyfile)
-                source.json = str(folder / name / "data.json")
-                source.images = str(folder / name / "images")
-
-    add = RunLog.add
-
-    def asked_to_stop(log, step, *arguments):
-        add(log, step, *arguments)
-        if (log.stage, step) == ("finetune", 3):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    copy_data(tmp_path / "data")
-    with monkeypatch.context() as patch:
-        patch.setattr(RunLog, "add", asked_to_stop)
-        with pytest.raises(SystemExit):
-            train.train(config, tmp_path / "run", evaluate=False)
-    if what == "gone":
-        shutil.rmtree(tmp_path / "data")
-    elif what == "elsewhere":
-        copy_data(tmp_path / "moved")
-        shutil.rmtree(tmp_path / "data")
-    else:
-        (tmp_path / "data").rename(tmp_path / "before")
-        for path in (tmp_path / "before").rglob("*"):
-            os.utime(path, (1, 1))
-        (tmp_path / "before").rename(tmp_path / "data")
-    capsys.readouterr()
-    assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), params)
-    assert ("going on with the prepared copy" in capsys.readouterr().out) == (what == "gone")
+    shutil.copytree(run, tmp_path / "run")
+    before = folder.rename(tmp_path / "before")
+    try:
+        if data == "untouched":
+            shutil.copytree(before, folder)  # times and all
+        elif data == "copied again":
+            shutil.copytree(before, folder, copy_function=shutil.copyfile)
+            for path in folder.rglob("*"):
+                os.utime(path, (1, 1))
+        elif data == "elsewhere":
+            shutil.copytree(before, folder)
+            copy_data(config, tmp_path / "moved")
+            shutil.rmtree(folder)
+        capsys.readouterr()
+        assert_same_bits(train.train(config, tmp_path / "run", evaluate=False), finished[2])
+        assert ("going on with the prepared copy" in capsys.readouterr().out) == (data == "gone")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        before.rename(folder)
 
 
 def test_broken_samples_stop_the_run_or_are_left_out_and_listed(train, tiny_config, tmp_path, capsys):
