@@ -6,6 +6,7 @@ before the package is.
 
 import atexit
 import contextlib
+import datetime
 import importlib.util
 import os
 import pathlib
@@ -34,6 +35,14 @@ from jax.experimental import multihost_utils
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Tiny models run for milliseconds and compile for seconds, of which LLVM's optimizations are half: tests do without.
+# XLA reads this at its first use; what the caller sets comes last and wins.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 # Scripts in processes of their own, and runs that are repeated, compile the same programs again and again. Each of
 # pytest-xdist's workers has a cache of its own, because JAX may read an entry that another process is still writing.
 CACHES = os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -42,13 +51,63 @@ if not CACHES:
     atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
 CACHE = os.path.join(CACHES, os.environ.get("PYTEST_XDIST_WORKER", "main"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+SLOW_SHARES = 3
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--update-goldens", action="store_true", help="write tests/goldens/ again instead of comparing"
     )
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help=f"run all slow tests, not one in {SLOW_SHARES} of the whole suite's",
+    )
+
+
+def _slow_share(config):
+    """Which of `SLOW_SHARES` parts of the slow tests runs, or None for all of them.
+
+    A run of the whole suite takes one part, and another one with other commits; tests that are asked for by file, name
+    or marker all run.
+    """
+    chosen = config.option
+    if chosen.all or chosen.file_or_dir or chosen.keyword or chosen.markexpr:
+        return None
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # not a checkout
+        return datetime.date.today().toordinal() % SLOW_SHARES
+    return int(commit, 16) % SLOW_SHARES
+
+
+def pytest_configure(config):
+    # Workers are told, because they must agree and do not know what was asked for.
+    told = getattr(config, "workerinput", None)
+    config.slow_share = told["slow_share"] if told else _slow_share(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["slow_share"] = node.config.slow_share
+
+
+def pytest_report_header(config):
+    if config.slow_share is not None:
+        return f"slow tests: part {config.slow_share + 1} of {SLOW_SHARES} (all with --all)"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.slow_share is None:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    left_out = {item for index, item in enumerate(slow) if index % SLOW_SHARES != config.slow_share}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +204,7 @@ def script_environment(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "JAX_COMPILATION_CACHE_DIR": CACHE,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # what script.run starts a script anew for
         "COLUMNS": "200",
     }

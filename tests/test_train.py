@@ -467,9 +467,8 @@ def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_path, script_environment):
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **variables)
+    process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **tiny.fake_devices(4))
     kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(7, 12))
     output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
     assert re.search(r"stage finetune: continuing after update \d+", output)
@@ -498,9 +497,8 @@ def test_meshes_of_eight_train_like_one_device(
     keys = [
         f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)
     ]
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     run = start_training(
-        recipe_file, tmp_path / "run", script_environment, *ROWS_FOR_EIGHT, *keys, **variables
+        recipe_file, tmp_path / "run", script_environment, *ROWS_FOR_EIGHT, *keys, **tiny.fake_devices(8)
     )
     finish(run)
     np.testing.assert_allclose(curve(tmp_path / "run"), on_one_device, rtol=1e-3)

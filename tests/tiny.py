@@ -4,12 +4,19 @@ import dataclasses
 import functools
 import io
 import json
+import os
 
 import jax
 import numpy as np
 from PIL import Image
 
 IMAGE_SIZE, PATCH = 28, 7
+
+
+def fake_devices(count):
+    """Environment variables of a process that takes the CPU for `count` devices; other flags of XLA as in this one."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
 
 
 def model_config():

@@ -4,13 +4,14 @@ import json
 import pathlib
 
 import pytest
+import tiny
 
 SCRIPT = pathlib.Path(__file__).parent / "generation_on_devices.py"
 
 
 @pytest.mark.slow
 def test_answers_do_not_depend_on_the_devices(run_script):
-    done = run_script(SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    done = run_script(SCRIPT, **tiny.fake_devices(4))
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["devices"] == 4

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from test_torch_pickle import dumps, tensor, write_zip
 
@@ -180,7 +181,7 @@ print(len(jax.devices()))
 def test_four_devices_hold_their_shards(tmp_path):
     config = DecoderConfig(vocab=32, width=16, depth=2, heads=2, kv_heads=2, head_width=8, mlp_width=24)
     write_llm(tmp_path, config, limit=4096)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | tiny.fake_devices(4)
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, tmp_path],
         capture_output=True,

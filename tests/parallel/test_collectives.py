@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+import tiny
 
 SCRIPT = pathlib.Path(__file__).parent / "collectives.py"
 MOVES = ("all-to-all", "collective-permute", "all-gather", "reduce-scatter")
@@ -11,7 +12,7 @@ MOVES = ("all-to-all", "collective-permute", "all-gather", "reduce-scatter")
 
 @pytest.fixture(scope="module")
 def outcome(run_script):
-    done = run_script(SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = run_script(SCRIPT, **tiny.fake_devices(8))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -4,13 +4,14 @@ import json
 import pathlib
 
 import pytest
+import tiny
 
 SCRIPT = pathlib.Path(__file__).parent / "eight_devices.py"
 
 
 @pytest.fixture(scope="module")
 def outcome(run_script):
-    done = run_script(SCRIPT, JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = run_script(SCRIPT, **tiny.fake_devices(8))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
