@@ -25,7 +25,6 @@ its own. For another data set write a function like the ones below and add a row
 """
 
 import collections
-import json
 import os
 import shutil
 import stat
@@ -36,7 +35,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mllm_jax import limits
+from mllm_jax import files, limits
 from mllm_jax.data.images import ImageError, decode_image
 from mllm_jax.data.llava_json import load_entries, read_records
 from mllm_jax.data.reading import DataError, is_safe_name, read_image_file
@@ -214,8 +213,7 @@ def conversation(sample_id: str, image: str, pairs: Turns) -> dict[str, Json]:
 
 def _write(out: Path, train: list[Json], test: list[Json]) -> dict[str, int]:
     for name, rows in (("train.json", train), ("test.json", test)):
-        text = json.dumps(rows, indent=1, ensure_ascii=False)
-        (out / name).write_text(text + "\n", encoding="utf-8")
+        files.write_json(out / name, rows)
     return {
         "training samples": len(train),
         "training answers": sum(len(sample["conversations"]) // 2 for sample in train),
