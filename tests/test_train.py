@@ -252,6 +252,24 @@ def test_a_stage_keeps_nothing_on_the_devices_that_it_does_not_use(train, tiny_c
     assert max(alive) == 0
 
 
+def test_a_packed_stage_trains_on_all_samples_with_the_rows_that_they_need(
+    train, tiny_config, tmp_path, capsys
+):
+    stage = tiny_config.stages.finetune
+    del tiny_config.stages.pretrain
+    tiny_config.stage_order = ("finetune",)
+    stage.steps, stage.epochs, stage.batch_size = None, 2, 6
+    learned = {}
+    for samples in (1, 4):
+        if samples > 1:
+            stage.samples_per_row, stage.seq_len, stage.image_slots = samples, 240, 6
+        train.train(tiny_config, tmp_path / f"{samples}", evaluate=False)
+        records = read_metrics(tmp_path / f"{samples}" / "metrics.jsonl")["finetune"]
+        learned[samples] = sum(record["label_tokens"] for record in records)
+    assert "packed in 2 rows a step" in capsys.readouterr().out
+    assert learned[4] == learned[1] > 0
+
+
 def test_overlong_samples_stop_the_run_or_are_skipped_and_counted(train, tiny_config, tmp_path, capsys):
     samples = {f"short{i}": (1, [("", "fine")]) for i in range(3)}
     samples["endless"] = (1, [("", "on and on " * 20)])
