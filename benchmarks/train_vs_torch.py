@@ -27,6 +27,9 @@ from mllm_jax.data.packing import RowLimits, pack
 BATCH, SAMPLES = 16, 256  # samples of a step and of an epoch
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+# Ours -> torch's that take turns with it, and steps of a turn.
+CASES = {"fixed": (("fixed",), 1), "LLaVA-like": (("LLaVA-like", "grouped"), 2)}
+
 
 class Torch:
     """transformers' LLaVA as its Trainer trains it by default: SDPA, fused AdamW."""
@@ -165,17 +168,17 @@ def main() -> None:
         first = [side.call("run", "fixed", 0, 1)[2] for side in (torch, ours)]  # this also warms up
         if abs(first[0] - first[1]) > 1e-4:
             raise SystemExit(f"the first losses differ: torch {first[0]}, ours {first[1]}")
-        cases = {"fixed": ("fixed", 1), "LLaVA-like": ("LLaVA-like", 2), "grouped": ("LLaVA-like", 2)}
         speeds: dict[str, tuple[list[float], list[float]]] = {}
-        for case, (mine, steps) in cases.items():
-            speeds[case] = ([], [])
-            sides = tuple(zip((torch, ours), (case, mine), speeds[case], strict=True))
-            for side, name, _ in sides:
-                side.call("run", name, 0, 1)  # warms up
-            for number in range(args.rounds):
-                for side, name, found in sides:
-                    seconds, tokens, _ = side.call("run", name, 1 + steps * number, steps)
-                    found.append(tokens / seconds)
+        for case, (theirs, steps) in CASES.items():
+            turns = [(torch, name) for name in theirs] + [(ours, case)]
+            found: list[list[float]] = [[] for _ in turns]
+            for number in range(-1, args.rounds):  # the first round warms up
+                for (side, name), speed in zip(turns, found, strict=True):
+                    count = steps if number >= 0 else 1
+                    seconds, tokens, _ = side.call("run", name, 1 + steps * number, count)
+                    if number >= 0:
+                        speed.append(tokens / seconds)
+            speeds |= {name: (speed, found[-1]) for name, speed in zip(theirs, found[:-1], strict=True)}
         torch.close()
         ours.close()
     lines = [
