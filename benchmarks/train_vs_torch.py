@@ -165,19 +165,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(directory)
         torch, ours = Side(Torch, directory), Side(Ours, directory, args.attention, args.row_length)
-        first = [side.call("run", "fixed", 0, 1)[2] for side in (torch, ours)]  # this also warms up
+        first = [side.call("run", "fixed", 0, 1)[2] for side in (torch, ours)]  # which warms up
         if abs(first[0] - first[1]) > 1e-4:
             raise SystemExit(f"the first losses differ: torch {first[0]}, ours {first[1]}")
         speeds: dict[str, tuple[list[float], list[float]]] = {}
         for case, (theirs, steps) in CASES.items():
             turns = [(torch, name) for name in theirs] + [(ours, case)]
             found: list[list[float]] = [[] for _ in turns]
-            for number in range(-1, args.rounds):  # the first round warms up
+            for number in range(args.rounds):
                 for (side, name), speed in zip(turns, found, strict=True):
-                    count = steps if number >= 0 else 1
-                    seconds, tokens, _ = side.call("run", name, 1 + steps * number, count)
-                    if number >= 0:
-                        speed.append(tokens / seconds)
+                    seconds, tokens, _ = side.call("run", name, steps * number, steps)
+                    speed.append(tokens / seconds)
             speeds |= {name: (speed, found[-1]) for name, speed in zip(theirs, found[:-1], strict=True)}
         torch.close()
         ours.close()
