@@ -112,7 +112,7 @@ def main() -> None:
             "## Attention on a CPU",
             "One attention forward and backward in float32: median and spread of milliseconds, and memory besides "
             f"arguments and results. {page.machine('jax')}.",
-            "    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/attention.py --write",
+            "`GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/attention.py --write`",
             "\n".join(lines),
         )
 
