@@ -89,7 +89,10 @@ def main() -> None:
     rows = [(name, page.spread(times, 1)) for name, times in found.items()]
     text = "## Start-up\n\nFrom the command to the help text, and to the end of the first step of the quickstart "
     text += "(`python benchmarks/startup.py --write`, which says what each line means).\n\n"
-    text += page.table(("command", "seconds"), rows) + f"\n\n{page.machine('jax')}; {args.rounds} rounds."
+    text += (
+        page.table(("command", "seconds"), rows)
+        + f"\n\n{page.machine('jax')}; {args.rounds} round{'s' * (args.rounds > 1)}."
+    )
     print(text)
     if args.write:
         page.write_section("startup", text)
