@@ -388,6 +388,8 @@ def test_missing_checkpoint_is_named(tiny_config, tmp_path):
          "'stages.finetune.trainable': 'llm/blocks/down/kernel' is trained itself and adapted by lora.targets"),
         ("stages.finetune.quantize_base", "int8", ConfigError,
          "quantisation pattern 'llm/blocks/.*/kernel' matches no kernel"),
+        ("model.attention", "splash", ConfigError,
+         "'model.attention': attention backend 'splash' cannot compute causal"),
         ("stages.finetune.batch_size", 6, None, ""),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel.mesh import make_mesh
-from mllm_jax.training.announce import FEW_STEPS, length_lines, model_lines
+from mllm_jax.training.announce import FEW_STEPS, attention_lines, length_lines, model_lines
 from mllm_jax.training.sources import prepare_sources
 
 
@@ -29,6 +29,20 @@ def test_a_connector_larger_than_the_llm_is_said_with_both_sizes(tiny_config, me
     line = list(model_lines(tiny_config, model, mesh))[1]
     assert f"{connector:,}" in line
     assert f"{llm:,}" in line
+
+
+def test_the_attention_of_each_part_is_said(tiny_config):
+    def line():
+        (only,) = attention_lines(tiny_config, runs.model_config(tiny_config))
+        return only
+
+    assert line() == (
+        "attention: LLM xla (auto: rows of 80 are short), vision tower xla (auto: rows of 17 are short)"
+    )
+    tiny_config.data.seq_len = 512
+    assert "LLM blockwise (auto on cpu)" in line()
+    tiny_config.model.attention = "xla"
+    assert line() == "attention: LLM xla (as configured), vision tower xla (as configured)"
 
 
 def test_few_steps_are_said_for_every_stage_with_the_keys_that_change_it(
