@@ -16,7 +16,7 @@ from mllm_jax.models.attention.use import Use
 
 BLOCK = 64
 WHOLE_BLOCK = 128  # where everything attends to everything, so that no block can be skipped
-SHORT = 256  # positions from which on it was faster than "xla" on a CPU, forward and backward
+SHORT = 256  # positions from which on it was at least as fast as "xla" on a CPU (benchmarks/attention.py)
 # Finite stand-ins for minus infinity. Where a query meets only masked keys, its maximum stays at _NONE and the weight
 # exp(_MASKED - _NONE) is 0.
 _MASKED, _NONE = -2e30, -1e30
