@@ -22,7 +22,7 @@ from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
-from mllm_jax.training.sources import prepare_sources, stage_iterator
+from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
@@ -47,9 +47,10 @@ class Training:
         self.visual = model.visual_layout.slot.num_tokens
         self.mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
         sources = prepare_sources(config, STAGE, model, tokenizer, workdir)
+        packing = packing_plan(config, stage, model, tokenizer, sources, workdir)
         with (
             use_mesh(self.mesh),
-            stage_iterator(config, stage, model, tokenizer, sources, workdir) as batches,
+            stage_iterator(config, stage, model, tokenizer, sources, packing) as batches,
         ):
             self.plan = StagePlan(config, STAGE, self.mesh, batches.num_batches, batches.rows)
             params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))

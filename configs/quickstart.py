@@ -6,14 +6,14 @@
 The argument is the connector's name, at the mini tower's scale (`mllm_jax/mini/connectors.py`); a compressing one gets
 1/4 of the 144 patch tokens, 1/9 with `--config.model.connector.average_pool.tokens=16`. 84 px stand for 336, 56 for
 224 (`--config.model.vision.image_size=56`) and 112 for 448 (with `--config.data.seq_len=512
---config.stages.pretrain.seq_len=384` for its 256 patch tokens).
+--config.stages.pretrain.seq_len=928 --config.stages.finetune.seq_len=896` for its 256 patch tokens).
 """
 
 from ml_collections import ConfigDict
 
 from mllm_jax.config import benchmark_config, default_config, source_config, stage_config
 from mllm_jax.connectors import CONNECTORS
-from mllm_jax.mini.connectors import extra_tokens, mini_options
+from mllm_jax.mini.connectors import mini_options, visual_tokens
 
 
 def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
@@ -25,9 +25,9 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
             options.update(mini_options(name, tokens=36))
     config.model.vision.image_size = 84  # the quarter-scale counterpart of 336
     config.model.vision.remat = config.model.llm.remat = "none"  # memory is not short here
-    extra = extra_tokens(connector, 36) if connector in CONNECTORS else 0  # a wrong name is told later
-    config.data.seq_len = 400 + extra
-    config.data.label_tokens = 128
+    visual = visual_tokens(connector, 36) if connector in CONNECTORS else 0  # a wrong name is told later
+    config.data.seq_len = 256 + visual
+    config.data.label_tokens = 192
     config.data.aspect = "square"
     config.data.threads = 1
     config.eval.template = "mini"
@@ -35,7 +35,10 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     pretrain = stage_config()
     pretrain.template = "plain"
     pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
-    pretrain.seq_len = 272 + extra
+    # Samples share rows, so that a connector with fewer visual tokens trains on fewer rows a step. A row holds three
+    # captions of 44 tokens on average and their images.
+    pretrain.samples_per_row = pretrain.image_slots = 3
+    pretrain.seq_len = _rounded(3 * (48 + visual))
     pretrain.batch_size = 16
     pretrain.optimizer = "muon"  # a tenth of AdamW's steps at this size
     pretrain.learning_rate = 2e-3
@@ -47,6 +50,10 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
     finetune.sources = {"instructions": _mini_world("finetune", "instruct", 4800)}
+    # Conversations have 184 tokens on average, and 9 of 10 an image.
+    finetune.samples_per_row = 8
+    finetune.image_slots = 2 if visual > 72 else 3
+    finetune.seq_len = _rounded(finetune.image_slots * (186 + visual))
     finetune.batch_size = 16
     finetune.optimizer = "muon"
     finetune.learning_rate = 5e-4
@@ -62,6 +69,10 @@ def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     config.eval.batch_size = 64
     config.eval.max_new_tokens = 8
     return config
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // 32) * 32
 
 
 def _mini_world(split: str, form: str, count: int) -> ConfigDict:

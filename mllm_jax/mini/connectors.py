@@ -34,11 +34,10 @@ def mini_options(connector: str, tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, **sizes} if "tokens" in connectors.options(connector) else sizes
 
 
-def extra_tokens(connector: str, tokens: int) -> int:
-    """How many visual tokens per image a connector at this scale has beyond one per patch (0 for most).
+def visual_tokens(connector: str, tokens: int) -> int:
+    """How many visual tokens a connector at this scale makes of an image of 84 px.
 
     Args:
       connector, tokens: as for `mini_options`.
     """
-    made = connectors.create(connector, SPEC, WIDTH, mini_options(connector, tokens))
-    return max(0, made.num_tokens(SPEC.grid) - SPEC.grid[0] * SPEC.grid[1])
+    return connectors.create(connector, SPEC, WIDTH, mini_options(connector, tokens)).num_tokens(SPEC.grid)

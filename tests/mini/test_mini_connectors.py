@@ -60,14 +60,17 @@ def test_the_number_of_tokens_is_set_where_a_connector_has_it():
 
 @pytest.mark.parametrize("name", connectors.CONNECTORS)
 def test_rows_of_the_quickstart_have_the_same_room_for_text_with_every_connector(name):
-    """256 and 128 tokens, what the longest samples need, for connectors that add tokens, too."""
+    """What samples need on average, for each image of a row, and the longest sample alone."""
     path = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
     spec = importlib.util.spec_from_file_location("quickstart", path)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config(name)
     visual = runs.model_config(config).visual_layout.slot.num_tokens
+    pretrain, finetune = config.stages.pretrain, config.stages.finetune
     assert config.data.seq_len - visual >= 256
-    assert config.stages.pretrain.seq_len - visual >= 128
+    for stage, mean, longest in ((pretrain, 48, 128), (finetune, 186, 256)):
+        assert 0 <= stage.seq_len - stage.image_slots * (visual + mean) < 32
+        assert stage.seq_len - visual >= longest
     if name == "mlp2x_gelu":  # whose figures are published
-        assert (config.data.seq_len, config.stages.pretrain.seq_len) == (400, 272)
+        assert (config.data.seq_len, pretrain.seq_len, finetune.seq_len) == (400, 576, 672)
