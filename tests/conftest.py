@@ -54,6 +54,8 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 SLOW_SHARES = 3
+# Options that choose tests: --all, files, -k, -m, --lf, --ff, --sw and --sw-skip.
+ASKED_FOR = ("all", "file_or_dir", "keyword", "markexpr", "lf", "failedfirst", "stepwise", "stepwise_skip")
 
 
 def pytest_addoption(parser):
@@ -70,11 +72,11 @@ def pytest_addoption(parser):
 def _slow_share(config):
     """Which of `SLOW_SHARES` parts of the slow tests runs, or None for all of them.
 
-    A run of the whole suite takes one part, and another one with other commits; tests that are asked for by file, name
-    or marker all run.
+    A run of the whole suite takes one part, and another one with other commits; tests that are asked for by file, name,
+    marker or an earlier run's outcome all run.
     """
     chosen = config.option
-    if chosen.all or chosen.file_or_dir or chosen.keyword or chosen.markexpr:
+    if any(getattr(chosen, name, False) for name in ASKED_FOR):  # pytest's cache, and its options, can be off
         return None
     command = ["git", "rev-parse", "HEAD"]
     try:

@@ -170,7 +170,9 @@ def _check(projector: Mapping[str, Any], kind: str, where: str, repeated: Mappin
                 raise ValueError(
                     f"{where}: {key}={value!r} is not supported; supported: {supported[key][-1]!r}"
                 )
-        elif key not in known and value not in (None, False, "", [], {}):
+        elif key not in known and not (
+            value is None or value is False or value in ("", [], {})
+        ):  # 0 == False
             raise ValueError(
                 f"{where}: {key}={value!r}: what this entry of the projector changes is not known"
             )

@@ -70,7 +70,7 @@ def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True
                 )
             continue
         known = key in (*_READ, *_FOLLOWING) or _TRAINING.fullmatch(key) or not key.startswith("mm_")
-        if not known and value not in (None, False, ""):
+        if not known and not (value is None or value is False or value == ""):  # 0 == False
             raise ValueError(f"{where}: {key}={value!r}: what this entry changes is not known here")
 
 

@@ -233,6 +233,12 @@ def test_llava_keys_are_refused_by_name(key, tmp_path):
         llava(tmp_path, **{key: BAD_LLAVA[key]})
 
 
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_zero_is_not_off(value, tmp_path):
+    with pytest.raises(ValueError, match="mm_of_tomorrow"):
+        llava(tmp_path, mm_of_tomorrow=value)
+
+
 def test_every_llava_key_has_its_case():
     assert llava_fields.SUPPORTED.keys() <= BAD_LLAVA.keys()
 

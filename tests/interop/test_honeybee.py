@@ -360,6 +360,7 @@ def changes():
                 int(other + 0.5) if isinstance(before, int) and other is not bool(other) else other,
             )
         yield from ((kind, key, 5) for key in ("encoder_hidden_size", "output_hidden_size", "of_tomorrow"))
+        yield from ((kind, "of_tomorrow", value) for value in (0, 0.0))  # not "off", as False is
 
 
 @pytest.mark.parametrize(("kind", "key", "value"), list(changes()))

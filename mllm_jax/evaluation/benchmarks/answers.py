@@ -91,9 +91,9 @@ class Answers(list[Answer]):
 
     def cells(self, by: str = "") -> dict[Any, list[Any]]:
         """Part -> [what its answers earn, how many they are]; see `parts`."""
-        # Added one after the other: `sum` rounds in another way from Python 3.12 on.
+        # Added one after the other: `sum` rounds in another way from Python 3.12 on. From 0, so that one True counts 1.
         return {
-            name: [functools.reduce(operator.add, part.values()), len(part)]
+            name: [functools.reduce(operator.add, part.values(), 0), len(part)]
             for name, part in self.parts(by).items()
         }
 

@@ -157,7 +157,9 @@ def _draw_in_processes(
     """`draw_samples` of samples 0 to n - 1, process k of P drawing k, k + P, k + 2 P, ..."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
     # Started by its name: multiprocessing would import the script that runs, and with it JAX, in every process.
-    command = [sys.executable, "-m", "mllm_jax.mini.world.worker", folder, split, stage, str(seed), str(n)]
+    # -P: -m would look for modules in the current folder first.
+    program = [sys.executable, "-P", "-m", "mllm_jax.mini.world.worker"]
+    command = [*program, folder, split, stage, str(seed), str(n)]
     with contextlib.ExitStack() as stack:
         workers = []
         for first in range(processes):

@@ -64,6 +64,15 @@ def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
     assert len(files[0]) > 10
 
 
+def test_processes_run_no_module_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    path = write_split(tmp_path / "out", "pretrain", 3, "caption", seed=0, progress=False)
+    assert len(json.loads(path.read_text())) == 3
+
+
 def test_a_process_that_fails_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
