@@ -1,6 +1,9 @@
 """Every backend that runs on a CPU computes what the oracle does, forward and backward; others say what they miss."""
 
+import dataclasses
 import functools
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +158,39 @@ def test_what_a_backend_cannot_do_is_refused_by_name(name, platform, use, messag
         attention.choose(name, use, platform)
 
 
+def gpu(kind, version, capability):
+    """A GPU as JAX shows it."""
+    client = types.SimpleNamespace(platform_version=version)
+    return types.SimpleNamespace(
+        platform="gpu", device_kind=kind, client=client, compute_capability=capability
+    )
+
+
+WIDE = Use(8, 4, 256, "bfloat16", length=2048)
+
+
+@pytest.mark.parametrize(
+    ("device", "use", "backend", "reason"),
+    [
+        (("AMD Instinct MI300X", "PJRT C API\nrocm 60300", "gfx942"), LLM, "xla", "NVIDIA.*MI300X"),
+        (("Tesla T4", "PJRT C API\ncuda 12080", "7.5"), LLM, "xla", "7.5"),
+        (("NVIDIA A100", "PJRT C API\ncuda 12080", "8.0"), LLM, "cudnn", "auto on gpu"),
+        (("NVIDIA A100", "PJRT C API\ncuda 12080", "8.0"), WIDE, "xla", "at most 128.*256"),
+        (("NVIDIA L4", "PJRT C API\ncuda 12080", "8.9"), Use(8, 4, 136, "bfloat16"), "xla", "136"),
+        (("NVIDIA H100", "PJRT C API\ncuda 12080", "9.0"), WIDE, "cudnn", "auto on gpu"),
+        (("NVIDIA B200", "PJRT C API\ncuda 12080", "10.0"), WIDE, "cudnn", "auto on gpu"),
+    ],
+)
+def test_auto_leaves_to_xla_what_cudnn_cannot_do_on_this_gpu(device, use, backend, reason, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [gpu(*device)])
+    name, why = attention.choose("auto", use, "gpu")
+    assert name == backend
+    assert re.search(reason, why)
+    if backend == "xla":
+        with pytest.raises(ValueError, match=f"'cudnn' cannot compute.*{reason}"):
+            attention.choose("cudnn", use, "gpu")
+
+
 def test_queries_against_a_cache_are_for_xla_alone():
     q, k, v, _ = draw()
     cached = RULES["causal"].replace(q_columns=jnp.arange(LENGTH))
@@ -219,6 +255,21 @@ def test_a_backend_that_computes_something_else_is_stopped(attend, dtype, messag
     use = Use(4, 2, 16, dtype, window=4096)
     with pytest.raises(selfcheck.BackendError, match=rf"'splash' \(jax .*{message}.*model.attention=xla"):
         selfcheck.self_check([("xla", use), ("splash", use)])
+
+
+def wrong_in_odd_rows(q, k, v, mask, scale, softcap):
+    out = xla.attend(q, k, v, mask, scale, softcap)
+    return out * (1 - q.shape[1] % 2)
+
+
+@pytest.mark.parametrize("use", [TOWER, Use(4, 2, 16, "bfloat16", length=2049)])
+def test_odd_rows_are_checked_where_the_model_has_them(use, monkeypatch):
+    monkeypatch.setitem(
+        attention.BACKENDS, "splash", tiny.interpreted_splash()._replace(attend=wrong_in_odd_rows)
+    )
+    selfcheck.self_check([("splash", dataclasses.replace(use, length=use.length - 1))])
+    with pytest.raises(selfcheck.BackendError, match="largest difference is 1 "):
+        selfcheck.self_check([("splash", use)])
 
 
 def test_splash_passes_its_own_check(monkeypatch):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mllm_jax.models.attention import BACKENDS, AttentionMask, Backend, Use, xla
 
-LENGTH = 192  # no multiple of a kernel's block, so padding is met as well
+LENGTH = 192  # no multiple of a kernel's block, so padding is met as well; 193 where the model's rows are odd
 _SEGMENTS = (70, 50, 60)  # of the first row; the rest is padding
 # Largest difference, relative to the largest value. Products of float32 are rounded to fewer bits on accelerators.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
@@ -49,11 +49,12 @@ def self_check(chosen: Iterable[tuple[str, Use]]) -> None:
 
 
 def _small(use: Use) -> Use:
-    """The same kind of attention with few heads and a window that a short row feels."""
+    """The same kind of attention with few heads, a window that a short row feels and a length as odd or even."""
     kv_heads = min(use.kv_heads, 2)
     window = use.window and min(use.window, 40)
     heads = use.heads // use.kv_heads * kv_heads
-    return dataclasses.replace(use, heads=heads, kv_heads=kv_heads, window=window, length=LENGTH)
+    length = LENGTH + (use.length or 0) % 2
+    return dataclasses.replace(use, heads=heads, kv_heads=kv_heads, window=window, length=length)
 
 
 @functools.cache
@@ -61,13 +62,13 @@ def _difference(backend: Backend, use: Use) -> float:
     rng = np.random.default_rng(0)
 
     def draw(heads: int) -> Float[Array, "2 T n h"]:
-        return jnp.asarray(rng.standard_normal((2, LENGTH, heads, use.head_width)), use.dtype)
+        return jnp.asarray(rng.standard_normal((2, use.length, heads, use.head_width)), use.dtype)
 
     q, k, v, cotangent = draw(use.heads), draw(use.kv_heads), draw(use.kv_heads), draw(use.heads)
     mask = None
     if use.masked:
-        segments = np.ones((2, LENGTH), np.int32)
-        segments[0] = np.repeat([1, 2, 3, 0], [*_SEGMENTS, LENGTH - sum(_SEGMENTS)])
+        segments = np.ones((2, use.length), np.int32)
+        segments[0] = np.repeat([1, 2, 3, 0], [*_SEGMENTS, use.length - sum(_SEGMENTS)])
         segments = jnp.asarray(segments)
         mask = AttentionMask(segments, segments, causal=use.causal, window=use.window)
         cotangent = cotangent * (segments != 0)[..., None, None]
