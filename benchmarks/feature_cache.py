@@ -4,8 +4,9 @@
     python benchmarks/feature_cache.py --workdir=runs/feature_cache --config=configs/quickstart.py:dci --steps=50
 
 Trains the recipe's first stage twice, with pixels and with the cache (its features are computed beforehand and not
-counted), and prints the median wall-clock and CPU time of a step of each and their ratio. On a machine that does
-other work besides, only the CPU times say something.
+counted), and prints the median wall-clock and CPU time of a step of each and their ratio. A step's batch is read within
+its time: files are decoded, or features are read. On a machine that does other work besides, only the CPU times say
+something.
 """
 
 import argparse
@@ -13,16 +14,27 @@ import importlib.util
 import itertools
 import pathlib
 import statistics
-import sys
 import time
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import jax
+import page
+from ml_collections import ConfigDict
 
-import train  # noqa: E402
+from mllm_jax.config import check
+from mllm_jax.inference import runs
+from mllm_jax.interop import load_tokenizer
+from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
+from mllm_jax.training.features import feature_cache
+from mllm_jax.training.params import starting_params
+from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
+from mllm_jax.training.stage import StagePlan
+from mllm_jax.training.step import to_device
+
+CLOCKS = {"wall clock": time.perf_counter, "CPU": time.process_time}
+COMPILING = 2  # steps at the beginning that are not counted
 
 
-def recipe(spec: str):
+def recipe(spec: str) -> ConfigDict:
     """The configuration of `FILE` or `FILE:ARGUMENT`."""
     file, _, argument = spec.partition(":")
     module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location("recipe", file))
@@ -30,28 +42,29 @@ def recipe(spec: str):
     return module.get_config(argument) if argument else module.get_config()
 
 
-def timed(config, directory: pathlib.Path) -> dict[str, float]:
-    """Trains; median wall-clock and CPU seconds of a step, the first two (compilation) left out."""
-    stamps: list[tuple[float, float]] = []
-    make = train.make_train_step
-
-    def watched(*args, **kwargs):
-        step = make(*args, **kwargs)
-
-        def run(*values):
-            stamps.append((time.perf_counter(), time.process_time()))
-            return step(*values)
-
-        return run
-
-    train.make_train_step = watched
-    try:
-        train.train(config, directory, evaluate=False)
-    finally:
-        train.make_train_step = make
-    pairs = list(itertools.pairwise(stamps[2:]))
-    kinds = {"wall clock": 0, "CPU": 1}
-    return {kind: statistics.median(b[i] - a[i] for a, b in pairs) for kind, i in kinds.items()}
+def timed(config: ConfigDict, name: str, workdir: pathlib.Path) -> dict[str, float]:
+    """Trains stage `name` from the pretrained parts; median seconds of a step by each clock."""
+    check(config)
+    stage, tokenizer = config.stages[name], load_tokenizer(config.model.llm.path)
+    model, mesh = runs.model_config(config), make_mesh(config.mesh.to_dict())
+    sources = prepare_sources(config, name, model, tokenizer, workdir)
+    packing = packing_plan(config, stage, model, tokenizer, sources, workdir)
+    stamps = []
+    with use_mesh(mesh):
+        params = starting_params(config, model, name, None)
+        cache = feature_cache(config, stage, model, params, sources, workdir)
+        multiple = num_row_shards(mesh) * stage.accumulation
+        with stage_iterator(config, stage, model, tokenizer, sources, packing, cache, multiple) as batches:
+            plan = StagePlan(config, name, mesh, stage.steps, batches.rows)
+            state, frozen = plan.create_state(params), plan.place_frozen(params)
+            for batch in itertools.islice(batches, stage.steps):
+                state, metrics = plan.step(state, frozen, to_device(batch.arrays, mesh))
+                jax.block_until_ready(metrics)
+                stamps.append([clock() for clock in CLOCKS.values()])
+    seconds = [
+        [b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(stamps[COMPILING - 1 :])
+    ]
+    return dict(zip(CLOCKS, map(statistics.median, zip(*seconds, strict=True)), strict=True))
 
 
 def main() -> None:
@@ -59,25 +72,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "quickstart.py"))
+    parser.add_argument("--config", default=str(page.ROOT / "configs" / "quickstart.py"))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--samples", type=int, default=200, help="images of the mini world")
     args = parser.parse_args()
+    if args.steps <= COMPILING:
+        parser.error(f"--steps must be above {COMPILING}: those compile and are not counted")
+    args.workdir.mkdir(parents=True, exist_ok=True)
     config = recipe(args.config)
     name = config.stage_order[0]
     stage = config.stages[name]
-    for other in config.stage_order[1:]:
-        del config.stages[other]
-    config.stage_order = (name,)
-    stage.steps, stage.log_every, stage.checkpoint_every = args.steps, 1, args.steps
+    stage.steps = args.steps
     for source in stage.sources.values():
-        source.count = args.samples if source.kind == "mini_world" else 0
-    config.data.dir = str(args.workdir / "data")
+        if source.kind == "mini_world":
+            source.count = args.samples
     found = {}
     for cached in (False, True):
         stage.cache_features = cached
-        directory = args.workdir / ("cached" if cached else "pixels")
-        found[cached] = timed(config, directory)
+        found[cached] = timed(config, name, args.workdir)
     for kind, pixels in found[False].items():
         cache = found[True][kind]
         print(

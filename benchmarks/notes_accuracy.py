@@ -16,6 +16,7 @@ import numpy as np
 
 from mllm_jax import interop
 from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.tokens import encode_sample
 from mllm_jax.mini.foundation.notes import NotedSample, cells, turns_of
 from mllm_jax.mini.foundation.text import layout_notes
@@ -33,11 +34,12 @@ def noted_questions(tokenizer, scenes):
         rng = np.random.default_rng([SEED, index])
         scene = sample_scene(SEED, index, "foundation")
         bags = cells(scene, GRID, rng, tokenizer)
+        note = WholeImage(Slot(len(bags)))()  # it stands for an image
         for question in make_questions(scene, rng):
             for prompt in (prompt_open(question), prompt_choice(question)):
                 turns = turns_of([(prompt, question.answer)])
                 turns[0] = Turn("human", ("", "\n" + prompt))
-                encoded = encode_sample(render("mini", turns), tokenizer, [len(bags)], sample=str(index))
+                encoded = encode_sample(render("mini", turns), tokenizer, [note], sample=str(index))
                 yield question.form, NotedSample(encoded, bags)
 
 
