@@ -18,7 +18,7 @@ from absl import flags, logging
 
 from mllm_jax import console, workdir
 from mllm_jax.cli import script
-from mllm_jax.config import check, resolved
+from mllm_jax.config import check, resolved, row_lengths
 from mllm_jax.data.rows import Rows
 from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
@@ -118,10 +118,11 @@ def stop_requests() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def draw_losses(directory):
+def draw_losses(directory, check_held):
     """Draws the loss curves of the steps so far, if there are any; the first process does. A failure stops nothing."""
     log, drawn = directory / "metrics.jsonl", directory / "loss.png"
     try:
+        check_held()
         if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
             from mllm_jax.evaluation.report import losses  # slow to import: matplotlib
 
@@ -144,7 +145,7 @@ def train(config, directory, evaluate=True):
         preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
         if evaluate:
             check_benchmarks(config, tokenizer)
-        check_backends(model, config.data.seq_len)
+        check_backends(model, row_lengths(config))
     for line in (*announce.model_lines(config, model, mesh), *announce.attention_lines(config, model)):
         say(line)
 
@@ -167,6 +168,10 @@ def train(config, directory, evaluate=True):
             for line in announce.length_lines(config, {name: sources[name] for name in names}, packing):
                 say(line)
 
+        def keep_held():
+            with processes.together("work directory still held"):
+                check_held()
+
         # A user's data are read and checked before anything is trained; what is drawn here waits for its stage.
         prepare(*(name for name in remaining if name == remaining[0] or not is_drawn(config.stages[name])))
         for name in remaining:
@@ -185,11 +190,13 @@ def train(config, directory, evaluate=True):
             try:
                 params = train_stage(plan, batches, begun, directory, check_held)
                 del begun
+                keep_held()
                 save_params(directory / "params" / name, params)
             finally:
-                draw_losses(directory)
+                draw_losses(directory, check_held)
 
         # -------------------------------------------------------------------------------------- evaluation
+        keep_held()
         if evaluate and config.eval.benchmarks:
             merged = runs.merged(params, config.stages[config.stage_order[-1]], config.model.frozen_dtype)
             answering = trained_model(config, model, merged, tokenizer)

@@ -24,11 +24,11 @@ def use(folder: str) -> str | None:
     """
     if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    path = pathlib.Path(folder).expanduser().absolute()
     try:
+        path = pathlib.Path(folder).expanduser().absolute()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
         return f"compiled programs are not kept: {error}"
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
         return (

@@ -443,3 +443,8 @@ def _check_stage(stage: ConfigDict, here: str) -> None:
                 )
             if not source.count:
                 raise ConfigError(f"config key '{where}.count' is 0; give the number of samples")
+
+
+def row_lengths(config: ConfigDict) -> list[int]:
+    """T of the rows that the stages train on, each length once."""
+    return sorted({stage.seq_len or config.data.seq_len for stage in config.stages.values()})

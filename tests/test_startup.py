@@ -1,6 +1,7 @@
 """What starting a program imports, and the cache that spares it compiling."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -88,6 +89,15 @@ def test_a_folder_that_others_may_write_to_is_not_used(settings, tmp_path):
     (tmp_path / "file").write_text("")
     assert "others may write" in compilation_cache.use(str(tmp_path / "shared"))
     assert str(tmp_path / "file") in compilation_cache.use(str(tmp_path / "file"))
+    assert not settings
+
+
+def test_a_user_without_a_home_goes_on_without_the_cache(settings, monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", homeless)
+    assert "home directory" in compilation_cache.use("~/cache")
     assert not settings
 
 

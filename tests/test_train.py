@@ -209,6 +209,7 @@ def test_a_run_whose_directory_was_taken_over_writes_nothing_more(train, tiny_co
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")["pretrain"]] == [1, 2]
     assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "pretrain").iterdir()) == 2
     assert (tmp_path / "run" / "lock").read_text() == holder
+    assert not (tmp_path / "run" / "loss.png").exists()
 
 
 def test_waits_for_compilation_and_checkpoints_are_not_the_speed_of_training(

@@ -141,6 +141,7 @@ def _load_checkpoint(
         processor = ImageProcessor.from_hf_config(fields, aspect=aspect or recorded.get("aspect", "pad"))
     except ValueError as error:
         raise ConfigError(f"model {path}: {error}") from error
+    config = dataclasses.replace(config, attention="xla")  # as a run's model answers: see `trained_model`
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     try:

@@ -1,5 +1,6 @@
 """Which attention a model computes, and by which backend."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mllm_jax.models.attention import Use, choose, current_platform
@@ -56,11 +57,15 @@ def chosen_backends(config: ModelConfig, length: int | None = None) -> dict[str,
     }
 
 
-def check_backends(config: ModelConfig, length: int | None = None) -> None:
+def check_backends(config: ModelConfig, lengths: Iterable[int]) -> None:
     """Compares the backends of all parts with the oracle on this machine; see `selfcheck.self_check`.
+
+    Args:
+      lengths: T of the LLM's rows, one for each kind of row.
 
     Raises:
       ValueError: as `chosen_backends`.
       BackendError: a backend computes something else.
     """
-    self_check((chosen.backend, chosen.use) for chosen in chosen_backends(config, length).values())
+    chosen = (one for length in lengths for one in chosen_backends(config, length).values())
+    self_check(dict.fromkeys((one.backend, one.use) for one in chosen))

@@ -175,7 +175,8 @@ def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, lab
 
 
 def init(config: ModelConfig, rng: Array) -> Params:
-    """Random parameters as a plain nested dict."""
+    """Random parameters as a plain nested dict; the same ones whatever computes attention."""
+    config = dataclasses.replace(config, attention="xla")  # also where the configured backend cannot run
     batch = jax.tree.map(jnp.asarray, batch_spec(config, 1, length=8).empty())
     return MLLM(config).init(rng, batch)["params"]
 

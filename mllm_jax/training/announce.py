@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mllm_jax.config import row_lengths
 from mllm_jax.data.packing import PackingPlan
 from mllm_jax.data.samples import Source
 from mllm_jax.models import mllm, paths
@@ -33,10 +34,15 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
 
 
 def attention_lines(config: ConfigDict, model: ModelConfig) -> Iterator[str]:
-    """Yields which backend computes attention in each part of the model, and why."""
-    parts = chosen_backends(model, config.data.seq_len)
-    told = [f"{part} {chosen.backend} ({chosen.reason})" for part, chosen in parts.items()]
-    yield f"attention: {', '.join(told)}"
+    """Yields which backend computes attention in each part of the model, and why; for each length of rows."""
+    told: dict[str, list[int]] = {}
+    for length in row_lengths(config):
+        parts = chosen_backends(model, length)
+        said = ", ".join(f"{part} {chosen.backend} ({chosen.reason})" for part, chosen in parts.items())
+        told.setdefault(said, []).append(length)
+    for said, lengths in told.items():
+        rows = f" in rows of {' and '.join(map(str, lengths))}" if len(told) > 1 else ""
+        yield f"attention{rows}: {said}"
 
 
 def length_lines(

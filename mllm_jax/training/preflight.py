@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax import interop
-from mllm_jax.config import ConfigError, check_paths, config_key_error
+from mllm_jax.config import ConfigError, check_paths, config_key_error, row_lengths
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_connector
@@ -56,7 +56,8 @@ def check_stages(
         interop.check_vision(config.model.vision.path, model.make_connector().request().deepest)
     check_rows(mesh)
     with config_key_error("model.attention"):
-        chosen_backends(model, config.data.seq_len)
+        for length in row_lengths(config):
+            chosen_backends(model, length)
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"

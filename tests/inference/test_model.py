@@ -294,6 +294,7 @@ def test_a_run_and_its_export_answer_alike(form, dtype, tiny_checkpoints, tmp_pa
     run = tiny.recipe({**tiny_checkpoints, "vision": vision}, sources)
     run.model.connector.name = "mlp2x_gelu"
     run.model.dtype = run.model.frozen_dtype = dtype
+    run.model.attention = "splash"  # of the machine that trained, which is not this one
     run.data.aspect = "square"
     (tmp_path / "config.json").write_text(json.dumps(run.to_dict()))
     model = runs.model_config(run)
@@ -308,6 +309,7 @@ def test_a_run_and_its_export_answer_alike(form, dtype, tiny_checkpoints, tmp_pa
     assert main([str(each) for each in export]) == 0
     exported = mllm_jax.load(tmp_path / "out")
     assert exported.config.dtype == dtype
+    assert exported.config.attention == trained.config.attention == "xla"
     assert exported.template == trained.template
     assert exported.processor == trained.processor
     for file in files[:2]:

@@ -39,6 +39,11 @@ def test_the_attention_of_each_part_is_said(tiny_config):
     assert line() == (
         "attention: LLM xla (auto: rows of 80 are short), vision tower xla (auto: rows of 17 are short)"
     )
+    tiny_config.stages.finetune.seq_len = 256  # one stage has longer rows
+    short, long = attention_lines(tiny_config, runs.model_config(tiny_config))
+    assert short.startswith("attention in rows of 80: LLM xla (auto: rows of 80 are short), ")
+    assert long.startswith("attention in rows of 256: LLM blockwise (auto on cpu), ")
+    tiny_config.stages.finetune.seq_len = None
     tiny_config.data.seq_len = 512
     assert "LLM blockwise (auto on cpu)" in line()
     tiny_config.model.attention = "xla"
