@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, help="directory to write; must not hold weights")
     parser.add_argument("--format", choices=FORMATS, default="llava-hf")
     parser.add_argument("--stage", help="stage of a run (default: the last one that is finished)")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to store (default: as they are)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype to store, but of adapters (default: as they are)"
+    )
     parser.add_argument("--base", help="adapters: name of the base model to write (default: the run's LLM)")
     parser.add_argument("--keep-adapters", action="store_true", help="do not merge LoRA adapters")
 
@@ -61,6 +63,12 @@ def _export(args: argparse.Namespace) -> int:
 
     target = pathlib.Path(args.to)
     native.refuse_existing(target)
+    adapter = args.format.endswith("adapter")
+    for name in ("dtype", "keep_adapters") if adapter else ("base",):
+        if getattr(args, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} says nothing for --format {args.format}; leave it out"
+            )
     model, params, tokenizer = load_any(args.source, args.stage)
     run = runs.is_run(pathlib.Path(args.source))
     home = interop.resolve_path(tokenizer if run else args.source)
@@ -69,7 +77,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.dtype:
         model = dataclasses.replace(model, dtype=args.dtype, param_dtype=args.dtype)
     adapters = getattr(model, "lora", None)
-    if args.format.endswith("adapter"):
+    if adapter:
         return _export_adapter(args, model, params, tokenizer if run else "")
     if adapters is not None and not args.keep_adapters:
         params, model = jax.device_get(lora.merge(params, adapters)), dataclasses.replace(model, lora=None)

@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     try:
         done, failed = score_folder(Path(args.data))
-        done += check_rows(Path(args.data)) if args.rows else []
+        if args.rows:
+            rows, unread = check_rows(Path(args.data))
+            done += rows
+            failed += [message for message in unread if message not in failed]
     except (ValueError, OSError, RuntimeError) as error:
         complain(f"mllm-jax score-all: {error}")
         return 2

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from mllm_jax import limits
 from mllm_jax.data.resampling import resample_rows
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,6 +24,10 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 _WHOLE = 1 << 27  # pixels of an intermediate image that is still made (512 MiB)
 
 Triple = tuple[float, float, float]
+
+
+class UnsupportedProcessorError(ValueError):
+    """A sound ``preprocessor_config.json`` of a processor that cannot be reproduced exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +94,8 @@ class ImageProcessor:
             aspect: None takes "pad" if the config says ``do_pad``, else "square".
 
         Raises:
-            ValueError: a processor, or a setting, that cannot be reproduced exactly; names the key.
+            UnsupportedProcessorError: a processor, or a setting, that cannot be reproduced exactly; names the key.
+            ValueError: a value of the wrong type; names the key.
         """
         return _from_hf_config(config, aspect)
 
@@ -210,7 +216,27 @@ _HF_TYPES = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor
 
 def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProcessor:
     def refuse(key: str, why: str) -> ValueError:
-        return ValueError(f"preprocessor config: {key}={config.get(key)!r}: {why}")
+        return UnsupportedProcessorError(f"preprocessor config: {key}={config.get(key)!r}: {why}")
+
+    def malformed(key: str, wanted: str) -> ValueError:
+        return ValueError(f"preprocessor config: {key}={config.get(key)!r} must be {wanted}")
+
+    def three(key: str, default: Triple) -> Triple:
+        values = config.get(key, default)
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+            raise malformed(key, "three numbers")
+        first, second, third = map(float, values)
+        return first, second, third
+
+    def sides(key: str, default: dict[str, int], whole: tuple[str, ...]) -> dict[str, int]:
+        value = config.get(key, default)
+        value = value if isinstance(value, dict) else dict.fromkeys(whole, value or 0)
+        value = {name: side for name, side in value.items() if side is not None}
+        for side in value.values():
+            if type(side) is not int or side < 1:
+                raise malformed(key, "a positive whole number, or an object of them")
+            limits.check("MAX_IMAGE_SIDE", side, f"preprocessor config: {key}")
+        return value
 
     key = "image_processor_type" if "image_processor_type" in config else "feature_extractor_type"
     kind = str(config.get(key, "CLIPImageProcessor")).removesuffix("Fast").removesuffix("Pil")
@@ -220,33 +246,41 @@ def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProce
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(key, True):
             raise refuse(key, "the vision towers need it")
-    if not np.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
+    if not _is_number(factor := config.get("rescale_factor", 1 / 255)):
+        raise malformed("rescale_factor", "a number")
+    if not np.isclose(factor, 1 / 255):
         raise refuse("rescale_factor", "only 1/255 is supported")
     names = {int(value): name for name, value in _FILTERS.items()}
-    resample = names.get(config.get("resample", 3))
-    if resample is None:
+    kernel = config.get("resample", 3)
+    if kernel is not None and not isinstance(kernel, int):
+        raise malformed("resample", "a whole number, Pillow's number of a filter")
+    if kernel not in names:
         raise refuse("resample", f"only {names} are supported")
 
-    mean = config.get("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
-    std = config.get("image_std", SIGLIP_STD if siglip else CLIP_STD)
+    mean = three("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
+    std = three("image_std", SIGLIP_STD if siglip else CLIP_STD)
     if aspect is None:
         aspect = "pad" if config.get("do_pad", False) and kind == "LlavaImageProcessor" else "square"
-    common = {"mean": tuple(mean), "std": tuple(std), "aspect": aspect, "resample": resample}
+    common = {"mean": mean, "std": std, "aspect": aspect, "resample": names[kernel]}
 
-    size = config.get("size", {"height": 224, "width": 224} if siglip else {"shortest_edge": 224})
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    crop = config.get("crop_size", {"height": 224, "width": 224})
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    square = {"height": 224, "width": 224}
+    size = sides("size", square if siglip else {"shortest_edge": 224}, ("shortest_edge",))
     do_crop = config.get("do_center_crop", not siglip)
-    if do_crop and crop["height"] != crop["width"]:
+    crop = sides("crop_size", square, ("height", "width")) if do_crop else {}
+    if do_crop and (set(crop) != {"height", "width"} or crop["height"] != crop["width"]):
         raise refuse("crop_size", "the input of a vision tower is square")
     if set(size) == {"shortest_edge"}:
         if not do_crop:
             raise refuse("do_center_crop", "with size.shortest_edge the image would not become square")
+        if size["shortest_edge"] < crop["height"]:
+            raise refuse("size", "a crop that is larger than the resized image is not supported")
         return ImageProcessor(crop["height"], "crop", shortest_side=size["shortest_edge"], **common)
     if set(size) != {"height", "width"} or size["height"] != size["width"]:
         raise refuse("size", "needs shortest_edge, or equal height and width")
     if do_crop and crop["height"] != size["height"]:
         raise refuse("crop_size", "a crop after resizing to a fixed size is not supported")
     return ImageProcessor(size["height"], "stretch", **common)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6

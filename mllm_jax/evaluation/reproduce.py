@@ -18,7 +18,8 @@ from typing import Any
 
 from mllm_jax.data.reading import read_object
 from mllm_jax.evaluation.benchmarks import get_benchmark
-from mllm_jax.evaluation.predictions import Problems, read_json
+from mllm_jax.evaluation.benchmarks.base import UNUSABLE
+from mllm_jax.evaluation.predictions import PredictionError, Problems, read_json
 from mllm_jax.evaluation.reproduce_rows import READINGS, readings
 
 
@@ -203,19 +204,43 @@ def _comparison(case: _Case, headline: str) -> Comparison:
     return Comparison(case.folder.name, f"{case.folder.name}/{case.answers}".removesuffix("/."), headline)
 
 
-def check_rows(data: Path) -> list[Comparison]:
-    """Compares readings of single answers, where a folder has the official ones: how many of the rows agree."""
-    done = []
+def check_rows(data: Path) -> tuple[list[Comparison], list[str]]:
+    """Compares readings of single answers, where a folder has the official ones: how many of the rows agree.
+
+    Returns:
+        As `score_folder`.
+    """
+    done, failed = [], []
     for name in READINGS:
         folder = Path(data) / name
-        cases = _cases(folder) if (folder / "expected.json").is_file() else ()
-        for case in sorted(cases, key=lambda case: case.answers):
-            for what, pairs in readings(case.folder, case.answers, case.annotations):
-                equal = sum(official == ours for official, ours in pairs)
-                row = _comparison(case, what)
-                row.expected, row.obtained = row.figures[what] = (len(pairs), equal)
-                done.append(row)
-    return done
+        if not (folder / "expected.json").is_file():
+            continue
+        try:
+            for case in sorted(_cases(folder), key=lambda case: case.answers):
+                done += _compared_rows(case)
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+    return done, failed
+
+
+def _compared_rows(case: _Case) -> Iterator[Comparison]:
+    """How many readings agree.
+
+    Raises:
+        PredictionError: the official readings are not what they should be.
+    """
+    try:
+        for what, pairs in readings(case.folder, case.answers, case.annotations):
+            row = _comparison(case, what)
+            row.expected, row.obtained = row.figures[what] = (len(pairs), sum(a == b for a, b in pairs))
+            yield row
+    except UNUSABLE as error:
+        if isinstance(error, PredictionError):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise PredictionError(
+            f"{case.folder / case.answers}: official readings cannot be compared: {said}"
+        ) from error
 
 
 def score_folder(data: Path) -> tuple[list[Comparison], list[str]]:

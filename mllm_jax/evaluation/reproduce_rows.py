@@ -87,10 +87,11 @@ def _json(path: Path) -> Any:
 
 
 def _captions(folder: Path, stem: str) -> Iterator[tuple[str, Pairs]]:
-    official, per_image, references, predictions = (
-        _json(folder / f"{stem}_{part}.json")
-        for part in ("tokenized", "per_image", "references", "predictions")
-    )
+    parts = ("tokenized", "per_image", "references", "predictions")
+    paths = [folder / f"{stem}_{part}.json" for part in parts]
+    if not all(path.is_file() for path in paths):
+        return
+    official, per_image, references, predictions = map(_json, paths)
     captions = {str(row["image_id"]): row["caption"] for row in predictions}
     keys = list(official["references"])
     refs = [official["references"][key] for key in keys]

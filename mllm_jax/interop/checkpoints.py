@@ -317,6 +317,7 @@ def save_llava_hf(
     directory = pathlib.Path(directory)
     _check_expressible(model)
     native.refuse_existing(directory)
+    processor = native.processor_json(model.vision, model.image_size, processor)
     model, vision = at_native_size(model, params["vision"])
     depth = blocks_of(vision)
     tower = dataclasses.replace(model.vision, depth=depth)
@@ -364,7 +365,7 @@ def save_llava_hf(
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     special_tokens.write(directory, generation)
-    native.write_processor(directory, model, processor)
+    files.write_json(directory / "preprocessor_config.json", processor, indent=2)
     files.write_json(
         directory / "processor_config.json",
         {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm_jax import limits
+from mllm_jax.data.preprocessing import ImageProcessor, UnsupportedProcessorError
 from mllm_jax.schema import nearest
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
@@ -154,6 +155,9 @@ def load_processor_config(path: str | pathlib.Path) -> dict[str, Any]:
     """The image processor's settings (image_mean, image_std, size, crop_size, ...); {} if there are none.
 
     Of fused towers ("A+B") the first one's.
+
+    Raises:
+      ValueError: a value of the wrong type; file and key are named.
     """
     if not pathlib.Path(path).expanduser().is_dir():
         path = str(path).split("+")[0]
@@ -163,6 +167,12 @@ def load_processor_config(path: str | pathlib.Path) -> dict[str, Any]:
             fields = read_json(directory / name)
             fields = fields.get("image_processor", fields)
             if isinstance(fields, dict) and "image_mean" in fields:
+                try:
+                    ImageProcessor.from_hf_config(fields)
+                except UnsupportedProcessorError:  # its mean and std are still of use
+                    pass
+                except ValueError as error:
+                    raise ValueError(f"{directory / name}: {error}") from error
                 return fields
     return {}
 

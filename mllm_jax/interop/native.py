@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mllm_jax import files, limits
-from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.preprocessing import ImageProcessor, UnsupportedProcessorError
 from mllm_jax.interop.assemble import Placement, read_tree, write_plan
 from mllm_jax.interop.families.base import check_geometry
 from mllm_jax.interop.hub import read_json
@@ -182,9 +182,11 @@ def save_native(
 
     Raises:
       FileExistsError: the directory holds files already.
+      ValueError: as in `processor_json`; nothing is written.
     """
     directory = pathlib.Path(directory)
     refuse_existing(directory)
+    processor = processor_json(config.vision, config.image_size, processor)
     directory.mkdir(parents=True, exist_ok=True)
     if form == "orbax":
         import orbax.checkpoint as ocp  # slow to import
@@ -194,7 +196,7 @@ def save_native(
     else:
         rules = [Rule(path, path) for path in flatten(params)]
         write_sharded(directory, write_plan(params, rules))
-    write_processor(directory, config, processor)
+    files.write_json(directory / "preprocessor_config.json", processor, indent=2)
     files.write_json(directory / FILE, model_to_json(config, **extras))
 
 
@@ -211,25 +213,21 @@ def refuse_existing(directory: pathlib.Path) -> None:
         raise FileExistsError(f"{found} exists; choose another directory or remove it")
 
 
-def write_processor(
-    directory: pathlib.Path, config: ModelConfig, published: Mapping[str, Any] | None = None
-) -> None:
-    """preprocessor_config.json of the tower at the model's resolution; `published` as in `processor_json`."""
-    fields = processor_json(config.vision, config.image_size, published)
-    files.write_json(directory / "preprocessor_config.json", fields, indent=2)
-
-
 def processor_json(vision: Any, size: int, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """An image processor's configuration in Hugging Face's words; of fused towers the first one's.
 
     Args:
       published: the configuration that came with the tower (`hub.load_processor_config`), of which filter and geometry
-        are kept; without it they are CLIP's for a tower with a class token, and SigLIP's for one without.
+        are kept; without it, or of a kind that is not known here, they are CLIP's for a tower with a class token, and
+        SigLIP's for one without.
+
+    Raises:
+      ValueError: `published` holds a value of the wrong type; its key is named.
     """
     vision = getattr(vision, "towers", (vision,))[0]
     processor = ImageProcessor(size, "crop" if vision.class_token else "stretch", vision.mean, vision.std)
     if published:
-        with contextlib.suppress(ValueError):  # of a kind that is not known here
+        with contextlib.suppress(UnsupportedProcessorError):
             processor = ImageProcessor.from_hf_config(published).at_size(size)
     return processor.hf_config()
 

@@ -271,8 +271,8 @@ def save_vision(
             save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype, own)
         return
     config = dataclasses.replace(config, depth=blocks_of(params))
-    _write(directory, families.for_config(families.VISION, config), config, params, dtype)
     fields = native.processor_json(config, config.image_size, processor)
+    _write(directory, families.for_config(families.VISION, config), config, params, dtype)
     files.write_json(directory / "preprocessor_config.json", fields, indent=2)
 
 

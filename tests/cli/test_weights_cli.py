@@ -207,6 +207,50 @@ def test_inspect(tmp_path, capsys):
     assert "model_type None is not supported" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("resample", [1]), ("size", {"shortest_edge": "x"}), ("image_mean", "x")]
+)
+@pytest.mark.parametrize("verb", ["import", "export", "import --part vision", "export --format vision"])
+def test_a_malformed_image_processor_is_named_before_anything_is_written(verb, key, value, tmp_path, capsys):
+    native.save_native(tmp_path / "native", *make())
+    save_llava_hf(tmp_path / "hf", *make())
+    source = tmp_path / ("native" if verb.startswith("export") else "hf")
+    file = source / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert main([*verb.split(), "--from", str(source), "--to", str(tmp_path / "out")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "preprocessor_config.json" in said.replace(" ", "")
+    assert f"{key}=" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("save", [native.save_native, save_llava_hf])
+def test_nothing_is_written_beside_a_malformed_image_processor(save, tmp_path):
+    with pytest.raises(ValueError, match="resample"):
+        save(tmp_path / "out", *make(), processor={"resample": [1]})
+    config, params = make()
+    with pytest.raises(ValueError, match="resample"):
+        interop.save_vision(tmp_path / "out", config.vision, params["vision"], processor={"resample": [1]})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("adapter", ["--dtype", "bfloat16"]),
+        ("llava-hf-adapter", ["--dtype", "bfloat16"]),
+        ("adapter", ["--keep-adapters"]),
+        ("llm", ["--base", "x"]),
+    ],
+)
+def test_export_refuses_options_that_it_would_ignore(form, options, tmp_path, capsys):
+    native.save_native(tmp_path / "model", *make())
+    where = ["--from", str(tmp_path / "model"), "--to", str(tmp_path / "out")]
+    assert main(["export", *where, "--format", form, *options]) == 1
+    assert f"{options[0]} says nothing for --format {form}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_messages(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     assert main(["import", "--from", str(tmp_path / "a"), "--to", str(tmp_path / "b")]) == 1

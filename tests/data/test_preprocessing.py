@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mllm_jax.data import preprocessing
-from mllm_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessor
+from mllm_jax.data.preprocessing import CLIP_MEAN, CLIP_STD, ImageProcessor, UnsupportedProcessorError
 
 SHAPES = [(30, 41), (41, 30), (56, 56), (57, 56), (200, 333), (333, 201), (1, 9), (9, 1), (1, 700), (611, 2)]
 
@@ -230,11 +230,38 @@ def test_from_hf_config_equals_the_processor_it_describes(family, options):
         ({"size": {"height": 224, "width": 336}}, "size"),
         ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "size"),
         ({"size": {"height": 256, "width": 256}}, "crop_size"),
+        ({"size": {"shortest_edge": 200}}, "size"),
+        ({"size": {}}, "size"),
+        ({"crop_size": {"height": 224}}, "crop_size"),
     ],
 )
 def test_from_hf_config_refuses_what_it_cannot_reproduce(config, key):
-    with pytest.raises(ValueError, match=rf"^preprocessor config: {key}="):
+    with pytest.raises(UnsupportedProcessorError, match=rf"^preprocessor config: {key}="):
         ImageProcessor.from_hf_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resample", [1]),
+        ("resample", "bicubic"),
+        ("size", {"shortest_edge": "x"}),
+        ("size", {"shortest_edge": 0}),
+        ("size", None),
+        ("size", [224]),
+        ("size", True),
+        ("crop_size", {"height": "x", "width": "x"}),
+        ("crop_size", "x"),
+        ("crop_size", 10**400),
+        ("rescale_factor", "x"),
+        ("image_mean", 0.5),
+        ("image_std", [0.5, 0.5, "x"]),
+    ],
+)
+def test_from_hf_config_names_what_is_malformed(key, value):
+    with pytest.raises(ValueError, match=rf"^preprocessor config: {key}") as caught:
+        ImageProcessor.from_hf_config({key: value})
+    assert not isinstance(caught.value, UnsupportedProcessorError)
 
 
 @pytest.mark.parametrize(

@@ -106,5 +106,7 @@ def test_video_chatgpt(tmp_path):
     result = get_benchmark("video_chatgpt").score(tmp_path / "d")
     assert result["subtasks"] == {"CI": 0.5, "DO": 1.0, "CU": 1.5, "TU": 2.0, "CO": 2.5}
     assert result["score"] == 1.5
+    (tmp_path / "qa.json").write_text("[]")  # the right answers are in the judgements
+    assert get_benchmark("video_chatgpt").score(tmp_path / "d", tmp_path / "qa.json") == result
     (tmp_path / "d" / "temporal.json").unlink()
     assert get_benchmark("video_chatgpt").score(tmp_path / "d")["score"] is None

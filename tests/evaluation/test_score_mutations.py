@@ -168,7 +168,19 @@ def test_q_bench_a3(tmp_path, capsys):
     # Ranks 1 2 3 and 1 3 2; the softmax is nearly linear at a temperature of 100.
     assert result["score"] == pytest.approx(0.5)
     assert result["mean_plcc"] == pytest.approx(0.6547, abs=1e-3)
-    (tmp_path / "p" / "kadid.json").unlink()
+    # Annotations go by the database, whichever of the two forms either file has.
+    (tmp_path / "g").mkdir()
+    for path in sorted((tmp_path / "p").iterdir()):
+        (tmp_path / "g" / path.name).write_text(path.read_text())
+        rows = [json.dumps(row) for row in json.loads(path.read_text())]
+        path.rename(path.with_suffix(".jsonl")).write_text("\n".join(rows))
+    given = ["--predictions", str(tmp_path / "p"), "--annotations", str(tmp_path / "g")]
+    assert main(["score", "q_bench_a3", *given]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    (tmp_path / "g" / "kadid.json").unlink()
+    assert main(["score", "q_bench_a3", *given]) == 2
+    assert "no kadid.json" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "p" / "kadid.jsonl").unlink()
     assert main(["score", "q_bench_a3", "--predictions", str(tmp_path / "p")]) == 1
 
 

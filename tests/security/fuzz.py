@@ -4,8 +4,8 @@
 
 No input may run anything, touch or read a file outside of its folder, take more memory than `MEMORY` or time than
 `SECONDS`, print a terminal command or a secret of another folder, or end in a traceback. The readers run in a process
-of their own, in a folder with modules and links that an attacker planted. Prints a row per reader; exit code 1 if
-anything was wrong.
+of their own, in a folder with modules and links that an attacker planted. A reader of checkpoints must refuse a share
+of what it is given (`readers.Reader.refuses`). Prints a row per reader; exit code 1 if anything was wrong.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def child(inputs: int, seed: int, only: str) -> None:
                 )
                 path.write_bytes(changed)
             out.mkdir()
-            said, wrong = io.StringIO(), []
+            said, wrong, raised = io.StringIO(), [], False
             print(json.dumps({"at": [name, number]}), flush=True)
             readers.CODES.clear()
             _forget_peak()
@@ -113,9 +113,9 @@ def child(inputs: int, seed: int, only: str) -> None:
             try:
                 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                     reader.read(folder, out, rng)
-                outcome = "read or refused by a verb"
+                outcome = "refused" if any(readers.CODES) else "read"
             except reader.errors as error:
-                outcome = "refused"
+                outcome, raised = "refused", True
                 said.write(str(error))
                 if not str(error):
                     wrong.append(f"refused by {type(error).__name__} without a word")
@@ -144,13 +144,17 @@ def child(inputs: int, seed: int, only: str) -> None:
                 SECRET.encode() in one.read_bytes() for one in out.rglob("*") if one.is_file()
             ):
                 wrong.append("a secret of another folder is in what it says or wrote")
-            if "\x1b" in text and outcome != "refused":
+            if "\x1b" in text and not raised:
                 wrong.append("terminal commands in what it says")
             for one in filter(None, wrong):
                 faults.append(f"{name} #{number} ({path.relative_to(folder)}): {one}")
             path.write_bytes(data)
             shutil.rmtree(out)
         shutil.rmtree(folder)
+        if outcomes["refused"] < reader.refuses * count:
+            faults.append(
+                f"{name}: refuses {outcomes['refused']} of {count}, fewer than {reader.refuses:.0%}"
+            )
         took = time.perf_counter() - started
         row = {"reader": name, "inputs": count, "peak_mb": peak >> 20, "seconds": round(took, 1)}
         print(json.dumps(row | {"outcomes": outcomes, "faults": faults}), flush=True)
@@ -197,17 +201,15 @@ def main() -> int:
     faults = [fault for row in rows for fault in row["faults"]]
     if code:
         faults.append(f"the process ended with {code} at {at}")
-    print(
-        f"{'reader':24} {'inputs':>6} {'refused by exception':>20} {'peak MB':>8} {'seconds':>8} {'faults':>7}"
-    )
+    print(f"{'reader':24} {'inputs':>6} {'refused':>8} {'peak MB':>8} {'seconds':>8} {'faults':>7}")
     for row in rows:
         refused = row["outcomes"].get("refused", 0)
         numbers = (
-            f"{row['inputs']:6} {refused:20} {row['peak_mb']:8} {row['seconds']:8} {len(row['faults']):7}"
+            f"{row['inputs']:6} {refused:8} {row['peak_mb']:8} {row['seconds']:8} {len(row['faults']):7}"
         )
         print(f"{row['reader']:24} {numbers}")
     total, peak = sum(row["inputs"] for row in rows), max((row["peak_mb"] for row in rows), default=0)
-    print(f"{'all':24} {total:6} {'':20} {peak:8} {sum(row['seconds'] for row in rows):8.1f} {len(faults):7}")
+    print(f"{'all':24} {total:6} {'':8} {peak:8} {sum(row['seconds'] for row in rows):8.1f} {len(faults):7}")
     for fault in faults[:MOST_SHOWN]:
         print(f"\n{fault}")
     return 1 if faults else 0

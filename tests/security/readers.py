@@ -48,6 +48,7 @@ class Reader:
       read: reads the folder; may write into the second one.
       errors: what it may raise: what its callers turn into messages.
       share: of all inputs; slow readers get fewer.
+      refuses: the least share of changed files that it refuses; one that no longer checks refuses fewer.
     """
 
     make: Make
@@ -55,6 +56,7 @@ class Reader:
     read: Read
     errors: tuple[type[Exception], ...] = USER_ERRORS
     share: int = 4
+    refuses: float = 0.0
 
 
 CODES: list[int] = []  # of the verbs that ran
@@ -506,22 +508,28 @@ def _continue(folder: Path, out: Path, rng: random.Random) -> None:
 
 
 _OURS = (ValueError, OSError)  # `inspect`, `import` and `load` turn these into messages
+SEEN = 0.3  # some 0.6 to 0.95 are; broken JSON alone makes 0.1
 READERS = {
-    "LLM checkpoint": Reader(_llm, {"config.json": JSON}, _inspect),
-    "vision tower": Reader(_tower, {"config.json": JSON, "preprocessor_config.json": JSON}, _inspect),
+    "LLM checkpoint": Reader(_llm, {"config.json": JSON}, _inspect, refuses=SEEN),
+    "vision tower": Reader(
+        _tower, {"config.json": JSON, "preprocessor_config.json": JSON}, _inspect, refuses=SEEN
+    ),
     "llava-hf checkpoint": Reader(
         _llava_hf,
         {"config.json": JSON, "preprocessor_config.json": JSON, "generation_config.json": JSON},
         _inspect_hf,
         _OURS,
         share=8,
+        refuses=SEEN,
     ),
-    "model directory": Reader(_native, {"model.json": JSON}, _inspect),
-    "PEFT adapter": Reader(_adapter, {"adapter_config.json": JSON, "*.safetensors": BYTES}, _inspect),
-    "safetensors index": Reader(_weights, {"*.index.json": JSON}, _read_weights, _OURS),
-    "safetensors file": Reader(_weights, {"model.safetensors": BYTES}, _read_weights, _OURS),
-    "safetensors header": Reader(_header, {"header.json": JSON}, _read_header, _OURS),
-    ".bin": Reader(_bin, {"*.bin": BYTES}, _read_weights, _OURS),
+    "model directory": Reader(_native, {"model.json": JSON}, _inspect, refuses=SEEN),
+    "PEFT adapter": Reader(
+        _adapter, {"adapter_config.json": JSON, "*.safetensors": BYTES}, _inspect, refuses=SEEN
+    ),
+    "safetensors index": Reader(_weights, {"*.index.json": JSON}, _read_weights, _OURS, refuses=SEEN),
+    "safetensors file": Reader(_weights, {"model.safetensors": BYTES}, _read_weights, _OURS, refuses=SEEN),
+    "safetensors header": Reader(_header, {"header.json": JSON}, _read_header, _OURS, refuses=SEEN),
+    ".bin": Reader(_bin, {"*.bin": BYTES}, _read_weights, _OURS, refuses=SEEN),
     "tokenizer": Reader(_llm, {"tokenizer*.json": JSON}, _read_tokenizer, _OURS),
     "LLaVA JSON": Reader(_llava, {"data.json": JSON}, _validate, share=8),
     "images": Reader(_pictures, {"x.*": BYTES}, _decode),

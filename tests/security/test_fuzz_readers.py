@@ -1,5 +1,6 @@
 """A share of the fuzzing of all readers (`python tests/security/fuzz.py` runs more), and what its guard sees."""
 
+import json
 import os
 import pickle
 import re
@@ -28,6 +29,35 @@ def test_a_share_of_the_changed_files():
     rows = re.findall(r"^(\S.*?) {2,}(\d+) ", ran.stdout, re.MULTILINE)
     assert len(rows) > 20
     assert all(int(count) > 5 for _, count in rows)
+
+
+UNCHECKED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import fuzz, readers
+reader = readers.READERS["PEFT adapter"]
+readers.READERS = {name: readers.dataclasses.replace(reader, read=read) for name, read in (
+    ("checks", reader.read), ("does not check", lambda folder, out, rng: None)
+)}
+fuzz.child(40, 0, "")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in /proc")
+def test_a_reader_that_refuses_nothing_is_a_fault(tmp_path):
+    folders = [ROOT / "tests" / name for name in ("security", "", "evaluation", "interop")]
+    ran = subprocess.run(
+        [sys.executable, "-c", UNCHECKED, *map(str, folders)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FUZZ_FOLDER": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [row for row in map(json.loads, ran.stdout.splitlines()) if "reader" in row]
+    assert {row["reader"]: row["faults"] for row in rows} == {
+        "checks": [],
+        "does not check": ["does not check: refuses 0 of 20, fewer than 30%"],
+    }
 
 
 @pytest.fixture

@@ -167,7 +167,11 @@ class Benchmark(abc.ABC):
             if path is None:
                 problems.add("missing", f"{stem}.json")
                 continue
-            gold = None if annotations is None else cls.read_annotations(annotations / path.name)
+            gold = None
+            if annotations is not None:
+                if (right := find_file(annotations, stem)) is None:
+                    raise PredictionError(f"{annotations}: no {stem}.json (or .jsonl) with annotations")
+                gold = cls.read_annotations(right)
             found = cls.match(cls.read_answers(path, problems), gold, path, annotations, problems)
             for answer in found:
                 answer.part = part

@@ -235,6 +235,11 @@ class VideoChatGpt(VideoQa):
         return folder, None
 
     @classmethod
+    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
+        """Judgements hold all that counts: questions and answers, if given, are not read."""
+        return super().grade_files(predictions, None, problems)
+
+    @classmethod
     def grade(cls, answer: Answer) -> None:
         answer.notes["score"] = score = _score(answer)
         answer.credit = score / MAX_SCORE
