@@ -37,8 +37,8 @@ class Prefixes:
     """
 
     visual: Float[Array, "U IM D"] | None
-    k: Float[Array, "L U P K h"]
-    v: Float[Array, "L U P K h"]
+    k: Float[Array, "L U K P h"]
+    v: Float[Array, "L U K P h"]
     segments: Int[Array, "U P"]
 
 
@@ -71,7 +71,7 @@ class PromptBatch:
 @functools.partial(jax.jit, static_argnums=2)
 def _open_cache(prefixes: Prefixes, which: Int[Array, " B"], room: int) -> tuple[Array | None, Cache]:
     def widened(states: Array) -> Array:
-        return jnp.pad(states[:, which], ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
+        return jnp.pad(states[:, which], ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)))
 
     segments = jnp.pad(prefixes.segments[which], ((0, 0), (0, room)))
     column = jnp.int32(prefixes.segments.shape[1])

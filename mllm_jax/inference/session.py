@@ -244,8 +244,8 @@ def _insert(state: State, rows: Int[Array, " b"], other: State) -> State:
     fields = ("logits", "tokens", "positions", "counts", "limits", "stopped", "done", "draws")
     return State(
         cache=cache.replace(
-            k=cache.k.at[:, rows, :columns].set(new.k),
-            v=cache.v.at[:, rows, :columns].set(new.v),
+            k=cache.k.at[:, rows, :, :columns].set(new.k),
+            v=cache.v.at[:, rows, :, :columns].set(new.v),
             segments=cache.segments.at[rows].set(0).at[rows, :columns].set(new.segments * written),
             column=jnp.maximum(cache.column, new.column),
         ),

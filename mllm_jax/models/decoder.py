@@ -96,20 +96,20 @@ class Cache:
     """Keys and values of earlier columns; passed in and returned, never hidden state.
 
     Attributes:
-      k, v: [L, B, S, K, h].
+      k, v: [L, B, K, S, h]; heads stand before columns, so that attention's matrix products take them as they are.
       segments: int32[B, S]; 0 = empty or padding.
       column: int32 scalar, the next column to write (the same for every row).
     """
 
-    k: Float[Array, "L B S K h"]
-    v: Float[Array, "L B S K h"]
+    k: Float[Array, "L B K S h"]
+    v: Float[Array, "L B K S h"]
     segments: Int[Array, "B S"]
     column: Int[Array, ""]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
     """An empty cache of `length` columns."""
-    shape = (config.depth, batch, length, config.kv_heads, config.head_width)
+    shape = (config.depth, batch, config.kv_heads, length, config.head_width)
     return Cache(
         jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), jnp.int32), jnp.int32(0)
     )
@@ -185,10 +185,13 @@ class Block(nn.Module):
         q, k = rotary(q, positions, *angles), rotary(k, positions, *angles)
         if cached is not None:
             cached = tuple(
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], (layer, 0, column, 0, 0))
+                jax.lax.dynamic_update_slice(
+                    old, new.astype(old.dtype).transpose(0, 2, 1, 3)[None], (layer, 0, 0, column, 0)
+                )
                 for old, new in zip(cached, (k, v), strict=True)
             )
             k, v = (jax.lax.dynamic_index_in_dim(old, layer, keepdims=False) for old in cached)
+            k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
         k, v = repeated(k, cfg.heads), repeated(v, cfg.heads)
         backend = self.attention if cached is None else "xla"
         y = attend(q, k, v, mask, backend, cfg.attention_scale, cfg.attention_softcap)
