@@ -7,10 +7,8 @@ answers; two processes take turns in one run. The model (`tiny_llava.py`) has 18
 tokens of an image. **The answers must be the same, token for token**, or the script stops. Cases:
 
 * `fixed`: every row has its own image and a question of 36 to 84 tokens, and gets 128 tokens.
-* `mixed`: the same, but each answer ends by itself or at 128 tokens (1 % of the vocabulary are stop ids, so that
-  random weights give short and long answers).
-* `answering`: a benchmark end to end: 128 questions about 16 images, answers that end by themselves or at 16 tokens.
-  torch's batches are sorted by length; it encodes an image for every question, as `generate` does.
+* `answering`: a benchmark end to end: 128 questions about 16 images, 16 tokens an answer. torch's batches are sorted by
+  length; it encodes an image for every question, as `generate` does.
 """
 
 import argparse
@@ -24,27 +22,23 @@ from tiny_llava import IMAGE, SIDE, VISUAL, make_checkpoint
 from turns import Side
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-STOPS = list(range(50, IMAGE, 100))
 
 
 class Case(NamedTuple):
-    """Questions, images they are about in turn, rows of a batch, most tokens of an answer, ids that end one."""
+    """Questions, images they are about in turn, rows of a batch, tokens of an answer."""
 
     questions: int
     images: int
     batch_size: int
     new_tokens: int
-    stops: list[int]
 
 
 CASES = {
-    "fixed, batch 1": Case(1, 1, 1, 128, []),
-    "fixed, batch 8": Case(8, 8, 8, 128, []),
-    "fixed, batch 64": Case(64, 64, 64, 128, []),
-    "mixed, batch 8": Case(8, 8, 8, 128, STOPS),
-    "mixed, batch 64": Case(64, 64, 64, 128, STOPS),
-    "answering, batch 8": Case(128, 16, 8, 16, STOPS),
-    "answering, batch 64": Case(128, 16, 64, 16, STOPS),
+    "fixed, batch 1": Case(1, 1, 1, 128),
+    "fixed, batch 8": Case(8, 8, 8, 128),
+    "fixed, batch 64": Case(64, 64, 64, 128),
+    "answering, batch 8": Case(128, 16, 8, 16),
+    "answering, batch 64": Case(128, 16, 64, 16),
 }
 
 
@@ -77,7 +71,7 @@ class Torch:
         ).eval()
 
     def run(self, name: str) -> tuple[float, list[list[int]]]:
-        """(seconds, the answers' ids without what ends them)."""
+        """(seconds, the answers' ids)."""
         case = CASES[name]
         prompts, images = make_prompts(case), make_images(case)
         pixels = (images / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
@@ -100,13 +94,13 @@ class Torch:
                     pixel_values=pixels[[index % case.images for index in chosen]],
                     do_sample=False,
                     max_new_tokens=case.new_tokens,
-                    eos_token_id=case.stops or None,
+                    eos_token_id=None,
                     pad_token_id=0,
                 ).tolist()
             for index, row in zip(chosen, found, strict=True):
                 answers[index] = row[longest:]
         seconds = time.perf_counter() - begin
-        return seconds, [_until_stop(answer, case.stops) for answer in answers]
+        return seconds, answers
 
 
 class Ours:
@@ -118,7 +112,7 @@ class Ours:
         self.config, self.params, _ = load_model(directory)
 
     def run(self, name: str) -> tuple[float, list[list[int]]]:
-        """(seconds, the answers' ids without what ends them)."""
+        """(seconds, the answers' ids)."""
         from mllm_jax.inference.generate import generate
 
         case = CASES[name]
@@ -133,7 +127,7 @@ class Ours:
             load_image=lambda index: images[index],
             max_new_tokens=case.new_tokens,
             batch_size=case.batch_size,
-            stop_ids=case.stops,
+            stop_ids=[],
         )
         answers = [list(answer.tokens) for answer in found]
         return time.perf_counter() - begin, answers
@@ -159,10 +153,6 @@ class _NoText:
         return ""
 
 
-def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
-    return ids[: next((place for place, token in enumerate(ids) if token in stops), None)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,7 +172,7 @@ def main() -> None:
                     row for row, pair in enumerate(zip(wanted, mine, strict=True)) if pair[0] != pair[1]
                 ]
                 raise SystemExit(f"{name}: the answers of rows {differing} differ")
-            seconds[name] = ([], [])
+            seconds[name] = []
             for _ in range(args.rounds):
                 for side, found in zip((torch, ours), seconds[name], strict=True):
                     found.append(side.call("run", name)[0])
