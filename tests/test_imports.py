@@ -53,3 +53,9 @@ def test_names_of_the_package():
         assert name in dir(mllm_jax)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = mllm_jax.lode
+
+
+def test_no_two_test_files_have_the_same_name():
+    """pytest imports them by name alone, and then refuses the second."""
+    names = [path.name for path in pathlib.Path(__file__).parent.rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

@@ -11,6 +11,8 @@ from PIL import Image
 
 from mllm_jax.interop import native, saved_params
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
