@@ -231,18 +231,17 @@ class _Period(nn.Module):
         return carry, jnp.stack(hidden) if self.keep else None
 
 
-def _scanned(block: type[nn.Module], length: int, unroll: bool) -> Callable[..., nn.Module]:
+def _scanned(block: type[nn.Module], length: int) -> Callable[..., nn.Module]:
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=length,
-        unroll=length if unroll else 1,
     )
 
 
-def _scanned_periods(size: int, length: int, unroll: bool) -> Callable[..., nn.Module]:
+def _scanned_periods(size: int, length: int) -> Callable[..., nn.Module]:
     """A scan over periods of `size` blocks whose parameters are one stack of all blocks, [L, ...].
 
     Seen as [L / size, size, ...], which moves nothing, the stack is cut by the scan, then by place in the period.
@@ -258,7 +257,7 @@ def _scanned_periods(size: int, length: int, unroll: bool) -> Callable[..., nn.M
         }
 
     period = nn.map_variables(_Period, "params", cut)
-    return nn.map_variables(_scanned(period, length, unroll), "params", fold)
+    return nn.map_variables(_scanned(period, length), "params", fold)
 
 
 class Decoder(nn.Module):
@@ -266,8 +265,6 @@ class Decoder(nn.Module):
 
     Attributes:
       remat: of blocks; see `layers.remat`.
-      unroll: no loop over the blocks, so that a backward pass reads what the forward pass left where it is, instead of
-        from stacks of all blocks. The program and its compilation grow with the depth; not together with `remat`.
     """
 
     config: DecoderConfig
@@ -276,7 +273,6 @@ class Decoder(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     lora: LoRA | None = None
-    unroll: bool = False
 
     def setup(self):
         cfg = self.config
@@ -289,11 +285,9 @@ class Decoder(nn.Module):
         self.period = cfg.window_period[: 1 if self.is_initializing() else None]
         size = len(self.period)
         if size == 1:
-            self.blocks = _scanned(remat(Block, self.remat), cfg.depth, self.unroll)(
-                *fields, *self.period, keep
-            )
+            self.blocks = _scanned(remat(Block, self.remat), cfg.depth)(*fields, *self.period, keep)
         else:
-            scanned = _scanned_periods(size, cfg.depth // size, self.unroll)
+            scanned = _scanned_periods(size, cfg.depth // size)
             self.blocks = scanned(*fields, self.period, keep, self.remat)
         self.final_norm = _norm(cfg, self.dtype, self.param_dtype)
         if not cfg.tied:

@@ -86,14 +86,9 @@ class ModelConfig:
 
 
 class MLLM(nn.Module):
-    """Parameters: `vision`, `connector`, `llm`.
-
-    Attributes:
-      unroll: see `Decoder`; how a program is compiled, not what it computes.
-    """
+    """Parameters: `vision`, `connector`, `llm`."""
 
     config: ModelConfig
-    unroll: bool = False
 
     def setup(self):
         cfg = self.config
@@ -108,7 +103,7 @@ class MLLM(nn.Module):
             cfg.attention,
             cfg.lora,
         )
-        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora, self.unroll)
+        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora)
 
     def visual_tokens(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B IM D"] | None:
         """Visual tokens of all slots, `I * M` per row, 0 in empty slots; None for rows without slots.
@@ -197,16 +192,14 @@ def apply(
     *args,
     method: str | Callable[..., Any] | None = None,
     rngs=None,
-    unroll: bool = False,
     **kwargs,
 ):
     """Calls a method of `MLLM` as a pure function of `params`.
 
     Args:
       method: its name, or a function that takes the bound module first; None = all logits.
-      unroll: as in `Decoder`.
     """
-    return MLLM(config, unroll).apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
+    return MLLM(config).apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:

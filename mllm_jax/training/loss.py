@@ -20,7 +20,6 @@ def weighted_loss(
     batch: Batch,
     label_tokens: int,
     rng: Array | None = None,
-    unroll: bool = False,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of loss * weight, and sum of weights, both float32: what accumulates over micro-batches and devices.
 
@@ -29,11 +28,10 @@ def weighted_loss(
         together, so that logits [B, label_tokens, V] are made in chunks and nothing else; the pipeline makes sure that
         no row has more.
       rng: for dropout; None = deterministic.
-      unroll: as in `models.decoder.Decoder`.
     """
     rngs = None if rng is None else {"dropout": rng}
     hidden, _ = mllm.apply(
-        config, params, batch, method="hidden_states", deterministic=rng is None, rngs=rngs, unroll=unroll
+        config, params, batch, method="hidden_states", deterministic=rng is None, rngs=rngs
     )
     weights = batch.loss_weights.astype(jnp.float32).at[:, 0].set(0.0)  # nothing predicts the first token
     order = jnp.argsort(weights == 0, axis=1, stable=True)[:, :label_tokens]

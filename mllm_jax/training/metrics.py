@@ -101,8 +101,8 @@ class RunLog:
         record = {
             "stage": self.stage,
             "step": self.window[-1].step,
-            "loss": loss_sum
-            / max(weight, 1e-8),  # the weighted mean over all supervised tokens of the window
+            # the weighted mean over all supervised tokens of the window
+            "loss": loss_sum / max(weight, 1e-8),
             "learning_rate": learning_rate,
             "tokens_per_second": tokens / (now - self._time),
             "step_seconds": (now - self._time) / len(values),

@@ -18,8 +18,6 @@ from mllm_jax.parallel.mesh import batch_shardings, replicated
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
 
-UNROLLED = 8  # most LLM blocks that are compiled without a loop over them, on a CPU
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -97,7 +95,6 @@ def loss_and_grads(
     label_tokens: int,
     accumulation: int,
     rng: Array,
-    unroll: bool = False,
 ) -> tuple[Array, Any, Array]:
     """Mean loss over the supervised tokens of the whole batch, its gradient, and the sum of weights.
 
@@ -109,7 +106,7 @@ def loss_and_grads(
     scale = 1.0 / jnp.maximum(total, 1e-8)
 
     def micro(params, rows, rng):
-        value, _ = weighted_loss(config, merge(params, frozen), rows, label_tokens, rng, unroll)
+        value, _ = weighted_loss(config, merge(params, frozen), rows, label_tokens, rng)
         return value * scale
 
     grad = jax.value_and_grad(micro)
@@ -150,15 +147,6 @@ def first_not_finite(state: TrainState) -> str | None:
     return None
 
 
-def _unrolls(config: ModelConfig, mesh: Mesh) -> bool:
-    """Whether a step pays for a program of all blocks one after the other.
-
-    On a CPU a scan copies every activation to a stack and back, an eighth of a step; accelerators hide the copies.
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return on_cpu and config.llm.depth <= UNROLLED and config.remat == "none"
-
-
 def make_train_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -184,7 +172,6 @@ def make_train_step(
       state, frozen, batch: arrays, or shapes with shardings.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
-    unroll = _unrolls(config, state.step.sharding.mesh)
 
     @functools.partial(
         jax.jit,
@@ -195,7 +182,7 @@ def make_train_step(
     def step(state: TrainState, frozen: Any, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, grads, total = loss_and_grads(
-            config, state.params, frozen, batch, label_tokens, accumulation, rng, unroll
+            config, state.params, frozen, batch, label_tokens, accumulation, rng
         )
         norms = {name: optax.tree.norm(part) for name, part in grads.items()}
         norm = optax.tree.norm(list(norms.values()))

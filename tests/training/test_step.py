@@ -246,26 +246,3 @@ def test_patterns_match_whole_paths(tiny_params):
     assert set(paths.flatten(merged)) == set(paths.flatten(tiny_params))
     with pytest.raises(ValueError, match="'llm/blocks/q/kernel' is in two parts"):
         paths.merge(trained, tiny_params)
-
-
-@pytest.mark.parametrize("windows", [(), (6, 0)], ids=["causal", "alternating"])
-def test_blocks_without_a_loop_compute_the_same(tiny_model, params, batch, windows):
-    model = dataclasses.replace(
-        tiny_model, remat="none", llm=dataclasses.replace(tiny_model.llm, windows=windows)
-    )
-    trained, frozen = paths.split(params, TRAINABLE)
-
-    def compiled(unroll):
-        def run(trained, frozen, batch):
-            return loss_and_grads(model, trained, frozen, batch, 8, 1, jax.random.key(0), unroll)
-
-        return jax.jit(run).lower(trained, frozen, batch).compile()
-
-    loop, flat = compiled(False), compiled(True)
-    if not windows:  # two alternating blocks are one period, and no loop
-        assert flat.as_text().count("while(") < loop.as_text().count("while(")
-    loss, grads, total = flat(trained, frozen, batch)
-    expected, expected_grads, expected_total = loop(trained, frozen, batch)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    assert float(total) == float(expected_total)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grads, expected_grads)

@@ -57,10 +57,7 @@ def attend(
 ) -> Float[Array, "B T H h"]:
     """`mllm_jax.models.attention.attend` with every argument given and T = S; `refusal` says what is not possible."""
     batch, length = q.shape[:2]
-    odd = [
-        (0, 0),
-        (0, length % 2),
-    ]  # cuDNN takes even lengths only; in a tower's rows, too, the padding needs a mask
+    odd = [(0, 0), (0, length % 2)]  # cuDNN takes even lengths only; a tower's padding needs a mask, too
     if mask is None and not length % 2:
         return per_device(lambda q, k, v: _fused(q, k, v, None, False, scale), q, k, v)
     if mask is None:
