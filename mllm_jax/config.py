@@ -221,6 +221,11 @@ SCHEMA: Schema = {
                     resumable=True, synonyms=("zero", "fully_sharded")),
         "tensor": Key(1, "devices that share each layer's heads and widths", least=1, special=(-1,),
                       resumable=True, synonyms=("tp", "model", "model_parallel", "tensor_parallel")),
+        "sequence": Key(1, "devices that share the positions of each row (context parallelism)", least=1,
+                        special=(-1,), resumable=True, synonyms=("cp", "sp", "context", "context_parallel",
+                                                                 "sequence_parallel")),
+        "slices": Key(None, "groups of devices with a slow network between them; None = as the devices say", of=int,
+                      least=1, resumable=True, synonyms=("num_slices", "dcn", "dcn_data", "hosts")),
     },
     "eval": {
         "template": Key("vicuna_v1", "conversation template (docs/data.md)", resumable=True,

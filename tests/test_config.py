@@ -415,19 +415,3 @@ def test_what_would_stop_the_second_stage_is_found_before_the_first(tiny_config,
         return
     with pytest.raises(error, match=re.escape(message)):
         preflight.check_stages(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one axis may be -1"),
-        ({"data": 2, "fsdp": 1, "tensor": 1}, "which 1 devices cannot form"),
-        ({"data": -1, "fsdp": 2, "tensor": 1}, "which 1 devices cannot form"),
-        ({"data": 1, "tensor": 1}, "has the axes data, fsdp, tensor, not data, tensor"),
-    ],
-)
-def test_meshes_that_do_not_fit_the_devices_are_refused(shape, message):
-    import jax
-
-    with pytest.raises(ConfigError, match=message):
-        make_mesh(shape, jax.devices()[:1])

@@ -1,48 +1,99 @@
-"""The device mesh: data parallel, parameter-sharded data parallel and tensor parallel axes."""
+"""The device mesh: data parallel, parameter-sharded data parallel, context parallel and tensor parallel axes."""
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mllm_jax.config import ConfigError
 from mllm_jax.data.batch import Batch
 
-AXES = ("data", "fsdp", "tensor")
+# From the axis that needs least of the network to the one that needs most, whose devices are nearest to each other.
+AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
 
 # What the models' logical activation axes mean on the mesh.
 ACTIVATION_RULES = (("batch", ROWS), ("length", None), ("embed", None), ("heads", "tensor"))
 
 
-def make_mesh(shape: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (default: all) with the axes `AXES`.
 
+        make_mesh({"fsdp": -1, "tensor": 4})
+
     Args:
-      shape: devices per axis; at most one axis may be -1, the remaining devices.
+      sizes: devices per axis, as in `config.mesh`; 1 for an axis that is not named. At most one may be -1, the
+        remaining devices. `slices` is the number of groups with a slow network between them; None, or not given, takes
+        what the devices say (slices of TPUs, hosts of GPUs). `data` is split over the slices first, then `fsdp`; the
+        other axes stay inside a slice.
 
     Raises:
-      ConfigError: other axes, or they do not multiply to the number of devices.
+      ConfigError: other axes, they do not multiply to the number of devices, or they do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
-    if set(shape) != set(AXES):
-        raise ConfigError(f"a mesh has the axes {', '.join(AXES)}, not {', '.join(shape) or 'none'}")
-    sizes = [int(shape[axis]) for axis in AXES]
-    if sizes.count(-1) > 1:
-        raise ConfigError(f"config key 'mesh' is {dict(shape)}: at most one axis may be -1")
-    fixed = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices) or min(sizes) < 1:
+    shape = _shape({axis: size for axis, size in sizes.items() if axis != "slices"}, len(devices))
+    groups = _slices(devices, sizes.get("slices"))
+    across = [math.gcd(shape[0], len(groups))]
+    across.append(len(groups) // across[0])
+    if shape[1] % across[1]:
         raise ConfigError(
-            f"config key 'mesh' is {dict(shape)}, which {len(devices)} devices cannot form; its axes must multiply to "
+            f"config key 'mesh.slices': {len(groups)} slices must divide mesh.data ({shape[0]}) x mesh.fsdp "
+            f"({shape[1]}); mesh.tensor and mesh.sequence stay inside a slice of {len(groups[0])} devices"
+        )
+    inside = (shape[0] // across[0], shape[1] // across[1], *shape[2:])
+    arranged = np.stack([_arranged(inside, group) for group in groups]).reshape(*across, *inside)
+    # `jax.make_mesh` would make the axes Explicit by default; the models leave propagation to the compiler.
+    return Mesh(arranged.swapaxes(1, 2).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _shape(sizes: Mapping[str, int | None], devices: int) -> tuple[int, ...]:
+    if unknown := sizes.keys() - set(AXES):
+        raise ConfigError(f"a mesh has the axes {', '.join(AXES)}, not {', '.join(sorted(unknown))}")
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    if shape.count(-1) > 1:
+        raise ConfigError(f"config key 'mesh' is {dict(sizes)}: at most one axis may be -1")
+    fixed = math.prod(size for size in shape if size != -1)
+    shape = [devices // fixed if size == -1 else size for size in shape]
+    if math.prod(shape) != devices or min(shape) < 1:
+        raise ConfigError(
+            f"config key 'mesh' is {dict(sizes)}, which {devices} devices cannot form; its axes must multiply to "
             "the number of devices"
         )
-    # `make_mesh` would make the axes Explicit by default; the models leave propagation to the compiler.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return tuple(shape)
+
+
+def _slices(devices: Sequence[Any], asked: int | None) -> list[list[Any]]:
+    """The devices of every slice; where they know of no slices (all but TPUs), they are cut in their order."""
+    found: dict[int, list[Any]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    groups = [found[index] for index in sorted(found)]
+    if len(groups) == 1 and asked and len(devices) % asked == 0 and devices[0].platform != "tpu":
+        size = len(devices) // asked
+        groups = [list(devices[start : start + size]) for start in range(0, len(devices), size)]
+    counts = [len(group) for group in groups]
+    if asked not in (None, len(groups)):
+        raise ConfigError(
+            f"config key 'mesh.slices' is {asked}, but the {len(devices)} devices form {len(groups)} slices of "
+            f"{counts[0]}; leave it None"
+        )
+    if len(set(counts)) > 1:
+        raise ConfigError(f"the slices have {counts} devices; a mesh needs the same number in each")
+    return groups
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices of one slice as an array whose last axes have the shortest ways between them."""
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis that is no product of the TPU's own: 8 of 4 x 4 x 4
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 @contextlib.contextmanager
