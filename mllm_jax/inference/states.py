@@ -13,7 +13,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.inference.batching import Request, lay_out, stack_images
 from mllm_jax.inference.prefill import without_remat
 from mllm_jax.inference.prefixes import LoadImage
-from mllm_jax.models.fused import vision_encoder
+from mllm_jax.models.encoders import vision_encoder
 from mllm_jax.models.mllm import MLLM, ModelConfig, Params
 from mllm_jax.parallel.mesh import current_row_shards, replicate
 

@@ -31,7 +31,7 @@ from mllm_jax.interop.towers import (
 )
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.positions import resize_position_table
 
@@ -381,7 +381,7 @@ def save_llava_hf(
 
 
 def _check_expressible(model: ModelConfig) -> None:
-    if isinstance(model.vision, FusedVisionConfig):
+    if isinstance(model.vision, EncodersConfig):
         raise ValueError(
             "transformers' LLaVA has one vision tower; export plain safetensors or Orbax instead"
         )

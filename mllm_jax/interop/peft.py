@@ -20,7 +20,7 @@ from mllm_jax.interop.rules import TRANSPOSE, Rule
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import flatten, unflatten
@@ -179,7 +179,7 @@ def merge_adapter(
     directory = resolve_path(path)
     settings = read_lora(directory)
     parts = [llm_part(model.llm, families.for_config(families.LLMS, model.llm), "llm")]
-    if not isinstance(model.vision, FusedVisionConfig):
+    if not isinstance(model.vision, EncodersConfig):
         depth = model.make_connector().request().deepest
         parts.append(
             vision_part(model.vision, families.for_config(families.VISION, model.vision), depth, "vision")

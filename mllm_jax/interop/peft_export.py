@@ -18,7 +18,7 @@ from mllm_jax.interop.rules import Rule
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.towers import blocks_of
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.lora import ADAPTERS, LoRA
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import flatten
@@ -83,7 +83,7 @@ def save_model_adapter(
     Example:
         save_model_adapter("adapter", LoRA(rank=8, alpha=16), model, params, base="llava-hf/llava-1.5-7b-hf")
     """
-    if isinstance(model.vision, FusedVisionConfig):
+    if isinstance(model.vision, EncodersConfig):
         raise ValueError(
             "transformers' LLaVA has one vision tower; adapters of fused ones cannot be written for it"
         )

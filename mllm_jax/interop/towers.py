@@ -20,7 +20,7 @@ from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
@@ -58,7 +58,7 @@ def fused_paths(path: str | pathlib.Path) -> list[str]:
     return [] if len(parts) == 1 or pathlib.Path(path).expanduser().is_dir() else parts
 
 
-def vision_config(path: str | pathlib.Path) -> VisionConfig | FusedVisionConfig:
+def vision_config(path: str | pathlib.Path) -> VisionConfig | EncodersConfig:
     """The tower of a checkpoint: its own config.json or a composite's `vision_config`, and its normalisation.
 
     Args:
@@ -68,7 +68,7 @@ def vision_config(path: str | pathlib.Path) -> VisionConfig | FusedVisionConfig:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
     """
     if several := fused_paths(path):
-        return FusedVisionConfig(tuple(vision_config(each) for each in several))
+        return EncodersConfig(tuple(vision_config(each) for each in several))
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
         return native.load_config(directory).vision
@@ -199,7 +199,7 @@ def check_vision(path: str | pathlib.Path, depth: int | None = None) -> None:
 
 def _shortened(model: ModelConfig, directory: pathlib.Path, depth: int | None, dtype: Any) -> Params:
     config, params = model.vision, _own(model, directory, "vision", dtype)
-    if not isinstance(config, FusedVisionConfig):
+    if not isinstance(config, EncodersConfig):
         return _truncated(params, depth, directory)
     depths = [None if depth is None else config.tower_layer(i, depth) for i in range(len(config.towers))]
     return {f"tower_{i}": _truncated(params[f"tower_{i}"], d, directory) for i, d in enumerate(depths)}
@@ -243,7 +243,7 @@ def _write(
 
 def save_vision(
     directory: str | pathlib.Path,
-    config: VisionConfig | FusedVisionConfig,
+    config: VisionConfig | EncodersConfig,
     params: Params,
     dtype: Any = None,
     processor: Mapping[str, Any] | None = None,
@@ -265,7 +265,7 @@ def save_vision(
       FileExistsError: the directory holds files already.
     """
     directory = pathlib.Path(directory)
-    if isinstance(config, FusedVisionConfig):
+    if isinstance(config, EncodersConfig):
         for i, tower in enumerate(config.towers):
             own = None if i else processor
             save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype, own)

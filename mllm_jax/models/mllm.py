@@ -15,8 +15,8 @@ from mllm_jax.connectors.base import VisionFeatures
 from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
+from mllm_jax.models.encoders import EncodersConfig, vision_encoder
 from mllm_jax.models.features import stack, unstack
-from mllm_jax.models.fused import FusedVisionConfig, vision_encoder
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.vit import VisionConfig
 
@@ -37,7 +37,7 @@ class ModelConfig:
       lora: scale and dropout of the adapters, if the parameters hold any (`lora.add`).
     """
 
-    vision: VisionConfig | FusedVisionConfig
+    vision: VisionConfig | EncodersConfig
     llm: DecoderConfig
     image_size: int | Size
     select_layer: int = -2

@@ -10,7 +10,7 @@ import tiny
 
 from mllm_jax import connectors
 from mllm_jax.models import mllm
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.vit import VisionConfig
 
 WIDE = (28, 42)  # 4 x 6 patches of 7 pixels; the position table is of 4 x 4
@@ -26,9 +26,9 @@ def test_grids():
     tower = VisionConfig(width=32, depth=2, heads=2, mlp_width=48, patch=7, image_size=28)
     assert (tower.grid(30), tower.grid(*WIDE), tower.grid(42, 27)) == ((4, 4), (4, 6), (6, 3))
     other = dataclasses.replace(tower, patch=14)
-    assert FusedVisionConfig((tower, tower)).grid(*WIDE) == (4, 6)
+    assert EncodersConfig((tower, tower)).grid(*WIDE) == (4, 6)
     with pytest.raises(ValueError, match=r"image_size=\(28, 42\): .* different patch grids"):
-        FusedVisionConfig((tower, other)).grid(*WIDE)
+        EncodersConfig((tower, other)).grid(*WIDE)
 
 
 def test_every_patch_becomes_the_visual_token_of_its_place():

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from mllm_jax.config import stage_config
 from mllm_jax.models import lora, mllm, quantize
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.fused import FusedVisionConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.paths import flatten, split
 from mllm_jax.models.vit import VisionConfig
 from mllm_jax.parallel import sharding
@@ -166,12 +166,12 @@ def test_attention_is_split_by_heads(heads, tensor, queries, keys):
         assert ("tensor" in set(found.spec)) == (wanted and leaf in follows), path
 
 
-def test_fused_halves_are_not_put_on_different_devices():
+def test_encoders_halves_are_not_put_on_different_devices():
     """DINOv2-giant's fc1, alone and in fused towers: whole over `tensor`, where every other MLP is split."""
     giant = TOWERS["dinov2-giant"]
     both = lora.LoRA(rank=4, targets=r"vision/.*blocks/\w+/kernel")
     mesh = AbstractMesh((1, 2, 2), ("data", "fsdp", "tensor"))
-    for vision in (giant, FusedVisionConfig((CLIP, giant))):
+    for vision in (giant, EncodersConfig((CLIP, giant))):
         model = dataclasses.replace(BASE, vision=vision, select_layer=-1)
         shapes = jax.eval_shape(
             lambda params: lora.add({"vision": params["vision"]}, both, jax.random.key(0)),

@@ -14,7 +14,7 @@ from mllm_jax.cli.main import main
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.interop.checkpoints import load_model
 from mllm_jax.interop.towers import blocks_of
-from mllm_jax.models.fused import FusedVision, FusedVisionConfig, vision_encoder
+from mllm_jax.models.encoders import Encoders, EncodersConfig, vision_encoder
 from mllm_jax.models.paths import count
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
@@ -26,7 +26,7 @@ DINO = VisionConfig(
     width=8, depth=2, heads=2, mlp_width=16, patch=4, image_size=12, activation="gelu", eps=1e-6, pre_norm=False,
     patch_bias=True, layer_scale=True,
 )  # fmt: skip
-FUSED = FusedVisionConfig((SIGLIP, DINO))
+FUSED = EncodersConfig((SIGLIP, DINO))
 IMAGES = jnp.asarray(np.random.RandomState(0).randint(0, 256, (2, 8, 8, 3)), jnp.uint8)
 
 
@@ -63,20 +63,20 @@ def test_states_side_by_side(saved):
     expected = np.concatenate([siglip.means[0], dino.means[0]], axis=-1)
     np.testing.assert_allclose(features.means[0], expected, atol=1e-6)
     shapes = jax.eval_shape(
-        FusedVision(config, FeatureRequest(hidden=(1,))).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+        Encoders(config, FeatureRequest(hidden=(1,))).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
     )["params"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda x: x.shape, shapes)
 
 
 def test_towers_with_other_patches_and_undefined_requests_are_refused():
-    other = FusedVisionConfig(
+    other = EncodersConfig(
         (SIGLIP, VisionConfig(width=8, depth=2, heads=2, mlp_width=8, patch=3, image_size=12))
     )
     with pytest.raises(ValueError, match="different patch grids"):
         other.grid(12)
     request = FeatureRequest(hidden=(1,), normalized_means=((0, 1),))
     with pytest.raises(ValueError, match=r"dci.learnable is not defined"):
-        jax.eval_shape(FusedVision(FUSED, request).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        jax.eval_shape(Encoders(FUSED, request).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
 def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
         assert main(command) == 0
     for form in ("safetensors", "orbax"):
         model, params, _ = load_model(tmp_path / form)
-        assert isinstance(model.vision, FusedVisionConfig)
+        assert isinstance(model.vision, EncodersConfig)
         assert hash(model) == hash(load_model(tmp_path / form)[0])
         same(params, trained)
         assert interop.vision_config(tmp_path / form) == model.vision

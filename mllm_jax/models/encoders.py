@@ -18,7 +18,7 @@ from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)
-class FusedVisionConfig:
+class EncodersConfig:
     """Towers in channel order.
 
     Attributes:
@@ -82,10 +82,10 @@ class FusedVisionConfig:
         return self.towers[tower].depth - self.depth + layer
 
 
-class FusedVision(nn.Module):
+class Encoders(nn.Module):
     """The towers; parameters `tower_0`, `tower_1`, ... Fields as in `VisionTransformer`."""
 
-    config: FusedVisionConfig
+    config: EncodersConfig
     request: FeatureRequest
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -133,7 +133,7 @@ def _side_by_side(states: Any) -> Array:
     return jnp.concatenate(list(states), axis=-1)
 
 
-def vision_encoder(config: VisionConfig | FusedVisionConfig, *args: Any, **kwargs: Any) -> nn.Module:
+def vision_encoder(config: VisionConfig | EncodersConfig, *args: Any, **kwargs: Any) -> nn.Module:
     """The module of a configuration: one tower or several; arguments as in `VisionTransformer`."""
-    kind = FusedVision if isinstance(config, FusedVisionConfig) else VisionTransformer
+    kind = Encoders if isinstance(config, EncodersConfig) else VisionTransformer
     return kind(config, *args, **kwargs)
