@@ -16,6 +16,7 @@ from mllm_jax.interop.composite import part_config, with_normalisation
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import read_json, resolve_path
 from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
+from mllm_jax.interop.published import shipped_config
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
@@ -69,6 +70,8 @@ def vision_config(path: str | pathlib.Path) -> VisionConfig | EncodersConfig:
     """
     if several := fused_paths(path):
         return EncodersConfig(tuple(vision_config(each) for each in several))
+    if fields := shipped_config(path, "vision"):
+        return part_config(fields, "vision_config", families.VISION, str(path))[0]
     directory = resolve_path(path, "mini_vit")
     if native.is_native(directory):
         return native.load_config(directory).vision
@@ -81,6 +84,8 @@ def llm_config(path: str | pathlib.Path) -> DecoderConfig:
     Raises:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
     """
+    if fields := shipped_config(path, "llms"):
+        return part_config(fields, "text_config", families.LLMS, str(path))[0]
     directory = resolve_path(path, "mini_llm")
     if native.is_native(directory):
         return native.load_config(directory).llm

@@ -19,7 +19,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / "models"))
 import test_published_sizes as sizes  # noqa: E402
 
 # Mistral 7B v0.2 has no window, and is then Llama in all but name.
-OTHER_CLASS = {("Mistral 7B", "llama")}
+OTHER_CLASS = {("Mistral 7B v0.2", "llama")}
 
 
 @pytest.mark.parametrize(
