@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.flops import count_flops
 from mllm_jax.schema import Key
 
 OPTION = "option"  # where a field's metadata keeps its `Key`
@@ -149,6 +150,41 @@ class Connector(nn.Module):
           ValueError: the connector is not defined on this grid.
         """
         raise ValueError(f"{type(self).__name__} does not define num_tokens")
+
+    @nn.nowrap
+    def flops(self, grid: Grid, params: bool = False, features: bool = False) -> int:
+        """Floating-point operations for one image: of the forward pass, and of the gradients that are asked for.
+
+        Counted from the traced computation, so a new connector need not say anything. Override it where that cannot
+        see the work (a kernel, a loop of unknown length).
+
+        Args:
+          params: gradients of the connector's parameters too.
+          features: gradients of the vision features too (a trained encoder).
+        """
+        request = self.request()
+        state = jax.ShapeDtypeStruct((1, grid[0] * grid[1], self.vision.width), self.dtype)
+        states = [state] * (request.deepest + 1)
+        connector = self.clone(parent=None, name=None)
+
+        def forward(variables, states):
+            return connector.apply(variables, collect(request, states, grid))
+
+        def run(variables, states):
+            if params and features:
+                out, pull = jax.vjp(forward, variables, states)
+            elif params:
+                out, pull = jax.vjp(lambda given: forward(given, states), variables)
+            elif features:
+                out, pull = jax.vjp(lambda given: forward(variables, given), states)
+            else:
+                return forward(variables, states)
+            return pull(out)
+
+        def init(key, states):
+            return connector.init(key, collect(request, states, grid))
+
+        return count_flops(run, jax.eval_shape(init, jax.random.key(0), states), states)
 
     def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
         """Maps encoder features to LLM-width visual tokens, row-major.

@@ -17,6 +17,7 @@ from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import batch_shardings, use_mesh
 from mllm_jax.training import adapters
 from mllm_jax.training.features import features_spec
+from mllm_jax.training.flops import StepFlops, step_flops
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.params import abstract, place
 from mllm_jax.training.step import TrainState, init_state, make_train_step, state_shardings, with_shardings
@@ -114,6 +115,11 @@ class StagePlan:
             features=features,
         )
         return with_shardings(spec, batch_shardings(spec, self.mesh))
+
+    @functools.cached_property
+    def flops(self) -> StepFlops:
+        """Model FLOPs of a step, as a function of what its batch holds."""
+        return step_flops(self.model, *self._split, cached_features=self.stage.cache_features)
 
     @property
     def seq_len(self) -> int:

@@ -147,6 +147,14 @@ def first_not_finite(state: TrainState) -> str | None:
     return None
 
 
+def _attention_pairs(config: ModelConfig, batch: Batch) -> Array:
+    """Pairs of a query and a key that attend in a batch, the mean over the LLM's blocks: a segment's positions tell."""
+    keys = jnp.where(batch.segment_ids != 0, batch.positions + 1, 0).astype(jnp.float32)
+    windows = config.llm.block_windows
+    seen = {window: jnp.minimum(keys, window or jnp.inf).sum() for window in set(windows)}
+    return sum(seen[window] for window in windows) / len(windows)
+
+
 def make_train_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -161,7 +169,8 @@ def make_train_step(
     """Builds `step(state, frozen, batch) -> (state, metrics)`, jitted for these shapes and shardings.
 
     Metrics are float32 scalars: loss, loss_weight (the sum of weights), label_tokens (how many are supervised), tokens
-    (not padding), positions (rows * T), grad_norm (before clipping), `grad_norm/<module>` and finite: whether loss and
+    (not padding), positions (rows * T), attention_pairs (of queries and keys, mean over the LLM's blocks), images,
+    grad_norm (before clipping), `grad_norm/<module>` and finite: whether loss and
     gradient norm are.
 
     Nothing in the step chooses between the old and the new state: that would keep both in memory (with AdamW a fifth
@@ -195,6 +204,8 @@ def make_train_step(
             "label_tokens": jnp.count_nonzero(batch.loss_weights[:, 1:]),
             "tokens": (batch.segment_ids != 0).sum(),
             "positions": batch.segment_ids.size,
+            "attention_pairs": _attention_pairs(config, batch),
+            "images": 0 if batch.image_mask is None else batch.image_mask.sum(),
             "grad_norm": norm,
             "finite": finite,
             **{f"grad_norm/{name}": value for name, value in norms.items()},
