@@ -5,8 +5,9 @@ A verb is one module with two functions::
     def add_arguments(parser: argparse.ArgumentParser) -> None: ...
     def run(args: argparse.Namespace) -> int: ...        # the exit code
 
-and one row in `VERBS`. Modules are imported only when their verb is called, so `mllm-jax validate` does not
-wait for JAX. The module's docstring is the description shown by `mllm-jax VERB --help`.
+or only `main(arguments: list[str]) -> int`, where it takes a recipe (see `script`), and one row in `VERBS`. Modules are
+imported only when their verb is called, so `mllm-jax validate` does not wait for JAX. The module's docstring is the
+description shown by `mllm-jax VERB --help`.
 """
 
 import argparse
@@ -36,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "inspect": ("mllm_jax.cli.inspect", "say what a checkpoint is: geometry, parameters, dtype, memory"),
     "judge": ("mllm_jax.cli.judge", "have a GPT model judge answers where a benchmark needs it"),
+    "plan": ("mllm_jax.cli.plan", "what a recipe needs on a machine that is not here, and its best speed"),
     "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),
     "report": ("mllm_jax.cli.report", "one page of one or several evaluated runs, side by side"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
@@ -77,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault(*NO_ADVICE)
     write_anything()
     module = importlib.import_module(VERBS[verb][0])
+    if hasattr(module, "main"):
+        return module.main(rest)
     parser = argparse.ArgumentParser(
         prog=f"mllm-jax {verb}",
         description=module.__doc__,

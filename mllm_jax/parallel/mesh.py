@@ -37,7 +37,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = N
       ConfigError: other axes, they do not multiply to the number of devices, or they do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = _shape({axis: size for axis, size in sizes.items() if axis != "slices"}, len(devices))
+    shape = axis_sizes({axis: size for axis, size in sizes.items() if axis != "slices"}, len(devices))
     groups = _slices(devices, sizes.get("slices"))
     across = [math.gcd(shape[0], len(groups))]
     across.append(len(groups) // across[0])
@@ -52,7 +52,8 @@ def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = N
     return Mesh(arranged.swapaxes(1, 2).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _shape(sizes: Mapping[str, int | None], devices: int) -> tuple[int, ...]:
+def axis_sizes(sizes: Mapping[str, int | None], devices: int) -> tuple[int, ...]:
+    """Devices per axis of `AXES`, with -1 filled in; errors as `make_mesh`."""
     if unknown := sizes.keys() - set(AXES):
         raise ConfigError(f"a mesh has the axes {', '.join(AXES)}, not {', '.join(sorted(unknown))}")
     shape = [int(sizes.get(axis, 1)) for axis in AXES]

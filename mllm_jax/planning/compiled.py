@@ -1,0 +1,70 @@
+"""The real step of a stage, compiled for TPUs that are not here: its memory and what it sends."""
+
+import dataclasses
+import re
+import time
+
+import jax
+
+from mllm_jax.planning.collectives import collective_bytes
+from mllm_jax.planning.estimate import Memory, arguments
+from mllm_jax.training.stage import StagePlan
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# XLA's effort at making the program fast, below the default of 0: compiles in less than half the time.
+QUICK = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What the compiler says of a step.
+
+    Attributes:
+      memory: of one chip. Where the compiler ran out of memory, it is what the program asked for.
+      fits: whether the compiler could place it.
+      collectives: bytes that a chip sends, by kind; {} where it does not fit.
+      seconds: that compiling took.
+    """
+
+    memory: Memory
+    fits: bool
+    collectives: dict[str, float]
+    seconds: float
+
+
+def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
+    """Compiles a stage's step for its mesh, of devices that need not be here.
+
+    Args:
+      quick: with less effort at speed. The program then overlaps less communication with computation and needs some
+        other amount of temporaries.
+    """
+    given = arguments(plan)
+    begin = time.perf_counter()
+    lowered = plan.lower()
+    before = jax.config.jax_exec_time_optimization_effort
+    try:
+        jax.config.update("jax_exec_time_optimization_effort", QUICK if quick else before)
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = _used_memory(str(error))
+        temporaries = max(0.0, used - sum(given.values()))
+        return CompiledStep(Memory(**given, temporaries=temporaries), False, {}, time.perf_counter() - begin)
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+    found = compiled.memory_analysis()
+    memory = Memory(
+        **given,
+        temporaries=float(found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes),
+        program=float(found.generated_code_size_in_bytes),
+    )
+    sent = collective_bytes(compiled.as_text(), plan.mesh.size)
+    return CompiledStep(memory, True, sent, time.perf_counter() - begin)
+
+
+def _used_memory(message: str) -> float:
+    """Bytes that a program needed, from XLA's message: `Used 20.5G of 15.75G hbm`."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return float(found[1]) * UNITS[found[2]] if found else float("inf")

@@ -1,0 +1,110 @@
+"""The mesh and the accumulation with which a stage is fastest on a machine, by the estimate."""
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mllm_jax.models.heads import split
+from mllm_jax.planning.estimate import Memory, Roofline, attention_backend, memory, roofline, rows_of
+from mllm_jax.planning.topology import Machine
+from mllm_jax.training.stage import StagePlan
+
+MARGIN = 0.92  # of the memory may be used by an estimate: what is left is for what it does not know
+
+
+def stage_plan(config: ConfigDict, stage: str, mesh: Any) -> StagePlan:
+    """The plan of a stage, with rows of packed samples as `rows_of` takes them."""
+    plan = StagePlan(config, stage, mesh)
+    return StagePlan(config, stage, mesh, rows=rows_of(plan))
+
+
+def candidates(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tuple[dict[str, int], int]]:
+    """Every (mesh, accumulation) that the batch and the heads allow."""
+    settings, count = config.stages[stage], machine.count
+    model = StagePlan(config, stage, machine.abstract_mesh({"data": -1})).model
+    packed = settings.samples_per_row > 1
+    for tensor in _divisors(min(count, 16)):
+        if tensor > 1 and (
+            machine.chips % tensor or split(model.llm.heads, model.llm.kv_heads, tensor)[0] == 1
+        ):
+            continue
+        for fsdp in _divisors(count // tensor):
+            data = count // tensor // fsdp
+            if (data * fsdp) % machine.slices:
+                continue
+            for parts in _divisors(settings.batch_size):
+                if parts <= 16 and (packed or settings.batch_size % (data * fsdp * parts) == 0):
+                    yield {"data": data, "fsdp": fsdp, "sequence": 1, "tensor": tensor}, parts
+
+
+def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict, Memory, Roofline] | None:
+    """The recipe with the mesh and accumulation that fit and take the least time; None where nothing fits.
+
+    Of equally fast ones the simplest is taken: no tensor axis, no accumulation, parameters on all chips.
+    """
+    best = None
+    for sizes, parts in candidates(config, stage, machine):
+        changed = with_mesh(config, stage, sizes, parts)
+        plan = stage_plan(changed, stage, machine.abstract_mesh(sizes))
+        attention = attention_backend(plan, machine)
+        needed = memory(plan, attention)
+        if needed.total > MARGIN * machine.chip.memory:
+            continue
+        bound = roofline(plan, machine, attention)
+        # Nothing overlaps perfectly: a hundredth of what is hidden counts.
+        hidden = bound.compute + bound.memory + bound.network + bound.slow_network
+        rank = (round(bound.seconds + 0.1 * hidden, 6), sizes["tensor"], parts, -sizes["fsdp"])
+        if best is None or rank < best[0]:
+            best = rank, changed, needed, bound
+    return best and best[1:]
+
+
+def with_mesh(config: ConfigDict, stage: str, sizes: dict[str, int], parts: int) -> ConfigDict:
+    """The recipe with this mesh and accumulation."""
+    changed = copy.deepcopy(config)
+    changed.mesh.update(sizes)
+    changed.stages[stage].accumulation = parts
+    return changed
+
+
+def changes(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tuple[str, ConfigDict]]:
+    """What could be changed where a stage does not fit: (the keys to give, the changed recipe)."""
+    settings = config.stages[stage]
+
+    def changed(**keys: Any) -> tuple[str, ConfigDict]:
+        new = copy.deepcopy(config)
+        for key, value in keys.items():
+            *parents, last = key.replace("__", ".").split(".")
+            place = new
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        given = (f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items())
+        return " ".join(given), new
+
+    here = f"stages__{stage}__"
+    if config.model.llm.remat != "full":
+        yield changed(model__llm__remat="full")
+    if config.model.frozen_dtype == "float32":
+        yield changed(model__frozen_dtype="bfloat16")
+    if config.model.dtype == "float32":
+        yield changed(model__dtype="bfloat16", model__frozen_dtype="bfloat16")
+    if found := search(config, stage, machine):
+        mesh, parts = found[0].mesh, found[0].stages[stage].accumulation
+        keys = {f"mesh__{axis}": mesh[axis] for axis in ("data", "fsdp", "tensor")}
+        if parts != settings.accumulation:
+            keys[f"{here}accumulation"] = parts
+        yield changed(**keys)
+    if config.data.label_tokens is None and settings.samples_per_row == 1:
+        yield changed(data__label_tokens=1024)
+    if settings.quantize_base == "none" and settings.lora.rank:
+        yield changed(**{f"{here}quantize_base": "int8"})
+    for part in itertools.takewhile(lambda part: settings.batch_size % part == 0, (2, 4, 8)):
+        yield changed(**{f"{here}batch_size": settings.batch_size // part})
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
