@@ -172,7 +172,7 @@ def main() -> None:
                     row for row, pair in enumerate(zip(wanted, mine, strict=True)) if pair[0] != pair[1]
                 ]
                 raise SystemExit(f"{name}: the answers of rows {differing} differ")
-            seconds[name] = []
+            seconds[name] = [], []
             for _ in range(args.rounds):
                 for side, found in zip((torch, ours), seconds[name], strict=True):
                     found.append(side.call("run", name)[0])
