@@ -25,7 +25,7 @@ from mllm_jax.evaluation import run
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference.load import DTYPES, load
-from mllm_jax.parallel import processes
+from mllm_jax.parallel import cpu_devices, processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.workdir import saved_config
 
@@ -105,6 +105,7 @@ def main(_):
     workdir = pathlib.Path(WORKDIR.value or OUT.value)
     with processes.together("configuration read"):
         config = saved_config(workdir) if WORKDIR.value else default_config()
+        cpu_devices.divide(config.mesh.cpu_devices)
     if BENCHMARK.value:
         benchmark = benchmark_config()
         benchmark.kind, benchmark.path, benchmark.images = BENCHMARK.value, PATH.value or "", IMAGES.value

@@ -29,7 +29,7 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.models.attention_uses import check_backends
-from mllm_jax.parallel import processes
+from mllm_jax.parallel import cpu_devices, processes
 from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
@@ -207,6 +207,7 @@ def train(config, directory, evaluate=True):
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every write
+    cpu_devices.divide(CONFIG.value.mesh.cpu_devices)
     if DISTRIBUTED.value:
         processes.join()
     train(CONFIG.value, pathlib.Path(WORKDIR.value), EVALUATE.value)

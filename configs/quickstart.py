@@ -19,6 +19,7 @@ from mllm_jax.mini.connectors import mini_options, visual_tokens
 def get_config(connector: str = "mlp2x_gelu") -> ConfigDict:
     config = default_config()
     config.seed = 0
+    config.mesh.cpu_devices = 2  # each trains on rows of its own, on a core of its own
     config.model.connector.name = connector
     for name, options in config.model.connector.items():
         if isinstance(options, ConfigDict):

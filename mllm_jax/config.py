@@ -224,6 +224,8 @@ SCHEMA: Schema = {
         "sequence": Key(1, "devices that share the positions of each row (context parallelism)", least=1,
                         special=(-1,), resumable=True, synonyms=("cp", "sp", "context", "context_parallel",
                                                                  "sequence_parallel")),
+        "cpu_devices": Key(1, "devices that a CPU is divided into, where there is nothing else (docs/operating.md)",
+                           least=1, resumable=True, synonyms=("num_cpu_devices", "host_devices")),
         "slices": Key(None, "groups of devices with a slow network between them; None = as the devices say", of=int,
                       least=1, resumable=True, synonyms=("num_slices", "dcn", "dcn_data", "hosts")),
     },

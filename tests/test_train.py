@@ -512,7 +512,7 @@ def on_one_device(recipe_file, tmp_path_factory, script_environment):
 def test_meshes_of_eight_train_like_one_device(
     mesh, recipe_file, on_one_device, tmp_path, script_environment
 ):
-    """More devices than cores: without `order_collectives` a collective of one device waits for another's."""
+    """More devices than cores: without `cpu_devices.divide` a collective of one device waits for another's."""
     keys = [
         f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), mesh, strict=True)
     ]
@@ -521,6 +521,14 @@ def test_meshes_of_eight_train_like_one_device(
     )
     finish(run)
     np.testing.assert_allclose(curve(tmp_path / "run"), on_one_device, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_cpu_that_is_two_devices_trains_like_one(recipe_file, on_one_device, tmp_path, script_environment):
+    key = "--config.mesh.cpu_devices=2"
+    run = start_training(recipe_file, tmp_path / "run", script_environment, *ROWS_FOR_EIGHT, key)
+    assert "mesh {'data': 2, " in finish(run)
+    np.testing.assert_allclose(curve(tmp_path / "run"), on_one_device, rtol=1e-4)
 
 
 JOIN = """import runpy, sys, jax

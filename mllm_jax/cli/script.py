@@ -38,7 +38,6 @@ from mllm_jax.local_path import local_arguments, local_path
 from mllm_jax.lock import LockLostError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.models.attention.selfcheck import BackendError
-from mllm_jax.parallel.fake_devices import order_collectives
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.schema import Named, defaults, find
 from mllm_jax.training.metrics import NonFiniteLoss
@@ -119,7 +118,6 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
         "torch", None
     )  # transformers and tensorboardX import it for seconds, where it is there
     write_anything()
-    order_collectives()
     app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
 
 

@@ -31,13 +31,15 @@ def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = N
       sizes: devices per axis, as in `config.mesh`; 1 for an axis that is not named. At most one may be -1, the
         remaining devices. `slices` is the number of groups with a slow network between them; None, or not given, takes
         what the devices say (slices of TPUs, hosts of GPUs). `data` is split over the slices first, then `fsdp`; the
-        other axes stay inside a slice.
+        other axes stay inside a slice. `cpu_devices` is not looked at: the devices are made before (cpu_devices.py).
 
     Raises:
       ConfigError: other axes, they do not multiply to the number of devices, or they do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = axis_sizes({axis: size for axis, size in sizes.items() if axis != "slices"}, len(devices))
+    shape = axis_sizes(
+        {axis: size for axis, size in sizes.items() if axis not in ("cpu_devices", "slices")}, len(devices)
+    )
     groups = _slices(devices, sizes.get("slices"))
     across = [math.gcd(shape[0], len(groups))]
     across.append(len(groups) // across[0])

@@ -19,10 +19,12 @@ FEW_STEPS = 50  # with fewer, a new connector has learned nothing yet
 def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[str]:
     """Yields the connector and the devices, and the connector's size where it is larger than the LLM."""
     name, side, patch = config.model.connector.name, config.model.vision.image_size, model.vision.patch
+    divided = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    made = f" as {jax.local_device_count()} devices" if divided else ""
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     yield (
         f"connector {name}, {model.visual_layout.slot.num_tokens} visual tokens per image{unseen}, "
-        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}{made}"
     )
     params = mllm.abstract_params(model)
     connector, llm = paths.count(params["connector"]), paths.count(params["llm"])

@@ -27,7 +27,7 @@ def ids(mesh):
 
 def test_the_configuration_has_every_axis():
     keys = set(default_config().mesh)
-    assert keys == {*AXES, "slices"}
+    assert keys == {*AXES, "cpu_devices", "slices"}
     mesh = make_mesh(default_config().mesh.to_dict(), jax.devices()[:1])
     assert dict(mesh.shape) == dict.fromkeys(AXES, 1)
 
