@@ -16,6 +16,7 @@ from mllm_jax.data.batch import Batch
 
 # From the axis that needs least of the network to the one that needs most, whose devices are nearest to each other.
 AXES = ("data", "fsdp", "sequence", "tensor")
+OF_DEVICES = ("cpu_devices", "slices")  # the other keys of `config.mesh`
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
 
 # What the models' logical activation axes mean on the mesh.
@@ -37,9 +38,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = N
       ConfigError: other axes, they do not multiply to the number of devices, or they do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = axis_sizes(
-        {axis: size for axis, size in sizes.items() if axis not in ("cpu_devices", "slices")}, len(devices)
-    )
+    shape = axis_sizes(sizes, len(devices))
     groups = _slices(devices, sizes.get("slices"))
     across = [math.gcd(shape[0], len(groups))]
     across.append(len(groups) // across[0])
@@ -56,6 +55,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = N
 
 def axis_sizes(sizes: Mapping[str, int | None], devices: int) -> tuple[int, ...]:
     """Devices per axis of `AXES`, with -1 filled in; errors as `make_mesh`."""
+    sizes = {axis: size for axis, size in sizes.items() if axis not in OF_DEVICES}
     if unknown := sizes.keys() - set(AXES):
         raise ConfigError(f"a mesh has the axes {', '.join(AXES)}, not {', '.join(sorted(unknown))}")
     shape = [int(sizes.get(axis, 1)) for axis in AXES]

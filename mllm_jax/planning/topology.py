@@ -82,8 +82,7 @@ def mesh_shape(sizes: dict[str, int | None], devices: int) -> dict[str, int]:
     Raises:
       ConfigError: see `parallel.mesh.make_mesh`.
     """
-    given = {axis: size for axis, size in sizes.items() if axis != "slices"}
-    return dict(zip(meshes.AXES, meshes.axis_sizes(given, devices), strict=True))
+    return dict(zip(meshes.AXES, meshes.axis_sizes(sizes, devices), strict=True))
 
 
 def parse(text: str, slices: int = 1) -> Machine:
