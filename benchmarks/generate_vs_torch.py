@@ -124,7 +124,7 @@ class Ours:
             self.params,
             requests,
             _NoText(),
-            load_image=lambda index: images[index],
+            load_image=lambda index, _: images[index][None],
             max_new_tokens=case.new_tokens,
             batch_size=case.batch_size,
             stop_ids=[],

@@ -177,8 +177,9 @@ def batch_of(plan: StagePlan, rows: list[list[np.ndarray]], mesh) -> Batch:
     spec = mllm.batch_spec(plan.model, length=plan.seq_len, slots=plan.config.data.image_slots, labels=True)
     made = []
     for samples in rows:
-        row, slots = layout_row([sample(needs, layout, vocab, rng) for needs in samples], spec)
-        row.images[: len(slots)] = rng.integers(0, 256, row.images[: len(slots)].shape)
+        row, images = layout_row([sample(needs, layout, vocab, rng) for needs in samples], spec)
+        for *_, slots in images:
+            row.images[slots] = rng.integers(0, 256, row.images[slots].shape)
         made.append(row)
     return to_device(jax.tree.map(lambda *leaves: np.stack(leaves), *made), mesh)
 
@@ -278,14 +279,14 @@ def decode(shapes: Shapes, args: argparse.Namespace):
         rng = np.random.default_rng(0)
         layout = model.visual_layout(lambda: model.slot_size)
         needs = np.array([layout.num_tokens + shapes.prompt, 1, 0, 1])
-        images = [rng.integers(0, 256, (*model.slot_size, 3), np.uint8) for _ in range(max(shapes.batches))]
+        images = rng.integers(0, 256, (max(shapes.batches), 1, *model.slot_size, 3), np.uint8)
         for size in shapes.batches:
             requests = [
                 Request(str(i), sample(needs, layout, model.llm.vocab, rng), (i,)) for i in range(size)
             ]
 
             def answer(requests=requests):
-                prompts = batch_prompts(model, params, requests, load_image=images.__getitem__)
+                prompts = batch_prompts(model, params, requests, load_image=lambda key, _: images[key])
                 state = session.prefill(prompts, max_new_tokens=shapes.new_tokens)
                 return session.finish(state, shapes.new_tokens)
 

@@ -127,9 +127,9 @@ class Ours:
             )
 
         def row_of(numbers: list[int]) -> Batch:
-            row, slots = layout_row([encode(samples[i]) for i in numbers], spec)
-            for slot, (which, _) in enumerate(slots):
-                row.images[slot] = samples[numbers[which]].image
+            row, images = layout_row([encode(samples[i]) for i in numbers], spec)
+            for which, _, slots in images:
+                row.images[slots] = samples[numbers[which]].image
             return row
 
         sizes = np.array([(len(s.tokens), s.image is not None, s.supervised.sum(), 1) for s in samples])

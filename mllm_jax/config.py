@@ -51,10 +51,26 @@ REMAT = ("none", "full", "dots")
 # "auto" and the keys of `models.attention.BACKENDS`, which stands above this module.
 ATTENTION = ("auto", "xla", "blockwise", "splash", "cudnn", "tokamax")
 ASPECTS = ("pad", "square")
+# What `data.anyres.Tiles` takes, which stands above this module too.
+MERGES = (
+    "flat", "spatial", "spatial_nobase", "spatial_unpad", "spatial_unpad_nobase", "spatial_maxpool2x2",
+    "spatial_maxpool2x2_nobase",
+)  # fmt: skip
+PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
 def _patterns_fault(patterns: Sequence[str]) -> str | None:
     return next(filter(None, map(regular_expression, patterns)), None)
+
+
+def _pinpoints_fault(pinpoints: Sequence[Any]) -> str | None:
+    for pair in pinpoints:
+        fits = (
+            isinstance(pair, tuple | list) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
+        )
+        if not fits:
+            return f"must hold (columns, rows) pairs of tiles such as (2, 1), not {pair!r}"
+    return None if pinpoints else "must hold a pair at least"
 
 
 def _rates_fault(groups: Sequence[Any]) -> str | None:
@@ -80,6 +96,7 @@ SOURCE: Schema = {
     "split": Key("", "mini_world: which stream of scenes (`pretrain`, `finetune`)"),
     "form": Key("", "mini_world: `caption` or `instruct`"),
     "count": Key(0, "mini_world: number of samples", least=0, synonyms=("num_samples",)),
+    "framed": Key(False, "mini_world: scenes on canvases of many aspect ratios"),
 }  # fmt: skip
 
 # One training stage; the defaults are those of LLaVA-1.5's stage 1 (recipes.md 1.1).
@@ -178,6 +195,18 @@ SCHEMA: Schema = {
                                           "mm_vision_select_layer")),
             "remat": Key("full", "what is computed again in the backward pass to save memory", choices=REMAT,
                          resumable=True, synonyms=("gradient_checkpointing", "checkpointing", "rematerialize")),
+        },
+        "tiles": {
+            "merge": Key("none", "what the LLM reads of an image in tiles (docs/data.md); `none` = no tiles",
+                         choices=("none", *MERGES), synonyms=("anyres", "mm_patch_merge_type", "patch_merge_type")),
+            "pinpoints": Key(PINPOINTS, "(columns, rows) of tiles that an image may be brought to",
+                             fault=_pinpoints_fault, synonyms=("image_grid_pinpoints", "grid_pinpoints")),
+            "max_tiles": Key(0, "spatial_unpad: features of more tiles are shrunk to so many; 0 = never", least=0,
+                             synonyms=("anyres_max",)),
+            "rounding": Key("floor", "of the size without padding: as LLaVA-NeXT (`floor`) or transformers (`round`)",
+                            choices=("floor", "round")),
+            "several": Key("tiles", "images of samples with several: in `tiles` too, or `whole` in one slot each",
+                           choices=("tiles", "whole")),
         },
         "llm": {
             "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,

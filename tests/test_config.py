@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from mllm_jax.cli.main import main
 from mllm_jax.config import (
     ATTENTION,
+    MERGES,
+    PINPOINTS,
     REMAT,
     SCHEMA,
     ConfigError,
@@ -25,7 +27,7 @@ from mllm_jax.config import (
     resolved,
     stage_config,
 )
-from mllm_jax.data import images
+from mllm_jax.data import anyres, images
 from mllm_jax.models.attention import BACKENDS
 from mllm_jax.models.layers import REMAT_POLICIES
 from mllm_jax.parallel.mesh import make_mesh
@@ -36,6 +38,7 @@ GOLDENS = ROOT / "tests" / "goldens" / "configs"
 # Every recipe and the arguments that are worth a golden of their own; "" is the recipe without argument.
 RECIPES = {
     "llava15": ("", "lora"),
+    "llava_next": ("", "mini"),
     "mini_foundation": ("",),
     "own_data": ("", "pretrain", "finetune"),
     "quickstart": ("", "average_pool"),
@@ -60,6 +63,7 @@ def set_key(config, path, value):
 
 
 def test_choices_are_the_tables_of_what_stands_above():
+    assert (MERGES, PINPOINTS) == (anyres.MERGES, anyres.LLAVA_16)
     assert ("auto", *BACKENDS) == ATTENTION
     assert tuple(REMAT_POLICIES) == REMAT
 

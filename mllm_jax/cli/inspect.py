@@ -164,7 +164,7 @@ def _lone(path: Any, llm: bool = False) -> dict[str, Any]:
 
 def _model_geometry(model: Any) -> dict[str, Any]:
     whole = {key: value for key, value in _geometry(model).items() if key not in ("vision", "llm")}
-    whole["visual_tokens_per_image"] = model.visual_layout.slot.num_tokens
+    whole["visual_tokens_per_image"] = model.visual_layout.most_tokens
     several = getattr(model.vision, "towers", None)
     towers = (
         {f"vision/tower_{i}": tower for i, tower in enumerate(several)}

@@ -26,6 +26,13 @@ class AveragePool(Connector):
     layers: int = 2
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        if self.mode != "2d":
+            return None
+        side = pooled_side(self.tokens, grid, "average_pool.tokens")
+        return side, side
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         if self.mode == "2d":
             pooled_side(self.tokens, grid, "average_pool.tokens")

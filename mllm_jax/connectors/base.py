@@ -186,6 +186,15 @@ class Connector(nn.Module):
 
         return count_flops(run, jax.eval_shape(init, jax.random.key(0), states), states)
 
+    @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """Rows and columns of the image that the visual tokens stand for, row-major; plain Python.
+
+        None for tokens without a place in the image, such as those of learned queries. Tiles of one image can be put
+        together to one grid only where there is one (`data.anyres`).
+        """
+        return None
+
     def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
         """Maps encoder features to LLM-width visual tokens, row-major.
 

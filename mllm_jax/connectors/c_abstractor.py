@@ -70,6 +70,13 @@ class CAbstractor(Connector):
     end_tokens: int = 0
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        if self.end_tokens:
+            return None
+        side = pooled_side(self.tokens, grid, "c_abstractor.tokens")
+        return side, side
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         pooled_side(self.tokens, grid, "c_abstractor.tokens")
         if self.position_table:

@@ -46,6 +46,10 @@ class LDP(Connector):
     """`mlp2x_gelu`, a block of stride 1, one of stride 2: a quarter of the tokens, odd sides rounded up."""
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return -(-grid[0] // 2), -(-grid[1] // 2)
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         return -(-grid[0] // 2) * -(-grid[1] // 2)
 

@@ -22,6 +22,11 @@ class LDPv2(Connector):
     tokens: int = 144
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        side = pooled_side(self.tokens, grid, "ldpv2.tokens")
+        return side, side
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         pooled_side(self.tokens, grid, "ldpv2.tokens")
         return self.tokens

@@ -40,6 +40,10 @@ class PixelShuffle(Connector):
     variant: str = option("internvl", choices=("internvl", "idefics3"))
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return divided(grid, self.factor, "pixel_shuffle.factor")
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         rows, columns = divided(grid, self.factor, "pixel_shuffle.factor")
         return rows * columns

@@ -48,6 +48,10 @@ class PreservingConnector(Connector):
         return (rows, columns)
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return self.output_grid(grid)
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         rows, columns = self.output_grid(grid)
         return rows * columns

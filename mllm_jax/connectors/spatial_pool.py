@@ -50,6 +50,10 @@ class SpatialPool(Connector):
         return ((grid[0] + up) // self.stride, (grid[1] + up) // self.stride)
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return self.output_grid(grid)
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         rows, columns = self.output_grid(grid)
         return rows * columns

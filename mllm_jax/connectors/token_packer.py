@@ -47,6 +47,10 @@ class TokenPacker(Connector):
         return FeatureRequest(hidden=tuple(dict.fromkeys((self.vision.select_layer, *self.detail_layers()))))
 
     @nn.nowrap
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return divided(grid, self.factor, "token_packer.factor")
+
+    @nn.nowrap
     def num_tokens(self, grid: Grid) -> int:
         if self.hidden % self.heads:
             raise ValueError(

@@ -15,6 +15,31 @@ from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 Size = tuple[int, int]  # height, width in pixels
 
+SEPARATOR = (
+    -2
+)  # in place of the index of a visual token: the learned separator, such as the newline between rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """How every visual token of a model is made of the tokens of its slots.
+
+    Attributes:
+      taps: K, how many of them it is made of.
+      kind: "sum" (weighted) or "max" (of each channel).
+    """
+
+    taps: int = 1
+    kind: str = "sum"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether batches hold weights."""
+        return self.taps > 1 and self.kind == "sum"
+
+
+SELECT = Combination()  # a visual token is one of the slots' tokens
+
 
 def _field(dtype: Any, *axes: str, empty: int = 0, optional: bool = False) -> Any:
     """A field of `Batch`.
@@ -33,14 +58,17 @@ def _field(dtype: Any, *axes: str, empty: int = 0, optional: bool = False) -> An
 class Batch:
     """Rows of `T` positions and `I` image slots; NumPy or JAX arrays, their shapes (`spec`) or their shardings.
 
-    `*b` is `B` rows, nothing for a single row, or micro-batches of rows. `M` is the number of visual tokens that the
-    connector makes of one slot.
+    `*b` is `B` rows, nothing for a single row, or micro-batches of rows. `M` is the number of tokens that the connector
+    makes of one slot.
 
     Attributes:
       tokens: token ids; 0 at padding and at visual tokens.
       positions: within the sample, from 0; 0 at padding.
       segment_ids: 1, 2, ... per sample of the row, 0 at padding. Positions attend within their segment only.
-      visual_index: which of the row's `I * M` visual tokens (slot after slot) stands at a position; -1 for text.
+      visual_index: which of the row's `I * M` slot tokens (slot after slot) stands at a position as a visual token; -1
+        for text, `SEPARATOR` for the learned separator.
+      visual_taps: where visual tokens are combinations of K slot tokens, which; `visual_index` is the first.
+      visual_weights: of these K, where they are summed.
       loss_weights: weight of predicting `tokens[t]` from what is before it; None where nothing is learned.
       image_mask: slots that hold an image; None in rows without slots.
       images: pixels before normalisation, 0 in empty slots; None in rows of features and in rows without slots.
@@ -55,6 +83,8 @@ class Batch:
     segment_ids: Int32[Any, "*b T"] = _field(np.int32, "length")
     visual_index: Int32[Any, "*b T"] = _field(np.int32, "length", empty=-1)
     loss_weights: Float32[Any, "*b T"] | None = _field(np.float32, "length", optional=True)
+    visual_taps: Int32[Any, "*b T K"] | None = _field(np.int32, "length", optional=True)
+    visual_weights: Float32[Any, "*b T K"] | None = _field(np.float32, "length", optional=True)
     image_mask: Bool[Any, "*b I"] | None = _field(np.bool_, "slots", optional=True)
     images: UInt8[Any, "*b I H W 3"] | None = _field(np.uint8, "slots", optional=True)
     features: Float[Any, "*b I F N C"] | None = _field(None, "slots", optional=True)
@@ -68,6 +98,7 @@ class Batch:
         image_size: Size | None = None,
         features: jax.ShapeDtypeStruct | None = None,
         labels: bool = True,
+        combination: Combination = SELECT,
     ) -> "Batch":
         """Shapes and dtypes (`jax.ShapeDtypeStruct`) of a batch.
 
@@ -80,12 +111,17 @@ class Batch:
           image_size: `H, W`; None for rows of features.
           features: shape `[F, N, C]` and dtype of one slot's features.
           labels: whether there are `loss_weights`.
+          combination: of the model (`LayoutRule.combination`).
         """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
             ("tokens", "positions", "segment_ids", "visual_index"), (length,)
         )
         if labels:
             shapes["loss_weights"] = (length,)
+        if combination.taps > 1:
+            shapes["visual_taps"] = (length, combination.taps)
+        if combination.weighted:
+            shapes["visual_weights"] = (length, combination.taps)
         if slots:
             shapes["image_mask"] = (slots,)
             if image_size is not None:

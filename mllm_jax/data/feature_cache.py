@@ -5,9 +5,9 @@
 
 `KEY` is a digest of everything in `key.json`: the tower's weights and geometry, the hidden states asked for,
 resolution, preprocessing and dtype. Other values have another folder, and a folder whose `key.json` says something
-else is refused, so features of another model are never read. An image is found by the digest of its bytes, so that
-one image in many samples, sources or stages is kept once. Shards appear only when they are complete: what a
-killed run has written so far is used.
+else is refused, so features of another model are never read. An image is found by the digest of its bytes, a tile by
+that of its image and its place, so that one image in many samples, sources or stages is kept once. Shards appear only
+when they are complete: what a killed run has written so far is used.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from mllm_jax import files
+from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.reading import DataError, read_json
 
 FORMAT = 1  # raise when what is written changes
@@ -39,6 +40,15 @@ def digest(image: Any) -> bytes:
         return hashlib.sha256(image).digest()
     pixels = np.ascontiguousarray(image)
     return hashlib.sha256(f"{pixels.shape} {pixels.dtype}\n".encode() + pixels.tobytes()).digest()
+
+
+def digests(image: Any, layout: VisualLayout) -> list[bytes]:
+    """The digest of every slot of an image."""
+    whole = digest(image)
+    if layout.canvas is None:
+        return [whole]
+    cut = f"{layout.canvas} {len(layout.slots)}"
+    return [hashlib.sha256(whole + f"{cut} {slot}".encode()).digest() for slot in range(len(layout.slots))]
 
 
 class FeatureCache:

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, features
 
 from mllm_jax import limits
-from mllm_jax.data.png_chunks import without_text
+from mllm_jax.data.png_chunks import may_be_turned, without_text
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow refuses decompression bombs: 512 MiB of RGB; as data.max_image_pixels
@@ -100,9 +100,30 @@ def open_rgb(
         return image if plain else Image.fromarray(_pixels(image, source, compat))
 
 
-@contextlib.contextmanager
-def _loaded(data: bytes, source: str, compat: str | None, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its stored pixels; what fails inside, too, is an ImageError."""
+def image_size(
+    data: bytes,
+    *,
+    source: str,
+    compat: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+    """Height and width of what `decode_image` decodes, from the file's header.
+
+    Args: as `decode_image`.
+
+    Raises:
+        ImageError: as `decode_image`; damaged pixels are not seen.
+    """
+    image = _header(data, source, compat, max_pixels)
+    width, height = image.size
+    # Pillow decodes a PNG to find what stands behind its pixels.
+    shown = compat is None and (image.format != "PNG" or may_be_turned(data))
+    lies = shown and _orientation(image) in (5, 6, 7, 8)
+    return (width, height) if lies else (height, width)
+
+
+def _header(data: bytes, source: str, compat: str | None, max_pixels: int) -> Image.Image:
+    """The image before its pixels are decoded, checked for its size."""
     if compat not in (None, "llava"):
         raise ValueError(f"unknown compat {compat!r}; None or 'llava'")
     image = _open(data, source)
@@ -116,6 +137,14 @@ def _loaded(data: bytes, source: str, compat: str | None, max_pixels: int) -> It
         )
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{source}: {width} x {height} pixels; no side may be longer than {MAX_SIDE}")
+    return image
+
+
+@contextlib.contextmanager
+def _loaded(data: bytes, source: str, compat: str | None, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its stored pixels; what fails inside, too, is an ImageError."""
+    image = _header(data, source, compat, max_pixels)
+    width, height = image.size
     try:
         with _IN_FLIGHT.take(width * height * _PER_PIXEL.get(image.format, _PER_PIXEL_ELSE)):
             image.load()

@@ -1,4 +1,4 @@
-"""How an image becomes visual tokens: slots, which of their tokens are kept, and how many that are.
+"""How an image becomes visual tokens: slots, what is made of their tokens, and how many visual tokens that are.
 
 A `VisualLayout` is plain Python, known before anything is traced or decoded. Whatever needs a count (row layout,
 lengths, prompts, validation) asks it, and nothing multiplies images by a number of tokens. A `LayoutRule` is the part
@@ -6,10 +6,14 @@ of a recipe that gives the layout of an image of any size.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from mllm_jax.data.batch import Size
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from mllm_jax.data.batch import SELECT, SEPARATOR, Combination, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +33,35 @@ class Slot:
             raise ValueError(f"an image slot needs at least one visual token, got {self.num_tokens}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VisualLayout:
     """The visual tokens of one image.
 
     Attributes:
       slots: those that the image fills, in order.
       kept: the visual tokens in the order in which the LLM reads them, as indices into the tokens of all the image's
-        slots, slot after slot. Tokens that are not named are dropped.
+        slots, slot after slot. Slot tokens that are not named are dropped; `SEPARATOR` is the learned separator. Where
+        visual tokens are combinations of K slot tokens (`LayoutRule.combination`), K indices each. Any sequence of
+        whole numbers may be given.
+      weights: of the K, where they are summed.
+      canvas: height and width to which the image is brought before it is cut into slots, row by row; the first slot
+        holds the whole image if there is one more than the canvas has. None: a single slot holds the whole image.
     """
 
     slots: tuple[Slot, ...]
-    kept: range | tuple[int, ...]
+    kept: Int32[np.ndarray, " n"] | Int32[np.ndarray, "n K"]
+    weights: Float32[np.ndarray, "n K"] | None = None
+    canvas: Size | None = None
+
+    # `kept` may be given as a range or a tuple, so construction is not checked under pytest.
+    __no_type_check__ = True
 
     def __post_init__(self):
-        if not self.kept:
+        kept: Any = np.asarray(self.kept, np.int32)
+        object.__setattr__(self, "kept", kept)
+        if not kept.size:
             raise ValueError("an image needs at least one visual token")
-        if min(self.kept) < 0 or max(self.kept) >= self.slot_tokens:
+        if ((kept < 0) & (kept != SEPARATOR)).any() or kept.max() >= self.slot_tokens:
             raise ValueError(f"a visual token is outside the {self.slot_tokens} tokens of the image's slots")
 
     @property
@@ -65,17 +81,30 @@ class LayoutRule(Protocol):
 
     Attributes:
       slot: every slot of the rows.
+      combination: how a visual token is made of slot tokens.
+      separated: whether layouts hold the learned separator.
+      most_slots, most_tokens: slots and visual tokens of the largest layout.
     """
 
     slot: Slot
+    combination: Combination
+    separated: bool
+    most_slots: int
+    most_tokens: int
 
-    def __call__(self, read_size: Callable[[], Size], /) -> VisualLayout:
+    def __call__(self, read_size: Callable[[], Size], images: int = 1, /) -> VisualLayout:
         """The layout of one image.
 
         Args:
           read_size: reads the image's height and width; called only where they matter, for it may open a file.
+          images: how many images its sample has.
         """
         ...
+
+
+def layouts(rule: LayoutRule, read_sizes: Sequence[Callable[[], Size]]) -> list[VisualLayout]:
+    """The layouts of the images of one sample, each given by what reads its height and width."""
+    return [rule(read_size, len(read_sizes)) for read_size in read_sizes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +117,19 @@ class WholeImage:
     """
 
     slot: Slot
+    combination = SELECT
+    separated = False
+    most_slots = 1
 
-    def __call__(self, read_size: Callable[[], Size] | None = None, /) -> VisualLayout:
+    @property
+    def most_tokens(self) -> int:
+        """Those of every image."""
+        return self.slot.num_tokens
+
+    @functools.cached_property
+    def _layout(self) -> VisualLayout:
+        return VisualLayout((self.slot,), np.arange(self.slot.num_tokens))
+
+    def __call__(self, read_size: Callable[[], Size] | None = None, images: int = 1, /) -> VisualLayout:
         """The layout of any image."""
-        return VisualLayout((self.slot,), range(self.slot.num_tokens))
+        return self._layout

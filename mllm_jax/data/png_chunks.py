@@ -28,6 +28,11 @@ def without_text(data: bytes) -> bytes:
     return b"".join([*kept, data[place:]])
 
 
+def may_be_turned(data: bytes) -> bool:
+    """Whether a PNG file may say how it is to be turned; that may stand behind its pixels."""
+    return any(mark in data for mark in (b"eXIf", *_ORIENTATION))
+
+
 def _may_orient(kind: bytes, chunk: bytes) -> bool:
     """Whether a chunk of text may hold EXIF or XMP and is small enough to be read."""
     key, _, value = chunk.partition(b"\0")

@@ -197,6 +197,22 @@ class ImageProcessor:
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
+def resized(image: Image.Image, size: tuple[int, int], resample: str) -> Image.Image:
+    """An image brought to a height and width, its aspect ratio changed if need be.
+
+    Args:
+        image: in mode RGB.
+        size: height and width.
+        resample: "bicubic" or "bilinear".
+    """
+    height, width = size
+    axes = ("height", "width") if _height_first((image.height, image.width), size) else ("width", "height")
+    for axis in axes:
+        to = (width, image.height) if axis == "width" else (image.width, height)
+        image = image.resize(to, _FILTERS[resample])
+    return image
+
+
 def _height_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     """Which axis is resized first: each rounds to uint8, so that the order is seen in the pixels.
 
@@ -211,7 +227,10 @@ def _height_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
     return fewer_rows > 0 and fewer_rows > 2 * fewer_columns
 
 
-_HF_TYPES = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "LlavaImageProcessor")
+_HF_TYPES = (
+    "CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "LlavaImageProcessor",
+    "LlavaNextImageProcessor", "LlavaOnevisionImageProcessor",
+)  # fmt: skip
 
 
 def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProcessor:
@@ -242,7 +261,7 @@ def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProce
     kind = str(config.get(key, "CLIPImageProcessor")).removesuffix("Fast").removesuffix("Pil")
     if kind not in _HF_TYPES:
         raise refuse(key, f"only {', '.join(_HF_TYPES)} are known")
-    siglip = kind == "SiglipImageProcessor"
+    siglip, onevision = kind == "SiglipImageProcessor", kind == "LlavaOnevisionImageProcessor"
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(key, True):
             raise refuse(key, "the vision towers need it")
@@ -260,12 +279,13 @@ def _from_hf_config(config: Mapping[str, Any], aspect: str | None) -> ImageProce
     mean = three("image_mean", SIGLIP_MEAN if siglip else CLIP_MEAN)
     std = three("image_std", SIGLIP_STD if siglip else CLIP_STD)
     if aspect is None:
-        aspect = "pad" if config.get("do_pad", False) and kind == "LlavaImageProcessor" else "square"
+        pads = onevision or (config.get("do_pad", False) and kind == "LlavaImageProcessor")
+        aspect = "pad" if pads else "square"
     common = {"mean": mean, "std": std, "aspect": aspect, "resample": names[kernel]}
 
-    square = {"height": 224, "width": 224}
-    size = sides("size", square if siglip else {"shortest_edge": 224}, ("shortest_edge",))
-    do_crop = config.get("do_center_crop", not siglip)
+    square = dict.fromkeys(("height", "width"), 384 if onevision else 224)
+    size = sides("size", square if siglip or onevision else {"shortest_edge": 224}, ("shortest_edge",))
+    do_crop = config.get("do_center_crop", not (siglip or onevision))
     crop = sides("crop_size", square, ("height", "width")) if do_crop else {}
     if do_crop and (set(crop) != {"height", "width"} or crop["height"] != crop["width"]):
         raise refuse("crop_size", "the input of a vision tower is square")

@@ -13,13 +13,14 @@ from PIL import Image
 from mllm_jax.data.batch import Batch, Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
-from mllm_jax.data.feature_cache import FeatureCache, digest
-from mllm_jax.data.images import open_rgb
-from mllm_jax.data.layout import LayoutRule
+from mllm_jax.data.feature_cache import FeatureCache, digests
+from mllm_jax.data.images import image_size, open_rgb
+from mllm_jax.data.layout import LayoutRule, VisualLayout, layouts
 from mllm_jax.data.packing import RowLimits
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.templates import Template
+from mllm_jax.data.tiles import slot_images
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, TooManyImages, encode_sample, layout_row
 
 
@@ -65,30 +66,32 @@ class ImageReader:
     compat: str | None = None
     max_image_pixels: int | None = None
 
-    def __call__(self, sample: Sample, index: int) -> UInt8[np.ndarray, "S S 3"]:
-        """One image of a sample, decoded and brought to size.
+    def __call__(self, sample: Sample, index: int, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+        """The slots of one image of a sample, decoded and brought to size.
 
         Raises:
           ImageError: for what is not a readable image within the size limit, naming sample and image.
         """
-        return self.processor(self._open(sample, index))
+        image = sample.images[index]
+        if isinstance(image, bytes):
+            image = open_rgb(image, **self._decoding(sample, index))
+        return slot_images(self.processor, image, layout)
 
     def size(self, sample: Sample, index: int) -> Size:
-        """Height and width of an image of a sample.
+        """Height and width of an image of a sample, from its header.
 
         Raises:
           ImageError: as above.
         """
-        image = self._open(sample, index)
+        image = sample.images[index]
+        if isinstance(image, bytes):
+            return image_size(image, **self._decoding(sample, index))
         return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
 
-    def _open(self, sample: Sample, index: int) -> UInt8[np.ndarray, "h w 3"] | Image.Image:
-        image = sample.images[index]
-        if not isinstance(image, bytes):
-            return image
-        name = f"sample {sample.id!r}, {sample.image_name(index)}"
+    def _decoding(self, sample: Sample, index: int) -> dict[str, Any]:
         limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
-        return open_rgb(image, source=name, compat=self.compat, **limit)
+        name = f"sample {sample.id!r}, {sample.image_name(index)}"
+        return {"source": name, "compat": self.compat, **limit}
 
 
 class TooManyLabels(SampleError):
@@ -159,7 +162,11 @@ class RowEncoder:
         self.features = features
         size = visual_layout.slot.size if features is None else None
         self.spec = Batch.spec(
-            length=seq_len, slots=image_slots, image_size=size, features=features and features.spec
+            length=seq_len,
+            slots=image_slots,
+            image_size=size,
+            features=features and features.spec,
+            combination=visual_layout.combination,
         )
 
     def encode(self, sample: Sample) -> EncodedSample:
@@ -170,10 +177,8 @@ class RowEncoder:
         """
         images, compat = len(sample.images), self.read_image.compat
         spans = render_sample(sample.id, sample.conversations, images, self.template, compat)
-        layouts = [
-            self.visual_layout(functools.partial(self.read_image.size, sample, i)) for i in range(images)
-        ]
-        return encode_sample(spans, self.tokenizer, layouts, sample=sample.id)
+        sizes = [functools.partial(self.read_image.size, sample, index) for index in range(images)]
+        return encode_sample(spans, self.tokenizer, layouts(self.visual_layout, sizes), sample=sample.id)
 
     def needs(self, sample: Sample) -> tuple[int, int, int, int]:
         """What a sample needs of a row, in the order of `packing.RESOURCES`.
@@ -203,12 +208,14 @@ class RowEncoder:
                 continue
             kept.append(sample)
             encoded.append(dataclasses.replace(one, loss_weights=self.weigh(one.loss_weights)))
-        row, slots = layout_row(encoded, self.spec)
-        for slot, (which, index) in enumerate(slots):
+        row, images = layout_row(encoded, self.spec)
+        for which, index, slots in images:
+            layout = encoded[which].layouts[index]
             if self.features is None:
-                row.images[slot] = self.read_image(kept[which], index)
+                row.images[slots] = self.read_image(kept[which], index, layout)
             else:
-                row.features[slot] = self.features.read(digest(kept[which].images[index]))
+                found = digests(kept[which].images[index], layout)
+                row.features[slots] = np.stack([self.features.read(digest) for digest in found])
         return Row(row, ", ".join(sample.id for sample in kept), tuple(skipped))
 
 

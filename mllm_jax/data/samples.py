@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data import llava_json
 from mllm_jax.data.batch import Size
-from mllm_jax.data.images import decode_image
+from mllm_jax.data.images import image_size
 from mllm_jax.data.reading import read_image_file
 
 
@@ -68,16 +68,15 @@ class FolderSource:
 def image_file_size(
     root: str | Path, name: str, sample_id: str, compat: str | None = None, **limit: int
 ) -> Size:
-    """Height and width in pixels of an image file.
+    """Height and width in pixels of an image file, from its header.
 
     Args:
       root, name: as in `read_image_file`.
-      compat, **limit: as in `images.decode_image`.
+      compat, **limit: as in `images.image_size`.
 
     Raises:
       DataError: as `read_image_file`.
       ImageError: it is not a usable image, naming sample and path.
     """
     data = read_image_file(root, name, sample_id)
-    image = decode_image(data, source=f"sample {sample_id!r}, {name}", compat=compat, **limit)
-    return image.shape[0], image.shape[1]
+    return image_size(data, source=f"sample {sample_id!r}, {name}", compat=compat, **limit)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mllm_jax.data.batch import Batch
+from mllm_jax.data.batch import SELECT, Batch, Combination
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, Turn, render
 from mllm_jax.data.layout import VisualLayout
@@ -64,10 +64,11 @@ class EncodedSample:
         sample: its id.
         tokens: token ids; 0 at the visual tokens, which the model fills in.
         loss_weights: weight of predicting ``tokens[t]``; 0 at the first token, which nothing predicts.
-        visual_index: which visual token stands here, counted over all tokens of the sample's image slots, slot after
-            slot; -1 for text.
+        visual_index: which slot token stands here as a visual token, counted over all tokens of the sample's image
+            slots, slot after slot; -1 for text, `SEPARATOR` for the learned separator.
         image_of: which image of the sample the visual token belongs to; -1 for text.
         layouts: of each image, in order.
+        visual_taps, visual_weights: where visual tokens are combinations, as in `Batch`.
     """
 
     sample: str
@@ -76,9 +77,18 @@ class EncodedSample:
     visual_index: Int32[np.ndarray, " T"]
     image_of: Int32[np.ndarray, " T"]
     layouts: tuple[VisualLayout, ...]
+    visual_taps: Int32[np.ndarray, "T K"] | None = None
+    visual_weights: Float32[np.ndarray, "T K"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def combination(self) -> Combination:
+        """That of its visual tokens; a sample without images has none."""
+        if self.visual_taps is None:
+            return SELECT
+        return Combination(self.visual_taps.shape[1], "max" if self.visual_weights is None else "sum")
 
     @property
     def num_slots(self) -> int:
@@ -165,19 +175,43 @@ def encode_sample(
     elif not loss_weights.any():
         raise SampleError(sample, "has no supervised token: no answer for the loss to cover")
     image_of = np.asarray(images, np.int32)
-    visual_index = np.full(len(tokens), -1, np.int32)
-    first = 0  # of the image's slots' tokens
-    for image, layout in enumerate(layouts):
-        visual_index[image_of == image] = first + np.asarray(layout.kept, np.int32)
-        first += layout.slot_tokens
     return EncodedSample(
         sample=sample,
         tokens=np.asarray(tokens, np.int32),
         loss_weights=loss_weights,
-        visual_index=visual_index,
         image_of=image_of,
         layouts=tuple(layouts),
+        **_visual(image_of, layouts),
     )
+
+
+def _visual(
+    image_of: Int32[np.ndarray, " T"], layouts: Sequence[VisualLayout]
+) -> dict[str, np.ndarray | None]:
+    """The fields `visual_...` of a sample."""
+    kept, first = [], 0  # of the image's slots' tokens
+    for layout in layouts:
+        kept.append(_counted_from(first, layout.kept))
+        first += layout.slot_tokens
+    index = np.full(len(image_of), -1, np.int32)
+    if not kept:
+        return {"visual_index": index}
+    here = image_of >= 0  # images stand in their order
+    taps = np.concatenate(kept)
+    index[here] = taps if taps.ndim == 1 else taps[:, 0]
+    fields: dict[str, np.ndarray | None] = {"visual_index": index}
+    if taps.ndim > 1:
+        fields["visual_taps"] = np.zeros((len(image_of), taps.shape[1]), np.int32)
+        fields["visual_taps"][here] = taps
+    if layouts[0].weights is not None:
+        fields["visual_weights"] = np.zeros((len(image_of), taps.shape[1]), np.float32)
+        fields["visual_weights"][here] = np.concatenate([layout.weights for layout in layouts])
+    return fields
+
+
+def _counted_from(first: int, index: Int32[np.ndarray, "*n"]) -> Int32[np.ndarray, "*n"]:
+    """Indices of slot tokens, `first` of which stand before these; other codes as they are."""
+    return np.where(index >= 0, first + index, index).astype(np.int32)
 
 
 def encode_prompt(
@@ -210,7 +244,7 @@ def _join_runs(spans: Sequence[Span]) -> list[Span]:
     return runs
 
 
-def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, list[tuple[int, int]]]:
+def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, list[tuple[int, int, slice]]]:
     """One row of a batch: one sample, or several packed one after the other.
 
     Args:
@@ -218,8 +252,8 @@ def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, li
         spec: shapes of the row, `Batch.spec` without a number of rows.
 
     Returns:
-        The row, with empty images or features in its slots; and for each slot in use, in order, (the sample's index
-        in ``samples``, the image's index in that sample).
+        The row, with empty images or features in its slots; and for each image, in order, (the sample's index in
+        ``samples``, the image's index in that sample, the row's slots that it fills).
 
     Raises:
         SampleTooLong: one sample alone is longer than the row.
@@ -243,18 +277,26 @@ def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, li
         )
 
     row = spec.empty()
-    slots: list[tuple[int, int]] = []
-    start = first = 0  # position of the sample, and the number of its first slot's first token in the row
+    images: list[tuple[int, int, slice]] = []
+    start = slot = first = (
+        0  # position of the sample, the image's first slot, and that slot's first token in the row
+    )
     for index, sample in enumerate(samples):
         here = slice(start, start + len(sample))
         row.tokens[here] = sample.tokens
         row.positions[here] = np.arange(len(sample))
         row.segment_ids[here] = index + 1
         row.loss_weights[here] = sample.loss_weights
-        row.visual_index[here] = np.where(sample.image_of >= 0, first + sample.visual_index, -1)
-        slots += [(index, image) for image, layout in enumerate(sample.layouts) for _ in layout.slots]
+        row.visual_index[here] = _counted_from(first, sample.visual_index)
+        if sample.visual_taps is not None:
+            row.visual_taps[here] = _counted_from(first, sample.visual_taps)
+        if sample.visual_weights is not None:
+            row.visual_weights[here] = sample.visual_weights
+        for image, layout in enumerate(sample.layouts):
+            images.append((index, image, slice(slot, slot + len(layout.slots))))
+            slot += len(layout.slots)
+            first += layout.slot_tokens
         start += len(sample)
-        first += sum(layout.slot_tokens for layout in sample.layouts)
-    if slots:
-        row.image_mask[: len(slots)] = True
-    return row, slots
+    if slot:
+        row.image_mask[:slot] = True
+    return row, images

@@ -17,7 +17,7 @@ import numpy as np
 from mllm_jax.data.batch import Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
-from mllm_jax.data.layout import LayoutRule
+from mllm_jax.data.layout import LayoutRule, layouts
 from mllm_jax.data.llava_json import DuplicateIds, Problem, Record, scan
 from mllm_jax.data.reading import DataError, read_image_file
 from mllm_jax.data.rows import TooManyLabels, check_fits, check_slots, render_sample
@@ -196,10 +196,9 @@ def _check_layout(
         spans = render_sample(record.id, record.conversations, images, layout.template, compat)
         if layout.tokenizer is None:
             return None, 0, 0
-        layouts = [
-            layout.visual_layout(functools.partial(read_size, record, image)) for image in record.images
-        ]
-        encoded = encode_sample(spans, layout.tokenizer, layouts, sample=record.id)
+        sizes = [functools.partial(read_size, record, image) for image in record.images]
+        found = layouts(layout.visual_layout, sizes)
+        encoded = encode_sample(spans, layout.tokenizer, found, sample=record.id)
         check_slots(record.id, images, encoded.num_slots, layout.image_slots)
     except TooManyImages as error:
         return Problem("too-many-images", record.id, error.problem), 0, 0

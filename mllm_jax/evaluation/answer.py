@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 
 from mllm_jax import files
@@ -26,7 +27,7 @@ from mllm_jax.console import progress_bar
 from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
-from mllm_jax.data.layout import VisualLayout
+from mllm_jax.data.layout import VisualLayout, layouts
 from mllm_jax.data.tokens import encode_prompt, encode_sample
 from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, Question
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
@@ -144,8 +145,8 @@ class _Asking:
 
         def request(question: Question) -> Request:
             which, turns = str(question.row["question_id"]), [question_turn(question)]
-            layouts = self._layouts(question.images, blind)
-            prompt = encode_prompt(template, turns, model.tokenizer, layouts, sample=which)
+            found = self._layouts(question.images, blind)
+            prompt = encode_prompt(template, turns, model.tokenizer, found, sample=which)
             # Blind, all images are the same one.
             return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
 
@@ -162,7 +163,7 @@ class _Asking:
                 model.params,
                 (request(question) for question, fit in zip(questions, fitting, strict=True) if fit),
                 model.tokenizer,
-                load_image=(lambda _: model.blind_image()) if blind else self._load_image,
+                load_image=self._load_blind if blind else self._load_image,
                 max_new_tokens=settings.max_new_tokens,
                 stop_ids=ids,
                 stop_text=stop_text,
@@ -190,12 +191,12 @@ class _Asking:
 
         def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
             for question in questions:
-                layouts, which = self._layouts(question.images), str(question.row["question_id"])
+                found, which = self._layouts(question.images), str(question.row["question_id"])
                 options = []
                 for option in question.options:
                     turns = [question_turn(question), Turn("gpt", (option,))]
                     spans = render(template, turns, sample=which)
-                    sample = encode_sample(spans, model.tokenizer, layouts, sample=which)
+                    sample = encode_sample(spans, model.tokenizer, found, sample=which)
                     options.append(Request(which, sample, question.images))
                 yield options
 
@@ -228,10 +229,16 @@ class _Asking:
                 return self.model.blind_image().shape[:2]
             return self.model.image_size(self.benchmark.read_image(name), self._source(name))
 
-        return [self.model.config.visual_layout(functools.partial(read_size, name)) for name in images]
+        return layouts(
+            self.model.config.visual_layout, [functools.partial(read_size, name) for name in images]
+        )
 
-    def _load_image(self, name: str) -> np.ndarray:
-        return self.model.image(self.benchmark.read_image(name), self._source(name))
+    def _load_image(self, name: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+        return self.model.image(self.benchmark.read_image(name), self._source(name), layout)
+
+    def _load_blind(self, _: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+        image = self.model.blind_image()
+        return np.broadcast_to(image, (len(layout.slots), *image.shape))
 
     def _source(self, name: str) -> str:
         return f"question {self.benchmark.question_about(name)!r}, {name}"

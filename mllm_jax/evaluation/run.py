@@ -218,7 +218,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "connector": config.connector,
         "connector_options": dict(config.connector_options),
-        "visual_tokens": config.visual_layout.slot.num_tokens,
+        "visual_tokens": config.visual_layout.most_tokens,
         "image_size": config.image_size,
         "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",

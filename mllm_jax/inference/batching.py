@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, UInt8
 
-from mllm_jax.data.batch import Batch, Size
+from mllm_jax.data.batch import SELECT, Batch, Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.layout import Slot
 from mllm_jax.data.tokens import EncodedSample
@@ -134,24 +134,27 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
 
 def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch_size: int) -> Batch:
     """`(prompt, start, stop)` pieces as rows of `length` tokens, with empty rows up to `batch_size`."""
-    rows = Batch.spec(batch_size, length=length, labels=False).empty()
+    combination = next((of for prompt, _, _ in pieces if (of := prompt.combination) != SELECT), SELECT)
+    rows = Batch.spec(batch_size, length=length, labels=False, combination=combination).empty()
     for row, (prompt, start, stop) in enumerate(pieces):
         here = slice(0, stop - start)
         rows.tokens[row, here] = prompt.tokens[start:stop]
         rows.positions[row, here] = np.arange(start, stop)
         rows.segment_ids[row, here] = 1
-        rows.visual_index[row, here] = prompt.visual_index[start:stop]
+        for name in ("visual_index", "visual_taps", "visual_weights"):
+            if (values := getattr(prompt, name)) is not None:
+                getattr(rows, name)[row, here] = values[start:stop]
     return rows
 
 
 def stack_images(
-    images: Sequence[Sequence[np.ndarray]], batch_size: int, slots: int, size: Size
-) -> tuple[np.ndarray, Bool[np.ndarray, "B I"]]:
-    """uint8[B, I, H, W, 3] and the mask of slots in use, from each row's images."""
+    images: Sequence[Sequence[UInt8[np.ndarray, "_ H W 3"]]], batch_size: int, slots: int, size: Size
+) -> tuple[UInt8[np.ndarray, "B I H W 3"], Bool[np.ndarray, "B I"]]:
+    """The pixels of a batch and the mask of slots in use, from the slots of each row's images."""
     stacked = np.zeros((batch_size, slots, *size, 3), np.uint8)
     mask = np.zeros((batch_size, slots), bool)
     for row, own in enumerate(images):
-        for slot, image in enumerate(own):
-            stacked[row, slot] = image
-            mask[row, slot] = True
+        filled = np.concatenate(own) if own else stacked[row, :0]
+        stacked[row, : len(filled)] = filled
+        mask[row, : len(filled)] = True
     return stacked, mask

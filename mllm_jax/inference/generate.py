@@ -64,7 +64,7 @@ def generate(
     Args:
       requests: prompts; a generator is read in a background thread.
       tokenizer: a Hugging Face tokenizer, for decoding.
-      load_image: image key -> uint8[S, S, 3], thread-safe.
+      load_image: image key and layout -> the image's slots uint8[n, S, S, 3], thread-safe.
       max_new_tokens: N, at most so many tokens per answer.
       batch_size: rows at once, rounded up to a multiple of the devices that share them; the last batch of a
         chunk is filled with empty rows. Of sampled beams each is a row, so that there are fewer questions.

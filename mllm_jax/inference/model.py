@@ -12,13 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float32, Float64, UInt8
-from PIL import Image
 
 from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.images import MAX_PIXELS, open_rgb
+from mllm_jax.data.images import MAX_PIXELS, image_size, open_rgb
+from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.span_tokenizer import span_tokenizer
+from mllm_jax.data.tiles import slot_images
 from mllm_jax.data.tokens import stop_ids
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import answer_log_likelihoods
@@ -36,8 +37,8 @@ _SAMPLED = 1 << 16  # elements of each parameter that enter the fingerprint
 class Model:
     """A model that can be asked.
 
-    Images are paths, bytes of files, PIL images or arrays uint8[h, w, 3]; a list of them where a prompt has several,
-    and None where it has none. An image stands where the prompt says `<image>`, or else in front of it.
+    Images are paths, bytes of files, PIL images or arrays uint8[h, w, 3], of any size; a list of them where a prompt
+    has several, and None where it has none. An image stands where the prompt says `<image>`, or else in front of it.
 
     Attributes:
       config: the computation.
@@ -235,13 +236,14 @@ class Model:
 
     # ------------------------------------------------------------------------------------------------- images
 
-    def image(self, data: bytes, source: str) -> UInt8[np.ndarray, "S S 3"]:
-        """An image file as the model takes it.
+    def image(self, data: bytes, source: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+        """The slots of an image file as the model takes them.
 
         Raises:
           ImageError: it cannot be used; names `source`.
         """
-        return self.processor(self._open(data, source))
+        image = open_rgb(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
+        return slot_images(self.processor, image, layout)
 
     def image_size(self, data: bytes, source: str) -> Size:
         """Height and width of an image file in pixels.
@@ -249,11 +251,7 @@ class Model:
         Raises:
           ImageError: it cannot be used; names `source`.
         """
-        image = self._open(data, source)
-        return image.height, image.width
-
-    def _open(self, data: bytes, source: str) -> Image.Image:
-        return open_rgb(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
+        return image_size(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
     def blind_image(self) -> UInt8[np.ndarray, "S S 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""
@@ -272,6 +270,8 @@ class Model:
         digest = hashlib.sha256()
         same = {"remat", "vision_remat", "attention"}
         fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        if fields["tiles"] is None:  # as models answered before there were tiles
+            del fields["tiles"]
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
         digest.update(repr((self.processor, self.compat, self.template, len(self.tokenizer))).encode())
         probe = "The quick brown fox, 12 + 7 = 19? <image>\n"

@@ -92,18 +92,18 @@ def read(
     """
     batch, length = rows.tokens.shape
     piece = piece_length(config, batch, length, cache.segments.shape[1], limit)
-    inputs = (rows.tokens, rows.visual_index, rows.positions, rows.segment_ids)
+    rows = rows.replace(images=None, image_mask=None)
     if piece == length:
-        hidden, cache = mllm.apply(config, params, *inputs, visual, cache, method=_continue)
+        hidden, cache = mllm.apply(config, params, rows, visual, cache, method=_continue)
         return jnp.take_along_axis(hidden, at[..., None], axis=1), cache
     first = cache.column
 
     def body(index: Array, carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
         found, cache = carry
         start = jnp.minimum(index * piece, length - piece)  # the last piece reads some positions again
-        part = [jax.lax.dynamic_slice_in_dim(field, start, piece, axis=1) for field in inputs]
+        part = rows.map(lambda field, _: jax.lax.dynamic_slice_in_dim(field, start, piece, axis=1))
         cache = cache.replace(column=first + start)
-        hidden, cache = mllm.apply(config, params, *part, visual, cache, method=_continue)
+        hidden, cache = mllm.apply(config, params, part, visual, cache, method=_continue)
         inside = at - start
         states = jnp.take_along_axis(hidden, jnp.clip(inside, 0, piece - 1)[..., None], axis=1)
         here = (inside >= 0) & (inside < piece)
@@ -141,13 +141,5 @@ def decode(
     return hidden[:, 0], cache
 
 
-def _continue(
-    module: MLLM,
-    tokens: Array,
-    visual_index: Array,
-    positions: Array,
-    segment_ids: Array,
-    visual: Any,
-    cache: Cache,
-) -> tuple[Array, Cache]:
-    return module.llm(module.embed(tokens, visual_index, visual), positions, segment_ids, cache)
+def _continue(module: MLLM, rows: Batch, visual: Any, cache: Cache) -> tuple[Array, Cache]:
+    return module.llm(module.embed(rows, visual), rows.positions, rows.segment_ids, cache)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from mllm_jax.data.batch import Batch
+from mllm_jax.data.layout import VisualLayout
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Chunk, Request, bucket, chunks, lay_out, stack_images
 from mllm_jax.inference.prefill import images_at_once, prefill_limit, read, without_remat
 from mllm_jax.models import mllm
@@ -20,7 +21,7 @@ from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import current_row_shards
 
-LoadImage = Callable[[Hashable], UInt8[np.ndarray, "S S 3"]]
+LoadImage = Callable[[Hashable, VisualLayout], UInt8[np.ndarray, "n H W 3"]]
 Answer = TypeVar("Answer")
 _POOL_BYTES = 512 << 20  # keys and values of prefixes that are kept at once
 _REQUESTS_PER_ROW = 32  # requests looked at together, as a multiple of the batch size
@@ -147,7 +148,8 @@ def answer_in_order(
 
     Args:
       answer: the answers to the requests of one batch, in their order.
-      load_image: image key -> uint8[S, S, 3]; called from several threads. None if no request has an image.
+      load_image: image key and layout -> the image's slots; called from several threads. None if no request has an
+        image.
       batch_size: rows of a batch, a multiple of `current_row_shards()`.
       buckets: lengths to which what follows the last image is padded.
       threads: how many load images.
@@ -209,14 +211,14 @@ def _chunks_with_prefixes(
     threads: int,
     limit: int,
 ) -> Iterator[tuple[Chunk, Prefixes]]:
-    slot = config.visual_layout.slot
+    rule = config.visual_layout
     per_prefix = 2 * config.llm.depth * config.llm.kv_heads * config.llm.head_width
-    per_prefix *= jnp.dtype(config.dtype).itemsize * (slot.num_tokens + 32)
+    per_prefix *= jnp.dtype(config.dtype).itemsize * (rule.most_tokens + 32)
     max_prefixes = max(batch_size, _POOL_BYTES // per_prefix)
 
     def fitting_requests() -> Iterator[Request]:
         for request in requests:
-            request.check(slot)
+            request.check(rule.slot)
             if request.images and load_image is None:
                 raise ValueError(f"request {request.id!r} has images, but no load_image was given")
             yield request
@@ -229,9 +231,10 @@ def _chunks_with_prefixes(
             chunk = next(source, None)
             if chunk is None:
                 return None
-            needed = dict.fromkeys(key for request in chunk.prefixes for key in request.images)
-            futures: dict[Hashable, Future] = {key: loaders.submit(load_image, key) for key in needed}
-            images = [[futures[key].result() for key in request.images] for request in chunk.prefixes]
+            wanted = [list(zip(r.images, r.prompt.layouts, strict=True)) for r in chunk.prefixes]
+            needed = dict.fromkeys(one for own in wanted for one in own)
+            futures: dict[Hashable, Future] = {one: loaders.submit(load_image, *one) for one in needed}
+            images = [[futures[one].result() for one in own] for own in wanted]
             return chunk, list(_prefix_batches(config, chunk, images, batch_size, shards, limit))
 
         upcoming = reader.submit(read_ahead)
@@ -244,7 +247,7 @@ def _chunks_with_prefixes(
 def _prefix_batches(
     config: ModelConfig,
     chunk: Chunk,
-    images: list[list[UInt8[np.ndarray, "S S 3"]]],
+    images: list[list[UInt8[np.ndarray, "_ H W 3"]]],
     batch_size: int,
     shards: int,
     limit: int,

@@ -13,6 +13,8 @@ from PIL import Image
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
 from mllm_jax.data.images import ImageError, decode_image
+from mllm_jax.data.layout import VisualLayout, layouts
+from mllm_jax.data.tiles import slot_images
 from mllm_jax.data.tokens import encode_prompt, encode_sample
 from mllm_jax.inference.batching import Request
 
@@ -112,9 +114,9 @@ class Prompts:
         where = f"image {list(self._images).index(key)}"
         return rgb(image, source=where, compat=self.model.compat, max_pixels=self.model.max_image_pixels)
 
-    def load_image(self, key: Hashable) -> UInt8[np.ndarray, "S S 3"]:
+    def load_image(self, key: Hashable, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
         """An image as the model takes it."""
-        return self.model.processor(self._rgb(key))
+        return slot_images(self.model.processor, self._rgb(key), layout)
 
     def request(self, index: int, answer: str | None = None) -> Request:
         """The request of one prompt, with an answer whose likelihood is asked for if one is given.
@@ -125,12 +127,12 @@ class Prompts:
         name, keys, model = str(index), self._keys[index], self.model
         template = resolve_template(model.template, model.tokenizer)
         turn = human_turn(self.texts[index], len(keys), sample=name)
-        layouts = [model.config.visual_layout(self._size_of(key)) for key in keys]
+        found = layouts(model.config.visual_layout, [self._size_of(key) for key in keys])
         if answer is None:
-            sample = encode_prompt(template, [turn], model.tokenizer, layouts, sample=name)
+            sample = encode_prompt(template, [turn], model.tokenizer, found, sample=name)
         else:
             spans = render(template, [turn, Turn("gpt", (answer,))], sample=name)
-            sample = encode_sample(spans, model.tokenizer, layouts, sample=name)
+            sample = encode_sample(spans, model.tokenizer, found, sample=name)
         return Request(name, sample, keys)
 
     def _size_of(self, key: Hashable) -> Callable[[], tuple[int, int]]:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax import interop
 from mllm_jax.config import ConfigError, config_key_error
+from mllm_jax.data.anyres import Tiles
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.interop import native
 from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, reading
@@ -29,6 +30,11 @@ def model_config(config: ConfigDict) -> ModelConfig:
         llm = interop.llm_config(config.model.llm.path)
     with config_key_error("model.vision.select_layer"):
         vision.resolve_layer(config.model.vision.select_layer)
+    tiles = None
+    if (values := config.model.get("tiles")) and values.merge != "none":
+        with config_key_error("model.tiles"):
+            pinpoints = tuple((columns, rows) for columns, rows in values.pinpoints)
+            tiles = Tiles(**{**values.to_dict(), "pinpoints": pinpoints})
     model = ModelConfig(
         vision=vision,
         llm=llm,
@@ -41,6 +47,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
         remat=config.model.llm.remat,
         vision_remat=config.model.vision.remat,
         attention=config.model.attention,
+        tiles=tiles,
     )
     if model.image_size < model.vision.patch:
         raise ConfigError(
@@ -60,6 +67,14 @@ def model_config(config: ConfigDict) -> ModelConfig:
             raise ConfigError(
                 f"config key {key!r} is {length}, but one image already takes {visual} tokens; raise it or choose a "
                 "compressing connector"
+            )
+    for name, stage in config.stages.items():
+        slots, most = stage.image_slots or config.data.image_slots, model.visual_layout.most_slots
+        if slots < most:
+            key = f"stages.{name}.image_slots" if stage.image_slots else "data.image_slots"
+            raise ConfigError(
+                f"config key {key!r} is {slots}, but an image in tiles fills up to {most} slots; raise it, or take "
+                "pinpoints of fewer tiles (model.tiles.pinpoints)"
             )
     return model
 

@@ -30,7 +30,7 @@ class HiddenStates:
       encoder: `encoder[:, k]` is hs[k] of the vision encoder: its embeddings (k = 0), or the output of block k; as far
         as the connector needs blocks. N patches in row-major order.
       grid: rows and columns of the patches.
-      visual: the connector's M tokens of every image slot, as they enter the LLM.
+      visual: the connector's M tokens of every image slot, of which the LLM reads what the layout keeps.
       llm: `llm[k]` is hs[k] of the LLM: what goes into its first block (k = 0), or the output of block k.
       final: the last block's output behind the final norm.
       logits: of the token after each position.
@@ -52,7 +52,7 @@ def _row(config: ModelConfig, request: Request, load_image: LoadImage | None) ->
     batch = lay_out([(request.prompt, 0, length)], length + -length % _LENGTH_STEP, rows)
     if not request.images:
         return batch
-    images = [[load_image(key) for key in request.images]]
+    images = [list(map(load_image, request.images, request.prompt.layouts))]
     pixels, mask = stack_images(images, rows, request.prompt.num_slots, config.slot_size)
     return batch.replace(images=pixels, image_mask=mask)
 
@@ -93,7 +93,7 @@ def hidden_states(
 def _states(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, ...]:
     def run(module: MLLM, batch: Batch) -> tuple[Array | None, Array, Array, Array]:
         visual = module.visual_tokens(batch)
-        embeddings = module.embed(batch.tokens, batch.visual_index, visual)
+        embeddings = module.embed(batch, visual)
         hidden, _ = module.llm(embeddings, batch.positions, batch.segment_ids)
         return visual, embeddings, hidden, module.logits(hidden)
 

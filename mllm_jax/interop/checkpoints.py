@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax import files
-from mllm_jax.interop import families, native, recorded, special_tokens
+from mllm_jax.interop import families, native, recorded, special_tokens, tile_fields
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
-from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes
+from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes, separators_part
 from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
 from mllm_jax.interop.peft import add_adapter, load_adapter, merge_adapter
@@ -34,6 +34,9 @@ from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.positions import resize_position_table
+from mllm_jax.models.vit import VisionConfig
+
+CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
@@ -103,6 +106,8 @@ def plan_model(path: str | pathlib.Path, tower: str | None = None) -> tuple[Comp
     if not beside:
         parts.append(vision)
     neighbours = ((r"(model\.)?image_newline", "only images cut into tiles use it"),)
+    if model.visual_layout.separated:
+        parts, neighbours = [*parts, separators_part(model)], ()
     planned = [(source, *plan_parts(source, parts, neighbours))]
     if beside:
         planned.append(_plan_tower(composite, vision))
@@ -172,7 +177,10 @@ def load_llava_lora(
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: it holds the connector of a LLaVA LoRA checkpoint")
     source = Source(directory, [file])
-    placements, shapes, told = plan_parts(source, [connector_part(model, "llava")])
+    parts = [connector_part(model, "llava")]
+    if model.visual_layout.separated:
+        parts.append(separators_part(model))
+    placements, shapes, told = plan_parts(source, parts)
     params = {"llm": llm, **_place(source, placements, shapes, None, dtype)}
     depth = model.make_connector().request().deepest
     planned = _plan_tower(composite, vision_part(model.vision, composite.vision, depth, "vision"))
@@ -297,6 +305,8 @@ def save_llava_hf(
 ) -> None:
     """Writes a model that transformers' LlavaForConditionalGeneration loads, with the same logits.
 
+    Of images in tiles, LlavaNextForConditionalGeneration, or LlavaOnevision's where their features are shrunk.
+
     The tower has the blocks that are used; its position table is resized if the model's resolution is not the tower's.
     The image token is the one that the model came with (`image_token_index`), or the tokenizer's `<image>`; where there
     is neither it is added behind the vocabulary. config.json also holds our own description (`mllm_jax`), so that
@@ -317,6 +327,7 @@ def save_llava_hf(
     directory = pathlib.Path(directory)
     _check_expressible(model)
     native.refuse_existing(directory)
+    kind, tile_entries = tile_fields.write_hf(model.tiles, model.image_size)
     processor = native.processor_json(model.vision, model.image_size, processor)
     model, vision = at_native_size(model, params["vision"])
     depth = blocks_of(vision)
@@ -346,9 +357,18 @@ def save_llava_hf(
         ),
         *write_plan(llm_params, llm_family.rules(llm_config), dtype, (("", "language_model."),)),
     ]
+    if "separators" in params:
+        tensors = [*write_plan(params["separators"], separators_part(model).rules, dtype), *tensors]
+    if model.tiles:
+        processor |= {
+            "image_processor_type": f"{CLASSES[kind]}ImageProcessor",
+            "image_grid_pinpoints": tile_entries["image_grid_pinpoints"],
+            "do_pad": True,
+        }
     fields = {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": kind,
+        "architectures": [f"{CLASSES[kind]}ForConditionalGeneration"],
+        **tile_entries,
         "vision_config": vision_family.write(tower),
         "text_config": llm_family.write(llm_config) | special_tokens.for_config(generation),
         "image_token_index": token,
@@ -369,15 +389,24 @@ def save_llava_hf(
     files.write_json(
         directory / "processor_config.json",
         {
-            "processor_class": "LlavaProcessor",
+            "processor_class": f"{CLASSES[kind]}Processor",
             "image_token": "<image>",
-            "patch_size": tower.patch,
-            "num_additional_image_tokens": tower.prefix,
             "vision_feature_select_strategy": fields["vision_feature_select_strategy"],
+            **_counting(kind, model, tower),
         },
     )
     files.write_json(directory / "config.json", fields)
     write_sharded(directory, tensors)
+
+
+def _counting(kind: str, model: ModelConfig, tower: VisionConfig) -> dict[str, Any]:
+    """How a processor of transformers counts visual tokens."""
+    if kind == "llava_onevision":
+        return {
+            "num_image_tokens": model.visual_layout.slot.num_tokens,
+            "vision_aspect_ratio": f"anyres_max_{model.tiles.max_tiles}",
+        }
+    return {"patch_size": tower.patch, "num_additional_image_tokens": tower.prefix}
 
 
 def _check_expressible(model: ModelConfig) -> None:

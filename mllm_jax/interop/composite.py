@@ -1,7 +1,8 @@
 """Whole multimodal checkpoints: what they are, read from their config.json.
 
-Layouts: `llava-hf` (transformers' LlavaForConditionalGeneration), `llava` (haotian-liu/LLaVA and what descends from it,
-such as Dense Connector; the vision tower is usually beside it), `honeybee`.
+Layouts: `llava-hf` (transformers' Llava-, LlavaNext- and LlavaOnevisionForConditionalGeneration), `llava`
+(haotian-liu/LLaVA and what descends from it, such as Dense Connector; the vision tower is usually beside it),
+`honeybee`.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop import families, honeybee_fields, native
+from mllm_jax.interop import families, honeybee_fields, native, tile_fields
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import load_processor_config, named_by, read_json, resolve_path
 from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
@@ -26,18 +27,30 @@ PART_TYPES = {
     ("siglip2", "vision_config"): "siglip2_vision_model",
     ("llava", "vision_config"): "clip_vision_model",
     ("llava", "text_config"): "llama",
+    ("llava_next", "vision_config"): "clip_vision_model",
+    ("llava_next", "text_config"): "llama",
+    ("llava_onevision", "vision_config"): "siglip_vision_model",
+    ("llava_onevision", "text_config"): "qwen2",
     ("mllm", "vision_config"): "clip_vision_model",
     ("mllm", "text_config"): "llama",
 }
-# What LlavaForConditionalGeneration's config may say besides what is read, with the values that are computed here.
-LLAVA_HF: dict[str, tuple[Any, ...]] = {
+# What a config of transformers' LLaVA classes may say besides what is read, with the values that are computed here.
+_LLAVA_HF: dict[str, tuple[Any, ...]] = {
     "multimodal_projector_bias": (True,),
     "projector_hidden_act": ("gelu",),
     "quantization_config": (None, {}),
-    "image_grid_pinpoints": (None,),
-    "use_image_newline_parameter": (None, False),
-    "vision_aspect_ratio": (None,),
     "spatial_merge_size": (None, 1),
+}
+_NO_RATIO: dict[str, tuple[Any, ...]] = {"vision_aspect_ratio": (None,)}
+LLAVA_HF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llava": {
+        **_LLAVA_HF,
+        **_NO_RATIO,
+        "image_grid_pinpoints": (None,),
+        "use_image_newline_parameter": (None, False),
+    },
+    "llava_next": {**_LLAVA_HF, **_NO_RATIO, "use_image_newline_parameter": (None, True)},
+    "llava_onevision": {**_LLAVA_HF, "use_image_newline_parameter": (None, True)},
 }
 LLAVA_TYPES = {
     "llava": "llama",
@@ -123,7 +136,7 @@ def is_composite(fields: Mapping[str, Any]) -> bool:
     return (
         "mm_vision_tower" in fields
         or _is_honeybee(fields)
-        or fields.get("model_type") in ("llava", *LLAVA_TYPES)
+        or fields.get("model_type") in (*LLAVA_HF, *LLAVA_TYPES)
     )
 
 
@@ -212,7 +225,7 @@ def _read(
         )
     if _is_honeybee(fields):
         return _honeybee(fields, str(file), path)
-    if fields.get("model_type") == "llava" and "text_config" in fields:
+    if fields.get("model_type") in LLAVA_HF and "text_config" in fields:
         return _llava_hf(fields, str(file), path)
     raise ValueError(f"{file}: not a multimodal checkpoint (llava-hf, llava or honeybee layout)")
 
@@ -231,19 +244,21 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         return Composite(
             "llava-hf", native.model_from_json(extension), vision_family, llm_family, None, vocab
         )
-    for key, values in LLAVA_HF.items():
+    kind = fields["model_type"]
+    for key, values in LLAVA_HF[kind].items():
         if (value := fields.get(key, values[0])) not in values:
             raise ValueError(f"{where}: {key}={value!r} is not supported; supported: {values[0]!r}")
-    # LlavaForConditionalGeneration has a plain output head of its own, tied by either config.
+    # These classes have a plain output head of their own, tied by either config.
     tied = bool(fields.get("tie_word_embeddings")) or llm.tied
     llm = dataclasses.replace(llm, logit_softcap=None, head_bias=False, tied=tied)
-    strategy = fields.get("vision_feature_select_strategy", "default")
+    onevision = kind == "llava_onevision"
+    strategy = fields.get("vision_feature_select_strategy", "full" if onevision else "default")
     if vision.class_token != (strategy == "default"):
         raise ValueError(
             f"{where}: vision_feature_select_strategy={strategy!r} keeps the class token or drops a patch of this "
             "tower; only patch features are supported"
         )
-    layer, connector, options = fields.get("vision_feature_layer", -2), "mlp2x_gelu", ()
+    layer, connector, options = fields.get("vision_feature_layer", -1 if onevision else -2), "mlp2x_gelu", ()
     layers = layer if isinstance(layer, list) and layer else [layer]
     if any(type(each) is not int for each in layers):
         raise ValueError(f"{where}: vision_feature_layer={layer!r} must be whole numbers")
@@ -252,7 +267,14 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
             connector = "sci"
             options = (("layers", tuple(vision.resolve_layer(k) for k in layer[1:])),)
         layer = layer[0]
-    model = _model(vision, llm, select_layer=layer, connector=connector, connector_options=options)
+    model = _model(
+        vision,
+        llm,
+        select_layer=layer,
+        connector=connector,
+        connector_options=options,
+        tiles=tile_fields.read_hf(fields, where, vision.image_size),
+    )
     return Composite("llava-hf", model, vision_family, llm_family, None, vocab)
 
 
@@ -268,7 +290,8 @@ def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Com
     check_fields(fields, where, vision.class_token)
     connector = connector_of(fields, where)
     layer = select_layer_of(fields, where, vision.class_token)
-    model = _model(vision, llm, select_layer=layer, connector=connector)
+    tiles = tile_fields.read_llava(fields, where, vision.image_size)
+    model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles)
     return Composite("llava", model, vision_family, llm_family, tower, llm.vocab)
 
 

@@ -75,6 +75,19 @@ def connector_part(config: ModelConfig, layout: str) -> Part:
     return Part("connector", f"a {layout} projector", rules, shapes, SPELLINGS[layout])
 
 
+def separators_part(config: ModelConfig) -> Part:
+    """The learned newline of images in tiles, which has one name in every layout."""
+    name = "image_newline"
+    prefixes = ("", "model.", "base_model.model.model.", "base_model.model.")
+    return Part(
+        "separators",
+        "the newline of images in tiles",
+        (Rule("newline", name),),
+        {"newline": (config.llm.width,)},
+        tuple(((prefix + name, name),) for prefix in prefixes),
+    )
+
+
 def _projector_only(config: ModelConfig, layout: str) -> None:
     if config.connector not in PROJECTORS:
         raise ValueError(
@@ -219,4 +232,4 @@ def honeybee_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Ru
     )
 
 
-__all__ = ["PROJECTORS", "SPELLINGS", "connector_part", "connector_shapes"]
+__all__ = ["PROJECTORS", "SPELLINGS", "connector_part", "connector_shapes", "separators_part"]

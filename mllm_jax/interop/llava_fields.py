@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.interop.tile_fields import is_anyres
+
 DENSE = ("sti", "sci", "dci")
 LAYER_DEFAULT = -2
 
@@ -60,8 +62,11 @@ def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True
     Raises:
       ValueError: naming the entry and what is supported.
     """
+    read = _READ
+    if is_anyres(fields.get("image_aspect_ratio")):
+        read += ("image_aspect_ratio", "mm_patch_merge_type")  # by `tile_fields.read_llava`
     for key, value in fields.items():
-        if key in SUPPORTED:
+        if key in SUPPORTED and key not in read:
             free = key == "mm_vision_select_feature" and not class_token and value == "cls_patch"
             if not free and (isinstance(value, dict | list) or value not in SUPPORTED[key]):
                 wanted = " or ".join(repr(each) for each in SUPPORTED[key] if each not in (None, ""))
@@ -69,7 +74,7 @@ def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True
                     f"{where}: {key}={value!r} is not supported; supported: {wanted or 'not set'}"
                 )
             continue
-        known = key in (*_READ, *_FOLLOWING) or _TRAINING.fullmatch(key) or not key.startswith("mm_")
+        known = key in (*read, *_FOLLOWING) or _TRAINING.fullmatch(key) or not key.startswith("mm_")
         if not known and not (value is None or value is False or value == ""):  # 0 == False
             raise ValueError(f"{where}: {key}={value!r}: what this entry changes is not known here")
 

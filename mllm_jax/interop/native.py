@@ -58,7 +58,10 @@ def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, 
         tokenizer of a llava-hf checkpoint. None = not known.
     """
     known = {key: value for key, value in extras.items() if value is not None}
-    return {"format": FORMAT, **dataclasses.asdict(config), **known}
+    fields = dataclasses.asdict(config)
+    if config.tiles is None:  # as it was written before there were tiles
+        del fields["tiles"]
+    return {"format": FORMAT, **fields, **known}
 
 
 def model_from_json(fields: dict[str, Any]) -> ModelConfig:
@@ -94,6 +97,8 @@ def _check_sizes(config: ModelConfig) -> None:
         if (value := getattr(config, name)) not in DTYPES:
             raise ValueError(f"{FILE}: {name}={value!r} is none of {', '.join(DTYPES)}")
     limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
+    for pair in config.tiles.pinpoints if config.tiles else ():
+        limits.check("MAX_IMAGE_SIDE", max(pair) * config.image_size, f"{FILE}: pinpoints")
     towers = getattr(config.vision, "towers", (config.vision,))
     for part in (*towers, config.llm):
         for field in dataclasses.fields(part):

@@ -87,6 +87,11 @@ def save_model_adapter(
         raise ValueError(
             "transformers' LLaVA has one vision tower; adapters of fused ones cannot be written for it"
         )
+    if "separators/newline" in trained:
+        raise ValueError(
+            "PEFT saves modules, and the newline of images in tiles (separators/newline), which was trained, is in "
+            "none; export another format, with the adapters merged"
+        )
     depth = blocks_of(params["vision"])
     parts = [
         vision_part(model.vision, families.for_config(families.VISION, model.vision), depth, "vision"),

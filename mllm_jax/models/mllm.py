@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mllm_jax import connectors
 from mllm_jax.connectors.base import VisionFeatures
-from mllm_jax.data.batch import Batch, Size
+from mllm_jax.data.anyres import AnyRes, Tiles
+from mllm_jax.data.batch import SEPARATOR, Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.encoders import EncodersConfig, vision_encoder
@@ -35,6 +36,7 @@ class ModelConfig:
       param_dtype: dtype of freshly initialised parameters.
       remat: rematerialisation of decoder blocks ("none", "full", "dots"); vision_remat: of encoder blocks.
       lora: scale and dropout of the adapters, if the parameters hold any (`lora.add`).
+      tiles: how images are cut into tiles; None = every image is one slot.
     """
 
     vision: VisionConfig | EncodersConfig
@@ -49,6 +51,7 @@ class ModelConfig:
     vision_remat: str = "full"
     attention: str = "xla"
     lora: LoRA | None = None
+    tiles: Tiles | None = None
 
     @property
     def slot_size(self) -> Size:
@@ -81,12 +84,31 @@ class ModelConfig:
     @functools.cached_property
     def visual_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
-        num_tokens = self.make_connector().num_tokens(self.vision_spec.grid)
-        return WholeImage(Slot(num_tokens, size=self.slot_size))
+        connector, grid = self.make_connector(), self.vision_spec.grid
+        slot = Slot(connector.num_tokens(grid), size=self.slot_size)
+        return AnyRes(slot, self.tiles, connector.token_grid(grid)) if self.tiles else WholeImage(slot)
+
+
+class Separators(nn.Module):
+    """Learned visual tokens that stand for no place in an image.
+
+    Attributes:
+      width: D.
+      param_dtype: parameter dtype.
+    """
+
+    width: int
+    param_dtype: Any
+
+    def setup(self):
+        # LLaVA-NeXT's, so that it is as long as a text embedding
+        self.newline = self.param(
+            "newline", nn.initializers.normal(self.width**-0.5), (self.width,), self.param_dtype
+        )
 
 
 class MLLM(nn.Module):
-    """Parameters: `vision`, `connector`, `llm`."""
+    """Parameters: `vision`, `connector`, `llm`, and `separators` where images in tiles have newlines."""
 
     config: ModelConfig
 
@@ -104,9 +126,11 @@ class MLLM(nn.Module):
             cfg.lora,
         )
         self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora)
+        if cfg.visual_layout.separated:
+            self.separators = Separators(cfg.llm.width, param_dtype)
 
     def visual_tokens(self, batch: Batch, deterministic: bool = True) -> Float[Array, "B IM D"] | None:
-        """Visual tokens of all slots, `I * M` per row, 0 in empty slots; None for rows without slots.
+        """Tokens of all slots, `I * M` per row, 0 in empty slots; None for rows without slots.
 
         Where the batch holds `features` in place of `images`, the vision encoder is not run.
         """
@@ -128,25 +152,41 @@ class MLLM(nn.Module):
         stacked = features.reshape(-1, *features.shape[2:]).astype(self.config.dtype)
         return unstack(stacked, self.connector.request(), self.config.vision_spec.grid)
 
-    def embed(
-        self,
-        tokens: Int[Array, "B T"],
-        visual_index: Int[Array, "B T"],
-        visual: Float[Array, "B IM D"] | None,
-    ) -> Float[Array, "B T D"]:
-        """Token embeddings, and the row's visual tokens where `visual_index` >= 0."""
-        embeddings = self.llm.embed(tokens)
+    def embed(self, batch: Batch, visual: Float[Array, "B IM D"] | None) -> Float[Array, "B T D"]:
+        """Token embeddings, and what is made of the row's slot tokens `visual` where visual tokens stand.
+
+        Of `batch` only `tokens` and the fields `visual_...` are read.
+        """
+        embeddings = self.llm.embed(batch.tokens)
         if visual is None:
             return embeddings
-        at_place = jnp.take_along_axis(visual, jnp.maximum(visual_index, 0)[..., None], axis=1)
-        return jnp.where(visual_index[..., None] >= 0, at_place, embeddings)
+        index = batch.visual_index[..., None]
+        embeddings = jnp.where(index >= 0, self._combined(batch, visual), embeddings)
+        if self.config.visual_layout.separated:
+            newline = self.separators.newline.astype(embeddings.dtype)
+            embeddings = jnp.where(index == SEPARATOR, newline, embeddings)
+        return embeddings
+
+    def _combined(self, batch: Batch, visual: Float[Array, "B IM D"]) -> Float[Array, "B T D"]:
+        """The visual token of every position; anything where none stands."""
+
+        def at(index: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+            return jnp.take_along_axis(visual, jnp.maximum(index, 0)[..., None], axis=1)
+
+        if batch.visual_taps is None:
+            return at(batch.visual_index)
+        taps = [at(batch.visual_taps[..., k]) for k in range(batch.visual_taps.shape[-1])]
+        if batch.visual_weights is None:
+            return functools.reduce(jnp.maximum, taps)
+        weighted = (tap * batch.visual_weights[..., k, None] for k, tap in enumerate(taps))
+        return sum(weighted).astype(visual.dtype)
 
     def hidden_states(
         self, batch: Batch, cache: Cache | None = None, deterministic: bool = True
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final-normed hidden states, and the cache with these positions written if there is one."""
         visual = self.visual_tokens(batch, deterministic)
-        embeddings = self.embed(batch.tokens, batch.visual_index, visual)
+        embeddings = self.embed(batch, visual)
         return self.llm(embeddings, batch.positions, batch.segment_ids, cache)
 
     def decode(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache):
@@ -165,8 +205,15 @@ class MLLM(nn.Module):
 
 def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, labels: bool = False) -> Batch:
     """Shapes and dtypes of rows with images for this model; see `Batch.spec`."""
-    size = config.visual_layout.slot.size
-    return Batch.spec(*rows, length=length, slots=slots, image_size=size, labels=labels)
+    rule = config.visual_layout
+    return Batch.spec(
+        *rows,
+        length=length,
+        slots=slots,
+        image_size=rule.slot.size,
+        labels=labels,
+        combination=rule.combination,
+    )
 
 
 def init(config: ModelConfig, rng: Array) -> Params:

@@ -42,6 +42,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (rf"{TOWER}/blocks/scale[12]", P()),
     # Connectors are small next to the LLM, and a new one must work without an edit here.
     (r"connector/.*", P()),
+    (r"separators/newline", P()),
 )
 
 

@@ -22,9 +22,12 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
     divided = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     made = f" as {jax.local_device_count()} devices" if divided else ""
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
+    rule = model.visual_layout
+    tokens = f"{rule.slot.num_tokens} visual tokens per image"
+    if model.tiles:
+        tokens = f"{rule.slot.num_tokens} visual tokens per tile, at most {rule.most_tokens:,} per image"
     yield (
-        f"connector {name}, {model.visual_layout.slot.num_tokens} visual tokens per image{unseen}, "
-        f"mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}{made}"
+        f"connector {name}, {tokens}{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}{made}"
     )
     params = mllm.abstract_params(model)
     connector, llm = paths.count(params["connector"]), paths.count(params["llm"])

@@ -1,6 +1,7 @@
 """The feature cache of a stage: its key, and the images' features computed once before the stage begins."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import shutil
@@ -17,10 +18,11 @@ from rich.progress import Progress
 
 from mllm_jax import files
 from mllm_jax.console import make_console, progress_bar, say, size_text
-from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digests
 from mllm_jax.data.images import decoder_versions
+from mllm_jax.data.layout import LayoutRule, VisualLayout, layouts
 from mllm_jax.data.rows import ImageReader
-from mllm_jax.data.samples import Source
+from mllm_jax.data.samples import Sample, Source
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.features import num_features
@@ -34,6 +36,7 @@ SHARD_BYTES = 1 << 28  # so much is lost at most when a run is killed
 PER_DEVICE = 16  # images that a device encodes at once
 
 Place = tuple[str, int, int]  # source, sample and number of an image
+Wanted = tuple[Place, dict[int, bytes]]  # an image, and the digest of each of its slots that the cache lacks
 
 
 def feature_cache(
@@ -120,7 +123,7 @@ def fill(
     shard_bytes: int = SHARD_BYTES,
     console: Console | None = None,
 ) -> int:
-    """Computes what the cache lacks of the sources' images; returns how many those were.
+    """Computes what the cache lacks of the sources' images; returns how many slots those fill.
 
     Every process takes a share, on its own devices; where they do not share a disk, each then computes the rest for its
     own. What is written stays if this is interrupted.
@@ -138,41 +141,59 @@ def fill(
     threads = max(threads, 1)
     with processes.together("feature cache searched"):
         files.remove_stale(cache.directory)
-        places = _missing(cache, sources, threads, console)
-        if places:
-            _check_room(cache, len(places), console)  # all of them will lie on this process's disk
+        wanted = _missing(cache, sources, model.visual_layout, reader, threads, console)
+        count = sum(len(slots) for _, slots in wanted)
+        if count:
+            _check_room(cache, count, console)  # all of them will lie on this process's disk
     # This process's share, and then what another process has written to a disk of its own.
-    for index, count in ((jax.process_index(), jax.process_count()), (0, 1)):
+    for index, step in ((jax.process_index(), jax.process_count()), (0, 1)):
         with processes.together("feature cache computed"):
-            share = list(places.items())[index::count]
-            mine = [place for found, place in share if found not in cache]
+            share = wanted[index::step]
+            mine = [one for one in share if any(found not in cache for found in one[1].values())]
             if mine:
                 _compute(cache, mine, sources, model, tower, reader, threads, shard_bytes, console)
         with processes.together("feature cache read"):
             cache.refresh()
-    return len(places)
+    return count
 
 
 def _progress(console: Console) -> Progress:
     return progress_bar(console, show=jax.process_index() == 0)
 
 
+def _layouts(sample: Sample, rule: LayoutRule, reader: ImageReader) -> list[VisualLayout]:
+    sizes = [functools.partial(reader.size, sample, index) for index in range(len(sample.images))]
+    return layouts(rule, sizes)
+
+
 def _missing(
-    cache: FeatureCache, sources: Mapping[str, Source], threads: int, console: Console
-) -> dict[bytes, Place]:
-    """Where each image stands first that the cache lacks."""
-    found: dict[bytes, Place] = {}
+    cache: FeatureCache,
+    sources: Mapping[str, Source],
+    rule: LayoutRule,
+    reader: ImageReader,
+    threads: int,
+    console: Console,
+) -> list[Wanted]:
+    """The images of which the cache lacks slots, each where it stands first."""
+    found: list[Wanted] = []
+    seen: set[bytes] = set()
     with _progress(console) as progress:
         for name, source in sorted(sources.items()):
             task = progress.add_task(f"feature cache: looking through {name}", total=len(source))
 
-            def digests(index: int, source: Source = source) -> list[bytes]:
-                return [digest(image) for image in source[index].images]
+            def slots_of(index: int, source: Source = source) -> list[list[bytes]]:
+                sample = source[index]
+                return [
+                    digests(image, layout)
+                    for image, layout in zip(sample.images, _layouts(sample, rule, reader), strict=True)
+                ]
 
-            for index, images in map_in_order(digests, range(len(source)), threads):
-                for slot, image in enumerate(images):
-                    if image not in cache:
-                        found.setdefault(image, (name, index, slot))
+            for index, images in map_in_order(slots_of, range(len(source)), threads):
+                for image, slots in enumerate(images):
+                    lacking = {n: d for n, d in enumerate(slots) if d not in cache and d not in seen}
+                    if lacking:
+                        found.append(((name, index, image), lacking))
+                        seen.update(lacking.values())
                 progress.advance(task)
     return found
 
@@ -195,7 +216,7 @@ def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
 
 def _compute(
     cache: FeatureCache,
-    places: list[Place],
+    wanted: list[Wanted],
     sources: Mapping[str, Source],
     model: ModelConfig,
     tower: Any,
@@ -208,32 +229,33 @@ def _compute(
     size = PER_DEVICE * mesh.size
     per_shard = max(1, shard_bytes // cache.record)
 
-    def load(place: Place) -> tuple[bytes, Any]:
-        name, index, slot = place
+    def load(one: Wanted) -> list[tuple[bytes, Any]]:
+        (name, index, image), slots = one
         sample = sources[name][index]
-        return digest(sample.images[slot]), reader(sample, slot)
+        pixels = reader(sample, image, _layouts(sample, model.visual_layout, reader)[image])
+        return [(found, pixels[slot]) for slot, found in slots.items() if found not in cache]
 
     def encode(params: Any, images: Any) -> Any:
         return mllm.apply(model, {"vision": params}, images, method="features")
 
     with use_mesh(mesh), _progress(console) as progress:
-        task = progress.add_task("feature cache: encoding", total=len(places))
+        task = progress.add_task("feature cache: encoding", total=sum(len(slots) for _, slots in wanted))
         run = jax.jit(encode, in_shardings=(replicated(mesh), row_sharding(mesh)))
         params = jax.device_put(tower, replicated(mesh))
-        digests: list[bytes] = []
+        done: list[bytes] = []
         parts: list[np.ndarray] = []
-        loaded = (item for _, item in map_in_order(load, places, threads))
+        loaded = (item for _, items in map_in_order(load, wanted, threads) for item in items)
         for batch in _batches(loaded, size):
             images = np.zeros((size, *model.slot_size, 3), np.uint8)
             images[: len(batch)] = [image for _, image in batch]
-            digests += [found for found, _ in batch]
+            done += [found for found, _ in batch]
             parts.append(np.asarray(run(params, images))[: len(batch)])
-            if len(digests) >= per_shard:
-                cache.write(digests, np.concatenate(parts))
-                digests, parts = [], []
+            if len(done) >= per_shard:
+                cache.write(done, np.concatenate(parts))
+                done, parts = [], []
             progress.advance(task, len(batch))
-        if digests:
-            cache.write(digests, np.concatenate(parts))
+        if done:
+            cache.write(done, np.concatenate(parts))
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -22,22 +22,30 @@ from mllm_jax.training import adapters
 def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
     """Checkpointed tower (as deep as the connector needs) and LLM, and connector, fresh or checkpointed; host arrays.
 
+    Learned separators, where the model has any, are fresh.
+
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
+    names = set(mllm.abstract_params(model)) - {"vision", "llm"}
+    given = {}
     if config.model.connector.path:
-        connector = load_connector(
+        given["connector"] = load_connector(
             config.model.connector.path,
             model,
             allow_mismatch=config.model.connector.get("allow_mismatch", False),
         )
-    else:
-        connector = jax.jit(lambda key: mllm.init(model, key)["connector"])(jax.random.key(config.seed))
+
+    def fresh(key: jax.Array) -> Any:
+        params = mllm.init(model, key)
+        return {name: params[name] for name in sorted(names - given.keys())}
+
     return {
+        **given,
+        **jax.device_get(jax.jit(fresh)(jax.random.key(config.seed))),
         "vision": interop.load_vision(
             config.model.vision.path, depth=model.make_connector().request().deepest
         ),
-        "connector": jax.device_get(connector),
         "llm": interop.load_llm(config.model.llm.path),
     }
 

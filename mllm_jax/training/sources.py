@@ -16,6 +16,7 @@ from mllm_jax.console import make_console, say
 from mllm_jax.data import pipeline
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
+from mllm_jax.data.layout import layouts
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.measure import sizes
 from mllm_jax.data.packing import PackingPlan
@@ -144,8 +145,8 @@ def _record_check(
         if lengths:
             read = functools.partial(image_file_size, root, max_pixels=config.data.max_image_pixels)
             named = (record.id, config.data.compat or None)
-            layouts = [model.visual_layout(functools.partial(read, image, *named)) for image in record.images]
-            encoded = encode_sample(spans, tokenizer, layouts, sample=record.id)
+            sizes = [functools.partial(read, image, *named) for image in record.images]
+            encoded = encode_sample(spans, tokenizer, layouts(model.visual_layout, sizes), sample=record.id)
             check_slots(record.id, images, encoded.num_slots, limit)
             check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
 
@@ -164,8 +165,9 @@ def _prepare(
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
         split, form, count, seed = source.split, source.form, source.count, config.seed
-        root = directory / f"mini_world_{split}_{form}_{count}_{seed}"
-        json_path = mini_dataset.write_split(root, split, count, form, seed)
+        framed = source.get("framed", False)
+        root = directory / f"mini_world_{split}_{form}_{count}_{seed}{'_framed' * framed}"
+        json_path = mini_dataset.write_split(root, split, count, form, seed, framed=framed)
         images = root / "images"
     return tfds_llava.prepare(
         json_path,

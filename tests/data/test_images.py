@@ -55,6 +55,7 @@ def decode(data, **options):
     image = open_rgb(data, source="picture", **options)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), found)
+    assert images.image_size(data, source="picture", **options) == found.shape[:2]
     return found
 
 
@@ -386,6 +387,20 @@ def test_an_orientation_in_a_png_text_is_kept():
     ):
         data = with_chunk(encode(COLOUR, "PNG"), b"iTXt", body)
         np.testing.assert_array_equal(decode(data), DISPLAYED[6](COLOUR))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_size_is_read_without_decoding(form, monkeypatch):
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    plain, turned = encode(COLOUR, form), encode(COLOUR, "JPEG", exif=exif)
+    kind = type(Image.open(io.BytesIO(plain)))
+    monkeypatch.setattr(kind, "load", lambda _: pytest.fail("decoded"))
+    assert images.image_size(plain, source="x") == (5, 7)
+    assert images.image_size(turned, source="x") == (7, 5)
+    assert images.image_size(turned, source="x", compat="llava") == (5, 7)
+    with pytest.raises(ImageError, match="35 pixels exceed the limit of 34"):
+        images.image_size(plain, source="x", max_pixels=34)
 
 
 @pytest.mark.parametrize("compat", [None, "llava"])

@@ -423,9 +423,10 @@ def test_compat_llava_reads_images_and_turns_as_llava_does():
 class WideImagesKeepMore:
     """A rule that depends on the size: half of the slot's tokens of images that are taller than wide."""
 
-    slot = RULE.slot
+    slot, combination, separated = RULE.slot, RULE.combination, RULE.separated
+    most_slots, most_tokens = 1, VISUAL
 
-    def __call__(self, read_size):
+    def __call__(self, read_size, images=1):
         height, width = read_size()
         return VisualLayout((self.slot,), range(VISUAL) if width >= height else range(0, VISUAL, 2))
 

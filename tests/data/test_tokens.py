@@ -26,7 +26,7 @@ from tokenizers import (
 )
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from mllm_jax.data.batch import Batch
+from mllm_jax.data.batch import SEPARATOR, Batch, Combination
 from mllm_jax.data.conversations import SampleError, parse_turns, render
 from mllm_jax.data.layout import Slot, VisualLayout, WholeImage
 from mllm_jax.data.span_tokenizer import SpanTokenizer, span_tokenizer
@@ -290,7 +290,7 @@ def test_visual_positions(family):
     assert (sample.image_of[~visual] == -1).all()
     assert (sample.tokens[visual] == 0).all()
     assert (sample.loss_weights[visual] == 0).all()
-    assert sample.layouts == tuple(layouts(2, 3, 1))
+    assert [layout.num_tokens for layout in sample.layouts] == [2, 3, 1]
     assert sample.num_slots == 3
     one_each = encode("v1", ("<image> and <image>?", "A", "<image>", "B"), family)
     np.testing.assert_array_equal(one_each.tokens[one_each.image_of < 0], sample.tokens[~visual])
@@ -419,25 +419,25 @@ def layout(samples, length, slots):
 
 
 def test_layout_of_one_sample():
-    row, slots = layout([sample_of("x", "t00t11a")], 9, 3)
+    row, images = layout([sample_of("x", "t00t11a")], 9, 3)
     assert row.tokens.tolist() == [1, 0, 0, 4, 0, 0, 7, 0, 0]
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 0]
     assert row.segment_ids.tolist() == [1] * 7 + [0] * 2
     assert row.loss_weights.tolist() == [0] * 6 + [1] + [0] * 2
     assert row.visual_index.tolist() == [-1, 0, 1, -1, 2, 3, -1, -1, -1]
     assert row.image_mask.tolist() == [True, True, False]
-    assert slots == [(0, 0), (0, 1)]
+    assert images == [(0, 0, slice(0, 1)), (0, 1, slice(1, 2))]
 
 
 def test_layout_of_packed_samples():
     packed = [sample_of("x", "t0a", 5), sample_of("y", "ta"), sample_of("z", "t0011a", 5)]
-    row, slots = layout(packed, 12, 4)
+    row, images = layout(packed, 12, 4)
     assert row.tokens.tolist() == [1, 0, 3, 1, 2, 1, 0, 0, 0, 0, 6, 0]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5, 0]
     assert row.segment_ids.tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 0]
     # Slot 0 holds x's image, 1 and 2 those of z; tokens 1 to 4 of slot 0 and so on are not used.
     assert row.visual_index.tolist() == [-1, 0, -1, -1, -1, -1, 5, 6, 10, 11, -1, -1]
-    assert slots == [(0, 0), (2, 0), (2, 1)]
+    assert images == [(0, 0, slice(0, 1)), (2, 0, slice(1, 2)), (2, 1, slice(2, 3))]
 
 
 def test_images_of_several_slots_and_counts_in_one_sample():
@@ -449,11 +449,11 @@ def test_images_of_several_slots_and_counts_in_one_sample():
     assert sample.visual_index[sample.image_of == 0].tolist() == [0, 1, 2, 3, 4, 8, 9, 7]
     assert sample.visual_index[sample.image_of == 1].tolist() == [13, 15]
     assert sample.num_slots == 4
-    row, slots = layout([sample, sample], 2 * len(sample) + 1, 9)
+    row, images = layout([sample, sample], 2 * len(sample) + 1, 9)
     second = row.visual_index[row.segment_ids == 2]
     assert second[sample.image_of == 0].tolist() == [16, 17, 18, 19, 20, 24, 25, 23]
     assert second[sample.image_of == 1].tolist() == [29, 31]
-    assert slots == [(0, 0)] * 3 + [(0, 1)] + [(1, 0)] * 3 + [(1, 1)]
+    assert images == [(0, 0, slice(0, 3)), (0, 1, slice(3, 4)), (1, 0, slice(4, 7)), (1, 1, slice(7, 8))]
     assert row.image_mask.tolist() == [True] * 8 + [False]
     with pytest.raises(
         TooManyImages, match="has 2 images, which fill 4 slots, more than the row's 3 image slots"
@@ -462,10 +462,29 @@ def test_images_of_several_slots_and_counts_in_one_sample():
 
 
 def test_layout_of_nothing():
-    row, slots = layout([], 4, 0)
+    row, images = layout([], 4, 0)
     assert row.segment_ids.tolist() == [0] * 4
     assert row.visual_index.tolist() == [-1] * 4
-    assert (row.image_mask, slots) == (None, [])
+    assert (row.image_mask, images) == (None, [])
+
+
+def test_combinations_and_separators_are_counted_from_the_sample_s_first_slot():
+    """Visual tokens that are sums of two slot tokens, and a separator, behind another sample's image."""
+    kept = ((3, 0), (SEPARATOR, SEPARATOR), (7, 7))
+    weights = np.array([[0.25, 0.75], [1, 0], [0.5, 0.5]], np.float32)
+    tiled = VisualLayout((Slot(4),) * 2, kept, weights)
+    sample = encode_sample(render("v1", turns("<image>?", "A")), make("gpt"), [tiled])
+    assert sample.combination == Combination(2, "sum")
+    here = sample.image_of >= 0
+    assert sample.visual_index[here].tolist() == [3, SEPARATOR, 7]
+    assert (sample.visual_index[~here] == -1).all()
+    text = sample_of("x", "ta")
+    spec = Batch.spec(length=2 * len(sample) + 2, slots=4, combination=sample.combination)
+    row, _ = layout_row([sample, text, sample], spec)
+    there = np.flatnonzero(row.segment_ids == 3)[here]
+    assert row.visual_index[there].tolist() == [11, SEPARATOR, 15]
+    assert row.visual_taps[there].tolist() == [[11, 8], [SEPARATOR, SEPARATOR], [15, 15]]
+    np.testing.assert_array_equal(row.visual_weights[there], weights)
 
 
 @settings(max_examples=50, deadline=None)
@@ -474,7 +493,8 @@ def test_rows_hold_their_samples_unchanged(conversations, spare):
     samples = [encode("v1", flat(pairs, n), "gpt", counts=[2] * n) for pairs, n in conversations]
     image_slots = sum(n for _, n in conversations)
     length = sum(map(len, samples))
-    row, slots = layout(samples, length + spare, image_slots)
+    row, images = layout(samples, length + spare, image_slots)
+    slots = [(index, image) for index, image, filled in images for _ in range(filled.start, filled.stop)]
     for index, sample in enumerate(samples):
         here = row.segment_ids == index + 1
         np.testing.assert_array_equal(row.tokens[here], sample.tokens)

@@ -51,8 +51,8 @@ def params(config):
     return make_params(config)
 
 
-def load(key):
-    return np.random.default_rng(key).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+def load(key, layout):
+    return np.random.default_rng(key).integers(0, 256, (len(layout.slots), 8, 8, 3), dtype=np.uint8)
 
 
 def prompt(before, images, after, answer=(), tokens_per_image=4):
@@ -108,7 +108,7 @@ def logits_without_cache(config, params, request, extra=()):
 
     images = np.zeros((1, 2, 8, 8, 3), np.uint8)
     for slot, key in enumerate(request.images):
-        images[0, slot] = load(key)
+        images[0, slot : slot + 1] = load(key, sample.layouts[slot])
     batch = Batch(
         tokens=padded([*sample.tokens, *extra], 0),
         positions=padded(np.arange(total), 0),
@@ -184,9 +184,9 @@ def test_text_only_requests_need_no_images(config, params):
 def test_each_image_is_loaded_once_per_chunk(config, params):
     loaded = []
 
-    def counting(key):
+    def counting(key, layout):
         loaded.append(key)
-        return load(key)
+        return load(key, layout)
 
     batches = []
     requests = [Request(f"{i}", prompt([1], 1, [4 + i]), (i % 3,)) for i in range(12)]
@@ -218,7 +218,7 @@ def test_errors_name_the_request(config, params):
 
 
 def test_errors_of_the_image_loader_are_passed_on(config, params):
-    def broken(key):
+    def broken(key, layout):
         raise OSError("no such image")
 
     with pytest.raises(OSError, match="no such image"):

@@ -190,7 +190,7 @@ def test_hidden_states_are_those_that_the_answer_is_made_of(model, files, tiny_t
     )
 
     tower = VisionTransformer(config.vision, FeatureRequest((0, 1, 2)))
-    image = jax.numpy.asarray(model.image(files[1].read_bytes(), "it"))[None]
+    image = jax.numpy.asarray(model.image(files[1].read_bytes(), "it", config.visual_layout()))
     hidden = tower.apply({"params": model.params["vision"]}, image).hidden
     for layer in range(3):
         # Another program rounds otherwise, and sharp attention makes the most of it.
@@ -313,8 +313,9 @@ def test_a_run_and_its_export_answer_alike(form, dtype, tiny_checkpoints, tmp_pa
     assert exported.template == trained.template
     assert exported.processor == trained.processor
     for file in files[:2]:
+        layout = trained.config.visual_layout()
         np.testing.assert_array_equal(
-            exported.image(file.read_bytes(), "it"), trained.image(file.read_bytes(), "it")
+            exported.image(file.read_bytes(), "it", layout), trained.image(file.read_bytes(), "it", layout)
         )
         np.testing.assert_array_equal(exported.logits(file, "what?"), trained.logits(file, "what?"))
 

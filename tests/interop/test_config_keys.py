@@ -162,14 +162,46 @@ def test_llava_hf_keys_are_refused_by_name(key, tmp_path):
         llava_hf(tmp_path, **{key: BAD_LLAVA_HF[key]})
 
 
-def test_every_key_of_transformers_llava_is_classified():
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llava", "Llava"), ("llava_next", "LlavaNext"), ("llava_onevision", "LlavaOnevision")]
+)
+def test_every_key_of_transformers_llava_is_classified(kind, name):
     transformers = pytest.importorskip("transformers")
     parts = {"vision_config", "text_config"}
-    tokens = {"image_token_index", "image_seq_length"}  # of the tokenizer: see special_tokens
+    tokens = {
+        "image_token_index",
+        "image_seq_length",
+        "video_token_index",
+    }  # of the tokenizer: see special_tokens
     read = {"vision_feature_select_strategy", "vision_feature_layer", "tie_word_embeddings"}
-    unknown = transformers.LlavaConfig().to_dict().keys() - INERT - parts - tokens - read - LLAVA_HF.keys()
-    assert not unknown
-    assert LLAVA_HF.keys() <= BAD_LLAVA_HF.keys()
+    if kind != "llava":
+        read |= {"image_grid_pinpoints", "vision_aspect_ratio"}
+    known = INERT | parts | tokens | read | LLAVA_HF[kind].keys()
+    assert not getattr(transformers, f"{name}Config")().to_dict().keys() - known
+    assert LLAVA_HF["llava"].keys() <= BAD_LLAVA_HF.keys()
+
+
+BAD_TILES = {
+    ("llava_next", "vision_aspect_ratio"): "anyres_max_9",
+    ("llava_next", "use_image_newline_parameter"): False,
+    ("llava_next", "image_grid_pinpoints"): [[336, 600]],  # no multiples of this tower's 56 pixels
+    ("llava_next", "multimodal_projector_bias"): False,
+    ("llava_onevision", "vision_aspect_ratio"): "pad",
+    ("llava_onevision", "image_grid_pinpoints"): 7,
+    ("llava_onevision", "quantization_config"): {"bits": 4},
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), BAD_TILES)
+def test_keys_of_tiles_are_refused_by_name(kind, key, tmp_path):
+    strategy = {
+        "model_type": kind,
+        "vision_feature_select_strategy": "default",
+        "image_grid_pinpoints": [[56, 112]],
+    }
+    assert llava_hf(tmp_path, **strategy).tiles.pinpoints == ((2, 1),)
+    with pytest.raises(ValueError, match=key):
+        llava_hf(tmp_path, **{**strategy, key: BAD_TILES[kind, key]})
 
 
 def test_llava_hf_keys_that_are_read(tmp_path):
@@ -211,7 +243,7 @@ BAD_LLAVA = {
     "mm_spatial_pool_stride": 2,
     "mm_spatial_pool_out_channels": 1024,
     "mm_newline_position": "grid",
-    "image_aspect_ratio": "anyres",
+    "image_aspect_ratio": "highres",
     "s2": True,
     "s2_scales": "336,672",
     "add_faster_video": True,

@@ -1,5 +1,6 @@
 """Training from a feature cache: the same numbers, without running the tower; filled once, resumed, refused."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,7 +11,8 @@ import pytest
 import tiny
 
 from mllm_jax.config import ConfigError
-from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest
+from mllm_jax.data.anyres import Tiles
+from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest, digests
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Sample
@@ -56,13 +58,30 @@ def test_every_picture_is_encoded_once_and_as_the_model_does(
     said = capsys.readouterr().out
     assert "9 images of 1 x 16 x 32 float32 take 18.4 kB in" in said
     assert "free)" in said
-    images = np.stack([reader(sample, 0) for sample in data["a"][:5]])
+    layout = tiny_model.visual_layout()
+    images = np.concatenate([reader(sample, 0, layout) for sample in data["a"][:5]])
     expected = jax.jit(lambda p, x: mllm.apply(tiny_model, p, x, method="features"))(tiny_params, images)
     for sample, one in zip(data["a"][:5], expected, strict=True):
         np.testing.assert_allclose(cache.read(digest(sample.images[0])), one, atol=1e-5)
     again, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
     assert (len(again), count) == (9, 0)
     assert "take" not in capsys.readouterr().out
+
+
+def test_tiles_are_kept_slot_by_slot(tmp_path, tiny_model, tiny_params, reader):
+    model = dataclasses.replace(tiny_model, tiles=Tiles())
+    sizes = [(28, 28), (30, 75), (56, 56)]
+    turns = ({"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "ok"})
+    data = [Sample(f"s{i}", (tiny.png(i, size),), turns) for i, size in enumerate(sizes)]
+    cache, count = open_and_fill(tmp_path, model, tiny_params, reader, {"a": data})
+    layouts = [model.visual_layout(lambda size=size: size) for size in sizes]
+    assert count == len(cache) == sum(len(layout.slots) for layout in layouts) == 3 + 3 + 5
+    encode = jax.jit(lambda p, x: mllm.apply(model, p, x, method="features"))
+    for sample, layout in zip(data, layouts, strict=True):
+        expected = encode(tiny_params, reader(sample, 0, layout))
+        for one, found in zip(expected, digests(sample.images[0], layout), strict=True):
+            np.testing.assert_allclose(cache.read(found), one, atol=1e-5)
+    assert open_and_fill(tmp_path, model, tiny_params, reader, {"a": data})[1] == 0
 
 
 def test_a_stopped_run_goes_on_with_the_shards_that_it_has(

@@ -126,8 +126,18 @@ def _turns(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+def _framed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The image somewhere on a plain canvas that is up to 2.2 times as wide or as high."""
+    long = round(image.width * rng.uniform(1, 2.2))
+    wide, place = rng.random() < 0.5, int(rng.integers(long - image.width + 1))
+    color = tuple(int(value) for value in rng.integers(0, 256, 3))
+    canvas = Image.new("RGB", (long, image.height) if wide else (image.width, long), color)
+    canvas.paste(image, (place, 0) if wide else (0, place))
+    return canvas
+
+
 def _training_record(
-    split: str, stage: str, seed: int, index: int
+    split: str, stage: str, seed: int, index: int, framed: bool
 ) -> tuple[dict[str, Any], Image.Image | None]:
     """One training sample in LLaVA's format and its image, or None for a text-only one."""
     name = f"{split}_{stage}_{index:06d}"
@@ -140,26 +150,28 @@ def _training_record(
     else:
         pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_IMAGE)]
     pairs[0] = ("<image>\n" + pairs[0][0], pairs[0][1])
-    return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, render(scene)
+    image = render(scene)
+    image = _framed(image, rng) if framed else image
+    return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, image
 
 
 def draw_samples(
-    folder: Path, split: str, stage: str, seed: int, indices: Iterable[int]
+    folder: Path, split: str, stage: str, seed: int, indices: Iterable[int], framed: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Writes the images of some training samples into a folder and gives their records."""
     for index in indices:
-        yield _saved(folder, *_training_record(split, stage, seed, index))
+        yield _saved(folder, *_training_record(split, stage, seed, index, framed))
 
 
 def _draw_in_processes(
-    folder: Path, split: str, stage: str, seed: int, n: int, processes: int
+    folder: Path, split: str, stage: str, seed: int, n: int, processes: int, framed: bool
 ) -> Iterator[dict[str, Any]]:
     """`draw_samples` of samples 0 to n - 1, process k of P drawing k, k + P, k + 2 P, ..."""
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
     # Started by its name: multiprocessing would import the script that runs, and with it JAX, in every process.
     # -P: -m would look for modules in the current folder first.
     program = [sys.executable, "-P", "-m", "mllm_jax.mini.world.worker"]
-    command = [*program, folder, split, stage, str(seed), str(n)]
+    command = [*program, folder, split, stage, str(int(framed)), str(seed), str(n)]
     with contextlib.ExitStack() as stack:
         workers = []
         for first in range(processes):
@@ -181,7 +193,13 @@ def _draw_in_processes(
 
 
 def write_split(
-    root: str | os.PathLike[str], split: str, n: int, stage: str, seed: int, progress: bool = True
+    root: str | os.PathLike[str],
+    split: str,
+    n: int,
+    stage: str,
+    seed: int,
+    progress: bool = True,
+    framed: bool = False,
 ) -> Path:
     """Writes a training data set in LLaVA's format, unless it is there already.
 
@@ -193,6 +211,7 @@ def write_split(
             and multiple choice, and one text-only sample in ten).
         seed: which world.
         progress: print a line now and then.
+        framed: images are of many aspect ratios: each scene stands somewhere on a plain canvas.
 
     Returns:
         Path of the JSON list; its image names are relative to `root/images`.
@@ -210,14 +229,14 @@ def write_split(
         raise ValueError(f"n is {n}; a data set needs at least one sample")
     parameters = {
         "split": split, "n": n, "stage": stage, "seed": seed,
-        "generator": _fingerprint(split), "look": LOOK_VERSION,
+        "generator": _fingerprint(split), "look": LOOK_VERSION, **({"framed": True} if framed else {}),
     }  # fmt: skip
     processes = min(_MOST_PROCESSES, os.cpu_count() or 1) if n >= IN_PROCESSES else 1
 
     def records(folder: Path) -> Iterator[dict[str, Any]]:
         if processes == 1:
-            return draw_samples(folder, split, stage, seed, range(n))
-        return _draw_in_processes(folder, split, stage, seed, n, processes)
+            return draw_samples(folder, split, stage, seed, range(n), framed)
+        return _draw_in_processes(folder, split, stage, seed, n, processes, framed)
 
     return _write(root, split, parameters, records, n, progress)
 

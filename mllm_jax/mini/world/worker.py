@@ -1,6 +1,6 @@
 """Draws a share of a training data set of the mini world; `dataset` starts one such process per core.
 
-    python -m mllm_jax.mini.world.worker FOLDER SPLIT STAGE SEED N FIRST STEP
+    python -m mllm_jax.mini.world.worker FOLDER SPLIT STAGE FRAMED SEED N FIRST STEP
 
 Images go into FOLDER, records to standard output, one per line.
 """
@@ -15,9 +15,11 @@ from mllm_jax.mini.world.dataset import draw_samples
 
 def main(folder: str, split: str, stage: str, *numbers: str) -> None:
     """Draws samples FIRST, FIRST + STEP, ... below N."""
-    seed, n, first, step = map(int, numbers)
+    framed, seed, n, first, step = map(int, numbers)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):  # who started this process says so
-        for record in draw_samples(pathlib.Path(folder), split, stage, seed, range(first, n, step)):
+        for record in draw_samples(
+            pathlib.Path(folder), split, stage, seed, range(first, n, step), bool(framed)
+        ):
             print(json.dumps(record), flush=True)
 
 
