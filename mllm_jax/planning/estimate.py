@@ -188,14 +188,14 @@ class _Sizes:
 def rows_of(plan: StagePlan) -> int:
     """`B` of a packed stage without its data: rows that hold `batch_size` samples of mean length, one image each.
 
-    A sample has its image's visual tokens and `MEAN_TEXT_TOKENS`.
+    A sample has its image's visual tokens (in tiles: those of the largest canvas) and `MEAN_TEXT_TOKENS`.
     """
     stage = plan.stage
     if stage.samples_per_row == 1:
         return stage.batch_size
-    slots = stage.image_slots or plan.config.data.image_slots
-    length = plan.model.visual_layout.slot.num_tokens + MEAN_TEXT_TOKENS
-    held = max(1, min(stage.samples_per_row, slots, plan.seq_len // length))
+    slots, rule = stage.image_slots or plan.config.data.image_slots, plan.model.visual_layout
+    length = rule.most_tokens + MEAN_TEXT_TOKENS
+    held = max(1, min(stage.samples_per_row, slots // rule.most_slots, plan.seq_len // length))
     multiple = math.prod(plan.mesh.shape[axis] for axis in ROWS) * stage.accumulation
     return math.ceil(stage.batch_size / held / multiple) * multiple
 
@@ -206,10 +206,11 @@ def useful_counts(plan: StagePlan) -> dict[str, int | float]:
     A sample that has a row for itself is taken as filling it, a packed one has `MEAN_TEXT_TOKENS`; `MEAN_LABEL_SHARE`
     of the text is supervised.
     """
-    samples, visual = plan.stage.batch_size, plan.model.visual_layout.slot.num_tokens
+    samples, rule = plan.stage.batch_size, plan.model.visual_layout
+    visual = rule.most_tokens
     length = plan.seq_len if plan.stage.samples_per_row == 1 else visual + MEAN_TEXT_TOKENS
-    labels = min(int(MEAN_LABEL_SHARE * (length - visual)), plan.config.data.label_tokens or length)
-    return batch_counts(plan.model, samples, length, labels, 1)
+    labels = min(int(MEAN_LABEL_SHARE * max(length - visual, 0)), plan.config.data.label_tokens or length)
+    return batch_counts(plan.model, samples, length, labels, rule.most_slots)
 
 
 def executed_flops(plan: StagePlan, attention: str) -> float:
