@@ -47,11 +47,37 @@ def test_split_is_sound_llava_data(tmp_path, stage):
         assert row["conversations"][0]["value"].startswith("<image>\n")
 
 
-def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
-    one = write_split(tmp_path / "one", "finetune", 13, "instruct", seed=3, progress=False)
+def test_framed_images_hold_the_same_scenes_at_many_aspect_ratios(tmp_path):
+    plain = write_split(tmp_path / "plain", "finetune", 12, "caption", seed=1, progress=False)
+    framed = write_split(tmp_path / "framed", "finetune", 12, "caption", seed=1, progress=False, framed=True)
+    assert plain.read_text() == framed.read_text()
+    shapes = set()
+    for row in json.loads(plain.read_text()):
+        scene, canvas = (
+            np.asarray(Image.open(path.parent / "images" / row["image"])) for path in (plain, framed)
+        )
+        side, (height, width) = len(scene), canvas.shape[:2]
+        assert side == min(height, width) <= max(height, width) <= 2.2 * side
+        places = [
+            canvas[y : y + side, x : x + side]
+            for y in range(height - side + 1)
+            for x in range(width - side + 1)
+        ]
+        assert sum(np.array_equal(place, scene) for place in places) == 1
+        shapes.add((height, width))
+    assert len(shapes) > 8
+    assert any(height > width for height, width in shapes)
+    assert any(height < width for height, width in shapes)
+    with pytest.raises(DatasetMismatchError, match="framed"):
+        write_split(tmp_path / "framed", "finetune", 12, "caption", seed=1, progress=False)
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_several_processes_write_what_one_writes(framed, tmp_path, monkeypatch):
+    one = write_split(tmp_path / "one", "finetune", 13, "instruct", seed=3, progress=False, framed=framed)
     monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    two = write_split(tmp_path / "two", "finetune", 13, "instruct", seed=3, progress=False)
+    two = write_split(tmp_path / "two", "finetune", 13, "instruct", seed=3, progress=False, framed=framed)
     files = [
         {
             path.relative_to(root.parent): path.read_bytes()
