@@ -1,6 +1,8 @@
 """Step time against the amount of work: visual tokens, depth, batch and row length, one at a time; a table and a plot.
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/cost.py --write
+    python benchmarks/cost.py --sweeps=depth,batch --store=cost.json    # in parts, which are kept in a file
+    python benchmarks/cost.py --sweeps= --store=cost.json --write       # from the file alone
 
 A stage-2 step (connector and LLM trained in float32 with AdamW, tower frozen) of a random model: tower of 2 blocks of
 width 128 on 224-pixel images (1,024 patches), average pooling, LLM of width 256. The base is 4 rows of one sample with
@@ -11,7 +13,9 @@ more than its work.
 
 import argparse
 import dataclasses
+import json
 import math
+import pathlib
 import statistics
 import time
 
@@ -87,6 +91,18 @@ class Step:
         return time.perf_counter() - begin
 
 
+def measure(sweep: dict[int, Point], attention: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of steps at each point, in turn, so that all meet the same machine; the first round warms up."""
+    steps = {str(value): Step(point, attention) for value, point in sweep.items()}
+    taken: dict[str, list[float]] = {value: [] for value in steps}
+    for number in range(rounds + 1):
+        for value, step in steps.items():
+            seconds = step.seconds()
+            if number:
+                taken[value].append(seconds)
+    return taken
+
+
 def draw(measured: dict[str, dict[int, float]]) -> None:
     """A panel for each sweep, on logarithmic axes, beside a line of proportional cost."""
     import matplotlib
@@ -115,26 +131,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--attention", default="auto", help="backend (config key model.attention)")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md, and the plot")
+    parser.add_argument("--sweeps", default=",".join(SWEEPS), help="those to measure, with commas between")
+    parser.add_argument(
+        "--store", type=pathlib.Path, help="JSON file: keep the measurements, and go on from it"
+    )
     args = parser.parse_args()
-    points = {point for sweep in SWEEPS.values() for point in sweep.values()}
-    steps = {point: Step(point, args.attention) for point in sorted(points, key=dataclasses.astuple)}
-    taken: dict[Point, list[float]] = {point: [] for point in steps}
-    for number in range(
-        args.rounds + 1
-    ):  # in turn, so that all meet the same machine; the first round warms up
-        for point, step in steps.items():
-            seconds = step.seconds()
-            if number:
-                taken[point].append(seconds)
+    taken: dict[str, dict[str, list[float]]] = {}
+    if args.store and args.store.exists():
+        taken = json.loads(args.store.read_text(encoding="utf-8"))
+    for name in filter(None, args.sweeps.split(",")):
+        taken[name] = measure(SWEEPS[name], args.attention, args.rounds)
+        if args.store:
+            args.store.write_text(json.dumps(taken), encoding="utf-8")
     lines = ["| | | seconds a step | growth |", "|---|---:|---:|---:|"]
     measured: dict[str, dict[int, float]] = {}
-    for name, sweep in SWEEPS.items():
+    for name in [name for name in SWEEPS if name in taken]:
         before = None
         measured[name] = {}
-        for value, point in sweep.items():
-            middle = measured[name][value] = statistics.median(taken[point])
+        for value in SWEEPS[name]:
+            seconds = taken[name][str(value)]
+            middle = measured[name][value] = statistics.median(seconds)
             growth = f"{math.log(middle / before[1]) / math.log(value / before[0]):.2f}" if before else ""
-            lines.append(f"| {name} | {value:,} | {page.spread(taken[point], 3)} | {growth} |")
+            lines.append(f"| {name} | {value:,} | {page.spread(seconds, 3)} | {growth} |")
             before = value, middle
     table = "\n".join(lines)
     print(table)
@@ -142,7 +160,7 @@ def main() -> None:
         draw(measured)
         about = __doc__.split("\n\n", 2)[2]
         setting = (
-            f"Median (least–greatest) of {args.rounds} steps in turn, `attention={args.attention}`; "
+            f"Median (least–greatest) of {len(seconds)} steps in turn, `attention={args.attention}`; "
             f"{page.machine('jax')}."
         )
         plot = f"![Seconds a step over visual tokens, depth, batch and row length](images/{PLOT.name})"

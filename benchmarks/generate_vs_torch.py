@@ -1,6 +1,8 @@
 """Greedy answers per second against transformers' `generate` in torch, from the same weights, images and prompts.
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/generate_vs_torch.py --write
+    python benchmarks/generate_vs_torch.py --cases "fixed, batch 8" --store=it.json    # in parts, kept in a file
+    python benchmarks/generate_vs_torch.py --cases --store=it.json --write             # from the file alone
 
 Both sides compute in float32 on all cores and with huge pages, from image pixels and token ids to the ids of the
 answers; two processes take turns in one run. The model (`tiny_llava.py`) has 18 M parameters and makes 144 visual
@@ -12,8 +14,11 @@ tokens of an image. **The answers must be the same, token for token**, or the sc
 """
 
 import argparse
+import json
+import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +158,33 @@ class _NoText:
         return ""
 
 
+def measure(cases: list[str], rounds: int) -> Iterator[tuple[str, list[list[float]]]]:
+    """Of each case: tokens of the answers, torch's seconds and ours, in turn."""
+    with tempfile.TemporaryDirectory() as directory:
+        make_checkpoint(directory)
+        torch, ours = Side(Torch, directory), Side(Ours, directory)
+        for name in cases:
+            wanted, mine = (side.call("run", name)[1] for side in (torch, ours))  # this also warms up
+            if differing := [
+                i for i, pair in enumerate(zip(wanted, mine, strict=True)) if pair[0] != pair[1]
+            ]:
+                raise SystemExit(f"{name}: the answers of rows {differing} differ")
+            theirs, own = [], []
+            for _ in range(rounds):
+                theirs.append(torch.call("run", name)[0])
+                own.append(ours.call("run", name)[0])
+            yield name, [[len(answer) for answer in mine], theirs, own]
+        torch.close()
+        ours.close()
+
+
+def row(name: str, lengths: list[int], theirs: list[float], own: list[float]) -> tuple[str, ...]:
+    """A line of the table."""
+    ratios = [one / other for one, other in zip(theirs, own, strict=True)]
+    shown = f"{np.mean(lengths):.0f} ({min(lengths)}–{max(lengths)})"
+    return name, shown, page.spread(theirs), page.spread(own), page.spread(ratios)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -160,35 +192,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES, metavar="CASE")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument(
+        "--store", type=pathlib.Path, help="JSON file: keep the measurements, and go on from it"
+    )
     args = parser.parse_args()
-    rows, seconds = [], {}
-    with tempfile.TemporaryDirectory() as directory:
-        make_checkpoint(directory)
-        torch, ours = Side(Torch, directory), Side(Ours, directory)
-        for name in args.cases:
-            wanted, mine = (side.call("run", name)[1] for side in (torch, ours))  # this also warms up
-            if wanted != mine:
-                differing = [
-                    row for row, pair in enumerate(zip(wanted, mine, strict=True)) if pair[0] != pair[1]
-                ]
-                raise SystemExit(f"{name}: the answers of rows {differing} differ")
-            seconds[name] = [], []
-            for _ in range(args.rounds):
-                for side, found in zip((torch, ours), seconds[name], strict=True):
-                    found.append(side.call("run", name)[0])
-            theirs, own = seconds[name]
-            ratios = [one / other for one, other in zip(theirs, own, strict=True)]
-            lengths = [len(answer) for answer in mine]
-            shown = f"{np.mean(lengths):.0f} ({min(lengths)}–{max(lengths)})"
-            rows.append((name, shown, page.spread(theirs), page.spread(own), page.spread(ratios)))
-            print(*rows[-1], sep=" | ", flush=True)
-        torch.close()
-        ours.close()
+    found: dict[str, list[list[float]]] = {}  # by case: tokens of the answers, torch's seconds, our seconds
+    if args.store and args.store.exists():
+        found = json.loads(args.store.read_text(encoding="utf-8"))
+    if args.cases:
+        for name, taken in measure(args.cases, args.rounds):
+            found[name] = taken
+            print(*row(name, *taken), sep=" | ", flush=True)
+            if args.store:
+                args.store.write_text(json.dumps(found), encoding="utf-8")
+    rows = [row(name, *found[name]) for name in CASES if name in found]
     head = ("case", "tokens of an answer: mean (range)", "torch, s", "ours, s", "torch / ours")
     if args.write:
         about = __doc__.split("\n\n", 2)[2]
         setting = (
-            f"Median (least–greatest) of {args.rounds} rounds, what is compiled kept in memory; "
+            f"Median (least–greatest) of the rounds, what is compiled kept in memory; "
             f"{page.machine('jax', 'torch', 'transformers')}."
         )
         page.write_section(
