@@ -75,7 +75,7 @@ def test_tiles_are_kept_slot_by_slot(tmp_path, tiny_model, tiny_params, reader):
     data = [Sample(f"s{i}", (tiny.png(i, size),), turns) for i, size in enumerate(sizes)]
     cache, count = open_and_fill(tmp_path, model, tiny_params, reader, {"a": data})
     layouts = [model.visual_layout(lambda size=size: size) for size in sizes]
-    assert count == len(cache) == sum(len(layout.slots) for layout in layouts) == 3 + 3 + 5
+    assert count == len(cache) == sum(len(layout.slots) for layout in layouts) == 3 + 4 + 5
     encode = jax.jit(lambda p, x: mllm.apply(model, p, x, method="features"))
     for sample, layout in zip(data, layouts, strict=True):
         expected = encode(tiny_params, reader(sample, 0, layout))
