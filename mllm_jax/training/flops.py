@@ -20,6 +20,7 @@ from mllm_jax.models.lora import ADAPTERS
 from mllm_jax.models.mllm import ModelConfig, Params
 
 COUNTS = ("tokens", "attention_pairs", "label_tokens", "images")
+Leaves = tuple[tuple[str, tuple[int, ...], str], ...]  # path, shape, dtype: a tree that can be hashed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ def step_flops(
     heads = model.llm.depth * model.llm.heads * model.llm.head_width
     head = 2 * flat[head_path].size
     before_head = body or "llm/final_norm/scale" in learned
-    image = _image_flops(model, trained, frozen, encoder, connector, cached_features)
+    image = _image_flops(
+        model, _leaves(trained, "vision"), _leaves(frozen, "vision"), connector, cached_features
+    )
     return StepFlops(
         token=sum(token),
         pair=4 * heads * (3 if body else 1),
@@ -84,34 +87,48 @@ def step_flops(
     )
 
 
+def _leaves(tree: Params, part: str) -> Leaves:
+    return tuple(
+        (path, leaf.shape, leaf.dtype.name) for path, leaf in paths.flatten(tree.get(part, {})).items()
+    )
+
+
+@functools.lru_cache(maxsize=64)  # a search over meshes asks often, and tracing an encoder takes a second
 def _image_flops(
-    model: ModelConfig, trained: Params, frozen: Params, encoder: bool, connector: bool, cached: bool
+    model: ModelConfig, trained: Leaves, frozen: Leaves, connector: bool, cached: bool
 ) -> tuple[int, int]:
-    """(forward, with gradients) of encoder and connector for one image."""
-    module, grid = model.make_connector(), model.vision_spec.grid
+    """(forward, with gradients) of encoder and connector for one image.
+
+    Args:
+      trained, frozen: of the encoder.
+    """
+    module, grid, encoder = model.make_connector(), model.vision_spec.grid, bool(trained)
     forward = module.flops(grid)
     both = module.flops(grid, params=connector, features=encoder) if encoder or connector else forward
     if not cached:
-        seen = _encoder_flops(model, {}, paths.merge(trained, frozen)["vision"])
-        learned = trained.get("vision", {})
+        seen = _encoder_flops(model, (), trained + frozen)
         forward += seen
-        both += _encoder_flops(model, learned, frozen.get("vision", {})) if learned else seen
+        both += _encoder_flops(model, trained, frozen) if encoder else seen
     return forward, both
 
 
-def _encoder_flops(model: ModelConfig, trained: Params, frozen: Params) -> int:
+def _encoder_flops(model: ModelConfig, trained: Leaves, frozen: Leaves) -> int:
     model = dataclasses.replace(model, remat="none", vision_remat="none", attention="xla")
     image = jax.ShapeDtypeStruct((1, *model.slot_size, 3), "uint8")
+    learned, kept = (
+        paths.unflatten({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in leaves})
+        for leaves in (trained, frozen)
+    )
 
-    def features(trained: Params, frozen: Params, image: Any) -> Any:
-        params = {"vision": paths.merge(trained, frozen)}
+    def features(learned: Params, kept: Params, image: Any) -> Any:
+        params = {"vision": paths.merge(learned, kept)}
         return mllm.apply(model, params, image, method=lambda module, image: module.vision(image))
 
-    def with_gradients(trained: Params, frozen: Params, image: Any) -> Any:
-        out, pull = jax.vjp(lambda each: features(each, frozen, image), trained)
+    def with_gradients(learned: Params, kept: Params, image: Any) -> Any:
+        out, pull = jax.vjp(lambda each: features(each, kept, image), learned)
         return pull(out)
 
-    return count_flops(with_gradients if trained else features, trained, frozen, image)
+    return count_flops(with_gradients if trained else features, learned, kept, image)
 
 
 @functools.lru_cache(maxsize=64)
