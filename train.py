@@ -30,6 +30,7 @@ from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.models.attention_uses import check_backends
 from mllm_jax.parallel import cpu_devices, processes
+from mllm_jax.parallel.chips import peak_flops
 from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
@@ -73,7 +74,8 @@ def train_stage(plan, batches, begun, directory, check_held):
     stage, steps = plan.stage, plan.steps
     checkpoints, state, frozen, unused = begun
     start = int(state.step)
-    log = RunLog(directory, plan.name, steps, start, write=jax.process_index() == 0)
+    peak = peak_flops(plan.mesh.devices.flat)
+    log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, plan.flops, peak)
     late = processes.Postponed()
     try:
         with stop_requests() as requests:

@@ -49,8 +49,7 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = _used_memory(str(error))
-        temporaries = max(0.0, used - sum(given.values()))
+        temporaries = _temporaries(str(error), sum(given.values()))
         return CompiledStep(Memory(**given, temporaries=temporaries), False, {}, time.perf_counter() - begin)
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
@@ -64,7 +63,10 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
     return CompiledStep(memory, True, sent, time.perf_counter() - begin)
 
 
-def _used_memory(message: str) -> float:
-    """Bytes that a program needed, from XLA's message: `Used 20.5G of 15.75G hbm`."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return float(found[1]) * UNITS[found[2]] if found else float("inf")
+def _temporaries(message: str, arguments: float) -> float:
+    """Bytes that a program needed beside its arguments, from XLA's message; infinite where it does not say."""
+    if found := re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message):
+        return float(found[1]) * UNITS[found[2]]
+    if found := re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message):
+        return max(0.0, float(found[1]) * UNITS[found[2]] - arguments)
+    return float("inf")

@@ -50,8 +50,9 @@ class Machine:
         Raises:
           ImportError: the package `libtpu` is missing.
         """
-        # Without these libtpu asks the cloud what machine this is, for minutes.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        # libtpu would ask the cloud what machine this is, and let only one process use the TPU that is not here.
+        for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+            os.environ.setdefault(name, "1")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             import libtpu  # noqa: F401

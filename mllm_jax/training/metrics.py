@@ -17,6 +17,7 @@ import numpy as np
 from mllm_jax.console import make_console, progress_bar, say
 from mllm_jax.files import no_links
 from mllm_jax.parallel import processes
+from mllm_jax.training.flops import StepFlops
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -39,13 +40,25 @@ class RunLog:
       steps: steps of the stage.
       start: steps already done.
       write: False on all processes but the first.
+      flops: model FLOPs of a step as a function of what its batch held (`training.flops`); None leaves speed in tokens.
+      peak: operations per second of all devices, for MFU; None where it is not known.
 
     Attributes:
       skipped: samples that this process has left out; `metrics.jsonl` has the sum over all processes.
     """
 
-    def __init__(self, workdir: pathlib.Path, stage: str, steps: int, start: int, write: bool = True):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        stage: str,
+        steps: int,
+        start: int,
+        write: bool = True,
+        flops: StepFlops | None = None,
+        peak: float | None = None,
+    ):
         self.stage = stage
+        self._flops, self._peak = flops, peak
         self.window: list[_Pending] = []
         self._loss_sum = self._weight_sum = 0.0  # since the last checkpoint
         self.skipped = 0
@@ -110,6 +123,11 @@ class RunLog:
             "label_tokens": sum(value["label_tokens"] for value in values),
             "skipped": processes.total(self.skipped),
         }
+        if self._flops:
+            done = sum(self._flops(value) for value in values) / (now - self._time)
+            record["model_flops_per_second"] = done
+            if self._peak:
+                record["mfu"] = done / self._peak
         record |= {
             key: float(np.mean([value[key] for value in values]))
             for key in values[0]
@@ -128,7 +146,8 @@ class RunLog:
         self._progress.update(
             self._task,
             shown=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
-            f"padding {record['padding_share']:.0%}",
+            f"padding {record['padding_share']:.0%}"
+            + (f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""),
         )
         return record
 
