@@ -123,6 +123,10 @@ def _decode(config: Any, machine: Any, batch: int, context: int, as_json: bool) 
     return 0 if found.fits else 1
 
 
+def _machine(found: dict[str, Any]) -> str:
+    return found["machine"] if found["slices"] == 1 else f"{found['slices']} x {found['machine']}"
+
+
 def stage_lines(found: dict[str, Any]) -> list[str]:
     """The description of a stage, for a terminal."""
     used, parts = found["memory"], found["parameters"]
@@ -130,7 +134,7 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1) or "one chip"
     sizes = ", ".join(f"{name} {count / 1e6:,.0f} M" for name, count in parts.items())
     lines = [
-        f"stage {found['stage']} on {found['machine']} ({found['chips']} chips): "
+        f"stage {found['stage']} on {_machine(found)} ({found['chips']} chips): "
         f"{'fits' if found['fits'] else 'DOES NOT FIT'} ({how})",
         f"  model              {sizes}; connector {found['connector']}, attention {found['attention']}",
         f"  mesh               {mesh}; {found['rows']} rows of {found['seq_len']}, accumulation "
@@ -145,8 +149,7 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
     if found["compiled"]:
         lines.append(f"    (by formula      {size_text(found['memory_estimate']['total'])})")
     lines.append(
-        f"  model FLOPs        {found['model_flops'] / 1e12:,.1f} T a step; carried out "
-        f"{found['executed_flops'] / 1e12:,.1f} T"
+        f"  model FLOPs        {found['model_flops']:.4g} a step; carried out {found['executed_flops']:.4g}"
     )
     if found["collectives"] is not None:
         sent = ", ".join(
@@ -156,12 +159,12 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"  sent by a chip     {size_text(found['network_bytes'])} (by formula)")
     times = ", ".join(
-        f"{NAMES.get(name, name)} {1e3 * seconds:,.0f} ms"
+        f"{NAMES.get(name, name)} {seconds:.3g} s"
         for name, seconds in found["seconds"].items()
         if seconds
     )
     lines.append(
-        f"  at best            {found['step_seconds']:.3f} s a step ({times}), bound by {found['bound']}"
+        f"  at best            {found['step_seconds']:.3g} s a step ({times}), bound by {found['bound']}"
     )
     lines.append(f"  MFU                at most {found['mfu_bound']:.0%}")
     if found["changes"]:

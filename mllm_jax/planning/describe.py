@@ -20,6 +20,8 @@ from mllm_jax.planning.estimate import (
 )
 from mllm_jax.planning.topology import Machine, mesh_shape
 
+HELPS = 0.97  # of the memory: a change that leaves more is not worth telling
+
 
 def describe_stage(
     config: ConfigDict,
@@ -38,9 +40,8 @@ def describe_stage(
       quick: see `compiled.compile_step`.
     """
     with shipped_geometry():
-        found = search.search(config, stage, machine) if auto_mesh else None
-        if found:
-            config = found[0]
+        if auto_mesh:
+            config = search.search(config, stage, machine)[0]
         sizes = config.mesh.to_dict()
         plan = search.stage_plan(config, stage, machine.abstract_mesh(sizes))
         attention = attention_backend(plan, machine)
@@ -59,11 +60,12 @@ def describe_stage(
         used = compiled.memory if compiled else guessed
         fits = compiled.fits if compiled else used.total <= search.MARGIN * machine.chip.memory
         bound = roofline(plan, machine, attention, sent)
-        advice = (
+        tried = (
             []
             if fits
             else [_tried(*change, stage, machine) for change in search.changes(config, stage, machine)]
         )
+        advice = [change for change in tried if change["memory"] < HELPS * guessed.total]
         return {
             "machine": machine.name,
             "chips": machine.count,
@@ -72,7 +74,6 @@ def describe_stage(
             "connector": config.model.connector.name,
             "parameters": parameters(plan),
             "mesh": mesh_shape(sizes, machine.count),
-            "auto_mesh_found": found is not None if auto_mesh else None,
             "accumulation": config.stages[stage].accumulation,
             "batch_size": config.stages[stage].batch_size,
             "rows": plan.batch.tokens.shape[0],

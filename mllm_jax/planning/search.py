@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mllm_jax.config import ConfigError
 from mllm_jax.models.heads import split
 from mllm_jax.planning.estimate import Memory, Roofline, attention_backend, memory, roofline, rows_of
 from mllm_jax.planning.topology import Machine
@@ -40,26 +41,38 @@ def candidates(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tup
                     yield {"data": data, "fsdp": fsdp, "sequence": 1, "tensor": tensor}, parts
 
 
-def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict, Memory, Roofline] | None:
-    """The recipe with the mesh and accumulation that fit and take the least time; None where nothing fits.
+def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict, Memory, Roofline]:
+    """The recipe with the mesh and accumulation that fit and take the least time; where none fits, with those that need
+    the least memory.
 
     Of equally fast ones the simplest is taken: no tensor axis, no accumulation, parameters on all chips.
+
+    Raises:
+      ConfigError: no mesh of the machine suits batch and heads.
     """
-    best = None
+    fast = small = None
     for sizes, parts in candidates(config, stage, machine):
         changed = with_mesh(config, stage, sizes, parts)
         plan = stage_plan(changed, stage, machine.abstract_mesh(sizes))
         attention = attention_backend(plan, machine)
         needed = memory(plan, attention)
+        bound = roofline(plan, machine, attention)
+        found = changed, needed, bound
+        if small is None or needed.total < small[0]:
+            small = needed.total, found
         if needed.total > MARGIN * machine.chip.memory:
             continue
-        bound = roofline(plan, machine, attention)
-        # Nothing overlaps perfectly: a hundredth of what is hidden counts.
+        # Nothing overlaps perfectly: a tenth of what is hidden counts.
         hidden = bound.compute + bound.memory + bound.network + bound.slow_network
         rank = (round(bound.seconds + 0.1 * hidden, 6), sizes["tensor"], parts, -sizes["fsdp"])
-        if best is None or rank < best[0]:
-            best = rank, changed, needed, bound
-    return best and best[1:]
+        if fast is None or rank < fast[0]:
+            fast = rank, found
+    if small is None:
+        raise ConfigError(
+            f"config key 'stages.{stage}.batch_size' ({config.stages[stage].batch_size}) cannot be shared by "
+            f"{machine.count} chips, whatever the mesh"
+        )
+    return (fast or small)[1]
 
 
 def with_mesh(config: ConfigDict, stage: str, sizes: dict[str, int], parts: int) -> ConfigDict:
@@ -92,12 +105,12 @@ def changes(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tuple[
         yield changed(model__frozen_dtype="bfloat16")
     if config.model.dtype == "float32":
         yield changed(model__dtype="bfloat16", model__frozen_dtype="bfloat16")
-    if found := search(config, stage, machine):
-        mesh, parts = found[0].mesh, found[0].stages[stage].accumulation
-        keys = {f"mesh__{axis}": mesh[axis] for axis in ("data", "fsdp", "tensor")}
-        if parts != settings.accumulation:
-            keys[f"{here}accumulation"] = parts
-        yield changed(**keys)
+    found = search(config, stage, machine)[0]
+    mesh, parts = found.mesh, found.stages[stage].accumulation
+    keys = {f"mesh__{axis}": mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    if parts != settings.accumulation:
+        keys[f"{here}accumulation"] = parts
+    yield changed(**keys)
     if config.data.label_tokens is None and settings.samples_per_row == 1:
         yield changed(data__label_tokens=1024)
     if settings.quantize_base == "none" and settings.lora.rank:
