@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         names = [stage.value] if stage.value else list(config.value.stage_order)
         if stage.value and stage.value not in config.value.stages:
             complain(
-                f"mllm-jax plan: --stage={stage.value}: the recipe has the stages {', '.join(config.value.stages)}"
+                f"mllm-jax plan: --stage={stage.value}: the recipe has the stages {', '.join(config.value.stage_order)}"
             )
             sys.exit(2)
         found = []
@@ -159,9 +159,7 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
     else:
         lines.append(f"  sent by a chip     {size_text(found['network_bytes'])} (by formula)")
     times = ", ".join(
-        f"{NAMES.get(name, name)} {seconds:.3g} s"
-        for name, seconds in found["seconds"].items()
-        if seconds
+        f"{NAMES.get(name, name)} {seconds:.3g} s" for name, seconds in found["seconds"].items() if seconds
     )
     lines.append(
         f"  at best            {found['step_seconds']:.3g} s a step ({times}), bound by {found['bound']}"

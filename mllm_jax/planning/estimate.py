@@ -182,7 +182,7 @@ class _Sizes:
             else 0
         )
         visual = images * plan.model.visual_layout.slot.num_tokens * width * plan.model.llm.width
-        return (1 + held) * states + block + kept * images * tokens * width * vision.width + 4 * visual
+        return float((1 + held) * states + block + kept * images * tokens * width * vision.width + 4 * visual)
 
 
 def rows_of(plan: StagePlan) -> int:

@@ -109,7 +109,10 @@ def parse(text: str, slices: int = 1) -> Machine:
             )
         return Machine(text, by_name(found[1]), fits[0], chips, slices)
     if found := re.fullmatch(r"([\w-]+):([\dx]+)", text):
-        chip = by_name(found[1])
+        try:
+            chip = by_name(found[1])
+        except ValueError as error:
+            raise ValueError(f"--topology={text}: {error}") from None
         if (found[1] in SHAPES) == ("x" in found[2]):
             return Machine(text, chip, found[2] if "x" in found[2] else "", _size(found[2]), slices)
     raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax.data.batch import Batch
@@ -39,7 +39,7 @@ class StagePlan:
     Attributes:
       config: the whole recipe, checked.
       name: of the stage.
-      mesh: devices, here or elsewhere.
+      mesh: devices, here or elsewhere; an abstract one is enough for shapes and shardings.
       num_steps: length of the stage, which decides its learning-rate schedule; None takes the stage's `steps`, or 1 for
         one that counts epochs. Shapes and costs do not depend on it.
       rows: `B` of a packed stage, which its data decide (`TrainIterator.rows`); None = one sample a row.
@@ -47,7 +47,7 @@ class StagePlan:
 
     config: ConfigDict
     name: str
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     num_steps: int | None = None
     rows: int | None = None
 
