@@ -10,7 +10,7 @@ import pytest
 import mllm_jax
 
 PACKAGE = pathlib.Path(mllm_jax.__file__).parent
-_TOP = {"evaluation", "cli", "serve"}
+_TOP = {"evaluation", "planning", "cli", "serve"}
 ABOVE = {
     "training": _TOP,
     "inference": {"training", *_TOP},

@@ -13,6 +13,8 @@ from mllm_jax.planning.estimate import Memory, Roofline, attention_backend, memo
 from mllm_jax.planning.topology import Machine
 from mllm_jax.training.stage import StagePlan
 
+OVERLAP_LOST = 0.1  # of what could be hidden behind the slowest resource
+SAME = 1.03  # times of which one is this much longer than the other are taken as equal
 MARGIN = 0.92  # of the memory may be used by an estimate: what is left is for what it does not know
 
 
@@ -45,12 +47,12 @@ def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict
     """The recipe with the mesh and accumulation that fit and take the least time; where none fits, with those that need
     the least memory.
 
-    Of equally fast ones the simplest is taken: no tensor axis, no accumulation, parameters on all chips.
+    Of nearly equally fast ones the simplest is taken: the smallest tensor axis, then the least accumulation.
 
     Raises:
       ConfigError: no mesh of the machine suits batch and heads.
     """
-    fast = small = None
+    fast, small = [], None
     for sizes, parts in candidates(config, stage, machine):
         changed = with_mesh(config, stage, sizes, parts)
         plan = stage_plan(changed, stage, machine.abstract_mesh(sizes))
@@ -58,21 +60,21 @@ def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict
         needed = memory(plan, attention)
         bound = roofline(plan, machine, attention)
         found = changed, needed, bound
-        if small is None or needed.total < small[0]:
-            small = needed.total, found
-        if needed.total > MARGIN * machine.chip.memory:
-            continue
-        # Nothing overlaps perfectly: a tenth of what is hidden counts.
-        hidden = bound.compute + bound.memory + bound.network + bound.slow_network
-        rank = (round(bound.seconds + 0.1 * hidden, 6), sizes["tensor"], parts, -sizes["fsdp"])
-        if fast is None or rank < fast[0]:
-            fast = rank, found
+        if small is None or needed.total < small[1].total:
+            small = found
+        if needed.total <= MARGIN * machine.chip.memory:
+            hidden = bound.compute + bound.memory + bound.network + bound.slow_network
+            cost = bound.seconds + OVERLAP_LOST * hidden
+            fast.append((cost, (sizes["tensor"], parts, cost, -sizes["fsdp"]), found))
     if small is None:
         raise ConfigError(
             f"config key 'stages.{stage}.batch_size' ({config.stages[stage].batch_size}) cannot be shared by "
             f"{machine.count} chips, whatever the mesh"
         )
-    return (fast or small)[1]
+    if not fast:
+        return small
+    least = min(cost for cost, _, _ in fast)
+    return min((each for each in fast if each[0] <= SAME * least), key=lambda each: each[1])[2]
 
 
 def with_mesh(config: ConfigDict, stage: str, sizes: dict[str, int], parts: int) -> ConfigDict:
