@@ -116,9 +116,9 @@ def image_size(
     """
     image = _header(data, source, compat, max_pixels)
     width, height = image.size
-    # Pillow decodes a PNG to find what stands behind its pixels.
-    shown = compat is None and (image.format != "PNG" or may_be_turned(data))
-    lies = shown and _orientation(image) in (5, 6, 7, 8)
+    # Pillow turns a TIFF itself, with compat too, and decodes a PNG to find what stands behind its pixels.
+    asked = compat is None and image.format != "TIFF" and (image.format != "PNG" or may_be_turned(data))
+    lies = asked and _orientation(image) in (5, 6, 7, 8)
     return (width, height) if lies else (height, width)
 
 
