@@ -110,7 +110,8 @@ def draw(measured: dict[str, dict[int, float]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(measured), figsize=(12, 3.2), sharey=True, layout="constrained")
+    size = {"figsize": (3 * len(measured), 3.2), "sharey": True, "layout": "constrained"}
+    figure, (panels,) = plt.subplots(1, len(measured), squeeze=False, **size)
     for panel, (name, points) in zip(panels, measured.items(), strict=True):
         xs, ys = list(points), list(points.values())
         panel.loglog(xs, ys, "o-", label="measured")
