@@ -12,6 +12,10 @@ the two largest are fine-tuned by LoRA and the others whole. The connector is `d
 Vicuna sees through CLIP-L/14 at 336 and the others through SigLIP so400m/14 at 384 (which encoder the paper pairs
 with which LLM is from memory); `--config.model.vision.path=... --config.model.vision.image_size=...` sets another
 one.
+
+With `-anyres` behind it (`--config=configs/dense_connector.py:yi-34b-anyres`) images are cut into tiles, and the LLM is
+fine-tuned whole, as the paper's Yi-34B. Its training code is not public: canvases and rates are those of LLaVA-1.6 and
+of the other models here.
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +36,14 @@ LLMS = {
 
 
 def get_config(llm: str = "llama3-8b") -> ConfigDict:
+    llm, anyres = llm.removesuffix("-anyres"), llm.endswith("-anyres")
     if llm not in LLMS:
         raise ConfigError(f"configs/dense_connector.py:{llm}: choose {', '.join(LLMS)}")
+    if anyres and llm == "phi-2":
+        raise ConfigError(
+            "configs/dense_connector.py:phi-2-anyres: an image in tiles takes up to 3,699 tokens, and Phi-2 has 2,048 "
+            "positions; choose another LLM"
+        )
     config = default_config()
     config.model.llm.path, (config.model.vision.path, config.model.vision.image_size), template, lora = LLMS[
         llm
@@ -56,7 +66,7 @@ def get_config(llm: str = "llama3-8b") -> ConfigDict:
     finetune = stage_config()
     finetune.template = template
     finetune.batch_size = 128
-    if lora:
+    if lora and not anyres:
         finetune.trainable = ("connector/.*",)
         finetune.lora.rank, finetune.lora.alpha, finetune.lora.dropout = 128, 256.0, 0.05
         finetune.learning_rate = 2e-4  # of the adapters
@@ -64,6 +74,13 @@ def get_config(llm: str = "llama3-8b") -> ConfigDict:
     else:
         finetune.trainable = ("connector/.*", "llm/.*")
         finetune.learning_rate = 2e-5
+
+    if anyres:
+        config.model.tiles.merge = "spatial_unpad"
+        config.data.image_slots = 5  # the whole image and four tiles
+        config.data.seq_len = 4096
+        pretrain.trainable += ("separators/.*",)
+        finetune.trainable += ("separators/.*",)
 
     for stage in (pretrain, finetune):
         stage.sources = {"main": source_config()}

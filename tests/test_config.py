@@ -37,7 +37,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
 # Every recipe and the arguments that are worth a golden of their own; "" is the recipe without argument.
 RECIPES = {
-    "dense_connector": ("", "phi-2", "vicuna-7b", "yi-34b", "llama3-70b"),
+    "dense_connector": ("", "phi-2", "vicuna-7b", "yi-34b", "llama3-70b", "yi-34b-anyres"),
     "llava15": ("", "lora"),
     "llava_next": ("", "mini"),
     "mini_foundation": ("",),
