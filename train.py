@@ -74,8 +74,8 @@ def train_stage(plan, batches, begun, directory, check_held):
     stage, steps = plan.stage, plan.steps
     checkpoints, state, frozen, unused = begun
     start = int(state.step)
-    peak = peak_flops(plan.mesh.devices.flat)
-    log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, plan.flops, peak)
+    flops, peak = count_flops(plan), peak_flops(plan.mesh.devices.flat)
+    log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, flops, peak)
     late = processes.Postponed()
     try:
         with stop_requests() as requests:
@@ -107,6 +107,15 @@ def train_stage(plan, batches, begun, directory, check_held):
         batches.close()
         checkpoints.close()
     return plan.whole(state, frozen, unused)
+
+
+def count_flops(plan):
+    """The model FLOPs of a step, for the log; None where a part cannot be counted, which stops nothing."""
+    try:
+        return plan.flops
+    except ValueError as error:
+        say(f"model FLOP/s are not logged: {error}", "yellow")
+        return None
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from mllm_jax.training.stage import StagePlan
 
 MEAN_TEXT_TOKENS = 220  # of a sample beside its image: about what LLaVA-665K has, where the data are not here
 MEAN_LABEL_SHARE = 0.6  # of these, how many are supervised
+WORKING = 1.25  # of what a block makes of its input, held while it is computed; found by compiling
 # Products of attention's backward pass for two of its forward pass: kernels compute the logits again.
 BACKWARD_PRODUCTS = {"splash": 7, "cudnn": 5, "tokamax": 5, "blockwise": 5, "xla": 4}
 
@@ -118,15 +119,19 @@ def memory(plan: StagePlan, attention: str) -> Memory:
     width = jnp.dtype(model.dtype).itemsize
     positions = size.micro_rows * plan.seq_len  # of one chip, at a time
 
-    # what a block makes of a position, kept without remat: normed inputs, q, k, v, attention, gate, up and product
-    inner = 2 * cfg.heads * cfg.head_width + 2 * cfg.kv_heads * cfg.head_width + 3 * cfg.mlp_width
-    everything = positions * width * (4 * cfg.width + inner / size.tensor)
-    products = positions * width * (2 * cfg.width + inner / size.tensor)
+    # What a block makes of a position and its backward pass reads: two norms in float32 and rounded, two residuals;
+    # queries and keys before and after they rotate, as the kernel takes them; five arrays of the gated MLP.
+    heads = cfg.heads * cfg.head_width + cfg.kv_heads * cfg.head_width
+    everything = positions * (
+        2 * (4 + 3 * width) * cfg.width + 5 * width * (heads + cfg.mlp_width) / size.tensor
+    )
+    outputs = 2 * cfg.width + (heads + cfg.kv_heads * cfg.head_width + 2 * cfg.mlp_width) / size.tensor
+    products = positions * width * outputs
     if attention == "xla":
         everything += 2 * 4 * size.micro_rows * cfg.heads / size.tensor * plan.seq_len**2
     boundary = positions * width * cfg.width
     kept = {"full": boundary, "dots": boundary + products, "none": everything}[model.remat]
-    activations = (cfg.depth * kept if size.backward else 0) + 2 * everything
+    activations = (cfg.depth * kept if size.backward else 0) + WORKING * everything
     # One block's weights whole over fsdp, while the next block's arrive.
     gathered = 2 * size.block_bytes / size.tensor if size.fsdp > 1 else 0
     gradients = given["parameters"] * (2 if plan.stage.accumulation > 1 else 1)

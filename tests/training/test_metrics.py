@@ -9,6 +9,7 @@ import pytest
 
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.parallel.processes import OtherProcessError
+from mllm_jax.training.flops import StepFlops
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 
 
@@ -39,6 +40,18 @@ def test_windows_are_weighted_by_supervised_tokens(log, tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == record
     assert log.loss_since_checkpoint() == pytest.approx(2.0)
     assert log.loss_since_checkpoint() == math.inf
+
+
+def test_model_flops_and_mfu_of_what_the_batches_held(tmp_path):
+    flops = StepFlops(token=3, pair=2, label=5, image=7, forward={})
+    log = RunLog(tmp_path, "pretrain", 8, 0, flops=flops, peak=1000.0)
+    step = update(tokens=100, attention_pairs=10, label_tokens=1, images=2)
+    log.add(1, step, ["a"], [])
+    log.add(2, step, ["b"], [])
+    record = log.flush(1e-3)
+    log.close()
+    assert record["model_flops_per_second"] * record["step_seconds"] == pytest.approx(300 + 20 + 5 + 14)
+    assert record["mfu"] == record["model_flops_per_second"] / 1000
 
 
 def test_means_follow_the_weights_and_counts_do_not(log):
