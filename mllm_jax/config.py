@@ -189,6 +189,15 @@ SCHEMA: Schema = {
                         synonyms=("vision_tower", "tower", "encoder", "name")),
             "image_size": Key(84, "side of the images that the encoder sees, in pixels", least=1,
                               synonyms=("resolution", "image_res", "size", "res")),
+            "max_patches": Key(0, "NaFlex encoders: most patches of an image, which keeps its aspect ratio; 0 = "
+                                  "squares of `image_size`", least=0, synonyms=("max_num_patches", "naflex")),
+            "image_sizes": Key((), "of several encoders, A+B: side of each one's input; () = all see `image_size`, "
+                               "which otherwise is the largest of them", items=int),
+            "combine": Key("channels", "how several encoders are used together (docs/models.md)",
+                           choices=("channels", "tokens", "mining", "mining_all", "mining_channels")),
+            "split": Key(1, "parts per side that the first of mined encoders sees an image in", least=1,
+                         synonyms=("image_grid",)),
+            "overview": Key(False, "and the whole image before them", synonyms=("image_global",)),
             # LLaVA's default; P1's choice is unknown.
             "select_layer": Key(-2, "hidden state taken as the image's features; negative counts from the last",
                                 synonyms=("layer", "feature_layer", "vision_feature_layer",

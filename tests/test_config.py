@@ -39,6 +39,7 @@ GOLDENS = ROOT / "tests" / "goldens" / "configs"
 RECIPES = {
     "dense_connector": ("", "phi-2", "vicuna-7b", "yi-34b", "llama3-70b", "yi-34b-anyres"),
     "llava15": ("", "lora"),
+    "mini_gemini": ("", "hd"),
     "llava_next": ("", "mini"),
     "mini_foundation": ("",),
     "own_data": ("", "pretrain", "finetune"),

@@ -65,7 +65,7 @@ def describe(source: str) -> dict[str, Any]:
     """
     from mllm_jax.inference.runs import is_run
     from mllm_jax.interop import native, peft
-    from mllm_jax.interop.hub import read_json, resolve_path
+    from mllm_jax.interop.hub import resolve_path
     from mllm_jax.interop.towers import fused_paths
 
     if source == "mini":
@@ -84,7 +84,7 @@ def describe(source: str) -> dict[str, Any]:
         return _adapter(directory)
     from mllm_jax.interop import composite, families
 
-    fields = read_json(directory / "config.json")
+    fields, _ = composite.read_config(directory)
     if composite.is_composite(fields):
         return _composite(directory)
     return _lone(directory, llm=str(fields.get("model_type")) in families.LLMS)
@@ -192,7 +192,7 @@ def _composite(directory: pathlib.Path) -> dict[str, Any]:
         leaves |= _placed(tensors, placements, shapes)
     what = f"multimodal checkpoint, {checkpoints.describe(composite)}"
     if len(planned) > 1:
-        what += f"; vision tower beside it: {composite.tower}"
+        what += f"; vision tower beside it: {'+'.join(composite.towers)}"
     return _total(what, _model_geometry(composite.model), _modules(leaves))
 
 

@@ -31,6 +31,7 @@ from mllm_jax.connectors.linear import Linear
 from mllm_jax.connectors.mlp import MLP
 from mllm_jax.connectors.perceiver import Perceiver
 from mllm_jax.connectors.pixel_shuffle import PixelShuffle
+from mllm_jax.connectors.preserving import PreservingConnector
 from mllm_jax.connectors.q_former import QFormer
 from mllm_jax.connectors.resampler import Resampler
 from mllm_jax.connectors.sci import SCI
@@ -170,5 +171,12 @@ def create(
         vision=vision, width=width, dtype=dtype, param_dtype=param_dtype, name=module_name, **fixed, **given
     )
     made.request()
+    if not vision.regular and not made.treats_patches_alone():
+        alone = [each for each, (kind, _) in CONNECTORS.items() if issubclass(kind, PreservingConnector)]
+        raise ValueError(
+            f"connector {name!r} with these options needs patches on one grid, which there is not with "
+            f"vision.max_patches or vision.combine='tokens'; choose {', '.join(alone)}, without reduction and "
+            "convolution"
+        )
     made.num_tokens(vision.grid)
     return made

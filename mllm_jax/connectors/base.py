@@ -1,7 +1,7 @@
 """The connector contract: what a connector asks of the vision encoder and what it gives to the LLM."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.connectors.mining import Mining
 from mllm_jax.flops import count_flops
 from mllm_jax.schema import Key
 
@@ -29,12 +30,21 @@ class VisionSpec:
       select_layer: the hidden state that is "the" feature F, already resolved to 0..L
         (LLaVA's -2 of a 24-block tower is 23).
       grid: patch grid at the configured resolution; only position tables may depend on it.
+      mining: what the fine features of a second encoder are mined into (`models.encoders`): "selected" F alone, "all"
+        everything that is read, each on its own with the same parameters, "channels" what a connector puts side by side
+        on channels (of the others: F); "" where there are none.
+      regular: whether patches lie on `grid`. Otherwise (an image's own grid, several encoders' tokens) `grid` is one
+        row of all patches that there is room for, and only connectors that treat each patch alone can follow.
+      fine: fine features of each token's cell, and their channels; (0, 0) where there are none.
     """
 
     width: int
     depth: int
     select_layer: int
     grid: Grid
+    mining: str = ""
+    regular: bool = True
+    fine: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +79,14 @@ class VisionFeatures:
       means: one [B, N, C] per requested group.
       grid: (rows, columns), rows * columns = N.
       normalized_means: one [B, N, C] per requested group.
+      fine: features of the P positions of each token's cell, of another encoder; None where there is none.
     """
 
     hidden: dict[int, Float[Array, "B N C"]]
     means: tuple[Float[Array, "B N C"], ...] = ()
     grid: Grid = flax.struct.field(pytree_node=False, default=(0, 0))
     normalized_means: tuple[Float[Array, "B N C"], ...] = ()
+    fine: Float[Array, "B N P A"] | None = None
 
 
 def normalize(x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
@@ -152,6 +164,11 @@ class Connector(nn.Module):
         raise ValueError(f"{type(self).__name__} does not define num_tokens")
 
     @nn.nowrap
+    def treats_patches_alone(self) -> bool:
+        """Whether each token is made of the patch at its place and of no other."""
+        return False
+
+    @nn.nowrap
     def flops(self, grid: Grid, params: bool = False, features: bool = False) -> int:
         """Floating-point operations for one image: of the forward pass, and of the gradients that are asked for.
 
@@ -165,24 +182,30 @@ class Connector(nn.Module):
         request = self.request()
         state = jax.ShapeDtypeStruct((1, grid[0] * grid[1], self.vision.width), self.dtype)
         states = [state] * (request.deepest + 1)
+        if self.vision.mining:
+            states.append(jax.ShapeDtypeStruct((1, grid[0] * grid[1], *self.vision.fine), self.dtype))
         connector = self.clone(parent=None, name=None)
 
+        def given(states):
+            hidden, fine = (states[:-1], states[-1]) if self.vision.mining else (states, None)
+            return collect(request, hidden, grid).replace(fine=fine)
+
         def forward(variables, states):
-            return connector.apply(variables, collect(request, states, grid))
+            return connector.apply(variables, given(states))
 
         def run(variables, states):
             if params and features:
                 out, pull = jax.vjp(forward, variables, states)
             elif params:
-                out, pull = jax.vjp(lambda given: forward(given, states), variables)
+                out, pull = jax.vjp(lambda own: forward(own, states), variables)
             elif features:
-                out, pull = jax.vjp(lambda given: forward(variables, given), states)
+                out, pull = jax.vjp(lambda seen: forward(variables, seen), states)
             else:
                 return forward(variables, states)
             return pull(out)
 
         def init(key, states):
-            return connector.init(key, collect(request, states, grid))
+            return connector.init(key, given(states))
 
         return count_flops(run, jax.eval_shape(init, jax.random.key(0), states), states)
 
@@ -205,5 +228,37 @@ class Connector(nn.Module):
         raise ValueError(f"{type(self).__name__} does not define __call__")
 
     def selected(self, features: VisionFeatures) -> Float[Array, "B N C"]:
-        """The feature F."""
-        return features.hidden[self.vision.select_layer]
+        """The feature F, with the fine features mined into it if there are any."""
+        return self.mined(features).hidden[self.vision.select_layer]
+
+    def mined(self, features: VisionFeatures) -> VisionFeatures:
+        """The features with the fine ones mined into F, or into all of them; as they are where there are no fine ones.
+
+        A connector that reads more than F calls this first and goes on with the result.
+        """
+        if features.fine is None:
+            return features
+        mining, every = self._mining(), self.vision.mining == "all"
+
+        def mined(state: Array, wanted: bool) -> Array:
+            return mining(state, features.fine) if wanted else state
+
+        hidden = {k: mined(x, every or k == self.vision.select_layer) for k, x in features.hidden.items()}
+        means = tuple(mined(mean, every) for mean in features.means)
+        return features.replace(hidden=hidden, means=means, fine=None)
+
+    def side_by_side(
+        self, features: VisionFeatures, states: Callable[[VisionFeatures], Sequence[Array]]
+    ) -> Float[Array, "B N E"]:
+        """States of the features on the channel axis, mined before or after that (`VisionSpec.mining`).
+
+        Args:
+          states: gives them, each [B, N, C], of features that are mined as far as they are to be.
+        """
+        if self.vision.mining != "channels":
+            return jnp.concatenate(list(states(self.mined(features))), axis=-1)
+        joined = jnp.concatenate(list(states(features)), axis=-1)
+        return self._mining()(joined, features.fine)
+
+    def _mining(self) -> Mining:
+        return Mining(self.dtype, self.param_dtype, name="mining")

@@ -43,12 +43,20 @@ class DCI(PreservingConnector):
     def request(self) -> FeatureRequest:
         hidden, groups = (self.vision.select_layer,), self.layer_groups()
         if self.learnable:
+            if self.vision.mining == "all":
+                raise ValueError(
+                    "dci.learnable=True with vision.combine='mining_all': its groups are means of "
+                    "normalised states, which cannot be mined one by one; choose 'mining'"
+                )
             return FeatureRequest(hidden=hidden, normalized_means=groups)
         return FeatureRequest(hidden=hidden, means=groups)
 
     @nn.compact
     def tokens(self, features: VisionFeatures) -> Float[Array, "B N D"]:
-        x = self.selected(features)
+        return project(self, self.side_by_side(features, self._states))
+
+    def _states(self, features: VisionFeatures) -> list[Array]:
+        x = features.hidden[self.vision.select_layer]
         if self.learnable:
             means = jnp.stack(features.normalized_means, axis=1)
             scale = self.param("norm_scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
@@ -58,4 +66,4 @@ class DCI(PreservingConnector):
             means = [means[:, g] for g in range(means.shape[1])]
         else:
             means = features.means
-        return project(self, jnp.concatenate([x, *(mean.astype(x.dtype) for mean in means)], axis=-1))
+        return [x, *(mean.astype(x.dtype) for mean in means)]

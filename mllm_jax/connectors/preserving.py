@@ -56,6 +56,10 @@ class PreservingConnector(Connector):
         rows, columns = self.output_grid(grid)
         return rows * columns
 
+    @nn.nowrap
+    def treats_patches_alone(self) -> bool:
+        return self.reduction == 1 and not self.reduced_grid
+
     def tokens(self, features: VisionFeatures) -> Float[Array, "B N D"]:
         """One token of LLM width per patch (a compact method)."""
         raise ValueError(f"{type(self).__name__} does not define tokens")

@@ -33,16 +33,23 @@ class SCI(PreservingConnector):
         return check_layers((self.vision.select_layer, *layers), self.vision, "select_layer and sci.layers")
 
     @nn.nowrap
+    def treats_patches_alone(self) -> bool:
+        return not self.learnable and super().treats_patches_alone()
+
+    @nn.nowrap
     def request(self) -> FeatureRequest:
         return FeatureRequest(hidden=self.channel_layers())
 
     @nn.compact
     def tokens(self, features: VisionFeatures) -> Float[Array, "B N D"]:
-        x = self.selected(features)
+        return project(self, self.side_by_side(features, self._states))
+
+    def _states(self, features: VisionFeatures) -> list[Array]:
+        x = features.hidden[self.vision.select_layer]
         states = [features.hidden[k].astype(x.dtype) for k in self.channel_layers()]
         if self.learnable:
             _, patches, width = x.shape
             stacked = jnp.concatenate(states, axis=0).reshape(-1, *features.grid, width)
             stacked = conv(self, stacked, width, "conv").reshape(-1, patches, width)
             states = jnp.split(stacked, len(states), axis=0)
-        return project(self, jnp.concatenate(states, axis=-1))
+        return states

@@ -49,6 +49,7 @@ class STI(Connector):
     @nn.compact
     def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
         self.num_tokens(features.grid)
+        features = self.mined(features)
         x = self.selected(features)
         extra = jnp.stack([features.hidden[k] for k in self.extra_layers()], axis=1).astype(x.dtype)
         batch, layers, patches, width = extra.shape

@@ -63,6 +63,7 @@ class TokenPacker(Connector):
     def __call__(self, features: VisionFeatures, deterministic: bool = True) -> Float[Array, "B M D"]:
         self.num_tokens(features.grid)
         out, width = divided(features.grid, self.factor, "token_packer.factor"), self.hidden
+        features = self.mined(features)
         x = self.selected(features)
         details = jnp.concatenate([features.hidden[k].astype(x.dtype) for k in self.detail_layers()], axis=-1)
 

@@ -72,6 +72,8 @@ class Batch:
       loss_weights: weight of predicting `tokens[t]` from what is before it; None where nothing is learned.
       image_mask: slots that hold an image; None in rows without slots.
       images: pixels before normalisation, 0 in empty slots; None in rows of features and in rows without slots.
+      grids: rows and columns of patches of every slot, 0 in empty ones, where slots hold the patches of images at their
+        own aspect ratio (`data.naflex`).
       features: in place of `images`, what the vision encoder gave for them (`data.feature_cache`).
     """
 
@@ -87,6 +89,7 @@ class Batch:
     visual_weights: Float32[Any, "*b T K"] | None = _field(np.float32, "length", optional=True)
     image_mask: Bool[Any, "*b I"] | None = _field(np.bool_, "slots", optional=True)
     images: UInt8[Any, "*b I H W 3"] | None = _field(np.uint8, "slots", optional=True)
+    grids: Int32[Any, "*b I 2"] | None = _field(np.int32, "slots", optional=True)
     features: Float[Any, "*b I F N C"] | None = _field(None, "slots", optional=True)
 
     @classmethod
@@ -98,6 +101,7 @@ class Batch:
         image_size: Size | None = None,
         features: jax.ShapeDtypeStruct | None = None,
         labels: bool = True,
+        grids: bool = False,
         combination: Combination = SELECT,
     ) -> "Batch":
         """Shapes and dtypes (`jax.ShapeDtypeStruct`) of a batch.
@@ -111,6 +115,7 @@ class Batch:
           image_size: `H, W`; None for rows of features.
           features: shape `[F, N, C]` and dtype of one slot's features.
           labels: whether there are `loss_weights`.
+          grids: whether there are `grids` (`Slot.native`).
           combination: of the model (`LayoutRule.combination`).
         """
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
@@ -126,6 +131,8 @@ class Batch:
             shapes["image_mask"] = (slots,)
             if image_size is not None:
                 shapes["images"] = (slots, *image_size, 3)
+            if grids:
+                shapes["grids"] = (slots, 2)
             if features is not None:
                 shapes["features"] = (slots, *features.shape)
         return cls(

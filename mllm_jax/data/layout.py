@@ -23,10 +23,12 @@ class Slot:
     Attributes:
       num_tokens: M, visual tokens that the connector makes of one slot.
       size: height and width of the vision encoder's input in pixels; None where only tokens are counted.
+      native: it holds the patches of an image at its own aspect ratio (`data.naflex`).
     """
 
     num_tokens: int
     size: Size | None = None
+    native: bool = False
 
     def __post_init__(self):
         if self.num_tokens < 1:
@@ -46,12 +48,14 @@ class VisualLayout:
       weights: of the K, where they are summed.
       canvas: height and width to which the image is brought before it is cut into slots, row by row; the first slot
         holds the whole image if there is one more than the canvas has. None: a single slot holds the whole image.
+      grid: rows and columns of patches, where slots hold images at their own aspect ratio (`data.naflex`).
     """
 
     slots: tuple[Slot, ...]
     kept: Int32[np.ndarray, " n"] | Int32[np.ndarray, "n K"]
     weights: Float32[np.ndarray, "n K"] | None = None
     canvas: Size | None = None
+    grid: tuple[int, int] | None = None
 
     # `kept` may be given as a range or a tuple, so construction is not checked under pytest.
     __no_type_check__ = True

@@ -133,6 +133,11 @@ class ImageProcessor:
         return dataclasses.replace(self, size=size, shortest_side=shortest)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        return (self.size, self.size)
+
+    @property
     def fill(self) -> tuple[int, int, int]:
         """Colour of the padding, rounded down as in LLaVA: (122, 116, 104) for CLIP, 127 for SigLIP."""
         red, green, blue = (int(value * 255) for value in self.mean)
@@ -159,7 +164,7 @@ class ImageProcessor:
             return self._in_steps(np.asarray(image), (h, w), (out_h, out_w))
         # An axis is padded just before it is resized: resized along the other axis, padding keeps its one colour.
         kernel = _FILTERS[self.resample]
-        for axis in ("height", "width") if _height_first((h, w), (out_h, out_w)) else ("width", "height"):
+        for axis in _axes((h, w), (out_h, out_w)):
             if axis == "width":
                 image = self._padded(image, (w, image.height)).resize((out_w, image.height), kernel)
             else:
@@ -182,8 +187,7 @@ class ImageProcessor:
     ) -> UInt8[np.ndarray, "size size 3"]:
         """The same without the intermediate images."""
         kept = {"fill": self.fill, "size": self.size, "kernel": self.resample}
-        axes = ("height", "width") if _height_first(padded, resized) else ("width", "height")
-        for axis in axes:
+        for axis in _axes(padded, resized):
             if axis == "width":
                 image = resample_rows(image, padded=padded[1], resized=resized[1], **kept)
             else:
@@ -206,15 +210,14 @@ def resized(image: Image.Image, size: tuple[int, int], resample: str) -> Image.I
         resample: "bicubic" or "bilinear".
     """
     height, width = size
-    axes = ("height", "width") if _height_first((image.height, image.width), size) else ("width", "height")
-    for axis in axes:
+    for axis in _axes((image.height, image.width), size):
         to = (width, image.height) if axis == "width" else (image.width, height)
         image = image.resize(to, _FILTERS[resample])
     return image
 
 
-def _height_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Which axis is resized first: each rounds to uint8, so that the order is seen in the pixels.
+def _axes(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, str]:
+    """The order in which axes are resized: each rounds to uint8, so that it is seen in the pixels.
 
     Pillow up to 12 takes the width first. Pillow 13 takes the height first where that makes the intermediate image
     smaller, by the rule here; in long images that SigLIP stretches, the two differ by up to 10 grey levels.
@@ -224,7 +227,8 @@ def _height_first(before: tuple[int, int], after: tuple[int, int]) -> bool:
         after: those of the resized one.
     """
     fewer_rows, fewer_columns = before[0] - after[0], before[1] - after[1]
-    return fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+    first = fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+    return ("height", "width") if first else ("width", "height")
 
 
 _HF_TYPES = (

@@ -16,8 +16,8 @@ from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.feature_cache import FeatureCache, digests
 from mllm_jax.data.images import image_size, open_rgb
 from mllm_jax.data.layout import LayoutRule, VisualLayout, layouts
+from mllm_jax.data.naflex import Processor
 from mllm_jax.data.packing import RowLimits
-from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.templates import Template
 from mllm_jax.data.tiles import slot_images
@@ -57,16 +57,16 @@ class ImageReader:
     """Brings an image of a sample to what the tower takes.
 
     Attributes:
-      processor: brings an image to side `S`.
+      processor: brings an image to the size of a slot.
       compat: None or "llava", for decoding.
       max_image_pixels: images with more pixels are refused; None for the default limit.
     """
 
-    processor: ImageProcessor
+    processor: Processor
     compat: str | None = None
     max_image_pixels: int | None = None
 
-    def __call__(self, sample: Sample, index: int, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+    def __call__(self, sample: Sample, index: int, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
         """The slots of one image of a sample, decoded and brought to size.
 
         Raises:
@@ -166,6 +166,7 @@ class RowEncoder:
             slots=image_slots,
             image_size=size,
             features=features and features.spec,
+            grids=visual_layout.slot.native and features is None,
             combination=visual_layout.combination,
         )
 

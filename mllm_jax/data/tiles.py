@@ -8,18 +8,19 @@ from PIL import Image
 
 from mllm_jax.data.anyres import fitted
 from mllm_jax.data.layout import VisualLayout
-from mllm_jax.data.preprocessing import ImageProcessor, resized
+from mllm_jax.data.naflex import Processor
+from mllm_jax.data.preprocessing import resized
 
 
 def slot_images(
-    processor: ImageProcessor, image: UInt8[np.ndarray, "h w 3"] | Image.Image, layout: VisualLayout
-) -> UInt8[np.ndarray, "n S S 3"]:
+    processor: Processor, image: UInt8[np.ndarray, "h w 3"] | Image.Image, layout: VisualLayout
+) -> UInt8[np.ndarray, "n H W 3"]:
     """The n slots of one image, each brought to what the vision encoder takes; values stay in 0..255.
 
     A canvas holds the image in its middle, in black. Every slot then goes through the processor, as in LLaVA-NeXT.
 
     Args:
-        processor: makes images of side S.
+        processor: makes images of the size of a slot; squares, where there is a canvas.
         image: an array, or an image of Pillow in mode RGB.
         layout: the image's.
     """

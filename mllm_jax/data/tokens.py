@@ -244,6 +244,13 @@ def _join_runs(spans: Sequence[Span]) -> list[Span]:
     return runs
 
 
+def slot_grids(sample: EncodedSample) -> Int32[np.ndarray, "n 2"]:
+    """Rows and columns of patches of a sample's slots, where these hold images at their own aspect ratio."""
+    return np.asarray([layout.grid for layout in sample.layouts for _ in layout.slots], np.int32).reshape(
+        -1, 2
+    )
+
+
 def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, list[tuple[int, int, slice]]]:
     """One row of a batch: one sample, or several packed one after the other.
 
@@ -292,6 +299,8 @@ def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, li
             row.visual_taps[here] = _counted_from(first, sample.visual_taps)
         if sample.visual_weights is not None:
             row.visual_weights[here] = sample.visual_weights
+        if row.grids is not None:
+            row.grids[slot : slot + sample.num_slots] = slot_grids(sample)
         for image, layout in enumerate(sample.layouts):
             images.append((index, image, slice(slot, slot + len(layout.slots))))
             slot += len(layout.slots)

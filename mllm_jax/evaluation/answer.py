@@ -233,10 +233,10 @@ class _Asking:
             self.model.config.visual_layout, [functools.partial(read_size, name) for name in images]
         )
 
-    def _load_image(self, name: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+    def _load_image(self, name: str, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
         return self.model.image(self.benchmark.read_image(name), self._source(name), layout)
 
-    def _load_blind(self, _: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+    def _load_blind(self, _: str, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
         image = self.model.blind_image()
         return np.broadcast_to(image, (len(layout.slots), *image.shape))
 

@@ -220,7 +220,7 @@ def describe(model: Model) -> dict[str, Any]:
         "connector_options": dict(config.connector_options),
         "visual_tokens": config.visual_layout.most_tokens,
         "image_size": config.image_size,
-        "vision": f"ViT {vision.depth} x {vision.width}, patch {vision.patch}",
+        "vision": vision.title,
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",
         "parameters": {
             name: sum(int(leaf.size) for leaf in jax.tree.leaves(part)) for name, part in model.params.items()

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int32, UInt8
 from mllm_jax.data.batch import SELECT, Batch, Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.layout import Slot
-from mllm_jax.data.tokens import EncodedSample
+from mllm_jax.data.tokens import EncodedSample, slot_grids
 
 DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 _PREFIX_STEP = 8  # prefixes are padded to a multiple of this
@@ -145,6 +145,14 @@ def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch
             if (values := getattr(prompt, name)) is not None:
                 getattr(rows, name)[row, here] = values[start:stop]
     return rows
+
+
+def stack_grids(prompts: Sequence[EncodedSample], batch_size: int, slots: int) -> Int32[np.ndarray, "B I 2"]:
+    """Rows and columns of patches of each row's slots, where these hold images at their own aspect ratio."""
+    grids = np.zeros((batch_size, slots, 2), np.int32)
+    for row, prompt in enumerate(prompts):
+        grids[row, : prompt.num_slots] = slot_grids(prompt)
+    return grids
 
 
 def stack_images(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError
 from mllm_jax.data.chat_template import resolve_template
+from mllm_jax.data.naflex import NaFlexProcessor, Processor
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.templates import NAMES
 from mllm_jax.inference import runs
@@ -137,8 +138,7 @@ def _load_checkpoint(
         config, params, _ = load_model(
             path, tower, shardings_for=functools.partial(_sharding_of, mesh), dtype=dtype and jnp.dtype(dtype)
         )
-        fields = load_processor(path, tower) or native.processor_json(config.vision, config.image_size)
-        processor = ImageProcessor.from_hf_config(fields, aspect=aspect or recorded.get("aspect", "pad"))
+        processor = _processor(path, tower, config, aspect or recorded.get("aspect", "pad"))
     except ValueError as error:
         raise ConfigError(f"model {path}: {error}") from error
     config = dataclasses.replace(config, attention="xla")  # as a run's model answers: see `trained_model`
@@ -152,7 +152,14 @@ def _load_checkpoint(
             "`tokenizer`"
         ) from error
     _check_template(template, loaded)
-    return Model(config, params, loaded, processor.at_size(config.image_size), template, mesh=mesh)
+    return Model(config, params, loaded, processor, template, mesh=mesh)
+
+
+def _processor(path: str | pathlib.Path, tower: str | None, config: ModelConfig, aspect: str) -> Processor:
+    if config.max_patches:
+        return NaFlexProcessor.of(config)
+    fields = load_processor(path, tower) or native.processor_json(config.vision, config.image_size)
+    return ImageProcessor.from_hf_config(fields, aspect=aspect).at_size(config.image_size)
 
 
 def _check_template(template: str, tokenizer: Any) -> None:

@@ -17,7 +17,7 @@ from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS, image_size, open_rgb
 from mllm_jax.data.layout import VisualLayout
-from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.naflex import Processor
 from mllm_jax.data.span_tokenizer import span_tokenizer
 from mllm_jax.data.tiles import slot_images
 from mllm_jax.data.tokens import stop_ids
@@ -57,17 +57,17 @@ class Model:
     config: ModelConfig
     params: Params
     tokenizer: Any
-    processor: ImageProcessor
+    processor: Processor
     template: str
     compat: Literal["llava"] | None = None
     max_image_pixels: int = MAX_PIXELS
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        if self.processor.size != self.config.image_size:
+        if self.processor.shape != self.config.slot_size:
             raise ValueError(
-                f"the image processor makes images of {self.processor.size} px, "
-                f"model.image_size is {self.config.image_size}"
+                f"the image processor makes images of {' x '.join(map(str, self.processor.shape))} px, an image slot "
+                f"of the model holds {' x '.join(map(str, self.config.slot_size))}"
             )
         ours = np.asarray((self.processor.mean, self.processor.std))
         towers = np.asarray((self.config.vision.mean, self.config.vision.std))
@@ -236,7 +236,7 @@ class Model:
 
     # ------------------------------------------------------------------------------------------------- images
 
-    def image(self, data: bytes, source: str, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+    def image(self, data: bytes, source: str, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
         """The slots of an image file as the model takes them.
 
         Raises:
@@ -253,10 +253,9 @@ class Model:
         """
         return image_size(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
-    def blind_image(self) -> UInt8[np.ndarray, "S S 3"]:
+    def blind_image(self) -> UInt8[np.ndarray, "H W 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""
-        side = self.processor.size
-        return np.broadcast_to(np.asarray(self.processor.fill, np.uint8), (side, side, 3))
+        return np.broadcast_to(np.asarray(self.processor.fill, np.uint8), (*self.processor.shape, 3))
 
     # ----------------------------------------------------------------------------------------------- identity
 
@@ -270,6 +269,8 @@ class Model:
         digest = hashlib.sha256()
         same = {"remat", "vision_remat", "attention"}
         fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
+        if not fields["max_patches"]:  # as models answered before there was this
+            del fields["max_patches"]
         if fields["tiles"] is None:  # as models answered before there were tiles
             del fields["tiles"]
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())

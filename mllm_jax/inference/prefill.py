@@ -15,6 +15,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
 from mllm_jax.models.mllm import MLLM, ModelConfig, Params
+from mllm_jax.models.vit import VisionConfig
 from mllm_jax.parallel.mesh import current_row_shards
 
 # On every device, for what reading needs besides the cache: on CPUs, and on accelerators, which need long pieces.
@@ -62,12 +63,15 @@ def piece_length(config: ModelConfig, rows: int, length: int, columns: int, limi
 
 def images_at_once(config: ModelConfig, limit: int) -> int:
     """Images that the vision encoder takes at once on one device, a power of two."""
-    rows, columns = config.vision_spec.grid
-    patches, itemsize = rows * columns, jnp.dtype(config.dtype).itemsize
-    per_image = 0
-    for tower in getattr(config.vision, "towers", (config.vision,)):
-        states = (4 * tower.width + 2 * tower.mlp_width) * itemsize
-        per_image = max(per_image, _COPIES * patches * (4 * tower.heads * patches + states))
+    itemsize, per_image = jnp.dtype(config.dtype).itemsize, 0
+    for index, (tower, size) in enumerate(config.vision.inputs(config.slot_size)):
+        rows, columns = tower.grid(*size)
+        patches, views = rows * columns, 1 if index else config.vision.views
+        if isinstance(tower, VisionConfig):
+            scores, states = 4 * tower.heads * patches, (4 * tower.width + 2 * tower.mlp_width) * itemsize
+        else:  # a ConvNeXt: the maps of all stages, and the widest states of a block
+            scores, states = 0, (2 * tower.width + 8 * tower.widths[0]) * itemsize
+        per_image = max(per_image, _COPIES * views * patches * (scores + states))
     return 1 << (max(1, limit // per_image).bit_length() - 1)
 
 

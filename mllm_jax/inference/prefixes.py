@@ -14,7 +14,16 @@ from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from mllm_jax.data.batch import Batch
 from mllm_jax.data.layout import VisualLayout
-from mllm_jax.inference.batching import DEFAULT_BUCKETS, Chunk, Request, bucket, chunks, lay_out, stack_images
+from mllm_jax.inference.batching import (
+    DEFAULT_BUCKETS,
+    Chunk,
+    Request,
+    bucket,
+    chunks,
+    lay_out,
+    stack_grids,
+    stack_images,
+)
 from mllm_jax.inference.prefill import images_at_once, prefill_limit, read, without_remat
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import Cache
@@ -263,4 +272,6 @@ def _prefix_batches(
         if slots:
             stacked, mask = stack_images(images[start : start + size], size, slots, config.slot_size)
             rows = rows.replace(images=stacked, image_mask=mask)
+            if config.visual_layout.slot.native:
+                rows = rows.replace(grids=stack_grids([prompt for prompt, _, _ in pieces], size, slots))
         yield rows

@@ -114,7 +114,7 @@ class Prompts:
         where = f"image {list(self._images).index(key)}"
         return rgb(image, source=where, compat=self.model.compat, max_pixels=self.model.max_image_pixels)
 
-    def load_image(self, key: Hashable, layout: VisualLayout) -> UInt8[np.ndarray, "n S S 3"]:
+    def load_image(self, key: Hashable, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
         """An image as the model takes it."""
         return slot_images(self.model.processor, self._rgb(key), layout)
 

@@ -1,17 +1,20 @@
 """Runs of train.py as checkpoints: the model that a configuration describes, and the parameters that a stage left."""
 
+import dataclasses
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
 
 from mllm_jax import interop
-from mllm_jax.config import ConfigError, config_key_error
+from mllm_jax.config import ConfigError, config_key_error, default_of
 from mllm_jax.data.anyres import Tiles
+from mllm_jax.data.naflex import NaFlexProcessor, Processor
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.interop import native
 from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, reading
 from mllm_jax.models import lora, mllm, paths, quantize
+from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.mllm import ModelConfig, Params
 
@@ -25,7 +28,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
     chosen = config.model.connector.name
     options = config.model.connector.get(chosen, ConfigDict()).to_dict()
     with config_key_error("model.vision.path"):
-        vision = interop.vision_config(config.model.vision.path)
+        vision = _together(interop.vision_config(config.model.vision.path), config)
     with config_key_error("model.llm.path"):
         llm = interop.llm_config(config.model.llm.path)
     with config_key_error("model.vision.select_layer"):
@@ -35,20 +38,22 @@ def model_config(config: ConfigDict) -> ModelConfig:
         with config_key_error("model.tiles"):
             pinpoints = tuple((columns, rows) for columns, rows in values.pinpoints)
             tiles = Tiles(**{**values.to_dict(), "pinpoints": pinpoints})
-    model = ModelConfig(
-        vision=vision,
-        llm=llm,
-        image_size=config.model.vision.image_size,
-        select_layer=config.model.vision.select_layer,
-        connector=chosen,
-        connector_options=tuple(sorted(options.items())),
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        remat=config.model.llm.remat,
-        vision_remat=config.model.vision.remat,
-        attention=config.model.attention,
-        tiles=tiles,
-    )
+    with config_key_error("model"):
+        model = ModelConfig(
+            vision=vision,
+            llm=llm,
+            image_size=config.model.vision.image_size,
+            select_layer=config.model.vision.select_layer,
+            connector=chosen,
+            connector_options=tuple(sorted(options.items())),
+            dtype=config.model.dtype,
+            param_dtype=config.model.param_dtype,
+            remat=config.model.llm.remat,
+            vision_remat=config.model.vision.remat,
+            attention=config.model.attention,
+            tiles=tiles,
+            max_patches=config.model.vision.get("max_patches", 0),
+        )
     if model.image_size < model.vision.patch:
         raise ConfigError(
             f"config key 'model.vision.image_size' is {model.image_size}, less than one patch of {model.vision.patch}"
@@ -79,8 +84,31 @@ def model_config(config: ConfigDict) -> ModelConfig:
     return model
 
 
-def image_processor(config: ConfigDict, aspect: str | None = None) -> ImageProcessor:
+def _together(vision: Encoder | EncodersConfig, config: ConfigDict) -> Encoder | EncodersConfig:
+    """The encoders, used together as the configuration says; its defaults leave what a model directory records.
+
+    Raises:
+      ConfigError: it says so of a single one.
+    """
+    given = {key: config.model.vision.get(key) for key in ("image_sizes", "combine", "split", "overview")}
+    asked = {
+        key: tuple(value) if key == "image_sizes" else value
+        for key, value in given.items()
+        if value and value != default_of(f"model.vision.{key}")
+    }
+    if not asked:
+        return vision
+    if not isinstance(vision, EncodersConfig):
+        named = " and ".join(f"'model.vision.{key}'" for key in asked)
+        raise ConfigError(f"config key {named}: for several encoders, given as A+B in model.vision.path")
+    return dataclasses.replace(vision, **asked)
+
+
+def image_processor(config: ConfigDict, aspect: str | None = None) -> Processor:
     """The tower's preprocessing at the configured resolution; `aspect` as in `data.aspect`, which is the default."""
+    if most := config.model.vision.get("max_patches"):
+        vision = interop.vision_config(config.model.vision.path)
+        return NaFlexProcessor(vision.patch, most, vision.mean, vision.std)
     fields = interop.load_processor_config(config.model.vision.path)
     published = ImageProcessor.from_hf_config(fields, aspect=aspect or config.data.aspect)
     return published.at_size(config.model.vision.image_size)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.batching import Request, lay_out, stack_images
+from mllm_jax.inference.batching import Request, lay_out, stack_grids, stack_images
 from mllm_jax.inference.prefill import without_remat
 from mllm_jax.inference.prefixes import LoadImage
 from mllm_jax.models.encoders import vision_encoder
@@ -27,9 +27,9 @@ class HiddenStates:
     Attributes:
       tokens: token ids; 0 at visual tokens.
       image_of: which image a visual token belongs to; -1 for text.
-      encoder: `encoder[:, k]` is hs[k] of the vision encoder: its embeddings (k = 0), or the output of block k; as far
-        as the connector needs blocks. N patches in row-major order.
-      grid: rows and columns of the patches.
+      encoder: `encoder[:, k]` is hs[k] of the (first) vision encoder, of each view of a slot: its embeddings (k = 0),
+        or the output of block k; as far as the connector needs blocks. N patches in row-major order.
+      grid: rows and columns of the patches; of images at their own aspect ratio one row of all that there is room for.
       visual: the connector's M tokens of every image slot, of which the LLM reads what the layout keeps.
       llm: `llm[k]` is hs[k] of the LLM: what goes into its first block (k = 0), or the output of block k.
       final: the last block's output behind the final norm.
@@ -54,7 +54,10 @@ def _row(config: ModelConfig, request: Request, load_image: LoadImage | None) ->
         return batch
     images = [list(map(load_image, request.images, request.prompt.layouts))]
     pixels, mask = stack_images(images, rows, request.prompt.num_slots, config.slot_size)
-    return batch.replace(images=pixels, image_mask=mask)
+    batch = batch.replace(images=pixels, image_mask=mask)
+    if config.visual_layout.slot.native:
+        batch = batch.replace(grids=stack_grids([request.prompt], rows, request.prompt.num_slots))
+    return batch
 
 
 def sequence_logits(
@@ -109,7 +112,8 @@ def _states(config: ModelConfig, params: Params, batch: Batch) -> tuple[Array, .
         everything = FeatureRequest(hidden=tuple(range(deepest + 1)))
         dtype = jnp.dtype(config.dtype)
         encoder = vision_encoder(config.vision, everything, dtype, dtype, attention=config.attention)
-        features = encoder.apply({"params": params["vision"]}, batch.images[0])
+        grids = () if batch.grids is None else (batch.grids[0],)
+        features = encoder.apply({"params": params["vision"]}, batch.images[0], *grids)
         encoded = jnp.stack([features.hidden[layer] for layer in range(deepest + 1)], axis=1)
         visual = visual[0].reshape(slots, slot_tokens, -1)
     else:

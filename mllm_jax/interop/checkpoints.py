@@ -15,7 +15,7 @@ from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
 from mllm_jax.interop.connector_names import SPELLINGS, connector_part, connector_shapes, separators_part
 from mllm_jax.interop.hub import resolve_path
-from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
+from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_parts
 from mllm_jax.interop.peft import add_adapter, load_adapter, merge_adapter
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.sinks import read_to_devices
@@ -33,6 +33,7 @@ from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.models.positions import resize_position_table
 from mllm_jax.models.vit import VisionConfig
 
@@ -51,7 +52,7 @@ def load_model(
 
     Args:
       path: a directory or a hub id.
-      tower: vision tower of a llava checkpoint, instead of the one that its config names.
+      tower: vision tower of a llava checkpoint, instead of the one that its config names; Mini-Gemini's two as A+B.
       shardings_for: model -> (path, shape) -> sharding; tensors go one at a time to the devices. None: NumPy arrays.
       dtype: of the result; None keeps the checkpoint's.
 
@@ -76,7 +77,7 @@ def load_model(
     report = Report((), {})
     for source, placements, shapes, told in planned:
         check_tied(source, told)
-        params |= _place(source, placements, shapes, sharding_of, dtype)
+        params = _merged(params, _place(source, placements, shapes, sharding_of, dtype))
         report += told
     if composite.vocab != composite.model.llm.vocab:
         params["llm"] = _cut_vocabulary(params["llm"], composite.model.llm.vocab)
@@ -95,27 +96,25 @@ def plan_model(path: str | pathlib.Path, tower: str | None = None) -> tuple[Comp
     composite = read_composite(path, tower)
     model, source = composite.model, Source(resolve_path(path))
     depth = model.make_connector().request().deepest
-    vision = vision_part(model.vision, composite.vision, depth, "vision")
+    towers = vision_parts(model, composite.vision, depth)
     llm = llm_part(dataclasses.replace(model.llm, vocab=composite.vocab), composite.llm, "llm")
     parts = [connector_part(model, composite.layout), llm]
-    beside = composite.tower is not None and not vision.found(source)
-    if tower and not beside:
+    beside = {i for i, part in enumerate(towers) if composite.towers and not part.found(source)}
+    if tower and len(beside) < len(towers):
         raise ValueError(
             f"{source.directory} holds its own vision tower, so none can be named; leave out {tower!r}"
         )
-    if not beside:
-        parts.append(vision)
+    parts += [part for i, part in enumerate(towers) if i not in beside]
     neighbours = ((r"(model\.)?image_newline", "only images cut into tiles use it"),)
     if model.visual_layout.separated:
         parts, neighbours = [*parts, separators_part(model)], ()
     planned = [(source, *plan_parts(source, parts, neighbours))]
-    if beside:
-        planned.append(_plan_tower(composite, vision))
+    planned += [_plan_tower(composite.towers[i], towers[i]) for i in sorted(beside)]
     return composite, planned
 
 
-def _plan_tower(composite: Composite, vision: Part) -> Planned:
-    there = Source(resolve_path(composite.tower, "mini_vit"))
+def _plan_tower(path: str, vision: Part) -> Planned:
+    there = Source(resolve_path(path, "mini_vit"))
     return (there, *plan_parts(there, [vision], VISION_NEIGHBOURS))
 
 
@@ -183,9 +182,17 @@ def load_llava_lora(
     placements, shapes, told = plan_parts(source, parts)
     params = {"llm": llm, **_place(source, placements, shapes, None, dtype)}
     depth = model.make_connector().request().deepest
-    planned = _plan_tower(composite, vision_part(model.vision, composite.vision, depth, "vision"))
-    params |= _place(*planned[:3], None, dtype)
-    return model, params, report + told + planned[3]
+    report += told
+    for path, part in zip(composite.towers, vision_parts(model, composite.vision, depth), strict=True):
+        *planned, told = _plan_tower(path, part)
+        params = _merged(params, _place(*planned, None, dtype))
+        report += told
+    return model, params, report
+
+
+def _merged(params: Params, more: Params) -> Params:
+    """Two trees that set different leaves: the encoders lie side by side below `vision`."""
+    return unflatten(flatten(params) | flatten(more))
 
 
 def load_connector(
@@ -414,6 +421,11 @@ def _check_expressible(model: ModelConfig) -> None:
         raise ValueError(
             "transformers' LLaVA has one vision tower; export plain safetensors or Orbax instead"
         )
+    if model.max_patches:
+        raise ValueError(
+            "transformers' LLaVA sees square images only, not ones at their own aspect ratio (vision.max_patches); "
+            "export plain safetensors or Orbax instead"
+        )
     if model.llm.head_bias or model.llm.logit_softcap is not None:
         what = "bias of its output head" if model.llm.head_bias else "soft cap on its logits"
         raise ValueError(
@@ -451,5 +463,6 @@ def describe(composite: Composite) -> str:
     """One line: what a checkpoint is."""
     model = composite.model
     return (
-        f"{composite.layout} ({composite.vision.model_type}, {model.connector}, {composite.llm.model_type})"
+        f"{composite.layout} ({' + '.join(family.model_type for family in composite.vision)}, {model.connector}, "
+        f"{composite.llm.model_type})"
     )

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mllm_jax.interop import families, honeybee_fields, native, tile_fields
+from mllm_jax.interop.families import convnext
 from mllm_jax.interop.families.base import Family
-from mllm_jax.interop.hub import load_processor_config, named_by, read_json, resolve_path
-from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
+from mllm_jax.interop.hub import OPENCLIP_CONFIG, load_processor_config, named_by, read_json, resolve_path
+from mllm_jax.interop.llava_fields import check_fields, connector_of, encoders_of, select_layer_of
 from mllm_jax.interop.source import Source
+from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
@@ -60,6 +62,8 @@ LLAVA_TYPES = {
     "llava_qwen2": "qwen2",
     "llava_phi": "phi",
     "llava_gemma2": "gemma2",
+    "mgm": "llama",
+    "mini_gemini": "llama",
 }
 
 
@@ -70,16 +74,17 @@ class Composite:
     Attributes:
       layout: "llava-hf", "llava" or "honeybee".
       model: the computation.
-      vision, llm: the families of the parts.
-      tower: where the vision tower is, when the checkpoint does not hold one.
+      vision: the families of the vision towers.
+      llm: the family of the LLM.
+      towers: where the vision towers are, when the checkpoint does not hold them; () = it does.
       vocab: rows of the stored embedding; more than the model's when an export added an image token.
     """
 
     layout: str
     model: ModelConfig
-    vision: Family
+    vision: tuple[Family, ...]
     llm: Family
-    tower: str | None
+    towers: tuple[str, ...]
     vocab: int
 
 
@@ -108,13 +113,25 @@ def part_config(
         raise ValueError(f"{where}: {error}") from error
 
 
-def with_normalisation(config: VisionConfig, path: str | pathlib.Path) -> VisionConfig:
+def read_config(directory: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
+    """The description of a checkpoint, and its file: config.json, or OpenCLIP's where there is none for transformers.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_json`.
+    """
+    file, other = directory / "config.json", directory / OPENCLIP_CONFIG
+    if other.is_file() and not (file.is_file() and "model_type" in read_json(file)):
+        file = other
+    return convnext.described(read_json(file)), file
+
+
+def with_normalisation(config: Encoder, path: str | pathlib.Path) -> Encoder:
     """The tower with the mean and std of the checkpoint's image processor, if it says them."""
     processor = load_processor_config(path)
     return _normalised(config, processor, path) if "image_mean" in processor else config
 
 
-def _normalised(config: VisionConfig, processor: Mapping[str, Any], path: object) -> VisionConfig:
+def _normalised(config: Encoder, processor: Mapping[str, Any], path: object) -> Encoder:
     mean, std = (_three(processor, key, path) for key in ("image_mean", "image_std"))
     if not all(std):
         raise ValueError(f"{path}: the image processor's image_std={list(std)} must not be zero")
@@ -198,7 +215,7 @@ def read_composite(path: str | pathlib.Path, tower: str | None = None) -> Compos
     """What a multimodal checkpoint computes.
 
     Args:
-      tower: the vision tower of a `llava` checkpoint, instead of the one its config names.
+      tower: the vision tower of a `llava` checkpoint, instead of the one its config names; Mini-Gemini's two as A+B.
 
     Raises:
       FileNotFoundError, ValueError: no such checkpoint, or one that is not supported.
@@ -230,7 +247,7 @@ def _read(
     raise ValueError(f"{file}: not a multimodal checkpoint (llava-hf, llava or honeybee layout)")
 
 
-def _model(vision: VisionConfig, llm: Any, **fields: Any) -> ModelConfig:
+def _model(vision: Encoder | EncodersConfig, llm: Any, **fields: Any) -> ModelConfig:
     return ModelConfig(
         vision=vision, llm=llm, image_size=fields.pop("image_size", vision.image_size), **fields
     )
@@ -242,7 +259,7 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
     vision, vocab = with_normalisation(vision, path), llm.vocab
     if extension := fields.get(EXTENSION):
         return Composite(
-            "llava-hf", native.model_from_json(extension), vision_family, llm_family, None, vocab
+            "llava-hf", native.model_from_json(extension), (vision_family,), llm_family, (), vocab
         )
     kind = fields["model_type"]
     for key, values in LLAVA_HF[kind].items():
@@ -275,24 +292,50 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         connector_options=options,
         tiles=tile_fields.read_hf(fields, where, vision.image_size),
     )
-    return Composite("llava-hf", model, vision_family, llm_family, None, vocab)
+    return Composite("llava-hf", model, (vision_family,), llm_family, (), vocab)
 
 
 def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Composite:
     where = str(file)
     llm, llm_family = part_config(fields, "text_config", families.LLMS, where)
-    tower = tower or named_by(file, "mm_vision_tower", fields["mm_vision_tower"])
-    tower_file = resolve_path(tower, "mini_vit") / "config.json"
-    vision, vision_family = part_config(
-        read_json(tower_file), "vision_config", families.VISION, str(tower_file)
-    )
-    vision = with_normalisation(vision, tower)
+    keys = ("mm_vision_tower", *(["mm_vision_tower_aux"] if fields.get("mm_vision_tower_aux") else []))
+    towers = tower.split("+") if tower and len(keys) > 1 else [tower] if tower else []
+    towers = towers or [named_by(file, key, fields[key]) for key in keys]
+    if len(towers) != len(keys):
+        raise ValueError(
+            f"{where} has {len(keys)} vision towers ({', '.join(keys)}); give all of them, as A+B, not {tower!r}"
+        )
+    found = [_tower(each) for each in towers]
+    vision, vision_families = found[0][0], tuple(family for _, family in found)
+    if not isinstance(vision, VisionConfig):
+        raise ValueError(
+            f"{where}: mm_vision_tower={towers[0]!r} is a {vision.title}, whose maps are no patch tokens"
+        )
     check_fields(fields, where, vision.class_token)
     connector = connector_of(fields, where)
     layer = select_layer_of(fields, where, vision.class_token)
     tiles = tile_fields.read_llava(fields, where, vision.image_size)
-    model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles)
-    return Composite("llava", model, vision_family, llm_family, tower, llm.vocab)
+    if len(found) > 1:
+        if tiles is not None:
+            raise ValueError(
+                f"{where}: image_aspect_ratio={fields['image_aspect_ratio']!r} with mm_vision_tower_aux"
+            )
+        vision = encoders_of(fields, where, vision, found[1][0])
+        size = max(vision.image_sizes[0] * vision.split, *vision.image_sizes)
+        model = _model(vision, llm, image_size=size, select_layer=layer, connector=connector)
+        try:
+            vision.grid(size)
+        except ValueError as error:  # the two grids do not fit each other
+            raise ValueError(f"{where}: {error}") from error
+    else:
+        model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles)
+    return Composite("llava", model, vision_families, llm_family, tuple(towers), llm.vocab)
+
+
+def _tower(path: str) -> tuple[Encoder, Family]:
+    fields, file = read_config(resolve_path(path, "mini_vit"))
+    config, family = part_config(fields, "vision_config", families.VISION, str(file))
+    return with_normalisation(config, path), family
 
 
 def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> Composite:
@@ -312,4 +355,4 @@ def _honeybee(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         connector=connector,
         connector_options=tuple(sorted(options.items())),
     )
-    return Composite("honeybee", model, vision_family, llm_family, None, llm.vocab)
+    return Composite("honeybee", model, (vision_family,), llm_family, (), llm.vocab)

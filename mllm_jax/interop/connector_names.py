@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mllm_jax.interop.parts import Part, Spelling
-from mllm_jax.interop.rules import Rule, Transform, linear, norm
+from mllm_jax.interop.rules import CONVOLUTION, Rule, Transform, linear, norm
 from mllm_jax.models.mllm import ModelConfig, abstract_params
 from mllm_jax.models.paths import flatten
 
@@ -32,17 +32,23 @@ def patch_table(count: int) -> Transform:
 POINTWISE = Transform(
     lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]
 )  # 1x1 convolution <-> kernel
-CONVOLUTION = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 
 # Connectors that are LLaVA's projector behind a parameter-free rearrangement of features.
 PROJECTORS = (
     "linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "sti", "sci", "dci", "average_pool", "spatial_pool"
 )  # fmt: skip
 
+# Mini-Gemini's mining: its modules, each a LayerNorm (0) and a linear layer (1) -> ours.
+MINING = {
+    "vlm_uni_query_projector": "query",
+    "vlm_uni_aux_projector": "key",
+    "vlm_uni_val_projector": "value",
+}
+
 SPELLINGS: dict[str, tuple[Spelling, ...]] = {
     "llava": (
         *(
-            tuple((f"{prefix}{name}.", f"{name}.") for name in ("mm_projector", "vision_resampler"))
+            tuple((f"{prefix}{name}.", f"{name}.") for name in ("mm_projector", "vision_resampler", *MINING))
             for prefix in ("model.", "", "base_model.model.model.")
         ),
     ),
@@ -99,10 +105,13 @@ def _projector_only(config: ModelConfig, layout: str) -> None:
 def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
     """LLaVA, Dense Connector, LLaVA-NeXT: `mm_projector.{0,2,...}`, or without a number for a single linear layer."""
     _projector_only(config, "llava")
+    mining = _mining() if config.vision.mining else ()
     if config.connector == "linear":
-        return linear("layer_0", "mm_projector")
+        return (*linear("layer_0", "mm_projector"), *mining)
     count = sum(path.endswith("/kernel") and path.startswith("layer_") for path in shapes)
-    rules = tuple(rule for i in range(count) for rule in linear(f"layer_{i}", f"mm_projector.{2 * i}"))
+    rules = (
+        tuple(rule for i in range(count) for rule in linear(f"layer_{i}", f"mm_projector.{2 * i}")) + mining
+    )
     if "conv/bias" not in shapes or config.connector != "spatial_pool":
         return rules
     return (
@@ -110,6 +119,22 @@ def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule,
         Rule("conv/kernel", "vision_resampler.pool.weight", CONVOLUTION),
         Rule("conv/bias", "vision_resampler.pool.bias"),
     )
+
+
+def _mining() -> tuple[Rule, ...]:
+    """Mini-Gemini's patch info mining."""
+    rules = [
+        *norm("mining/query_norm", "vlm_uni_query_projector.0"),
+        *linear("mining/query", "vlm_uni_query_projector.1"),
+    ]
+    for name, ours in MINING.items():
+        if ours != "query":  # whose norm and linear layer are parameters of one module
+            rules += [
+                Rule(f"mining/{ours}/norm_scale", f"{name}.0.weight"),
+                Rule(f"mining/{ours}/norm_bias", f"{name}.0.bias"),
+                *linear(f"mining/{ours}", f"{name}.1"),
+            ]
+    return tuple(rules)
 
 
 def llava_hf_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:

@@ -16,6 +16,7 @@ from mllm_jax.schema import nearest
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 MINI = "mini"
+OPENCLIP_CONFIG = "open_clip_config.json"
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -126,7 +127,7 @@ def named_by(file: pathlib.Path, key: str, name: Any) -> str:
     for place in (file.parent / name, file.parent / last, file.parent.parent / last):
         if (
             last not in ("", ".", "..")
-            and (place / "config.json").is_file()
+            and any((place / name).is_file() for name in ("config.json", OPENCLIP_CONFIG))
             and not place.samefile(file.parent)
         ):
             return str(place)

@@ -4,18 +4,21 @@ Sources: haotian-liu/LLaVA `llava/model/llava_arch.py`, `llava/train/train.py`; 
 LLaVA-VL/LLaVA-NeXT `llava/`; dvlab-research/MGM `mgm/`.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from mllm_jax.interop.tile_fields import is_anyres
+from mllm_jax.models.encoders import Encoder, EncodersConfig
+from mllm_jax.models.vit import VisionConfig
 
 DENSE = ("sti", "sci", "dci")
 LAYER_DEFAULT = -2
 
 # How training was done, where files were, what the tokenizer does: nothing that the trained model computes.
 _TRAINING = re.compile(
-    r"mm_projector_lr|mm_vision_tower_lr|mm_tunable_parts|mm_hidden_size|mm_vision_tower|vision_tower_pretrained"
+    r"mm_projector_lr|mm_vision_tower_lr|mm_tunable_parts|mm_hidden_size(_aux)?|mm_vision_tower|vision_tower_pretrained"
     r"|use_mm_proj|(un)?freeze_.*|tune_.*|tokenizer_.*|delay_load|pretrain_.*|optimize_vision_tower|drop_path"
 )
 # Entries that change the computation, with the values that this library computes.
@@ -45,6 +48,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "image_grid": (None, 1),
     "image_global": (None, False),
 }
+# Mini-Gemini's second encoder and what belongs to it: read by `encoders_of` where there is one.
+_FINE = ("mm_vision_tower_aux", "image_size_aux", "image_grid", "image_global")
 # These say nothing unless one of the entries above uses them.
 _FOLLOWING = ("image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "pos_skipping_range",
               "faster_token_stride", "force_sample", "max_num_vid", "mm_perceiver_depth", "mm_perceiver_latents",
@@ -62,7 +67,7 @@ def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True
     Raises:
       ValueError: naming the entry and what is supported.
     """
-    read = _READ
+    read = (*_READ, *(_FINE if fields.get("mm_vision_tower_aux") else ()))
     if is_anyres(fields.get("image_aspect_ratio")):
         read += ("image_aspect_ratio", "mm_patch_merge_type")  # by `tile_fields.read_llava`
     for key, value in fields.items():
@@ -94,6 +99,24 @@ def connector_of(fields: Mapping[str, Any], where: str) -> str:
     if projector != "mlp2x_gelu":
         raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
     return dense
+
+
+def encoders_of(fields: Mapping[str, Any], where: str, first: VisionConfig, fine: Encoder) -> EncodersConfig:
+    """Mini-Gemini's encoders: fine features of the second are mined into those of the first.
+
+    Raises:
+      ValueError: an entry of the wrong type.
+    """
+    size, grid = fields.get("image_size_aux", 320), fields.get("image_grid") or 1
+    for key, value in (("image_size_aux", size), ("image_grid", grid)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{where}: {key}={value!r} must be a positive whole number")
+    if (overview := fields.get("image_global") or False) not in (True, False):
+        raise ValueError(f"{where}: image_global={overview!r} must be true or false")
+    fine = dataclasses.replace(
+        fine, mean=first.mean, std=first.std
+    )  # both see pixels of the first one's processor
+    return EncodersConfig((first, fine), (first.image_size, size), "mining", grid, bool(overview))
 
 
 def select_layer_of(fields: Mapping[str, Any], where: str, class_token: bool) -> int:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from mllm_jax import files, limits
+from mllm_jax.data.naflex import NaFlexProcessor
 from mllm_jax.data.preprocessing import ImageProcessor, UnsupportedProcessorError
 from mllm_jax.interop.assemble import Placement, read_tree, write_plan
 from mllm_jax.interop.families.base import check_geometry
@@ -59,6 +60,8 @@ def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, 
     """
     known = {key: value for key, value in extras.items() if value is not None}
     fields = dataclasses.asdict(config)
+    if not config.max_patches:  # as it was written before there was this
+        del fields["max_patches"]
     if config.tiles is None:  # as it was written before there were tiles
         del fields["tiles"]
     return {"format": FORMAT, **fields, **known}
@@ -99,8 +102,7 @@ def _check_sizes(config: ModelConfig) -> None:
     limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
     for pair in config.tiles.pinpoints if config.tiles else ():
         limits.check("MAX_IMAGE_SIDE", max(pair) * config.image_size, f"{FILE}: pinpoints")
-    towers = getattr(config.vision, "towers", (config.vision,))
-    for part in (*towers, config.llm):
+    for part in (*config.vision.towers, config.llm):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if type(value) is not int:
@@ -191,7 +193,10 @@ def save_native(
     """
     directory = pathlib.Path(directory)
     refuse_existing(directory)
-    processor = processor_json(config.vision, config.image_size, processor)
+    if config.max_patches:
+        processor = NaFlexProcessor.of(config).hf_config()
+    else:
+        processor = processor_json(config.vision, config.image_size, processor)
     directory.mkdir(parents=True, exist_ok=True)
     if form == "orbax":
         import orbax.checkpoint as ocp  # slow to import
@@ -229,8 +234,8 @@ def processor_json(vision: Any, size: int, published: Mapping[str, Any] | None =
     Raises:
       ValueError: `published` holds a value of the wrong type; its key is named.
     """
-    vision = getattr(vision, "towers", (vision,))[0]
-    processor = ImageProcessor(size, "crop" if vision.class_token else "stretch", vision.mean, vision.std)
+    vision = vision.towers[0]
+    processor = ImageProcessor(size, "crop" if vision.crops else "stretch", vision.mean, vision.std)
     if published:
         with contextlib.suppress(UnsupportedProcessorError):
             processor = ImageProcessor.from_hf_config(published).at_size(size)

@@ -14,8 +14,9 @@ from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.rules import Rule
 from mllm_jax.interop.source import Source
 from mllm_jax.models.decoder import Decoder, DecoderConfig
+from mllm_jax.models.encoders import Encoder, EncodersConfig, vision_encoder
+from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import flatten
-from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 Spelling = tuple[tuple[str, str], ...]  # (their prefix, the prefix in the table), ...
 
@@ -102,9 +103,9 @@ def _theirs(name: str, spelling: Spelling) -> str:
     raise ValueError(f"no prefix of {spelling} fits {name!r}")
 
 
-def vision_shapes(config: VisionConfig, depth: int | None = None) -> dict[str, Shape]:
+def vision_shapes(config: Encoder, depth: int | None = None) -> dict[str, Shape]:
     """{path: shape} of a tower's parameters, `depth` blocks deep (all by default)."""
-    tower = VisionTransformer(config, FeatureRequest(hidden=(config.depth if depth is None else depth,)))
+    tower = vision_encoder(config, FeatureRequest(hidden=(config.depth if depth is None else depth,)))
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     params = jax.eval_shape(tower.init, jax.random.key(0), image)["params"]
     return {path: leaf.shape for path, leaf in flatten(params).items()}
@@ -124,17 +125,28 @@ def llm_shapes(config: DecoderConfig) -> dict[str, Shape]:
     return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-def vision_part(config: VisionConfig, family: Family, depth: int | None = None, path: str = "") -> Part:
+def vision_part(config: Encoder, family: Family, depth: int | None = None, path: str = "") -> Part:
     """The vision tower, `depth` blocks of it."""
     return Part(
         path,
         f"a {family.model_type} tower",
         family.rules(config),
         vision_shapes(config, depth),
-        VISION_SPELLINGS,
+        (*VISION_SPELLINGS, *family.spellings),
         family.ignored,
         config.depth,
     )
+
+
+def vision_parts(model: ModelConfig, towers: Sequence[Family], depth: int) -> list[Part]:
+    """The vision towers of a model, as deep as its hidden state `depth` needs."""
+    config = model.vision
+    if not isinstance(config, EncodersConfig):
+        return [vision_part(config, towers[0], depth, "vision")]
+    return [
+        vision_part(tower, family, config.tower_layer(i, depth), f"vision/tower_{i}")
+        for i, (tower, family) in enumerate(zip(config.towers, towers, strict=True))
+    ]
 
 
 def llm_part(config: DecoderConfig, family: Family, path: str = "") -> Part:
@@ -172,7 +184,8 @@ def plan_parts(
     ignored: list[tuple[str, str]] = []
     for part in parts:
         rules += [
-            Rule(part.key(r.path), f"{part.path}:{r.name}", r.transform, part.blocks) for r in part.rules
+            Rule(part.key(r.path), f"{part.path}:{r.name}", r.transform, r.blocks or part.blocks)
+            for r in part.rules
         ]
         shapes |= {part.key(path): shape for path, shape in part.shapes.items()}
         ignored += [(f"{part.path}:{regex}", why) for regex, why in part.ignored]

@@ -13,6 +13,7 @@ from mllm_jax.interop import native
 from mllm_jax.interop.composite import is_composite, read_composite
 from mllm_jax.interop.hub import read_json
 from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
+from mllm_jax.models.encoders import MINING
 from mllm_jax.models.mllm import ModelConfig
 
 TOWER = (
@@ -27,6 +28,7 @@ TOWER = (
     "mean",
     "std",
 )
+MINED = "what is mined (model.vision.combine)"
 LLM = ("width", "depth", "heads", "mlp_width")
 
 
@@ -76,23 +78,26 @@ def _whole(model: ModelConfig) -> dict[str, Any]:
     options = {key: value for key, value in options.items() if key not in ("layers", "edges", "groups")}
     values |= {f"model.connector.{name}.{key}": _plain(value) for key, value in options.items()}
     values["hidden states"] = (asked.hidden, asked.means, asked.normalized_means)
+    values["model.vision.max_patches"] = model.max_patches
+    values[MINED] = model.vision.mining
     values["model.vision.select_layer"] = model.vision.resolve_layer(model.select_layer)
-    for i, tower in enumerate(getattr(model.vision, "towers", (model.vision,))):
-        values |= {f"vision tower {i}: {key}": _plain(getattr(tower, key)) for key in TOWER}
+    for i, tower in enumerate(model.vision.towers):
+        values |= {f"vision tower {i}: {key}": _plain(getattr(tower, key, None)) for key in TOWER}
     return values | {f"LLM: {key}": getattr(model.llm, key) for key in LLM}
 
 
 def _of_llava(
     model: ModelConfig, fields: dict[str, Any], where: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    class_token = getattr(model.vision, "class_token", True)
+    class_token = model.vision.towers[0].class_token
     check_fields(fields, where, class_token)
     layer = select_layer_of(fields, where, class_token)
     name = connector_of(fields, where)
     trained = dataclasses.replace(model, select_layer=layer, connector=name, connector_options=())
     if name == model.connector:  # this layout knows no options: they are ours to say
         trained = dataclasses.replace(trained, connector_options=model.connector_options)
-    return _whole(model), _whole(trained)
+    there = _whole(trained) | {MINED: MINING["mining"] if fields.get("mm_vision_tower_aux") else ""}
+    return _whole(model), there
 
 
 def _plain(value: Any) -> Any:

@@ -28,11 +28,14 @@ SAME = Transform(lambda x: x, lambda x: x)
 TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # torch Linear [out, in] <-> kernel [in, out]
 
 
-def patch_kernel(patch: int) -> Transform:
-    """A patch convolution [C, 3, p, p] <-> a matrix [p * p * 3, C] over (row, column, channel)."""
+CONVOLUTION = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+
+
+def patch_kernel(patch: int, channels: int = 3) -> Transform:
+    """A patch convolution [C, c, p, p] <-> a matrix [p * p * c, C] over (row, column, channel)."""
     return Transform(
-        lambda x: x.transpose(2, 3, 1, 0).reshape(patch * patch * 3, -1),
-        lambda x: x.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1),
+        lambda x: x.transpose(2, 3, 1, 0).reshape(patch * patch * channels, -1),
+        lambda x: x.reshape(patch, patch, channels, -1).transpose(3, 2, 0, 1),
     )
 
 

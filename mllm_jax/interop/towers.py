@@ -1,6 +1,5 @@
 """Vision towers and LLMs in and out of Hugging Face checkpoint directories."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,30 +11,36 @@ from absl import logging
 from mllm_jax import files
 from mllm_jax.interop import families, native, special_tokens
 from mllm_jax.interop.assemble import Report, read_tree, write_plan
-from mllm_jax.interop.composite import part_config, with_normalisation
+from mllm_jax.interop.composite import part_config, read_config, with_normalisation
 from mllm_jax.interop.families.base import Family
-from mllm_jax.interop.hub import read_json, resolve_path
+from mllm_jax.interop.hub import resolve_path
 from mllm_jax.interop.parts import Part, check_tied, llm_part, plan_parts, vision_part
 from mllm_jax.interop.published import shipped_config
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
 from mllm_jax.models.decoder import DecoderConfig
-from mllm_jax.models.encoders import EncodersConfig
+from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.mllm import ModelConfig
-from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 
 OTHER_PARTS = "belongs to another part of the checkpoint"
 CONNECTOR_NAMES = (
-    r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor|vision_resampler)(\..*)?"
+    r"(model\.)?(multi_modal_projector|mm_projector|image_newline|abstractor|vision_resampler"
+    r"|vlm_uni_(query|aux|val)_projector)(\..*)?"
 )
-TOWER_NAMES = r"(model\.)?(vision_tower|vision_model)\..*"
+TOWER_NAMES = r"(model\.)?(vision_tower|vision_tower_aux|vision_model)\..*"
 LLM_NAMES = r"(model\.)?language_model\..*|lm_head\..*|model\.(embed_tokens|layers|norm|final_layernorm)\..*"
+# OpenCLIP's text encoder, alone or behind `text.`, and its projection of image features.
+OPENCLIP_TEXT = (
+    r"(text\.)?(transformer|token_embedding|ln_final)\..*|(text\.)?(positional_embedding|text_projection)"
+    r"|visual\.head\..*"
+)
 VISION_NEIGHBOURS = (
     (r"text_model\..*", OTHER_PARTS),
     (r"(visual_projection|text_projection)\..*|logit_scale|logit_bias", OTHER_PARTS),
+    (OPENCLIP_TEXT, OTHER_PARTS),
     (LLM_NAMES, OTHER_PARTS),
     (CONNECTOR_NAMES, OTHER_PARTS),
 )
@@ -49,8 +54,8 @@ CONNECTOR_NEIGHBOURS = (
 
 def _read_config(path: str | pathlib.Path, part: str) -> tuple[Any, Family]:
     table, shipped = (families.VISION, "mini_vit") if part == "vision_config" else (families.LLMS, "mini_llm")
-    file = resolve_path(path, shipped) / "config.json"
-    return part_config(read_json(file), part, table, str(file))
+    fields, file = read_config(resolve_path(path, shipped))
+    return part_config(fields, part, table, str(file))
 
 
 def fused_paths(path: str | pathlib.Path) -> list[str]:
@@ -59,11 +64,11 @@ def fused_paths(path: str | pathlib.Path) -> list[str]:
     return [] if len(parts) == 1 or pathlib.Path(path).expanduser().is_dir() else parts
 
 
-def vision_config(path: str | pathlib.Path) -> VisionConfig | EncodersConfig:
+def vision_config(path: str | pathlib.Path) -> Encoder | EncodersConfig:
     """The tower of a checkpoint: its own config.json or a composite's `vision_config`, and its normalisation.
 
     Args:
-      path: "mini", a directory or a hub id; several joined by "+" are towers fused by channels.
+      path: "mini", a directory or a hub id; several joined by "+" are encoders side by side on channels.
 
     Raises:
       FileNotFoundError: no such checkpoint.  ValueError: a family that is not supported.
@@ -105,28 +110,37 @@ def log_report(path: Any, report: Report) -> None:
         logging.debug("ignored %s: %s", name, why)
 
 
-def load_vision(path: str | pathlib.Path, depth: int | None = None, dtype: Any = None) -> Params:
+def load_vision(
+    path: str | pathlib.Path,
+    depth: int | None = None,
+    dtype: Any = None,
+    whole: Encoder | EncodersConfig | None = None,
+) -> Params:
     """Parameters of a vision tower: `read_vision`, whose report is logged."""
-    params, report = read_vision(path, depth, dtype)
+    params, report = read_vision(path, depth, dtype, whole)
     log_report(path, report)
     return params
 
 
 def read_vision(
-    path: str | pathlib.Path, depth: int | None = None, dtype: Any = None
+    path: str | pathlib.Path,
+    depth: int | None = None,
+    dtype: Any = None,
+    whole: Encoder | EncodersConfig | None = None,
 ) -> tuple[Params, Report]:
     """A vision tower as nested dicts of NumPy arrays, blocks stacked on axis 0, and what became of its tensors.
 
     Args:
-      path: "mini", a directory or a hub id; several joined by "+" are towers fused by channels.
+      path: "mini", a directory or a hub id; several joined by "+" are encoders that are used together.
       depth: blocks wanted (the deepest hidden state used); all by default. Deeper ones are not read.
       dtype: of the result; None keeps the checkpoint's.
+      whole: how several are used together, where that is not side by side on channels.
 
     Raises:
       ValueError: a tensor or parameter that does not fit; it is named.
     """
     if several := fused_paths(path):
-        whole = vision_config(path)
+        whole = whole or vision_config(path)
         depths = [depth if depth is None else whole.tower_layer(i, depth) for i in range(len(several))]
         pairs = enumerate(zip(several, depths, strict=True))
         found = {f"tower_{i}": read_vision(each, d, dtype) for i, (each, d) in pairs}
@@ -185,14 +199,16 @@ def check_llm(path: str | pathlib.Path) -> None:
         plan_parts(Source(directory), [llm_part(config, family)], LLM_NEIGHBOURS)
 
 
-def check_vision(path: str | pathlib.Path, depth: int | None = None) -> None:
-    """Checks from the headers alone that `load_vision` would find every tensor.
+def check_vision(
+    path: str | pathlib.Path, depth: int | None = None, whole: Encoder | EncodersConfig | None = None
+) -> None:
+    """Checks from the headers alone that `load_vision` would find every tensor; arguments as there.
 
     Raises:
       FileNotFoundError, ValueError: as `load_vision`.
     """
     if several := fused_paths(path):
-        whole = vision_config(path)
+        whole = whole or vision_config(path)
         for i, each in enumerate(several):
             check_vision(each, None if depth is None else whole.tower_layer(i, depth))
         return
@@ -207,7 +223,12 @@ def _shortened(model: ModelConfig, directory: pathlib.Path, depth: int | None, d
     if not isinstance(config, EncodersConfig):
         return _truncated(params, depth, directory)
     depths = [None if depth is None else config.tower_layer(i, depth) for i in range(len(config.towers))]
-    return {f"tower_{i}": _truncated(params[f"tower_{i}"], d, directory) for i, d in enumerate(depths)}
+    return {
+        f"tower_{i}": params[f"tower_{i}"]
+        if tower == tower.with_depth(0)
+        else _truncated(params[f"tower_{i}"], d, directory)
+        for i, (tower, d) in enumerate(zip(config.towers, depths, strict=True))
+    }
 
 
 def _truncated(params: Params, depth: int | None, path: Any) -> Params:
@@ -248,7 +269,7 @@ def _write(
 
 def save_vision(
     directory: str | pathlib.Path,
-    config: VisionConfig | EncodersConfig,
+    config: Encoder | EncodersConfig,
     params: Params,
     dtype: Any = None,
     processor: Mapping[str, Any] | None = None,
@@ -256,10 +277,10 @@ def save_vision(
     """Writes a tower that transformers' `from_pretrained` loads.
 
     The class is that of the first family that can express the config: CLIPVisionModel, SiglipVisionModel (without
-    pooling head), Siglip2VisionModel, Dinov2Model, Dinov2WithRegistersModel. Their final norm, which we neither
-    have nor use, is written as the identity. A tower shorter than `config.depth` (truncated at the deepest hidden
-    state used) is written with the blocks it has. Fused towers are written one by one, as `tower_0`, `tower_1`, ...;
-    "DIRECTORY/tower_0+DIRECTORY/tower_1" names them together.
+    pooling head), Siglip2VisionModel, Dinov2Model, Dinov2WithRegistersModel, whose final norm, which we neither have
+    nor use, is written as the identity; a ConvNeXt is written as timm reads it. A tower shorter than `config.depth`
+    (truncated at the deepest hidden state used) is written with the blocks it has. Several towers are written one by
+    one, as `tower_0`, `tower_1`, ...; "DIRECTORY/tower_0+DIRECTORY/tower_1" names them together.
 
     Args:
       dtype: to store; None keeps the parameters'.
@@ -275,7 +296,7 @@ def save_vision(
             own = None if i else processor
             save_vision(directory / f"tower_{i}", tower, params[f"tower_{i}"], dtype, own)
         return
-    config = dataclasses.replace(config, depth=blocks_of(params))
+    config = config.with_depth(blocks_of(params))
     fields = native.processor_json(config, config.image_size, processor)
     _write(directory, families.for_config(families.VISION, config), config, params, dtype)
     files.write_json(directory / "preprocessor_config.json", fields, indent=2)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from mllm_jax.models.attention import Use, choose, current_platform
 from mllm_jax.models.attention.selfcheck import self_check
 from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.models.vit import VisionConfig
 
 
 class Chosen(NamedTuple):
@@ -35,13 +36,17 @@ def attention_uses(config: ModelConfig, length: int | None = None) -> dict[str, 
         )
         for window in windows
     }
-    towers = getattr(config.vision, "towers", (config.vision,))
-    rows, columns = config.vision.grid(*config.slot_size)
-    for index, tower in enumerate(towers):
-        name = "vision tower" if len(towers) == 1 else f"vision tower {index}"
+    inputs = config.vision.inputs(config.slot_size)
+    for index, (tower, size) in enumerate(inputs):
+        if not isinstance(tower, VisionConfig):
+            continue  # computes no attention
+        name = "vision tower" if len(inputs) == 1 else f"vision tower {index}"
+        rows, columns = tower.grid(*size)
         heads, width = tower.heads, tower.width // tower.heads
         patches = tower.prefix + rows * columns
-        found[name] = Use(heads, heads, width, config.dtype, patches, masked=False, causal=False)
+        found[name] = Use(
+            heads, heads, width, config.dtype, patches, masked=config.max_patches > 0, causal=False
+        )
     return found
 
 

@@ -15,11 +15,11 @@ from mllm_jax.connectors.base import VisionFeatures
 from mllm_jax.data.anyres import AnyRes, Tiles
 from mllm_jax.data.batch import SEPARATOR, Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
+from mllm_jax.data.naflex import NativeAspect
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
-from mllm_jax.models.encoders import EncodersConfig, vision_encoder
+from mllm_jax.models.encoders import Encoder, EncodersConfig, vision_encoder
 from mllm_jax.models.features import stack, unstack
 from mllm_jax.models.lora import LoRA
-from mllm_jax.models.vit import VisionConfig
 
 Params = dict[str, Any]
 
@@ -29,17 +29,19 @@ class ModelConfig:
     """Everything that fixes the model's computation (hashable).
 
     Attributes:
-      image_size: pixels per side of the encoder's input, or (height, width).
+      image_size: pixels per side of an image slot, or (height, width): the encoder's input, or the largest of several.
       select_layer: hidden state that is the feature F; may be negative.
       connector: exact name; connector_options: (key, value) pairs.
       dtype: computation dtype.
       param_dtype: dtype of freshly initialised parameters.
       remat: rematerialisation of decoder blocks ("none", "full", "dots"); vision_remat: of encoder blocks.
       lora: scale and dropout of the adapters, if the parameters hold any (`lora.add`).
+      max_patches: most patches of an image, which is seen at its own aspect ratio (NaFlex; `image_size` then means
+        nothing); 0 = images are brought to `image_size`.
       tiles: how images are cut into tiles; None = every image is one slot.
     """
 
-    vision: VisionConfig | EncodersConfig
+    vision: Encoder | EncodersConfig
     llm: DecoderConfig
     image_size: int | Size
     select_layer: int = -2
@@ -51,11 +53,26 @@ class ModelConfig:
     vision_remat: str = "full"
     attention: str = "xla"
     lora: LoRA | None = None
+    max_patches: int = 0
     tiles: Tiles | None = None
+
+    def __post_init__(self):
+        if self.max_patches and not getattr(self.vision, "native", False):
+            raise ValueError(
+                f"vision.max_patches={self.max_patches}: this encoder sees images of one size; images at their own "
+                "aspect ratio need a NaFlex encoder (siglip2_vision_model) alone"
+            )
+        if self.tiles and (self.max_patches or self.vision.views > 1 or not self.vision.regular):
+            raise ValueError(
+                "tiles are of images whose slots have one grid of patches each: not with vision.max_patches, "
+                "vision.split or vision.combine='tokens'"
+            )
 
     @property
     def slot_size(self) -> Size:
-        """Height and width of the encoder's input in pixels."""
+        """Height and width of an image slot in pixels."""
+        if self.max_patches:  # one patch high, the patches one beside the other
+            return (self.vision.patch, self.vision.patch * self.max_patches)
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
 
@@ -67,6 +84,9 @@ class ModelConfig:
             depth=self.vision.depth,
             select_layer=self.vision.resolve_layer(self.select_layer),
             grid=self.vision.grid(*self.slot_size),
+            regular=self.vision.regular and not self.max_patches,
+            mining=self.vision.mining,
+            fine=self.vision.fine(self.slot_size),
         )
 
     def make_connector(self, module_name: str | None = None) -> connectors.Connector:
@@ -85,7 +105,10 @@ class ModelConfig:
     def visual_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
         connector, grid = self.make_connector(), self.vision_spec.grid
-        slot = Slot(connector.num_tokens(grid), size=self.slot_size)
+        num_tokens = connector.num_tokens(grid) * self.vision.views
+        slot = Slot(num_tokens, size=self.slot_size, native=self.max_patches > 0)
+        if slot.native:
+            return NativeAspect(slot, self.vision.patch)
         return AnyRes(slot, self.tiles, connector.token_grid(grid)) if self.tiles else WholeImage(slot)
 
 
@@ -139,8 +162,12 @@ class MLLM(nn.Module):
         if batch.features is not None:
             features = self._unstack(batch.features)
         else:
-            features = self.vision(batch.images.reshape(-1, *batch.images.shape[2:]))
+            images = batch.images.reshape(-1, *batch.images.shape[2:])
+            features = self.vision(images, *([] if batch.grids is None else [batch.grids.reshape(-1, 2)]))
         tokens = self.connector(features, deterministic)
+        tokens = tokens.reshape(
+            batch.image_mask.size, -1, tokens.shape[2]
+        )  # the views of a slot one after the other
         tokens = tokens * batch.image_mask.reshape(-1, 1, 1).astype(tokens.dtype)
         return tokens.reshape(batch.image_mask.shape[0], -1, tokens.shape[2])
 
@@ -212,6 +239,7 @@ def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, lab
         slots=slots,
         image_size=rule.slot.size,
         labels=labels,
+        grids=rule.slot.native,
         combination=rule.combination,
     )
 

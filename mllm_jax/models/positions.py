@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Grid = tuple[int, int]
 
@@ -65,3 +65,31 @@ def resize_position_table(
     grid = table.astype(jnp.float32).reshape(*old, -1)
     out = jnp.einsum("hwc,yh,xw->yxc", grid, rows, columns, precision="highest")
     return out.reshape(new[0] * new[1], -1)
+
+
+def positions_of_grids(
+    table: Float[Array, "N C"], old: Grid, grids: Int[Array, "B 2"], length: int
+) -> Float[Array, "B L C"]:
+    """The patch part of a position table resized to each image's own grid, bilinearly with antialiasing (float32).
+
+    Every position is the table's, weighted along rows and columns; behind an image's last patch it is its first one's.
+
+    Args:
+      old: the table's grid.
+      grids: rows and columns of each image; 0 for none.
+      length: L, positions of every image.
+    """
+    sizes = jnp.maximum(grids, 1)[:, None]
+    index = jnp.arange(length)[None]
+    places = jnp.stack([index // sizes[..., 1], index % sizes[..., 1]], axis=-1)
+    places = jnp.where(index[..., None] < jnp.prod(sizes, axis=-1, keepdims=True), places, 0)
+
+    def weights(axis: int) -> Float[Array, "B L n"]:
+        scale = old[axis] / sizes[..., axis, None].astype(jnp.float32)
+        centre = (places[..., axis, None] + 0.5) * scale - 0.5
+        found = 1 - jnp.abs(jnp.arange(old[axis]) - centre) / jnp.maximum(scale, 1)
+        found = jnp.maximum(found, 0)
+        return found / jnp.sum(found, axis=-1, keepdims=True)
+
+    both = (weights(0)[..., :, None] * weights(1)[..., None, :]).reshape(*places.shape[:2], -1)
+    return jnp.einsum("bln,nc->blc", both, table.astype(jnp.float32), precision="highest")

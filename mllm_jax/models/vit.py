@@ -5,22 +5,24 @@ hs[k] the output of block k without a final norm. Blocks past the deepest state 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures, normalize
-from mllm_jax.models.attention import attend
+from mllm_jax.models.attention import AttentionMask, attend
 from mllm_jax.models.layers import ACTIVATIONS, Dense, layer_norm, remat
 from mllm_jax.models.lora import LoRA
-from mllm_jax.models.positions import METHODS, resize_position_table
+from mllm_jax.models.positions import METHODS, positions_of_grids, resize_position_table
+from mllm_jax.models.single_encoder import SingleEncoder
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(SingleEncoder):
     """Geometry of a tower.
 
     Attributes:
@@ -63,6 +65,26 @@ class VisionConfig:
         """Tokens before the patches."""
         return int(self.class_token) + self.registers
 
+    @property
+    def native(self) -> bool:
+        """Whether it takes images at their own aspect ratio (NaFlex), whose positions are resized with antialiasing."""
+        return self.interpolation == "bilinear_antialias" and not self.prefix
+
+    @property
+    def crops(self) -> bool:
+        """Whether its family's image processor takes the central square; SigLIP's stretches the image instead."""
+        return self.class_token
+
+    @property
+    def fine_layer(self) -> int:
+        """The hidden state that is mined where this is the encoder of fine features: the penultimate one."""
+        return max(self.depth - 1, 0)
+
+    @property
+    def title(self) -> str:
+        """What reports call it."""
+        return f"ViT {self.depth} x {self.width}, patch {self.patch}"
+
     def grid(self, height: int, width: int | None = None) -> Grid:
         """Patch grid of an image; pixels that fill no patch are dropped (SigLIP 384/14 -> 27).
 
@@ -83,6 +105,14 @@ class VisionConfig:
         return index
 
 
+def normalize_pixels(images: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """(images / 255 - mean) / std in float32 of uint8 pixels [..., 3]; others are normalised already."""
+    if images.dtype != jnp.uint8:
+        return images
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (mean, std))
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
 class Block(nn.Module):
     """x + Attn(LN(x)), then x + MLP(LN(x)); keeps requested hidden states in `slots` as it goes."""
 
@@ -96,8 +126,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry, weights):
         cfg = self.config
-        x, slots = carry
+        x, slots, segments = carry
         batch, length, _ = x.shape
+        mask = None if segments is None else AttentionMask(segments, segments, causal=False)
 
         def dense(features, name, parts=1):
             kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
@@ -110,7 +141,7 @@ class Block(nn.Module):
 
         y = layer_norm(cfg.eps, self.dtype, self.param_dtype, "norm1")(x)
         q, k, v = (dense(cfg.width, n)(y).reshape(batch, length, cfg.heads, -1) for n in ("q", "k", "v"))
-        y = attend(q, k, v, implementation=self.attention).reshape(batch, length, cfg.width)
+        y = attend(q, k, v, mask, self.attention).reshape(batch, length, cfg.width)
         x = x + scaled(dense(cfg.width, "out")(y), "scale1")
         y = layer_norm(cfg.eps, self.dtype, self.param_dtype, "norm2")(x)
         if cfg.gated:
@@ -120,7 +151,7 @@ class Block(nn.Module):
             y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "fc1")(y))
         x = x + scaled(dense(cfg.width, "fc2")(y), "scale2")
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        return (x, accumulate(slots, x, weights, self.normalized)), None
+        return (x, accumulate(slots, x, weights, self.normalized), segments), None
 
 
 def accumulate(slots: tuple, x: Array, weights: Array, normalized: tuple[bool, ...]) -> tuple:
@@ -150,11 +181,15 @@ class VisionTransformer(nn.Module):
     lora: LoRA | None = None
 
     @nn.compact
-    def __call__(self, images: Array, keep_prefix: bool = False) -> VisionFeatures:
+    def __call__(
+        self, images: Array, grids: Int[Array, "B 2"] | None = None, keep_prefix: bool = False
+    ) -> VisionFeatures:
         """Encodes images.
 
         Args:
           images: uint8[B, H, W, 3] (normalised here) or float[B, H, W, 3] already normalised; any size.
+          grids: rows and columns of the patches that each image holds one beside the other (`data.naflex`). What is
+            behind them is neither attended to nor of any meaning in the result. None: an image is what it seems.
           keep_prefix: keep class token and registers in front of every feature (parity tests).
 
         Returns:
@@ -162,7 +197,10 @@ class VisionTransformer(nn.Module):
         """
         cfg = self.config
         grid = (images.shape[1] // cfg.patch, images.shape[2] // cfg.patch)
-        x = self._embed(images, grid)
+        x = self._embed(images, grid, grids)
+        segments = None
+        if grids is not None:
+            segments = (jnp.arange(x.shape[1]) < jnp.prod(grids, axis=1, keepdims=True)).astype(jnp.int32)
         request = self.request
         slots_of = [{k: 1.0} for k in request.hidden]
         slots_of += [
@@ -185,7 +223,7 @@ class VisionTransformer(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 length=depth,
             )(cfg, self.dtype, self.param_dtype, self.attention, self.lora, normalized, name="blocks")
-            (_, slots), _ = blocks((x, slots), jnp.asarray(weights[1:]))
+            (_, slots, _), _ = blocks((x, slots, segments), jnp.asarray(weights[1:]))
         if not keep_prefix:
             slots = tuple(slot[:, cfg.prefix :] for slot in slots)
         slots = tuple(slot.astype(self.dtype) for slot in slots)
@@ -193,12 +231,10 @@ class VisionTransformer(nn.Module):
         hidden = dict(zip(request.hidden, slots[:first], strict=True))
         return VisionFeatures(hidden, slots[first:second], grid, slots[second:])
 
-    def _embed(self, images: Array, grid: Grid) -> Float[Array, "B N C"]:
+    def _embed(self, images: Array, grid: Grid, grids: Array | None) -> Float[Array, "B N C"]:
         cfg = self.config
         batch = images.shape[0]
-        if images.dtype == jnp.uint8:
-            mean, std = (jnp.asarray(v, jnp.float32) for v in (cfg.mean, cfg.std))
-            images = (images.astype(jnp.float32) / 255 - mean) / std
+        images = normalize_pixels(images, cfg.mean, cfg.std)
         images = images[:, : grid[0] * cfg.patch, : grid[1] * cfg.patch].astype(self.dtype)
         # The patch convolution as a matrix product over (row, column, channel) of each patch.
         patches = images.reshape(batch, grid[0], cfg.patch, grid[1], cfg.patch, 3)
@@ -218,7 +254,10 @@ class VisionTransformer(nn.Module):
             (prefix + native[0] * native[1], cfg.width),
             self.param_dtype,
         )
-        positions = resize_position_table(table[prefix:], native, grid, cfg.interpolation)
+        if grids is None:
+            positions = resize_position_table(table[prefix:], native, grid, cfg.interpolation)
+        else:
+            positions = positions_of_grids(table, native, grids, grid[1])
         if cfg.class_token:
             token = self.param("class_token", nn.initializers.normal(0.02), (cfg.width,), self.param_dtype)
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (batch, 1, cfg.width)), x], axis=1)

@@ -21,8 +21,9 @@ from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import path_of
 
 TOWER = r"vision(/tower_\d+)?"  # one tower, or one of several fused
-INTO = rf"(llm|{TOWER})/blocks/(q|k|v|gate|up|fc1)"  # into a block's inner width
-OUT_OF = rf"(llm|{TOWER})/blocks/(o|out|down|fc2)"
+STAGE = r"(/stage_\d+)?"  # of a ConvNeXt
+INTO = rf"(llm|{TOWER}{STAGE})/blocks/(q|k|v|gate|up|fc1)"  # into a block's inner width
+OUT_OF = rf"(llm|{TOWER}{STAGE})/blocks/(o|out|down|fc2)"
 
 RULES: tuple[tuple[str, P], ...] = (
     (r"llm/embedding", P("tensor", "fsdp")),
@@ -40,6 +41,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"llm/final_norm/(scale|bias)", P()),
     (rf"{TOWER}/(patch_embed/(kernel|bias)|pos_embed|class_token|registers|pre_norm/(scale|bias))", P()),
     (rf"{TOWER}/blocks/scale[12]", P()),
+    (rf"{TOWER}/(stem|stem_norm)/(kernel|scale|bias)", P()),
+    (rf"{TOWER}/stage_\d+/(norm|down|blocks/norm|blocks/conv)/(kernel|scale|bias)", P()),
+    (rf"{TOWER}/stage_\d+/blocks/gamma", P()),
     # Connectors are small next to the LLM, and a new one must work without an edit here.
     (r"connector/.*", P()),
     (r"separators/newline", P()),

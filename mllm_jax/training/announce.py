@@ -18,12 +18,16 @@ FEW_STEPS = 50  # with fewer, a new connector has learned nothing yet
 
 def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[str]:
     """Yields the connector and the devices, and the connector's size where it is larger than the LLM."""
-    name, side, patch = config.model.connector.name, config.model.vision.image_size, model.vision.patch
+    name = config.model.connector.name
+    tower, (side, _) = model.vision.inputs(model.slot_size)[0]
+    patch = tower.patch
     divided = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     made = f" as {jax.local_device_count()} devices" if divided else ""
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
     rule = model.visual_layout
     tokens = f"{rule.slot.num_tokens} visual tokens per image"
+    if model.max_patches:
+        tokens = f"at most {rule.most_tokens} visual tokens per image"
     if model.tiles:
         tokens = f"{rule.slot.num_tokens} visual tokens per tile, at most {rule.most_tokens:,} per image"
     yield (

@@ -103,8 +103,9 @@ def _image_flops(
       trained, frozen: of the encoder.
     """
     module, grid, encoder = model.make_connector(), model.vision_spec.grid, bool(trained)
-    forward = module.flops(grid)
-    both = module.flops(grid, params=connector, features=encoder) if encoder or connector else forward
+    forward = both = module.flops(grid) * model.vision.views
+    if encoder or connector:
+        both = module.flops(grid, params=connector, features=encoder) * model.vision.views
     if not cached:
         seen = _encoder_flops(model, (), trained + frozen)
         forward += seen

@@ -44,7 +44,7 @@ def pretrained_params(config: ConfigDict, model: ModelConfig) -> Any:
         **given,
         **jax.device_get(jax.jit(fresh)(jax.random.key(config.seed))),
         "vision": interop.load_vision(
-            config.model.vision.path, depth=model.make_connector().request().deepest
+            config.model.vision.path, depth=model.make_connector().request().deepest, whole=model.vision
         ),
         "llm": interop.load_llm(config.model.llm.path),
     }

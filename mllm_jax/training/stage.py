@@ -113,6 +113,7 @@ class StagePlan:
             slots=self.stage.image_slots or self.config.data.image_slots,
             image_size=None if features else self.model.visual_layout.slot.size,
             features=features,
+            grids=self.model.visual_layout.slot.native and not features,
             combination=self.model.visual_layout.combination,
         )
         return with_shardings(spec, batch_shardings(spec, self.mesh))

@@ -24,7 +24,10 @@ OTHER_CLASS = {("Mistral 7B v0.2", "llama")}
 
 @pytest.mark.parametrize(
     ("heading", "published", "cases"),
-    [("encoder", sizes.TOWERS, parity_cases.TOWERS), ("LLM", sizes.LLMS, parity_cases.LLMS)],
+    [
+        ("encoder", sizes.TOWERS, parity_cases.TOWERS | {"convnext": ("timm ConvNeXt", {})}),
+        ("LLM", sizes.LLMS, parity_cases.LLMS),
+    ],
 )
 def test_every_published_model_has_a_row(heading, published, cases):
     table = DOCS.split(f"| {heading} | published as | parameters | parity cases |\n")[1].split("\n\n")[0]

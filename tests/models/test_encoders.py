@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
+import mllm_jax
 from mllm_jax import interop
 from mllm_jax.cli.main import main
+from mllm_jax.config import ConfigError
 from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_model
 from mllm_jax.interop.towers import blocks_of
+from mllm_jax.models import mllm
+from mllm_jax.models.convnext import ConvNext, ConvNextConfig
 from mllm_jax.models.encoders import Encoders, EncodersConfig, vision_encoder
 from mllm_jax.models.paths import count
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
@@ -79,6 +85,37 @@ def test_towers_with_other_patches_and_undefined_requests_are_refused():
         jax.eval_shape(Encoders(FUSED, request).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
 
 
+def test_tokens_of_one_behind_those_of_the_other():
+    """Encoders of one width and any grids; the connector is one that treats each patch alone."""
+    wide = dataclasses.replace(DINO, width=SIGLIP.width)
+    config = EncodersConfig((SIGLIP, wide), (8, 16), "tokens")
+    assert (config.width, config.depth, config.grid(16)) == (12, 2, (1, 4 + 16))
+    request = FeatureRequest(hidden=(1,), means=((0, 1),), normalized_means=((1,),))
+    images = jnp.asarray(np.random.RandomState(1).randint(0, 256, (2, 16, 16, 3)), jnp.uint8)
+    params = jax.jit(Encoders(config, request).init)(jax.random.key(0), images)["params"]
+    found = jax.jit(lambda p: vision_encoder(config, request).apply({"params": p}, images))(params)
+    alone = FeatureRequest(hidden=(1,), means=((0, 1),), normalized_means=((1,),))
+    second = vision_encoder(wide, alone).apply({"params": params["tower_1"]}, images)
+    halved = np.asarray(images, np.float32).reshape(2, 8, 2, 8, 2, 3).mean(axis=(2, 4))
+    halved = (halved / 255 - np.asarray(SIGLIP.mean)) / np.asarray(SIGLIP.std)
+    ends = FeatureRequest(hidden=(3,), means=((2, 3),), normalized_means=((3,),))
+    first = vision_encoder(SIGLIP, ends).apply(
+        {"params": params["tower_0"]}, jnp.asarray(halved, jnp.float32)
+    )
+    for ours, a, b in (
+        (found.hidden[1], first.hidden[3], second.hidden[1]),
+        (found.means[0], first.means[0], second.means[0]),
+        (found.normalized_means[0], first.normalized_means[0], second.normalized_means[0]),
+    ):
+        np.testing.assert_allclose(ours, np.concatenate([a, b], axis=1), atol=1e-5)
+    with pytest.raises(ValueError, match="encoders of one width, not of 12, 8 channels"):
+        EncodersConfig((SIGLIP, DINO), combine="tokens").grid(8)
+    model = mllm.ModelConfig(config, tiny.model_config().llm, 16, connector="mlp2x_gelu")
+    assert model.visual_layout.slot.num_tokens == 20
+    with pytest.raises(ValueError, match=r"'c_abstractor'.*vision.combine='tokens'"):
+        dataclasses.replace(model, connector="c_abstractor").make_connector()
+
+
 def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
     """By config: one update with one tower frozen and one trained; exported and read back in every form."""
     paths = []
@@ -127,3 +164,61 @@ def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
         assert "vision/tower_1/blocks/q" in {row["module"] for row in found["modules"]}
     assert main(["export", "--from", str(tmp_path / "run"), "--to", str(tmp_path / "hf")]) == 1
     assert "transformers' LLaVA has one vision tower" in capsys.readouterr().err
+
+
+def test_a_run_that_mines_fine_features(train, tiny_config, tmp_path):
+    """By config: mining trains with the connector, its ConvNeXt stays frozen; the export answers as the run does."""
+    clip = VisionConfig(width=12, depth=2, heads=2, mlp_width=10, patch=7, image_size=28)
+    narrow = ConvNextConfig((6, 10), (1, 2), 32)
+    for name, config, module in (("clip", clip, VisionTransformer), ("narrow", narrow, ConvNext)):
+        model = module(config, FeatureRequest(hidden=(config.depth,)))
+        params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 64, 64, 3)))["params"]
+        interop.save_vision(tmp_path / name, config, params)
+    recipe = tiny_config
+    recipe.model.vision.path = f"{tmp_path / 'clip'}+{tmp_path / 'narrow'}"
+    recipe.model.vision.combine = "mining"
+    recipe.model.vision.image_size, recipe.model.vision.image_sizes = 64, (28, 64)
+    recipe.stage_order = ("pretrain",)
+    del recipe.stages["finetune"]
+    recipe.stages.pretrain.steps = recipe.stages.pretrain.accumulation = 1
+    recipe.stages.pretrain.warmup_ratio = 0.0  # the first update of a warm-up has rate 0
+    trained = jax.device_get(train.train(recipe, tmp_path / "run", evaluate=False))
+    model = runs.model_config(recipe)
+    fresh = jax.device_get(mllm.init(model, jax.random.key(recipe.seed)))["connector"]["mining"]
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained["connector"]["mining"], fresh)
+    assert changed["query"]["kernel"]
+    assert changed["key"]["kernel"]
+    assert changed["value"]["kernel"]
+    before = interop.load_vision(
+        recipe.model.vision.path, depth=model.vision_spec.select_layer, whole=model.vision
+    )
+    jax.tree.map(np.testing.assert_array_equal, trained["vision"], before)
+
+    command = [
+        "export",
+        "--from",
+        str(tmp_path / "run"),
+        "--to",
+        str(tmp_path / "out"),
+        "--format",
+        "safetensors",
+    ]
+    assert main(command) == 0
+    image = np.random.RandomState(3).randint(0, 256, (40, 70, 3)).astype(np.uint8)
+    answers = [
+        mllm_jax.load(tmp_path / name).likelihood(image, "What is this?", ["A cat.", "A dog."])
+        for name in ("run", "out")
+    ]
+    np.testing.assert_array_equal(*answers)
+
+    recipe.stages.pretrain.cache_features = True
+    with pytest.raises(
+        ConfigError, match=r"stages.pretrain.cache_features.*the fine features that are mined"
+    ):
+        train.train(recipe, tmp_path / "cached", evaluate=False)
+    recipe.stages.pretrain.cache_features = False
+    recipe.model.vision.path = str(tmp_path / "clip")
+    with pytest.raises(
+        ConfigError, match=r"'model.vision.image_sizes' and 'model.vision.combine': for several"
+    ):
+        runs.model_config(recipe)

@@ -51,7 +51,11 @@ def test_towers(name):
     assert size(vision_shapes(read(families.VISION, model_type, fields))) == parameters
 
 
-@pytest.mark.parametrize("name", [*LLMS, *TOWERS])
+# test_mini_gemini.py computes timm's ConvNeXt, which transformers has not.
+IN_TORCH = [*LLMS, *(name for name, (kind, _, _) in TOWERS.items() if kind != "timm_convnext")]
+
+
+@pytest.mark.parametrize("name", IN_TORCH)
 def test_the_same_counts_in_torch(name):
     import re
 

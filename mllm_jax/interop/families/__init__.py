@@ -4,14 +4,32 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop.families import clip, dinov2, gemma2, llama, mistral, phi, qwen, siglip, siglip2
+from mllm_jax.interop.families import (
+    clip,
+    convnext,
+    dinov2,
+    gemma2,
+    llama,
+    mistral,
+    phi,
+    qwen,
+    siglip,
+    siglip2,
+)
 from mllm_jax.interop.families.base import Family, complete
 
 __all__ = ["LLMS", "VISION", "Family", "complete", "for_config", "for_type"]
 
 VISION: dict[str, Family] = {
     family.model_type: family
-    for family in (clip.FAMILY, siglip.FAMILY, siglip2.FAMILY, dinov2.FAMILY, dinov2.WITH_REGISTERS)
+    for family in (
+        clip.FAMILY,
+        siglip.FAMILY,
+        siglip2.FAMILY,
+        dinov2.FAMILY,
+        dinov2.WITH_REGISTERS,
+        convnext.FAMILY,
+    )
 }
 LLMS: dict[str, Family] = {
     family.model_type: family
@@ -41,7 +59,7 @@ def for_config(table: Mapping[str, Family], config: Any) -> Family:
     for family in table.values():
         try:
             found = family.config(family.write(config))
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue  # not this family's
         if _comparable(found) == _comparable(config):
             return family

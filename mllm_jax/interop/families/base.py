@@ -60,6 +60,7 @@ class Family:
       rules: weight-name table of a config, in the canonical (hub) spelling without the tower's prefix.
       ignored: (regex, why) of tensors that are known and not used.
       fillers: (name, shape, value) of tensors that transformers wants and we do not have.
+      spellings: further ways in which checkpoints spell its names, as in `parts.VISION_SPELLINGS`.
     """
 
     model_type: str
@@ -69,6 +70,7 @@ class Family:
     rules: Callable[[Any], tuple[Rule, ...]]
     ignored: tuple[tuple[str, str], ...] = ()
     fillers: Callable[[Any], tuple[tuple[str, tuple[int, ...], float], ...]] = lambda config: ()
+    spellings: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def config(self, fields: Json) -> Any:
         """Our config of a config.json of this family; every key that changes the computation is read or refused.
@@ -184,6 +186,8 @@ def check_geometry(config: Any) -> None:
                 raise ValueError(f"{field.name}={value!r} is not a number that float32 can hold")
     if not isinstance(config.eps, int | float) or not 0 <= config.eps < 1:
         raise ValueError(f"the norms' eps is {config.eps}")
+    if hasattr(config, "widths"):
+        return  # a ConvNeXt, which has checked itself
     if hasattr(config, "patch"):
         fits = config.width % config.heads == 0 and config.patch <= config.image_size
         what = f"width {config.width}, {config.heads} heads, patches of {config.patch} in {config.image_size} pixels"
