@@ -25,7 +25,7 @@ from typing import Any
 
 from mllm_jax.console import complain, size_text
 
-NAMES = {"slow_network": "between slices"}
+NAMES = {"slow_network": "network between slices"}
 
 
 def main(arguments: list[str]) -> int:
@@ -162,7 +162,8 @@ def stage_lines(found: dict[str, Any]) -> list[str]:
         f"{NAMES.get(name, name)} {seconds:.3g} s" for name, seconds in found["seconds"].items() if seconds
     )
     lines.append(
-        f"  at best            {found['step_seconds']:.3g} s a step ({times}), bound by {found['bound']}"
+        f"  at best            {found['step_seconds']:.3g} s a step ({times}), bound by "
+        f"{NAMES.get(found['bound'], found['bound'])}"
     )
     lines.append(f"  MFU                at most {found['mfu_bound']:.0%}")
     if found["changes"]:

@@ -24,12 +24,14 @@ class CompiledStep:
       fits: whether the compiler could place it.
       collectives: bytes that a chip sends, by kind; {} where it does not fit.
       seconds: that compiling took.
+      argument_bytes: of a chip, by the compiler; None where it does not fit.
     """
 
     memory: Memory
     fits: bool
     collectives: dict[str, float]
     seconds: float
+    argument_bytes: int | None = None
 
 
 def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
@@ -60,7 +62,8 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
         program=float(found.generated_code_size_in_bytes),
     )
     sent = collective_bytes(compiled.as_text(), plan.mesh.size)
-    return CompiledStep(memory, True, sent, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return CompiledStep(memory, True, sent, seconds, found.argument_size_in_bytes)
 
 
 def _temporaries(message: str, arguments: float) -> float:

@@ -21,6 +21,17 @@ SHAPES = {
 }
 
 
+# libtpu would ask the cloud what machine this is, complain that it is none, and let only one process in.
+NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """Where a step is to run.
@@ -50,10 +61,8 @@ class Machine:
         Raises:
           ImportError: the package `libtpu` is missing.
         """
-        # libtpu would ask the cloud what machine this is, and let only one process use the TPU that is not here.
-        for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-            os.environ.setdefault(name, "1")
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        for name, value in NO_TPU_HERE.items():
+            os.environ.setdefault(name, value)
         try:
             import libtpu  # noqa: F401
         except ImportError as error:
