@@ -13,8 +13,6 @@ behind colons; the files of NAME are expected under DATA_DIR/NAME. What was answ
 evaluation goes on where it was.
 """
 
-import pathlib
-
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -27,6 +25,7 @@ from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference.load import DTYPES, load
 from mllm_jax.parallel import cpu_devices, processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.storage import as_path
 from mllm_jax.workdir import saved_config
 
 flags.adopt_module_key_flags(script)  # --help shows --traceback
@@ -102,7 +101,7 @@ def main(_):
         processes.join()
 
     # ------------------------------------------------------------------------------- what to evaluate, on what
-    workdir = pathlib.Path(WORKDIR.value or OUT.value)
+    workdir = as_path(WORKDIR.value or OUT.value)
     with processes.together("configuration read"):
         config = saved_config(workdir) if WORKDIR.value else default_config()
         cpu_devices.divide(config.mesh.cpu_devices)
@@ -134,7 +133,7 @@ def main(_):
         )
 
         # ------------------------------------------------------------------------- answers, scores and report
-        run.evaluate(model, eval_config(config, workdir), pathlib.Path(OUT.value or workdir))
+        run.evaluate(model, eval_config(config, workdir), as_path(OUT.value or workdir))
 
 
 if __name__ == "__main__":

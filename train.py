@@ -8,7 +8,6 @@ stopped, however hard, goes on where its last checkpoint was when the same comma
 
 import contextlib
 import functools
-import pathlib
 import signal
 import time
 from collections.abc import Iterator
@@ -32,17 +31,19 @@ from mllm_jax.models.attention_uses import check_backends
 from mllm_jax.parallel import cpu_devices, processes
 from mllm_jax.parallel.chips import peak_flops
 from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
+from mllm_jax.storage import as_path, size
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
 from mllm_jax.training.params import load_stage, starting_params
+from mllm_jax.training.profile import StepProfiler
 from mllm_jax.training.sources import is_drawn, packing_plan, prepare_sources, read_noted, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
 
 CONFIG = script.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: a folder or gs://.", required=True)
 flags.adopt_module_key_flags(script)  # --help shows --config and --traceback
 EVALUATE = flags.DEFINE_bool("evaluate", True, "Evaluate after the last stage.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -71,21 +72,25 @@ def begin_stage(plan, batches, params, directory):
 
 def train_stage(plan, batches, begun, directory, check_held):
     """Trains one stage from what `begin_stage` gave and returns the whole model's parameters on the mesh."""
+    profile = plan.config.profile
     stage, steps = plan.stage, plan.steps
     checkpoints, state, frozen, unused = begun
     start = int(state.step)
     flops, peak = count_flops(plan), peak_flops(plan.mesh.devices.flat)
     log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, flops, peak)
     late = processes.Postponed()
+    first_traced = start + profile.start if profile.start else 0
+    profiler = StepProfiler(directory / "profile" / plan.name, first_traced, profile.steps)
     try:
-        with stop_requests() as requests:
+        with stop_requests() as requests, profiler:
             for step in range(start + 1, steps + 1):
                 batch = None
                 with late:  # other processes would wait in this step for one that cannot read
                     batch = next(batches)
                 batch = batch or Rows(plan.empty_rows(), [], [])
-                state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
-                if step == start + 1:
+                with profiler.step(step):
+                    state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
+                if profiler.stop_after(step, metrics) or step == start + 1:
                     log.pause_clock()  # the first step compiles
                 log.add(step, metrics, batch.ids, batch.skipped)
                 stop = processes.any_process(bool(requests), step % stage.log_every == 0)
@@ -96,6 +101,8 @@ def train_stage(plan, batches, begun, directory, check_held):
                     late.meet(f"step {step}")
                     log.flush(plan.learning_rate(step - 1))  # refuses what is not finite: before saving
                 if save:
+                    with processes.together(f"log of step {step} kept"):
+                        log.sync()
                     checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
                     log.pause_clock()  # it waits for the write before
                 if stop:  # also after the last step: the next stage would lose more
@@ -134,7 +141,7 @@ def draw_losses(directory, check_held):
     log, drawn = directory / "metrics.jsonl", directory / "loss.png"
     try:
         check_held()
-        if jax.process_index() == 0 and log.is_file() and log.stat().st_size:
+        if jax.process_index() == 0 and log.is_file() and size(log):
             from mllm_jax.evaluation.report import losses  # slow to import: matplotlib
 
             losses.plot_losses(log, drawn)
@@ -151,6 +158,7 @@ def train(config, directory, evaluate=True):
     with processes.together("everything checked"):
         check(config)
         mesh = make_mesh(config.mesh.to_dict())
+        workdir.data_dir(config, directory)
         model = runs.model_config(config)
         tokenizer = load_tokenizer(config.model.llm.path)
         preflight.check_stages(config, model, tokenizer, mesh, read_noted(directory))
@@ -221,7 +229,7 @@ def main(_):
     cpu_devices.divide(CONFIG.value.mesh.cpu_devices)
     if DISTRIBUTED.value:
         processes.join()
-    train(CONFIG.value, pathlib.Path(WORKDIR.value), EVALUATE.value)
+    train(CONFIG.value, as_path(WORKDIR.value), EVALUATE.value)
 
 
 if __name__ == "__main__":

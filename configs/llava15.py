@@ -27,6 +27,8 @@ def get_config(tuning: str = "full") -> ConfigDict:
     config.data.aspect = "pad"
     config.data.overlong = "skip"  # the original cuts them
     config.data.threads = 16
+    # Parameters and optimizer state are shared by all devices: each would need more than 80 GB for a copy of its own.
+    config.mesh.data, config.mesh.fsdp = 1, -1
 
     pretrain = stage_config()
     pretrain.template = "plain"

@@ -249,6 +249,8 @@ SCHEMA: Schema = {
         "broken": Key("error", "a sample whose image or text cannot be used: stop, or skip, count and list it",
                       choices=("error", "skip"), resumable=True, synonyms=("skip_broken", "on_error")),
         "max_image_pixels": Key(178_956_970, "an image with more is refused", least=1, resumable=True),
+        "prepared": Key(False, "train on what `mllm-jax prepare` wrote, without a look at the JSON files and images",
+                        resumable=True),
         "threads": Key(4, "that read and preprocess samples", least=0, resumable=True,
                        synonyms=("workers", "num_workers", "dataloader_num_workers")),
     },
@@ -266,6 +268,11 @@ SCHEMA: Schema = {
                            least=1, resumable=True, synonyms=("num_cpu_devices", "host_devices")),
         "slices": Key(None, "groups of devices with a slow network between them; None = as the devices say", of=int,
                       least=1, resumable=True, synonyms=("num_slices", "dcn", "dcn_data", "hosts")),
+    },
+    "profile": {
+        "start": Key(0, "step after a stage's beginning (or continuation) at which a trace begins; 0 = no trace",
+                     least=0, resumable=True),
+        "steps": Key(3, "traced, into WORKDIR/profile", least=1, resumable=True, synonyms=("num_steps",)),
     },
     "eval": {
         "template": Key("vicuna_v1", "conversation template (docs/data.md)", resumable=True,

@@ -2,11 +2,13 @@
 
 Work directories are shared, and run folders come from strangers. So a file is written under a random temporary name
 that is opened exclusively, then put in place of what is there: a symbolic link is replaced, not followed. Files that
-grow (answers, logs) are opened without following a link.
+grow (answers, logs) are opened without following a link; see `line_file`. In a bucket an object is put there in one
+request, which is all of that.
 """
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -14,8 +16,9 @@ import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
+
+from mllm_jax.storage import Path, as_path, is_bucket
 
 STALE = 3600.0  # seconds after which a temporary file belongs to a run that was killed
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.part")
@@ -27,7 +30,8 @@ _LONGEST_NAME = 200  # bytes; most file systems take 255, and suffixes are added
 def replacing(path: str | os.PathLike[str], sync: bool = True) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` once the block ends, and vanishes if the block fails.
 
-    A regular file that is replaced keeps its permission bits; a new one has those that the umask leaves.
+    A regular file that is replaced keeps its permission bits; a new one has those that the umask leaves. What
+    becomes an object in a bucket is kept in memory until then.
 
     Args:
       path: what to write, in a folder that exists.
@@ -44,7 +48,12 @@ def replacing(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Binar
       ...     os.listdir(folder)
       ['a.txt']
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_bucket(path):
+        memory = io.BytesIO()
+        yield memory
+        path.write_bytes(memory.getvalue())
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
@@ -125,7 +134,7 @@ def is_temporary(path: Path) -> bool:
 
 def remove_stale(folder: Path) -> None:
     """Removes what processes that were killed while writing into `folder` left behind, an hour ago or more."""
-    for path in folder.iterdir():
+    for path in () if is_bucket(folder) else folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             if is_temporary(path) and time.time() - path.lstat().st_mtime > STALE:
                 path.unlink()

@@ -9,7 +9,7 @@ left behind is taken over:
   while one waits, so clocks need not agree.
 
 A holder that was suspended for so long may have lost the lock without knowing it, so it asks (`Lock.check`) before it
-writes.
+writes. For directories in buckets see `bucket_lock`.
 """
 
 import contextlib
@@ -28,9 +28,11 @@ from absl import logging
 
 from mllm_jax import files
 from mllm_jax.schema import ConfigError
+from mllm_jax.storage import Path
 
 BEAT = 10.0
 PATIENCE = 45.0
+WAITING = "%s names %s; waiting %d s for a sign of life"
 
 
 class LockLostError(RuntimeError):
@@ -63,13 +65,7 @@ class Lock:
             logging.warning("%s cannot be read: %s", self.path, error)
             return
         if found != self.text:
-            if holder := _parsed(found):
-                said = f"{self.path.parent} was taken over by {_name(holder)} while this process stood still"
-                raise LockLostError(f"{said}, and is left to it")
-            raise LockLostError(
-                f"{self.path} is gone: another run has used {self.path.parent}, or somebody removed the file; the same "
-                "command continues from the last checkpoint"
-            )
+            raise LockLostError(lost(self.path, parsed(found)))
 
 
 @contextlib.contextmanager
@@ -79,7 +75,7 @@ def locked(directory: pathlib.Path) -> Iterator[Lock]:
     Raises:
       ConfigError: another process holds it; names the process and its host.
     """
-    lock = Lock(directory / "lock", json.dumps(_this_process()))
+    lock = Lock(directory / "lock", json.dumps(this_process()))
     _acquire(lock)
     done = threading.Event()
     thread = threading.Thread(target=_beat, args=(lock, done), daemon=True)
@@ -95,7 +91,26 @@ def locked(directory: pathlib.Path) -> Iterator[Lock]:
                     lock.path.unlink()
 
 
-def _this_process() -> dict[str, Any]:
+def lost(path: Path, holder: dict[str, Any] | None) -> str:
+    """What is told when a lock is no longer held: `holder` has it, or nobody."""
+    if holder is not None:
+        return f"{path.parent} was taken over by {name_of(holder)} while this process stood still, and is left to it"
+    return (
+        f"{path} is gone: another run has used {path.parent}, or somebody removed it; the same command continues from "
+        "the last checkpoint"
+    )
+
+
+def in_use(path: Path, holder: dict[str, Any]) -> str:
+    """What is told when another process holds a lock."""
+    return (
+        f"{path.parent} is in use by {name_of(holder)}; wait for it, stop it or choose another --workdir (if that "
+        f"process is gone, delete {path})"
+    )
+
+
+def this_process() -> dict[str, Any]:
+    """What a lock says of its holder."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -147,29 +162,27 @@ def _acquire(lock: Lock) -> None:
     while True:
         with _exclusive(path) as file:
             text = file.read()
-            holder = _parsed(text)
+            holder = parsed(text)
             sign = (text, os.fstat(file.fileno()).st_mtime_ns)
             silent = (sign, time.monotonic()) if silent is None else silent
-            alive = _alive(holder)
+            alive = is_alive(holder)
             if alive is None and sign == silent[0] and time.monotonic() - silent[1] >= PATIENCE:
                 alive = False
             if holder is None or alive is False:
                 if holder is not None:
-                    logging.warning("%s was left behind by %s; taken over", path, _name(holder))
+                    logging.warning("%s was left behind by %s; taken over", path, name_of(holder))
                 file.truncate(0)
                 file.write(lock.text)
                 return
             if alive or sign != silent[0]:
-                raise ConfigError(
-                    f"{path.parent} is in use by {_name(holder)}; wait for it, stop it or choose another --workdir "
-                    f"(if that process is gone, delete {path})"
-                )
+                raise ConfigError(in_use(path, holder))
         if time.monotonic() - silent[1] < 1:
-            logging.warning("%s names %s; waiting %d s for a sign of life", path, _name(holder), PATIENCE)
+            logging.warning(WAITING, path, name_of(holder), PATIENCE)
         time.sleep(1)
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
+def parsed(text: str) -> dict[str, Any] | None:
+    """The holder that a lock names; None if it was not written whole."""
     try:
         holder = json.loads(text)
     except (ValueError, RecursionError):  # empty, or killed while writing
@@ -180,7 +193,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return holder if isinstance(process, int) and 0 < process < 1 << 31 else None
 
 
-def _alive(holder: dict[str, Any] | None) -> bool | None:
+def is_alive(holder: dict[str, Any] | None) -> bool | None:
     """Whether a holder's process still runs; None if that cannot be seen from here."""
     if holder is None:
         return False
@@ -198,7 +211,8 @@ def _alive(holder: dict[str, Any] | None) -> bool | None:
     return holder.get("born") == _born(pid)
 
 
-def _name(holder: dict[str, Any]) -> str:
+def name_of(holder: dict[str, Any]) -> str:
+    """A holder in words."""
     return f"process {holder['process']} on {holder['host']} (since {holder.get('since')})"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mllm_jax.local_path import NOT_SUPPORTED, STORAGE
+from mllm_jax import storage
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of stages, sources and benchmarks: they name directories
 PLURALS = {str: "strings", int: "integers"}
@@ -94,8 +94,8 @@ class Key:
             return f"must be of type {name}, not {value!r}"
         if _is_number(value) and value not in self.special and not self._within(value):
             return f"must be {self.valid or 'finite'}, not {value!r}"
-        if self.path and STORAGE.match(value):
-            return f"is {value!r}: it {NOT_SUPPORTED}"
+        if self.path and (fault := storage.fault(value)):
+            return f"is {value!r}: it {fault}"
         return self.fault(value) if self.fault else None
 
     def _has_type(self, value: Any) -> bool:

@@ -12,11 +12,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mllm_jax import files
+from mllm_jax import bucket_lock, files, lock, storage
+from mllm_jax.bucket_lock import BucketLock
 from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
-from mllm_jax.lock import Lock, locked
+from mllm_jax.line_file import LineFile
+from mllm_jax.lock import Lock
 from mllm_jax.parallel import processes
 from mllm_jax.schema import Key, Named, defaults
+from mllm_jax.storage import Path, make_folder
 
 CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
 LOGS = (".log", ".out", ".err")  # of schedulers and `tee`
@@ -24,12 +27,23 @@ FOREIGN = ("Thumbs.db", "desktop.ini", "lost+found")  # what systems leave besid
 SHOWN = 5  # further keys that an error names
 
 
-def data_dir(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Where a run's prepared data are: `data.dir`, or `data/` in the work directory."""
-    return pathlib.Path(config.data.dir) if config.data.dir else workdir / "data"
+def data_dir(config: ConfigDict, workdir: Path) -> pathlib.Path:
+    """Where a run's prepared data are, on this machine: `data.dir`, or `data/` in the work directory.
+
+    Raises:
+      ConfigError: neither is on this machine.
+    """
+    if config.data.dir:
+        return pathlib.Path(config.data.dir)
+    if storage.is_bucket(workdir):
+        raise ConfigError(
+            f"config key 'data.dir' is not set and the work directory is {workdir}: prepared data are read from a "
+            "local folder; give --config.data.dir=FOLDER (see docs/operating.md)"
+        )
+    return workdir / "data"
 
 
-def saved_config(workdir: pathlib.Path) -> ConfigDict:
+def saved_config(workdir: Path) -> ConfigDict:
     """The configuration that a work directory was trained with.
 
     A relative path in it is looked for in the current directory and then in those where the run was started.
@@ -54,7 +68,7 @@ def saved_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[Callable[[], None]]:
+def open_run(workdir: Path, resolved: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """Makes `workdir` belong to this configuration, or checks that it does, and keeps other runs out of it meanwhile.
 
     The first process writes; all must call this at the same point.
@@ -69,20 +83,21 @@ def open_run(workdir: pathlib.Path, resolved: dict[str, Any]) -> Iterator[Callab
     """
     with contextlib.ExitStack() as held:
 
-        def enter() -> Lock | None:
+        def enter() -> Lock | BucketLock | None:
             changed = check_same(workdir, resolved)
             if jax.process_index():
                 return None
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(locked(workdir))
+            make_folder(workdir)
+            locked = bucket_lock.locked if storage.is_bucket(workdir) else lock.locked
+            taken = held.enter_context(locked(workdir))
             _write(workdir, resolved, changed)
-            return lock
+            return taken
 
-        lock = processes.first_then_others(enter, "work directory entered")
-        yield lock.check if lock else lambda: None
+        taken = processes.first_then_others(enter, "work directory entered")
+        yield taken.check if taken else lambda: None
 
 
-def check_same(workdir: pathlib.Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
+def check_same(workdir: Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
     """Checks that a run of this configuration may be begun or continued in `workdir`; writes nothing.
 
     Returns:
@@ -115,7 +130,7 @@ def check_same(workdir: pathlib.Path, resolved: dict[str, Any]) -> dict[str, lis
     return changed
 
 
-def _write(workdir: pathlib.Path, resolved: dict[str, Any], changed: dict[str, list[Any]]) -> None:
+def _write(workdir: Path, resolved: dict[str, Any], changed: dict[str, list[Any]]) -> None:
     files.remove_stale(workdir)
     if changed or pathlib.Path.cwd() not in _bases(workdir):
         start = {
@@ -125,13 +140,13 @@ def _write(workdir: pathlib.Path, resolved: dict[str, Any], changed: dict[str, l
             "directory": str(pathlib.Path.cwd()),
             "changed": changed,
         }
-        with open(workdir / HISTORY, "a", encoding="utf-8", opener=files.no_links) as file:
-            file.write(json.dumps(start) + "\n")
+        with LineFile(workdir / HISTORY) as file:
+            file.append(json.dumps(start))
     # Last: a start that fails before has changed nothing, and the next one finds the same differences.
     files.write_text(workdir / CONFIG, json.dumps(resolved, indent=1, sort_keys=True))
 
 
-def _content(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+def _content(workdir: Path) -> Iterator[Path]:
     """What makes a directory one of something else: not a log, nor what systems and a killed start leave behind."""
     for entry in workdir.iterdir() if workdir.exists() else ():
         log = entry.suffix in LOGS and entry.is_file()
@@ -139,10 +154,10 @@ def _content(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
             yield entry
 
 
-def _read(workdir: pathlib.Path) -> dict[str, Any]:
+def _read(workdir: Path) -> dict[str, Any]:
     path = workdir / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(storage.read_text(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{workdir} holds no run: {path.name} is missing; give the --workdir of a run of train.py"
@@ -168,11 +183,11 @@ def _completed(saved: Any, node: Any) -> Any:
     return {**missing, **{name: _completed(value, node.get(name)) for name, value in saved.items()}}
 
 
-def _bases(workdir: pathlib.Path) -> list[pathlib.Path]:
+def _bases(workdir: Path) -> list[pathlib.Path]:
     """The directories where the run was started, the latest first."""
     bases = []
     with contextlib.suppress(FileNotFoundError):
-        for line in (workdir / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in storage.read_text(workdir / HISTORY, "replace").splitlines():
             # A line that a full disk cut off, or that is not of our making.
             with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 bases.append(pathlib.Path(json.loads(line)["directory"]))

@@ -33,7 +33,7 @@ def other(tmp_path, script_environment):
 
 def write(directory, **changes):
     """A lock file that somebody left."""
-    holder = {**lock._this_process(), **changes}
+    holder = {**lock.this_process(), **changes}
     (directory / "lock").write_text(json.dumps(holder))
     return holder
 

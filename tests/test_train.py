@@ -703,7 +703,7 @@ def test_home_is_expanded_in_flags_and_keys(parse, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([QUICKSTART, "--workdir=gs://bucket/x"], "ConfigError: --workdir: gs://bucket/x is object storage"),
+        ([QUICKSTART, "--workdir=s3://bucket/x"], "ConfigError: --workdir: s3://bucket/x is object storage"),
         ([QUICKSTART, "--config.data.dir=s3://b/x"], "--config.data.dir: s3://b/x is object storage"),
         (
             [f"--config={ROOT}/configs/own_data.py:all"],

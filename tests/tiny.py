@@ -1,5 +1,6 @@
 """A model, parameters, data and batches small enough that a test takes seconds (functions; fixtures: conftest)."""
 
+import base64
 import dataclasses
 import functools
 import io
@@ -188,3 +189,26 @@ def recipe(checkpoints, data):
     config.stages.finetune.accumulation = 2
     config.stage_order = ("pretrain", "finetune")
     return config
+
+
+def write_benchmarks(root):
+    """MMBench with three rotations of one question and a second question, and POPE with one question a split."""
+    header = "index question hint A B C D answer category image source l2-category comment split".split()
+    rows = []
+    for base, options, kind in ((3, ("red", "blue", "green"), "image_style"), (5, ("1", "2"), "ocr")):
+        image = base64.b64encode(png(base)).decode()
+        for turn in range(len(options)):
+            cells = (*options[turn:], *options[:turn], "", "")[:4]
+            answer = "ABC"[(-turn) % len(options)]
+            rows.append(
+                [base + turn * 1_000_000, "What?", "", *cells, answer, kind, image, "", "", "", "dev"]
+            )
+    (root / "mmbench").mkdir()
+    lines = ["\t".join(map(str, row)) for row in [header, *rows]]
+    (root / "mmbench" / "mmbench_dev_20230712.tsv").write_text("\n".join(lines) + "\n")
+    (root / "pope" / "val2014").mkdir(parents=True)
+    for split in ("adversarial", "popular", "random"):
+        row = {"question_id": 1, "image": "a.png", "text": f"Is there a {split} cat?", "label": "yes"}
+        (root / "pope" / f"coco_pope_{split}.json").write_text(json.dumps(row) + "\n")
+    (root / "pope" / "val2014" / "a.png").write_bytes(png(9))
+    return root

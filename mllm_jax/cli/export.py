@@ -23,6 +23,9 @@ import re
 from typing import Any
 
 from mllm_jax.console import complain
+from mllm_jax.storage import Path, as_path, is_bucket
+
+BUCKETS = ("from",)
 
 FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter", "llava-hf-adapter")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -31,7 +34,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""
     parser.add_argument(
-        "--from", dest="source", required=True, help="run, model directory, checkpoint or hub id"
+        "--from", dest="source", required=True, help="run (also gs://), model directory, checkpoint or hub id"
     )
     parser.add_argument("--to", required=True, help="directory to write; must not hold weights")
     parser.add_argument("--format", choices=FORMATS, default="llava-hf")
@@ -70,7 +73,7 @@ def _export(args: argparse.Namespace) -> int:
                 f"--{name.replace('_', '-')} says nothing for --format {args.format}; leave it out"
             )
     model, params, tokenizer = load_any(args.source, args.stage)
-    run = runs.is_run(pathlib.Path(args.source))
+    run = runs.is_run(as_path(args.source))
     home = interop.resolve_path(tokenizer if run else args.source)
     extras = _extras(args.source, home)
     dtype = jnp.dtype(args.dtype) if args.dtype else None
@@ -159,7 +162,7 @@ def _trained(source: str, stage: str | None, params: Any) -> set[str]:
     from mllm_jax.models import lora, paths
     from mllm_jax.workdir import saved_config
 
-    directory = pathlib.Path(source)
+    directory = as_path(source)
     if not runs.is_run(directory):
         return set()
     config = saved_config(directory)
@@ -180,8 +183,8 @@ def _extras(source: str, home: pathlib.Path) -> dict[str, str | int | None]:
     from mllm_jax.workdir import saved_config
 
     extras: dict[str, str | int | None] = {"image_token_index": special_tokens.image_token(home)}
-    if runs.is_run(pathlib.Path(source)):
-        config = saved_config(pathlib.Path(source))
+    if runs.is_run(as_path(source)):
+        config = saved_config(as_path(source))
         return {**extras, "template": config.eval.template, "aspect": config.data.aspect}
     return {**extras, **load_extras(home)}
 
@@ -193,8 +196,8 @@ def _processor(source: str) -> dict[str, Any]:
     from mllm_jax.interop.hub import load_processor_config
     from mllm_jax.workdir import saved_config
 
-    if runs.is_run(pathlib.Path(source)):
-        return load_processor_config(saved_config(pathlib.Path(source)).model.vision.path)
+    if runs.is_run(as_path(source)):
+        return load_processor_config(saved_config(as_path(source)).model.vision.path)
     return load_processor(source)
 
 
@@ -216,8 +219,12 @@ def load_any(source: str, stage: str | None = None):
     from mllm_jax.interop.hub import resolve_path
     from mllm_jax.interop.native import TOKENIZER_FILES
 
-    if runs.is_run(pathlib.Path(source)):
-        return _load_run(pathlib.Path(source), stage)
+    if runs.is_run(as_path(source)):
+        return _load_run(as_path(source), stage)
+    if is_bucket(as_path(source)):
+        raise FileNotFoundError(
+            f"{source} is no work directory of train.py, which is all that is read from a bucket"
+        )
     model, params, _ = checkpoints.load_model(source)
     directory = resolve_path(source)
     has_tokenizer = any(
@@ -226,7 +233,7 @@ def load_any(source: str, stage: str | None = None):
     return model, params, str(directory) if has_tokenizer else None
 
 
-def _load_run(directory: pathlib.Path, stage: str | None):
+def _load_run(directory: Path, stage: str | None):
     import dataclasses
 
     import jax

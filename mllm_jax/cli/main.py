@@ -5,9 +5,13 @@ A verb is one module with two functions::
     def add_arguments(parser: argparse.ArgumentParser) -> None: ...
     def run(args: argparse.Namespace) -> int: ...        # the exit code
 
-or only `main(arguments: list[str]) -> int`, where it takes a recipe (see `script`), and one row in `VERBS`. Modules are
-imported only when their verb is called, so `mllm-jax validate` does not wait for JAX. The module's docstring is the
-description shown by `mllm-jax VERB --help`.
+or only `main(arguments: list[str]) -> int`, where it takes a recipe (see `script`). Where it takes paths in buckets
+(gs://), it names those options, "" for positional ones::
+
+    BUCKETS = ("", "out")
+
+And one row in `VERBS`. Modules are imported only when their verb is called, so `mllm-jax validate` does not wait for
+JAX. The module's docstring is the description shown by `mllm-jax VERB --help`.
 """
 
 import argparse
@@ -17,7 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from mllm_jax.console import write_anything
-from mllm_jax.local_path import local_arguments
+from mllm_jax.storage import expand_arguments
 
 # transformers advises everybody to install PyTorch, which nothing here needs.
 NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -38,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("mllm_jax.cli.inspect", "say what a checkpoint is: geometry, parameters, dtype, memory"),
     "judge": ("mllm_jax.cli.judge", "have a GPT model judge answers where a benchmark needs it"),
     "plan": ("mllm_jax.cli.plan", "what a recipe needs on a machine that is not here, and its best speed"),
+    "prepare": ("mllm_jax.cli.prepare", "write all data of a recipe before training, in parallel processes"),
     "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),
     "report": ("mllm_jax.cli.report", "one page of one or several evaluated runs, side by side"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     try:
-        rest = local_arguments(rest)
+        rest = expand_arguments(rest, getattr(module, "BUCKETS", ()))
     except ValueError as error:
         parser.error(str(error))
     return module.run(parser.parse_args(rest))

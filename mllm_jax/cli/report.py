@@ -3,14 +3,16 @@
     mllm-jax report runs/quickstart
     mllm-jax report runs/mlp2x_gelu runs/average_pool --out runs/comparison
 
-Every run is a work directory that train.py or eval.py evaluated. Of several, each is compared with the first one (or
-the one of --baseline) on the questions that both were asked.
+Every run is a work directory (a folder or gs://) that train.py or eval.py evaluated. Of several, each is compared with
+the first one (or the one of --baseline) on the questions that both were asked.
 """
 
 import argparse
-from pathlib import Path
 
 from mllm_jax.console import complain
+from mllm_jax.storage import as_path
+
+BUCKETS = ("", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None and len(args.runs) > 1:
         complain("mllm-jax report: several runs need --out DIR for their report")
         return 2
-    out = Path(args.out) if args.out else Path(args.runs[0]) / "eval"
+    out = as_path(args.out) if args.out else as_path(args.runs[0]) / "eval"
     try:
         page = write_report(args.runs, out, args.groups, args.baseline)
     except (ReportError, OSError) as error:

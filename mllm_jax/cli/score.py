@@ -15,11 +15,13 @@ The exit code is 0 for a complete score, 1 for an incomplete one and 2 if the fi
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.console import complain
 from mllm_jax.evaluation.benchmarks import BENCHMARKS, get_benchmark
+from mllm_jax.storage import as_path
+
+BUCKETS = ("predictions", "annotations")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     options = {key: getattr(args, key) for key in ("groups", "tokenizer") if getattr(args, key) is not None}
     if "groups" in options:
-        options["groups"] = Path(options["groups"])
+        options["groups"] = as_path(options["groups"])
     try:
         if not args.benchmark or not args.predictions:
             raise ValueError(
                 "give a BENCHMARK and --predictions (mllm-jax score --list shows the benchmarks)"
             )
-        annotations = None if args.annotations is None else Path(args.annotations)
-        result = get_benchmark(args.benchmark).score(Path(args.predictions), annotations, **options)
+        annotations = None if args.annotations is None else as_path(args.annotations)
+        result = get_benchmark(args.benchmark).score(as_path(args.predictions), annotations, **options)
     except (ValueError, OSError, RuntimeError) as error:
         complain(f"mllm-jax score: {error}")
         return 2

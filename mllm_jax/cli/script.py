@@ -34,12 +34,12 @@ from mllm_jax.data.reading import DataError
 from mllm_jax.evaluation.benchmarks import BenchmarkError
 from mllm_jax.evaluation.store import StoreError
 from mllm_jax.interop.saved_params import CheckpointError
-from mllm_jax.local_path import local_arguments, local_path
 from mllm_jax.lock import LockLostError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.models.attention.selfcheck import BackendError
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.schema import Named, defaults, find
+from mllm_jax.storage import expand_arguments, local_path
 from mllm_jax.training.metrics import NonFiniteLoss
 
 # What a user can cause and mend; anything else is a mistake of ours and keeps its traceback.
@@ -58,6 +58,7 @@ USER_ERRORS = (
     SampleError,
     StoreError,
 )
+BUCKETS = ("workdir", "out")  # options that take a path in a bucket, too
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 flags.DEFINE_string(
@@ -169,7 +170,7 @@ def _parse(arguments: list[str]) -> list[str]:
         FLAGS["config"].parser.arguments = arguments
     try:
         try:
-            arguments = local_arguments(arguments)
+            arguments = expand_arguments(arguments, BUCKETS)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for recipe in _values(arguments, "config"):

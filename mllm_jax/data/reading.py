@@ -10,7 +10,7 @@ import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mllm_jax import limits
+from mllm_jax import limits, storage
 
 Json = Any
 
@@ -19,27 +19,27 @@ class DataError(ValueError):
     """Data that cannot be used as it is; the message names the file, the sample and what to change."""
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: str | storage.Path) -> str:
     """The text of a UTF-8 file, without its byte order mark.
 
     Raises:
       DataError: no such file, no regular file, not UTF-8, or larger than the limit `MAX_TEXT_BYTES`.
     """
-    path = Path(path)
+    path = storage.as_path(path)
     try:
-        limits.check("MAX_TEXT_BYTES", path.stat().st_size, path)
-        return path.read_text(encoding="utf-8-sig")
+        limits.check("MAX_TEXT_BYTES", storage.size(path), path)
+        return storage.read_text(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such data file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); is this a JSON file?") from None
     except limits.LimitError as error:
         raise DataError(str(error)) from None
 
 
-def parse_json(text: str, where: str | Path) -> Json:
+def parse_json(text: str, where: str | storage.Path) -> Json:
     """A JSON value.
 
     Raises:
@@ -53,7 +53,7 @@ def parse_json(text: str, where: str | Path) -> Json:
         raise DataError(f"{where}: not valid JSON: {error}") from None
 
 
-def read_json(path: str | Path) -> Json:
+def read_json(path: str | storage.Path) -> Json:
     """The value in a JSON file.
 
     Raises:
@@ -62,7 +62,7 @@ def read_json(path: str | Path) -> Json:
     return parse_json(read_text(path), path)
 
 
-def read_object(path: str | Path) -> dict[str, Json]:
+def read_object(path: str | storage.Path) -> dict[str, Json]:
     """The JSON object in a file.
 
     Raises:
@@ -74,7 +74,7 @@ def read_object(path: str | Path) -> dict[str, Json]:
     return value
 
 
-def parse_json_lines(text: str, path: str | Path) -> list[Json]:
+def parse_json_lines(text: str, path: str | storage.Path) -> list[Json]:
     """The values of JSON lines; lines that hold nothing are left out.
 
     Raises:
@@ -84,14 +84,14 @@ def parse_json_lines(text: str, path: str | Path) -> list[Json]:
     return [parse_json(line, f"{path}: line {number}") for number, line in lines if line.strip()]
 
 
-def read_json_rows(path: str | Path) -> Json:
+def read_json_rows(path: str | storage.Path) -> Json:
     """The value in a `.json` file, or the list of values in a `.jsonl` file.
 
     Raises:
       DataError: as `read_text` and `parse_json`.
     """
     text = read_text(path)
-    if Path(path).suffix == ".jsonl":
+    if storage.as_path(path).suffix == ".jsonl":
         return parse_json_lines(text, path)
     try:
         return parse_json(text, path)

@@ -157,7 +157,7 @@ class RowEncoder:
         self.tokenizer = tokenizer
         self.template = resolve_template(template, tokenizer)
         self.overlong = overlong
-        self.weigh = LOSS_WEIGHTINGS[loss_weighting]
+        self.loss_weighting = loss_weighting
         self.limits = RowLimits(seq_len, image_slots, label_tokens or seq_len, samples_per_row)
         self.features = features
         size = visual_layout.slot.size if features is None else None
@@ -208,7 +208,9 @@ class RowEncoder:
                 skipped.append(str(error))
                 continue
             kept.append(sample)
-            encoded.append(dataclasses.replace(one, loss_weights=self.weigh(one.loss_weights)))
+            encoded.append(
+                dataclasses.replace(one, loss_weights=LOSS_WEIGHTINGS[self.loss_weighting](one.loss_weights))
+            )
         row, images = layout_row(encoded, self.spec)
         for which, index, slots in images:
             layout = encoded[which].layouts[index]

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,7 @@ with tfds.core.registered.skip_registration():
         """Writes `ImageSet`s as one ArrayRecord split, and their questions beside it."""
 
         split_name = SPLIT
+        features = staticmethod(benchmark_features)
 
         def __init__(self, *, read_image: Callable[[str], bytes], **kwargs: Any):
             """Takes, beside what `VersionBuilder` takes, how images are read."""
@@ -229,20 +230,15 @@ with tfds.core.registered.skip_registration():
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self._dataset_info(
-                "Images and the questions that a benchmark asks about them, with its prompts.",
-                benchmark_features(),
+                "Images and the questions that a benchmark asks about them, with its prompts."
             )
 
-        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, one in enumerate(self._records):
-                yield (
-                    index,
-                    {
-                        "images": [io.BytesIO(self._read_image(name)) for name in one.images],
-                        "image_names": list(one.images),
-                        "prompts": json.dumps(one.prompts, ensure_ascii=False),
-                    },
-                )
+        def _example(self, record: ImageSet) -> dict[str, Any]:
+            return {
+                "images": [io.BytesIO(self._read_image(name)) for name in record.images],
+                "image_names": list(record.images),
+                "prompts": json.dumps(record.prompts, ensure_ascii=False),
+            }
 
         def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
             super()._download_and_prepare(dl_manager, download_config)

@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +26,14 @@ import tensorflow_datasets as tfds
 from mllm_jax import files
 from mllm_jax.console import progress_bar
 from mllm_jax.data import llava_json, source_digest
-from mllm_jax.data.images import ImageError, decode_image
+from mllm_jax.data.image_checks import ImageCheck, check_images
+from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import Scanned
 from mllm_jax.data.reading import DataError, parse_json, read_image_file, read_text
 from mllm_jax.data.samples import Sample
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
+    UNFINISHED,
     Features,
     Records,
     VersionBuilder,
@@ -39,11 +41,14 @@ from mllm_jax.data.tfds_versions import (
     find_version,
     plan_shards,
     read_metadata,
+    write_shard,
     write_version,
 )
 from mllm_jax.data.threads import map_in_order
+from mllm_jax.data.worker_processes import worker_processes
 
 SPLIT = "train"
+CHUNK = 1000  # records that are checked together
 STAMPS = "stamps.txt"  # of copies of the data that were found to be the same
 SKIPPED = "skipped.jsonl"  # the samples that were left out, one per line, with what is wrong with them
 
@@ -121,6 +126,7 @@ def prepare(
     max_image_pixels: int | None = None,
     check: Callable[[llava_json.Record], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    workers: int = 1,
     show_progress: bool = True,
 ) -> LlavaSource:
     """Writes a LLaVA-format data set as ArrayRecord, or reuses what was written from the same data before.
@@ -136,8 +142,9 @@ def prepare(
         list it in `LlavaSource.skipped` and in `skipped.jsonl`.
       max_image_pixels: every image is decoded before anything is written, and one with more pixels refused; None
         leaves images unread until they are used.
-      check: called with every record, to raise what makes it unusable.
+      check: called with every record, to raise what makes it unusable; can be pickled where there are several workers.
       shard_bytes: a new file is begun after about so many bytes of images.
+      workers: processes that read, check and write; the result is the same for any number.
       show_progress: draw a progress bar.
 
     Returns:
@@ -147,8 +154,10 @@ def prepare(
       DataError: for anything wrong with the JSON and for a missing or unreadable image, naming the sample.
       ImageError: for an image that cannot be decoded or has too many pixels, naming the sample.
 
-    In a run of several processes with a shared `data_dir`, let one process prepare and the others wait for
-    it; a second one preparing at the same time does the work twice and ends with the same result.
+    A call that was stopped, however hard, is continued by the next one: images that were checked and shards that were
+    written wait in `DATA_DIR/NAME/.unfinished`. In a run of several processes with a shared `data_dir`, let one process
+    prepare and the others wait for it; a second one preparing at the same time does the work twice and ends with the
+    same result.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"data set name {name!r}: use lower-case letters, digits and underscores")
@@ -159,15 +168,7 @@ def prepare(
             raise DataError(entry.problems[0].describe(json_path))
     records = [entry.record for entry in entries if entry.record is not None]
     if check is not None:
-        tolerated = (
-            (DataError, ImageError) if broken == "skip" else ()
-        )  # found again when images are looked at
-
-        def check_record(record: llava_json.Record) -> None:
-            with contextlib.suppress(*tolerated):
-                check(record)
-
-        _checked("checking conversations", map(check_record, records), len(records), show_progress)
+        _check_records(check, records, broken, workers, show_progress)
     with_image = next((record for record in records if record.images), None)
     if image_root is None and with_image is not None:
         raise DataError(f"{json_path}: sample {with_image.id!r} has an image but no image folder was given")
@@ -179,7 +180,8 @@ def prepare(
     if existing is not None:
         return LlavaSource(existing)
 
-    digests, faults = _check_images(entries, root, compat, broken, max_image_pixels, show_progress)
+    image_check, folder = ImageCheck(root, compat, max_image_pixels), versions / UNFINISHED
+    digests, faults = _check_images(entries, stamps, image_check, broken, folder, workers, show_progress)
     skipped = [
         {"sample": entry.sample, "problem": fault}
         for entry in entries
@@ -201,6 +203,7 @@ def prepare(
             fingerprint,
             records=left,
             image_root=root,
+            workers=workers,
             shards=plan_shards(sizes, shard_bytes),
             metadata={
                 "fingerprint": fingerprint,
@@ -287,28 +290,29 @@ with tfds.core.registered.skip_registration():
         """Writes checked LLaVA records and their image files as one ArrayRecord split."""
 
         split_name = SPLIT
+        features = staticmethod(sample_features)
 
-        def __init__(self, *, image_root: Path, **kwargs: Any):
-            """Takes, beside what `VersionBuilder` takes, the folder that image paths start from."""
-            self._image_root = image_root
+        def __init__(self, *, image_root: Path, workers: int, **kwargs: Any):
+            """Takes, beside what `VersionBuilder` takes, the folder that image paths start from, and processes."""
+            self._image_root, self._workers = image_root, workers
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
             return self._dataset_info(
-                "Images and conversations about them, in the format of LLaVA's training data.",
-                sample_features(),
+                "Images and conversations about them, in the format of LLaVA's training data."
             )
 
-        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, record in enumerate(self._records):
-                images = (read_image_file(self._image_root, image, record.id) for image in record.images)
-                example = {
-                    "id": record.id,
-                    "images": [io.BytesIO(data) for data in images],
-                    "image_paths": list(record.images),
-                    "conversations": json.dumps(record.conversations, ensure_ascii=False),
-                }
-                yield index, example
+        def _example(self, record: llava_json.Record) -> dict[str, Any]:
+            return _example(self._image_root, record)
+
+        @contextlib.contextmanager
+        def _writers(self) -> Iterator[tuple[Callable[[tuple[Path, Sequence[Any]]], int], int]]:
+            if self._workers == 1:
+                with super()._writers() as writers:
+                    yield writers
+                return
+            with worker_processes(f"{__name__}:write_records", self._workers, self._image_root) as write:
+                yield write, self._workers
 
         def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
             super()._download_and_prepare(dl_manager, download_config)
@@ -317,44 +321,76 @@ with tfds.core.registered.skip_registration():
                 files.write_text(Path(self.data_path) / SKIPPED, "".join(lines))
 
 
+def _example(root: Path, record: llava_json.Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "images": [io.BytesIO(read_image_file(root, image, record.id)) for image in record.images],
+        "image_paths": list(record.images),
+        "conversations": json.dumps(record.conversations, ensure_ascii=False),
+    }
+
+
+def write_records(root: Path, task: tuple[Path, Sequence[llava_json.Record]]) -> int:
+    """Writes a shard from (path, records), whose images are below `root`; see `write_shard`."""
+    path, records = task
+    return write_shard(path, sample_features, (_example(root, record) for record in records))
+
+
 def _check_images(
     entries: Sequence[Scanned],
-    root: Path,
-    compat: str | None,
+    stamps: dict[str, tuple[int, int]],
+    check: ImageCheck,
     broken: Broken,
-    max_pixels: int | None,
+    folder: Path,
+    workers: int,
     show_progress: bool,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Reads and decodes every image once: a broken one is found now and not in the middle of training.
-
-    Returns:
-      The digest of each image, and what is wrong with those that cannot be used.
-    """
+    """The digest of each image, and what is wrong with those that cannot be used; see `check_images`."""
     users: dict[str, str] = {}  # image -> first sample that shows it
     for entry in entries:
         for image in entry.images:
             users.setdefault(image, entry.sample)
-    digests, faults = dict.fromkeys(users, source_digest.MISSING), {}
-
-    def check(image: str) -> None:
-        try:
-            data = read_image_file(root, image, users[image])
-            digests[image] = source_digest.image_digest(data)
-            if max_pixels is not None:
-                source = f"sample {users[image]!r}, {root / image}"
-                decode_image(data, source=source, compat=compat, max_pixels=max_pixels)
-        except (DataError, ImageError) as error:
-            if broken == "error":
-                raise
-            faults[image] = str(error)
-
-    checks = map_in_order(check, users, source_digest.THREADS)
-    _checked("checking images", checks, len(users), show_progress)
+    digests, faults = {}, {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar(show=show_progress) as progress:
+        task = progress.add_task("checking images", total=len(users))
+        found = check_images(check, users, stamps, folder, workers, lambda n: progress.advance(task, n))
+        for image, (digest, error) in found:
+            digests[image] = digest
+            if error is not None:
+                if broken == "error":
+                    raise error
+                faults[image] = str(error)
     return digests, faults
 
 
-def _checked(what: str, checks: Iterable[Any], total: int, show_progress: bool) -> None:
-    with progress_bar(show=show_progress) as progress:
-        task = progress.add_task(what, total=total)
-        for _ in checks:
-            progress.advance(task)
+def _check_records(
+    check: Callable[[llava_json.Record], None],
+    records: Sequence[llava_json.Record],
+    broken: Broken,
+    workers: int,
+    show_progress: bool,
+) -> None:
+    """Raises what `check` raises for the first record that is unusable."""
+    # Found again when images are looked at.
+    tolerated = (DataError, ImageError) if broken == "skip" else ()
+    chunks = [records[first : first + CHUNK] for first in range(0, len(records), CHUNK)]
+    with progress_bar(show=show_progress) as progress, contextlib.ExitStack() as stack:
+        task = progress.add_task("checking conversations", total=len(records))
+        done = ((chunk, check_chunk(check, tolerated, chunk)) for chunk in chunks)
+        if workers > 1 and len(chunks) > 1:
+            processes = worker_processes(f"{__name__}:check_chunk", workers, check, tolerated)
+            done = map_in_order(stack.enter_context(processes), chunks, workers, ahead=2)
+        for chunk, _ in done:
+            progress.advance(task, len(chunk))
+
+
+def check_chunk(
+    check: Callable[[llava_json.Record], None],
+    tolerated: tuple[type, ...],
+    records: Sequence[llava_json.Record],
+) -> None:
+    """Checks records; errors of the tolerated kinds do not count."""
+    for record in records:
+        with contextlib.suppress(*tolerated):
+            check(record)

@@ -2,7 +2,8 @@
 
 Layout: `DATA_DIR/NAME/VERSION/`. A version holds a fingerprint of what it was made from. Same fingerprint: reused.
 Any other: written under the next version number, the old one stays. A version directory appears only once it is
-complete. What is written is up to a subclass of `VersionBuilder`: `tfds_llava`, `tfds_benchmarks`.
+complete; the shards that are, wait for it in `UNFINISHED`, so that a preparation that was stopped goes on. What is
+written is up to a subclass of `VersionBuilder`: `tfds_llava`, `tfds_benchmarks`.
 
 Any tensorflow-datasets program can read what is written. Here the shards are read with features that the code knows:
 `tfds.builder_from_directory` would import whatever classes the folder's `features.json` names, and prepared data may
@@ -11,9 +12,12 @@ come from strangers.
 
 import bisect
 import contextlib
+import functools
 import itertools
 import os
 import re
+import secrets
+import shutil
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +29,10 @@ from array_record.python import array_record_data_source, array_record_module
 from mllm_jax.console import progress_bar
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.record_files import RecordFile
+from mllm_jax.data.threads import map_in_order
 
 SHARD_BYTES = 1 << 29  # images of one shard; ArrayRecord wants files of at least some hundred MB
+UNFINISHED = ".unfinished"  # folder beside the versions
 WRITER_OPTIONS = "group_size:1,uncompressed"  # images are compressed already; one by one for random access
 
 
@@ -43,7 +49,7 @@ class _DatasetInfo(tfds.core.DatasetInfo):
 with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not give it its arguments
 
     class VersionBuilder(tfds.core.GeneratorBasedBuilder):
-        """Writes records as one ArrayRecord split; a subclass has `_info` and `_generate_examples`.
+        """Writes records as one ArrayRecord split; a subclass has `_info` and `_example`.
 
         The writing is done here, shard by shard, instead of by tfds's own writer: that one shuffles on disk,
         and its disk buffers, used from 1 GB on, need TensorFlow. Order is left to the training pipeline.
@@ -51,6 +57,7 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
 
         VERSION = tfds.core.Version("1.0.0")
         split_name: str
+        features: Callable[[], Features]
 
         def __init__(
             self,
@@ -68,11 +75,11 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
             self._show_progress = show_progress
             super().__init__(**kwargs)
 
-        def _dataset_info(self, description: str, features: Features) -> tfds.core.DatasetInfo:
+        def _dataset_info(self, description: str) -> tfds.core.DatasetInfo:
             return _DatasetInfo(
                 builder=self,
                 description=description,
-                features=tfds.features.FeaturesDict(features),
+                features=tfds.features.FeaturesDict(type(self).features()),
                 metadata=tfds.core.MetadataDict(self._metadata),
                 disable_shuffling=True,
             )
@@ -80,31 +87,38 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
             return {self.split_name: self._generate_examples()}
 
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            return enumerate(map(self._example, self._records))
+
+        def _example(self, record: Any) -> dict[str, Any]:
+            """A record's fields, as `features` describes them."""
+            raise NotImplementedError
+
+        @contextlib.contextmanager
+        def _writers(self) -> Iterator[tuple[Callable[[tuple[Path, Sequence[Any]]], int], int]]:
+            """A function that writes a shard from (path, records), see `write_shard`, and how many may run at once."""
+
+            def write(task: tuple[Path, Sequence[Any]]) -> int:
+                path, records = task
+                return write_shard(path, type(self).features, map(self._example, records))
+
+            yield write, 1
+
         def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
             # Called by tfds with `data_path` set to a temporary directory that it renames on success.
-            features = self.info.features
-            serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
             template = tfds.core.ShardedFileTemplate(
                 dataset_name=self.name,
                 data_dir=self.data_path,
                 split=self.split_name,
                 filetype_suffix="array_record",
             )
-            examples = self._split_generators(dl_manager)[self.split_name]
-            num_bytes = 0
-            with progress_bar(show=self._show_progress) as progress:
-                task = progress.add_task(f"preparing {self.name}", total=len(self._records))
-                for shard, length in enumerate(self._shards):
-                    path = os.fspath(
-                        template.sharded_filepath(shard_index=shard, num_shards=len(self._shards))
-                    )
-                    with _shard_writer(path) as writer:
-                        for _ in range(length):
-                            data = serializer.serialize_example(features.encode_example(next(examples)[1]))
-                            writer.write(data)
-                            num_bytes += len(data)
-                            progress.advance(task)
-                    sync_file(path)
+            written = self._write_shards(
+                unfinished(Path(self.data_path).parent, self._metadata["fingerprint"])
+            )
+            for shard, path in enumerate(written):
+                final = template.sharded_filepath(shard_index=shard, num_shards=len(written))
+                os.replace(path, os.fspath(final))
+            num_bytes = sum(map(_bytes_in, written))
             split = tfds.core.SplitInfo(
                 name=self.split_name,
                 shard_lengths=list(self._shards),
@@ -112,6 +126,24 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                 filename_template=template,
             )
             self.info.set_splits(tfds.core.splits.SplitDict([split]))
+
+        def _write_shards(self, folder: Path) -> list[Path]:
+            """The shards' files, of which those are written that are not there."""
+            folder.mkdir(parents=True, exist_ok=True)
+            there = {shard_number(path): path for path in folder.glob("*-*")}
+            ends = list(itertools.accumulate(self._shards))
+            tasks = [
+                (folder / f"{shard:05d}", self._records[end - length : end])
+                for shard, (length, end) in enumerate(zip(self._shards, ends, strict=True))
+                if shard not in there
+            ]
+            with progress_bar(show=self._show_progress) as progress, self._writers() as (write, writers):
+                left = sum(len(records) for _, records in tasks)
+                task = progress.add_task(f"preparing {self.name}", total=ends[-1], completed=ends[-1] - left)
+                for (path, records), num_bytes in map_in_order(write, tasks, writers, ahead=1):
+                    there[shard_number(path)] = path.with_name(f"{path.name}-{num_bytes}")
+                    progress.advance(task, len(records))
+            return [there[shard] for shard in range(len(self._shards))]
 
         def _make_download_manager(self, download_dir: Any, download_config: Any) -> Any:
             return types.SimpleNamespace(downloaded_size=0)  # tfds's own would leave empty folders behind
@@ -121,6 +153,48 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
 
         def _log_download_done(self) -> None:
             pass
+
+
+def unfinished(root: Path, fingerprint: str) -> Path:
+    """The folder of the shards of a version that is being written, in the folder of its versions."""
+    return Path(root) / UNFINISHED / fingerprint
+
+
+def shard_number(path: Path) -> int:
+    """Which shard an unfinished version's file is; its name is `NUMBER` and, when it is complete, `-BYTES`."""
+    return int(path.name.partition("-")[0])
+
+
+def _bytes_in(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+@functools.cache
+def _serializer(features: Callable[[], Features]) -> tuple[Any, Any]:
+    dictionary = tfds.features.FeaturesDict(features())
+    return dictionary, tfds.core.example_serializer.ExampleSerializer(dictionary.get_serialized_info())
+
+
+def write_shard(path: Path, features: Callable[[], Features], examples: Iterable[dict[str, Any]]) -> int:
+    """Writes a shard as `PATH-BYTES`, whole or not at all, and returns the bytes of its records.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    dictionary, serializer = _serializer(features)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    num_bytes = 0
+    try:
+        with _shard_writer(os.fspath(temporary)) as writer:
+            for example in examples:
+                data = serializer.serialize_example(dictionary.encode_example(example))
+                writer.write(data)
+                num_bytes += len(data)
+        sync_file(os.fspath(temporary))
+        os.replace(temporary, path.with_name(f"{path.name}-{num_bytes}"))
+    finally:
+        temporary.unlink(missing_ok=True)
+    return num_bytes
 
 
 @contextlib.contextmanager
@@ -181,6 +255,7 @@ def write_version(
     existing = find_version(root, fingerprint)
     if existing is None:
         raise DataError(f"{root}/{version} was written meanwhile from other data; prepare again")
+    shutil.rmtree(root / UNFINISHED, ignore_errors=True)
     return existing
 
 

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import option_log_likelihoods
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path
 
 Rows = Iterator[dict[str, Any]]
 OnBatch = Callable[[int], None]  # takes how many questions are answered

@@ -2,7 +2,6 @@
 
 import collections
 import os
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
@@ -11,6 +10,7 @@ from mllm_jax.data.reading import DataError
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.validate import Report
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
+from mllm_jax.storage import Path
 
 
 def check_questions(

@@ -3,7 +3,6 @@
 import base64
 import io
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -13,6 +12,7 @@ from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
 from mllm_jax.evaluation.benchmarks.base import MAIN, Benchmark
 from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.inference.model import Model
+from mllm_jax.storage import Path
 
 HALF = 0.5  # an answer worth at least this is shown as right: soft scores have values in between
 SHOWN_SIDE = 224  # pixels of an example's longer side at most

@@ -9,16 +9,17 @@ own name.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.reading import DataError, read_object
 from mllm_jax.schema import did_you_mean
+from mllm_jax.storage import Path, as_path
 
 GROUPS = ("coarse", "fine", "reasoning")
 AGGREGATIONS = ("micro", "macro", "sum", "normalised")
-DEFAULT_FILE = Path(__file__).with_name("groups.json")
+DEFAULT_FILE = pathlib.Path(__file__).with_name("groups.json")
 _STATUS = ("verified", "proposed", "authors")
 _MME_FULL = 200.0  # points of one MME sub-task
 
@@ -41,7 +42,7 @@ def load_groups(path: Path | None = None) -> Table:
     Raises:
         ValueError: the file is no valid grouping; names the entry.
     """
-    path = DEFAULT_FILE if path is None else Path(path)
+    path = DEFAULT_FILE if path is None else as_path(path)
     try:
         raw = read_object(path)
     except DataError as error:

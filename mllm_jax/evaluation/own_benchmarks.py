@@ -1,15 +1,14 @@
 """The benchmarks of a recipe, with the mini benchmark made where it is not given."""
 
-import pathlib
-
 from ml_collections import ConfigDict
 
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path
 from mllm_jax.workdir import data_dir
 
 
-def eval_config(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
     """`config.eval` with the mini benchmark written under the data folder where a path is not given.
 
     The first process writes, then the others read, or write on a disk of their own.

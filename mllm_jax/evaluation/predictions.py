@@ -14,8 +14,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from mllm_jax.storage import Path, as_path
 
 Row = Mapping[str, Any]  # of a file: an answer, an annotation
 _SHOWN = 5  # offenders listed per kind of problem
@@ -98,7 +99,7 @@ def read_json(path: Path, problems: Problems) -> Any:
     Raises:
         PredictionError: the file does not exist or holds no JSON at all.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         found = "is a folder; give a file in it" if path.is_dir() else "no such file"
         raise PredictionError(f"{path}: {found}: an answer or annotation file is needed")
@@ -198,7 +199,9 @@ def read_rows(path: Path, problems: Problems) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
         else:
-            problems.add("unreadable_line", f"{Path(path).name} row {number}: not a JSON object: {row!r:.60}")
+            problems.add(
+                "unreadable_line", f"{as_path(path).name} row {number}: not a JSON object: {row!r:.60}"
+            )
     if not rows:
         raise PredictionError(f"{path}: no row is a JSON object")
     return rows
@@ -257,7 +260,7 @@ def entries(
         elif problems is None:
             raise PredictionError(f"{where}: expected rows (JSON objects), found {row!r:.60}")
         else:
-            problems.add("unreadable_line", f"{Path(where).name}: not a JSON object: {row!r:.60}")
+            problems.add("unreadable_line", f"{as_path(where).name}: not a JSON object: {row!r:.60}")
     return pairs
 
 

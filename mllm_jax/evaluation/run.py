@@ -1,6 +1,5 @@
 """Evaluates a model on the benchmarks of a configuration and writes what there is to look at."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from mllm_jax.evaluation.tables import markdown_table, print_scores, row_dicts, 
 from mllm_jax.inference.batching import DEFAULT_BUCKETS
 from mllm_jax.inference.model import Model
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path, as_path
 
 
 def evaluate(
@@ -51,7 +51,7 @@ def evaluate(
       StoreError: the folder holds the evaluation of another model.
     """
     console = console or make_console()
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     out = workdir / "eval"
     try:
         for name in config.benchmarks:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.reading import DataError, read_object
-from mllm_jax.files import json_text, no_links, write_json
+from mllm_jax.files import json_text, write_json
+from mllm_jax.line_file import LineFile, whole_lines
+from mllm_jax.storage import Path, make_folder
 
 MANIFEST = "manifest.json"
 Key = tuple[str, int]  # (question_id, rotation)
@@ -27,7 +28,7 @@ def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
     Raises:
       StoreError: it holds another model's, benchmark's or setting's answers.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     path = directory / MANIFEST
     if path.exists():
         try:
@@ -66,15 +67,8 @@ class AnswerFile:
         """
         self.path = path
         self.rows: dict[Key, dict[str, Any]] = {}
-        self._file: Any = None
-        self._writable = writable
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1  # behind this, a line that never got its end
-        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+        self._file = LineFile(path) if writable else None
+        for number, line in enumerate(whole_lines(path, repair=writable).split(b"\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 key = key_of(row)
@@ -87,26 +81,17 @@ class AnswerFile:
                     f"{self.path} line {number} answers {key} a second time; delete one of the two lines"
                 )
             self.rows[key] = row
-        if whole < len(data) and self._writable:
-            with open(self.path, "r+b", opener=no_links) as file:
-                file.truncate(whole)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds an answer; its line goes to the operating system at once."""
+        """Adds an answer; see `LineFile` for when it is safe."""
         self.rows[key_of(row)] = row
-        if not self._writable:
-            return
-        if self._file is None:
-            self._file = open(  # noqa: SIM115 (closed by `close`)
-                self.path, "a", buffering=1, encoding="utf-8", newline="\n", opener=no_links
-            )
-        self._file.write(json_text(row) + "\n")
+        if self._file is not None:
+            self._file.append(json_text(row))
 
     def close(self) -> None:
         """Ends writing; appending again reopens the file."""
         if self._file is not None:
             self._file.close()
-            self._file = None
 
     def __enter__(self) -> "AnswerFile":
         return self

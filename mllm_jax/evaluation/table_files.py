@@ -6,12 +6,12 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax import files, limits
 from mllm_jax.escape import spreadsheet
 from mllm_jax.evaluation.predictions import PredictionError, Problems, read_text
+from mllm_jax.storage import Path, as_path, size
 
 TABLES = (".tsv", ".csv", ".xlsx")
 _MOST_ROWS, _MOST_COLUMNS = 1 << 20, 1024  # of a sheet; a row number or column letter costs a file nothing
@@ -40,7 +40,7 @@ def read_table(path: Path, problems: Problems) -> list[dict[str, str]]:
     Raises:
         PredictionError: no such file, or it is no table.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise PredictionError(f"{path}: no such file")
     if path.suffix.lower() == ".xlsx":
@@ -80,10 +80,10 @@ def _read_xlsx(path: Path) -> list[dict[str, str]]:
     import openpyxl  # a slow import that only spreadsheets need
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
         limits.check("MAX_TABLE_BYTES", unpacked, path)
-        limits.check("MAX_ARCHIVE_RATIO", unpacked // path.stat().st_size, path)
+        limits.check("MAX_ARCHIVE_RATIO", unpacked // size(path), path)
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of features that are not read: styles, validation
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)

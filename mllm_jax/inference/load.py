@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -24,11 +25,12 @@ from mllm_jax.interop.native import DTYPES
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.storage import Path, as_path, is_bucket
 from mllm_jax.workdir import saved_config
 
 
 def load(
-    path: str | pathlib.Path,
+    path: str | Path,
     *,
     template: str | None = None,
     stage: str | None = None,
@@ -45,8 +47,8 @@ def load(
         print(model.generate("cat.jpg", "What is this?"))
 
     Args:
-      path: the work directory of a run of train.py; a directory that `mllm-jax import` or `export` wrote; a
-        checkpoint in the llava-hf, llava or honeybee layout, as a directory or a Hugging Face id.
+      path: the work directory of a run of train.py, also in a bucket (gs://); a directory that `mllm-jax import` or
+        `export` wrote; a checkpoint in the llava-hf, llava or honeybee layout, as a directory or a Hugging Face id.
       template: name of the conversation template that the model was trained with (`data.templates`). A run and what
         is exported from it record it; a published checkpoint does not, so there it must be given ("vicuna_v1" for
         LLaVA-1.5).
@@ -64,7 +66,10 @@ def load(
       FileNotFoundError: there is no such directory or stage.
       CheckpointError: a run's parameters cannot be read.
     """
-    directory = pathlib.Path(path).expanduser()
+    try:
+        directory = as_path(os.path.expanduser(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if runs.is_run(directory):
         given = {"aspect": aspect, "dtype": dtype, "tower": tower, "tokenizer": tokenizer}
         if useless := [name for name, value in given.items() if value is not None]:
@@ -72,10 +77,14 @@ def load(
         return _load_run(directory, stage, template, mesh)
     if stage is not None:
         raise ConfigError(f"stage={stage!r} is of a run of train.py, and {path} is none; leave it out")
+    if is_bucket(directory):
+        raise ConfigError(
+            f"{directory} is no work directory of train.py, which is all that is read from a bucket"
+        )
     return _load_checkpoint(path, template, aspect, dtype, tower, tokenizer, mesh)
 
 
-def _load_run(directory: pathlib.Path, stage: str | None, template: str | None, mesh: Mesh | None) -> Model:
+def _load_run(directory: Path, stage: str | None, template: str | None, mesh: Mesh | None) -> Model:
     config = saved_config(directory)
     stage = stage or config.stage_order[-1]
     if stage not in config.stage_order:

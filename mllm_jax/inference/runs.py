@@ -1,7 +1,6 @@
 """Runs of train.py as checkpoints: the model that a configuration describes, and the parameters that a stage left."""
 
 import dataclasses
-import pathlib
 
 import jax
 from ml_collections import ConfigDict
@@ -12,11 +11,12 @@ from mllm_jax.data.anyres import Tiles
 from mllm_jax.data.naflex import NaFlexProcessor, Processor
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.interop import native
-from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, reading
+from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, is_complete, reading
 from mllm_jax.models import lora, mllm, paths, quantize
 from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.mllm import ModelConfig, Params
+from mllm_jax.storage import Path, read_text
 
 
 def model_config(config: ConfigDict) -> ModelConfig:
@@ -137,20 +137,18 @@ def merged(params: Params, stage: ConfigDict, dtype: str) -> Params:
     return lora.merge(params, settings) if settings else params
 
 
-def is_run(directory: pathlib.Path) -> bool:
+def is_run(directory: Path) -> bool:
     """Whether a directory is a work directory of train.py."""
     file = directory / "config.json"  # not parsed here: a damaged one is named when it is read
-    return file.exists() and '"stage_order"' in file.read_text(encoding="utf-8", errors="replace")
+    return file.exists() and '"stage_order"' in read_text(file, errors="replace")
 
 
-def finished_stages(directory: pathlib.Path, config: ConfigDict) -> list[str]:
+def finished_stages(directory: Path, config: ConfigDict) -> list[str]:
     """The stages of a run whose parameters are complete, in order."""
-    return [name for name in config.stage_order if (directory / "params" / name).exists()]
+    return [name for name in config.stage_order if is_complete(directory / "params" / name)]
 
 
-def stage_params(
-    directory: pathlib.Path, model: ModelConfig, sharding_of: native.ShardingOf | None = None
-) -> Params:
+def stage_params(directory: Path, model: ModelConfig, sharding_of: native.ShardingOf | None = None) -> Params:
     """What a finished stage left in `WORKDIR/params/STAGE`, in the dtypes it was trained in; adapters not merged.
 
     Args:
@@ -162,7 +160,7 @@ def stage_params(
       FileNotFoundError: there are none.
       CheckpointError: they belong to another model (the first difference is named) or cannot be read.
     """
-    if not directory.exists():
+    if not is_complete(directory):
         raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
     with reading(directory, REWRITE):
         held = native.stored_tree(directory)

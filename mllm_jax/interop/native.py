@@ -30,6 +30,7 @@ from mllm_jax.interop.sinks import read_to_devices
 from mllm_jax.interop.source import Source
 from mllm_jax.models.mllm import ModelConfig, abstract_params
 from mllm_jax.models.paths import flatten, unflatten
+from mllm_jax.storage import Path, absolute
 
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 FILE = "model.json"
@@ -285,7 +286,7 @@ def load_params(
 
 
 def load_tree(
-    path: pathlib.Path,
+    path: Path,
     part: str | None = None,
     sharding_of: ShardingOf | None = None,
     dtype: Any = None,
@@ -293,7 +294,7 @@ def load_tree(
     """An Orbax checkpoint of parameters, or one of its top-level entries; arguments as in `load_params`."""
     import orbax.checkpoint as ocp  # slow to import
 
-    path, items, arguments = path.absolute(), {}, {}
+    path, items, arguments = absolute(path), {}, {}
     for name, (kept, shape) in stored_tree(path).items():
         if part is not None and name.split("/")[0] != part:
             continue
@@ -316,7 +317,7 @@ def load_tree(
 Stored = dict[str, tuple[Any, tuple[int, ...]]]  # path -> (dtype, shape)
 
 
-def stored_tree(path: pathlib.Path) -> Stored:
+def stored_tree(path: Path) -> Stored:
     """What an Orbax checkpoint of parameters holds.
 
     Raises:
@@ -325,7 +326,7 @@ def stored_tree(path: pathlib.Path) -> Stored:
     import orbax.checkpoint as ocp  # slow to import
 
     with ocp.PyTreeCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(path.absolute()).item_metadata
+        metadata = checkpointer.metadata(absolute(path)).item_metadata
     if metadata is None:
         raise ValueError(f"{path} is not a complete Orbax checkpoint: its metadata are missing")
     tree = flatten(metadata.tree)

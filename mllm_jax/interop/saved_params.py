@@ -1,14 +1,13 @@
 """A whole parameter tree on disk (params only, deployable), written and read by Orbax."""
 
 import contextlib
-import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path, absolute, is_bucket, remove_folder
 
 # The fix for damaged parameters of a finished stage.
 REWRITE = (
@@ -22,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 @contextlib.contextmanager
-def writing(directory: pathlib.Path) -> Iterator[None]:
+def writing(directory: Path) -> Iterator[None]:
     """Turns whatever the storage layers raise (a full disk has many names) into one error."""
     try:
         yield
@@ -34,7 +33,7 @@ def writing(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(directory: pathlib.Path, fix: str) -> Iterator[None]:
+def reading(directory: Path, fix: str) -> Iterator[None]:
     """Turns whatever the storage layers raise at damaged files into one error."""
     try:
         yield
@@ -76,7 +75,16 @@ def _name(path: tuple) -> str:
     return "/".join(parts)
 
 
-def save_params(directory: pathlib.Path, params: Any) -> None:
+def is_complete(directory: Path) -> bool:
+    """Whether `save_params` has written all of a folder, which in a bucket is there before it is."""
+    if not is_bucket(directory):
+        return directory.exists()
+    import orbax.checkpoint as ocp  # slow to import
+
+    return ocp.utils.is_checkpoint_finalized(directory)
+
+
+def save_params(directory: Path, params: Any) -> None:
     """Writes a whole parameter tree (params only, deployable); visible only when complete.
 
     Raises:
@@ -86,13 +94,17 @@ def save_params(directory: pathlib.Path, params: Any) -> None:
 
     with processes.together(f"room made for {directory.name}"):
         if jax.process_index() == 0:
-            for torn in directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(torn)  # left by a run killed here
+            # left by a run killed here
+            torn = [*directory.parent.glob(f"{directory.name}.orbax-checkpoint-tmp*")]
+            if is_bucket(directory) and directory.exists() and not is_complete(directory):
+                torn.append(directory)
+            for folder in torn:
+                remove_folder(folder)
     with writing(directory), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), params)
+        checkpointer.save(absolute(directory), params)
 
 
-def load_params(directory: pathlib.Path, like: Any) -> Any:
+def load_params(directory: Path, like: Any) -> Any:
     """Reads a parameter tree written by `save_params`.
 
     Args:
@@ -102,17 +114,17 @@ def load_params(directory: pathlib.Path, like: Any) -> Any:
       FileNotFoundError: nothing there.
       CheckpointError: the checkpoint holds other parameters (the first difference is named) or cannot be read.
     """
-    if not directory.exists():
+    if not is_complete(directory):
         raise FileNotFoundError(f"no parameters at {directory}; train the stage first or give another path")
     import orbax.checkpoint as ocp  # slow to import
 
     with ocp.StandardCheckpointer() as checkpointer:
         with reading(directory, REWRITE):
-            saved = checkpointer.metadata(directory.absolute()).item_metadata
+            saved = checkpointer.metadata(absolute(directory)).item_metadata
         # metadata that cannot be read is None; then reading fails below
         if saved is not None and (difference := first_difference(saved.tree, like)):
             raise CheckpointError(
                 f"checkpoint {directory} does not fit this model: {difference}; use the configuration that wrote it"
             )
         with reading(directory, REWRITE):
-            return checkpointer.restore(directory.absolute(), like)
+            return checkpointer.restore(absolute(directory), like)

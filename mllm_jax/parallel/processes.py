@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mllm_jax.config import ConfigError
+from mllm_jax.parallel.launchers import local_devices
 
 T = TypeVar("T")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -33,7 +34,7 @@ def join() -> None:
     `COUNT` and `INDEX`.
 
     Raises:
-      ConfigError: neither does; names the variables that are missing or wrong.
+      ConfigError: neither does; names the variables that are missing or wrong. Or the launcher leaves devices idle.
     """
     given = {name: os.environ.get(name, "") for name in (ADDRESS, COUNT, INDEX)}
     for name, value in given.items():
@@ -41,8 +42,9 @@ def join() -> None:
             form = "HOST:PORT" if name == ADDRESS else "a number"
             raise ConfigError(f"--distributed: the environment variable {name} is {value!r}, not {form}")
     count, index = (int(given[name]) if given[name] else None for name in (COUNT, INDEX))
+    devices = local_devices()
     try:
-        jax.distributed.initialize(num_processes=count, process_id=index)
+        jax.distributed.initialize(num_processes=count, process_id=index, local_device_ids=devices)
     except ValueError as error:
         missing = [name for name, value in given.items() if not value]
         wrong = (

@@ -1,9 +1,9 @@
 """Orbax checkpoints of a stage: state and data position together."""
 
-import pathlib
 from typing import Any
 
 from mllm_jax.interop.saved_params import CheckpointError, first_difference, reading, writing
+from mllm_jax.storage import Path, absolute
 from mllm_jax.training.step import TrainState, first_not_finite
 
 
@@ -14,22 +14,22 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 class StageCheckpoints:
     """The checkpoints of one stage: written in the background, the newest and the best kept.
 
-    A checkpoint becomes visible only when it is complete (Orbax renames it last), so a killed run or a full disk
-    leaves the earlier ones as they were.
+    A checkpoint becomes visible only when it is complete (Orbax renames it last, or in a bucket marks it), so a killed
+    run or a full disk leaves the earlier ones as they were.
 
     Args:
       directory: of this stage.
       keep_last, keep_best: how many of the newest, and how many with the lowest `loss`, are kept.
     """
 
-    def __init__(self, directory: pathlib.Path, keep_last: int, keep_best: int):
+    def __init__(self, directory: Path, keep_last: int, keep_best: int):
         import orbax.checkpoint as ocp  # slow to import
         from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
         policies = [preservation.LatestN(keep_last)]
         if keep_best:
             policies.append(preservation.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=keep_best))
-        self.directory = directory.absolute()
+        self.directory = absolute(directory)
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Named here, so that a new process can read what a checkpoint holds before it restores it.

@@ -29,6 +29,7 @@ from mllm_jax.models.features import num_features
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
+from mllm_jax.storage import Path
 from mllm_jax.training.sources import image_reader
 from mllm_jax.workdir import data_dir
 
@@ -45,7 +46,7 @@ def feature_cache(
     model: ModelConfig,
     params: Any,
     prepared: dict[str, Source],
-    workdir: pathlib.Path,
+    workdir: Path,
 ) -> FeatureCache | None:
     """The features of all images of a stage, computed now if they are not there; None without `cache_features`.
 

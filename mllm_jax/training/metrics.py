@@ -2,21 +2,22 @@
 
 `metrics.jsonl` is only ever appended to. A run that was killed and goes on from its last checkpoint repeats some
 steps, so a step can stand there twice: readers take the last (`report.losses.read_metrics`). Only a line that a kill
-or a full disk tore is removed; its step is repeated.
+or a full disk tore is removed; its step is repeated. In a bucket, where nothing can be appended, both kinds of log are
+written again now and then and before every checkpoint (`sync`), so that none is missing that is not repeated.
 """
 
 import dataclasses
 import json
 import math
-import pathlib
 import time
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.console import make_console, progress_bar, say
-from mllm_jax.files import no_links
+from mllm_jax.line_file import LineFile, whole_lines
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path
 from mllm_jax.training.flops import StepFlops
 
 
@@ -49,7 +50,7 @@ class RunLog:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: Path,
         stage: str,
         steps: int,
         start: int,
@@ -63,7 +64,7 @@ class RunLog:
         self._loss_sum = self._weight_sum = 0.0  # since the last checkpoint
         self.skipped = 0
         self._time = time.perf_counter()
-        self._path = workdir / "metrics.jsonl"
+        self._file = LineFile(workdir / "metrics.jsonl")
         self._write = write
         from tensorboardX import SummaryWriter  # imports torch where that is installed, for seconds
 
@@ -73,9 +74,8 @@ class RunLog:
         with processes.together("metrics opened"):
             if write:
                 self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=purge)
-            if write and self._path.exists():
-                with open(self._path, "r+b", opener=no_links) as file:
-                    file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
+            if write:
+                whole_lines(self._file.path, repair=True)
         self._console = make_console()
         self._progress = progress_bar(self._console, show=write)
         self._task = self._progress.add_task(stage, total=steps, completed=start, shown="")
@@ -139,7 +139,7 @@ class RunLog:
         self._time = now
         with processes.together(f"metrics of step {record['step']} written"):
             if self._write:
-                self._append(json.dumps(record))
+                self._file.append(json.dumps(record))
                 for key, value in record.items():
                     if isinstance(value, float):
                         self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
@@ -157,16 +157,19 @@ class RunLog:
         self._loss_sum = self._weight_sum = 0.0
         return mean
 
-    def _append(self, line: str) -> None:
-        with open(self._path, "a", encoding="utf-8", opener=no_links) as file:
-            file.write(line + "\n")
+    def sync(self) -> None:
+        """Makes sure that what was written so far survives this process; comes before a checkpoint."""
+        self._file.sync()
+        if self._board is not None:
+            self._board.flush()
 
     def pause_clock(self) -> None:
         """Restarts the speed measurement (compilation and checkpoint waits are not training)."""
         self._time = time.perf_counter()
 
     def close(self) -> None:
-        """Ends the progress bar and the event file."""
+        """Ends the progress bar, the log and the event file."""
         self._progress.stop()
+        self._file.close()
         if self._board is not None:
             self._board.close()

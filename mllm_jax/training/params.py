@@ -1,6 +1,5 @@
 """The parameters that a stage starts from, and how they are placed on the mesh."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from mllm_jax.models import mllm, paths, quantize
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.storage import Path
 from mllm_jax.training import adapters
 
 
@@ -69,7 +69,7 @@ def starting_params(config: ConfigDict, model: ModelConfig, name: str, before: A
     return adapters.add(params, config.stages[name], rng, config.model.param_dtype)
 
 
-def load_stage(directory: pathlib.Path, config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Any:
+def load_stage(directory: Path, config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Any:
     """What a finished stage has left in `WORKDIR/params/STAGE`, on the mesh; adapters and int8 as they are.
 
     Raises:

@@ -93,8 +93,8 @@ def check_stages(
         with config_key_error(f"{here}.learning_rates"):
             peak_rates(trained, stage.learning_rate, tuple(tuple(group) for group in stage.learning_rates))
         for source, values in stage.sources.items():
-            if f"{name}/{source}" not in prepared:
-                _check_source(values, f"{here}.sources.{source}")
+            if f"{name}/{source}" not in prepared and not config.data.prepared:
+                check_source(values, f"{here}.sources.{source}")
     order = config.stage_order
     if lost := adapters.lost_kernel(params, [config.stages[name] for name in order]):
         index, path = lost
@@ -121,7 +121,12 @@ def check_rows(mesh: Mesh) -> None:
             )
 
 
-def _check_source(values: ConfigDict, key: str) -> None:
+def check_source(values: ConfigDict, key: str) -> None:
+    """Looks for a source's files, or the mini world's split.
+
+    Raises:
+      ConfigError, FileNotFoundError: naming the key.
+    """
     if values.kind == "llava":
         check_paths(values, key)
     elif values.split not in SPLITS or values.split == BENCHMARK:

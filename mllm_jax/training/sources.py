@@ -1,9 +1,9 @@
 """The data of a stage: its sources, prepared and checked, and the iterator over its batches."""
 
+import dataclasses
 import functools
 import pathlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,26 +24,29 @@ from mllm_jax.data.pipeline import TrainIterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
 from mllm_jax.data.samples import Source, image_file_size
-from mllm_jax.data.templates import is_chat
+from mllm_jax.data.templates import Template, is_chat
 from mllm_jax.data.tokens import encode_sample
 from mllm_jax.inference.runs import image_processor
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
+from mllm_jax.storage import Path
+from mllm_jax.training.prepared import dataset_name, find_prepared, note_prepared
 from mllm_jax.workdir import data_dir
 
-NOTED = "sources.json"
+NOTED, SIZES = "sources.json", "sizes"
 SHOWN = 3  # broken samples that are told one by one
 
 
 def prepare_sources(
-    config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, workdir: pathlib.Path
+    config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, workdir: Path
 ) -> dict[str, Source]:
     """The data sets of stage `name`, written under `data.dir` (or the work directory) unless they are there already.
 
     The first process writes, then the others read, or write on a disk of their own. What a run uses is noted in
     `WORKDIR/sources.json`, so that it goes on from the prepared copy where the JSON or its images are gone. Samples
-    that `data.broken=skip` leaves out are told and listed beside the prepared data.
+    that `data.broken=skip` leaves out are told and listed beside the prepared data. With `data.prepared` only what
+    `prepare_stage` has noted is read.
 
     Raises:
       DataError, ImageError, SampleError: naming file and sample. A sample that the template cannot take or whose
@@ -54,17 +57,20 @@ def prepare_sources(
     tokenizer = None if jax.process_index() else tokenizer
     check = None
     if not (workdir / "checkpoints" / name).exists():
-        check = functools.partial(_record_check, config, stage, model, tokenizer)
+        check = RecordCheck(config, stage, model, tokenizer)
 
     noted = read_noted(workdir)
 
     def prepare() -> dict[str, Source]:
         found: dict[str, Source] = {}
         for source, values in sorted(stage.sources.items()):
-            before = noted.get(f"{name}/{source}")
-            found[source] = _copy_left(source, values, directory, before) or _prepare(
-                config, source, values, directory, check
-            )
+            if config.data.prepared:
+                found[source] = find_prepared(config, name, source, directory)
+            else:
+                before = noted.get(f"{name}/{source}")
+                found[source] = _copy_left(source, values, directory, before) or _prepare(
+                    config, source, values, directory, check
+                )
             if jax.process_index() == 0:
                 noted[f"{name}/{source}"] = found[source].fingerprint
                 _tell_skipped(source, found[source])
@@ -75,12 +81,40 @@ def prepare_sources(
     return processes.first_then_others(prepare, "data prepared")
 
 
+def prepare_stage(
+    config: ConfigDict, name: str, model: ModelConfig, tokenizer: Any, directory: pathlib.Path, workers: int
+) -> dict[str, Source]:
+    """Writes the data sets of a stage and measures their samples for packing, without training; see `prepare_sources`.
+
+    What was stopped is continued, and what is there stays. It is noted in `DIRECTORY/prepared.json`, for
+    `data.prepared`.
+
+    Args:
+      directory: where prepared data are kept.
+      workers: processes; the result is the same for any number.
+
+    Raises:
+      DataError, ImageError, SampleError: as `prepare_sources`.
+    """
+    stage, found = config.stages[name], {}
+    check = RecordCheck(config, stage, model, tokenizer)
+    for source, values in sorted(stage.sources.items()):
+        found[source] = _prepare(config, source, values, directory, check, workers)
+        _tell_skipped(source, found[source])
+        note_prepared(config, name, source, directory, found[source].fingerprint)
+    if stage.samples_per_row != 1:
+        encoder = _encoder(config, stage, model, tokenizer)
+        for source in found.values():
+            sizes(source, encoder, directory / SIZES, config.data.threads, workers=workers)
+    return found
+
+
 def is_drawn(stage: ConfigDict) -> bool:
     """Whether all data of a stage are drawn here (the mini world), so that nothing can be wrong with them."""
     return all(source.kind == "mini_world" for source in stage.sources.values())
 
 
-def read_noted(workdir: pathlib.Path) -> dict[str, str]:
+def read_noted(workdir: Path) -> dict[str, str]:
     """The fingerprints of the data sets that a run has used so far, by stage and source."""
     try:
         noted = read_json(workdir / NOTED)
@@ -98,14 +132,10 @@ def _copy_left(
     gone = [path for path in (source.json, source.images) if path and not pathlib.Path(path).exists()]
     if source.kind != "llava" or not gone or fingerprint is None:
         return None
-    found = tfds_llava.prepared(directory, _dataset(name), fingerprint)
+    found = tfds_llava.prepared(directory, dataset_name(name), fingerprint)
     if found is not None and jax.process_index() == 0:
         say(make_console(), f"{gone[0]} is gone; going on with the prepared copy in {found.directory}")
     return found
-
-
-def _dataset(name: str) -> str:
-    return "source_" + re.sub(r"[^a-z0-9_]", "_", name.lower())
 
 
 def _tell_skipped(name: str, source: Any) -> None:
@@ -123,34 +153,47 @@ def _tell_skipped(name: str, source: Any) -> None:
         say(console, f"  {one['sample']!r}: {one['problem']}")
 
 
-def _record_check(
-    config: ConfigDict, stage: ConfigDict, model: ModelConfig, tokenizer: Any, root: pathlib.Path
-) -> Callable[[Record], None]:
-    """Raises what makes a record unusable in a stage; lengths are looked at with a tokenizer only.
+@dataclasses.dataclass(frozen=True)
+class RecordCheck:
+    """Raises what makes a record unusable in a stage.
 
-    Args:
+    Attributes:
+      config, stage, model: the recipe, its stage and its model.
+      tokenizer: None leaves lengths unchecked.
       root: folder that the records' images are relative to.
     """
-    lengths = tokenizer is not None and config.data.overlong == "error"
-    template = stage.template
-    if lengths:
-        template = resolve_template(template, tokenizer)
 
-    def check(record: Record) -> None:
-        images, limit = len(record.images), stage.image_slots or config.data.image_slots
+    config: ConfigDict
+    stage: ConfigDict
+    model: ModelConfig
+    tokenizer: Any
+    root: pathlib.Path = pathlib.Path()
+
+    @functools.cached_property
+    def _template(self) -> str | Template:
+        template = self.stage.template
+        return resolve_template(template, self.tokenizer) if self._lengths else template
+
+    @property
+    def _lengths(self) -> bool:
+        return self.tokenizer is not None and self.config.data.overlong == "error"
+
+    def __call__(self, record: Record) -> None:
+        """Raises DataError, ImageError or SampleError for an unusable record."""
+        data, stage = self.config.data, self.stage
+        images, limit = len(record.images), stage.image_slots or data.image_slots
         check_slots(record.id, images, images, limit)  # every image fills at least one
-        if is_chat(template):  # which any conversation fits, and which only the tokenizer knows
+        if is_chat(self._template):  # which any conversation fits, and which only the tokenizer knows
             return
-        spans = render_sample(record.id, record.conversations, images, template, config.data.compat or None)
-        if lengths:
-            read = functools.partial(image_file_size, root, max_pixels=config.data.max_image_pixels)
-            named = (record.id, config.data.compat or None)
-            sizes = [functools.partial(read, image, *named) for image in record.images]
-            encoded = encode_sample(spans, tokenizer, layouts(model.visual_layout, sizes), sample=record.id)
+        compat = data.compat or None
+        spans = render_sample(record.id, record.conversations, images, self._template, compat)
+        if self._lengths:
+            read = functools.partial(image_file_size, self.root, max_pixels=data.max_image_pixels)
+            sizes = [functools.partial(read, image, record.id, compat) for image in record.images]
+            found = layouts(self.model.visual_layout, sizes)
+            encoded = encode_sample(spans, self.tokenizer, found, sample=record.id)
             check_slots(record.id, images, encoded.num_slots, limit)
-            check_fits(encoded, stage.seq_len or config.data.seq_len, config.data.label_tokens)
-
-    return check
+            check_fits(encoded, stage.seq_len or data.seq_len, data.label_tokens)
 
 
 def _prepare(
@@ -158,7 +201,8 @@ def _prepare(
     name: str,
     source: ConfigDict,
     directory: pathlib.Path,
-    check: Callable[[pathlib.Path], Callable[[Record], None]] | None,
+    check: RecordCheck | None,
+    workers: int = 1,
 ) -> Source:
     from mllm_jax.data import tfds_llava  # slow to import: tensorflow-datasets
 
@@ -167,18 +211,20 @@ def _prepare(
         split, form, count, seed = source.split, source.form, source.count, config.seed
         framed = source.get("framed", False)
         root = directory / f"mini_world_{split}_{form}_{count}_{seed}{'_framed' * framed}"
-        json_path = mini_dataset.write_split(root, split, count, form, seed, framed=framed)
+        draw = None if workers == 1 else workers
+        json_path = mini_dataset.write_split(root, split, count, form, seed, framed=framed, workers=draw)
         images = root / "images"
     return tfds_llava.prepare(
         json_path,
         images,
         directory,
-        name=_dataset(name),
+        name=dataset_name(name),
         duplicate_ids=source.duplicate_ids,
         compat=config.data.compat or None,
         broken=config.data.broken,
-        check=check and check(pathlib.Path(images or "")),
+        check=check and dataclasses.replace(check, root=pathlib.Path(images or "")),
         max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
+        workers=workers,
     )
 
 
@@ -194,7 +240,7 @@ def packing_plan(
     model: ModelConfig,
     tokenizer: Any,
     prepared: dict[str, Source],
-    workdir: pathlib.Path,
+    workdir: Path,
 ) -> PackingPlan | None:
     """Which samples share the rows of a stage; None for one sample a row.
 
@@ -203,7 +249,7 @@ def packing_plan(
     """
     if stage.samples_per_row == 1:
         return None
-    folder, encoder = data_dir(config, workdir) / "sizes", _encoder(config, stage, model, tokenizer)
+    folder, encoder = data_dir(config, workdir) / SIZES, _encoder(config, stage, model, tokenizer)
     sources = list(prepared.values())
 
     def measured() -> Int[np.ndarray, "N 4"]:

@@ -192,7 +192,7 @@ def test_answers_that_cannot_be_written_end_every_process(model, mini, tmp_path,
             yield Generation(request.id, (5,), "A", True)
 
     def full(file, row):
-        if file._writable:
+        if file._file is not None:
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(answer_module, "generate", answering)

@@ -1,6 +1,5 @@
 """eval.py on published benchmarks: a trained run and an imported model, resumed, with uploads and mistakes named."""
 
-import base64
 import dataclasses
 import json
 import pathlib
@@ -32,26 +31,7 @@ def evaluate(eval_script):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """MMBench with three rotations of one question and a second question, and POPE with one question a split."""
-    root = tmp_path_factory.mktemp("benchmarks")
-    header = "index question hint A B C D answer category image source l2-category comment split".split()
-    rows = []
-    for base, options, kind in ((3, ("red", "blue", "green"), "image_style"), (5, ("1", "2"), "ocr")):
-        image = base64.b64encode(tiny.png(base)).decode()
-        for turn in range(len(options)):
-            cells = (*options[turn:], *options[:turn], "", "")[:4]
-            answer = "ABC"[(-turn) % len(options)]
-            rows.append(
-                [base + turn * 1_000_000, "What?", "", *cells, answer, kind, image, "", "", "", "dev"]
-            )
-    (root / "mmbench").mkdir()
-    lines = ["\t".join(map(str, row)) for row in [header, *rows]]
-    (root / "mmbench" / "mmbench_dev_20230712.tsv").write_text("\n".join(lines) + "\n")
-    (root / "pope" / "val2014").mkdir(parents=True)
-    for split in ("adversarial", "popular", "random"):
-        row = {"question_id": 1, "image": "a.png", "text": f"Is there a {split} cat?", "label": "yes"}
-        (root / "pope" / f"coco_pope_{split}.json").write_text(json.dumps(row) + "\n")
-    (root / "pope" / "val2014" / "a.png").write_bytes(tiny.png(9))
-    return root
+    return tiny.write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
 
 
 @pytest.fixture(scope="module")

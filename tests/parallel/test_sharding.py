@@ -82,6 +82,7 @@ def test_adapters_and_int8_scales_have_rules_too(name):
         _, rows, columns = spec_of(path)
         assert tuple(spec_of(stem + "lora_a"))[1:2] == (rows,)
         assert tuple(spec_of(stem + "lora_b"))[2:3] == (columns,)
+        assert all("fsdp" in spec_of(stem + kind) for kind in ("lora_a", "lora_b"))
 
 
 @pytest.mark.parametrize("name", ["llama", "clip"])

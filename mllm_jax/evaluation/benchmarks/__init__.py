@@ -4,8 +4,6 @@ Everything else follows from it: what models can be asked (`read_benchmark`), wh
 prepared, submitted and judged.
 """
 
-from pathlib import Path
-
 from mllm_jax.evaluation.benchmarks import refcoco
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.benchmarks.blink import Blink
@@ -37,6 +35,7 @@ from mllm_jax.evaluation.benchmarks.vqa import Vqa
 from mllm_jax.evaluation.benchmarks.vqav2 import OkVqa, VqaV2
 from mllm_jax.evaluation.predictions import BenchmarkError
 from mllm_jax.schema import did_you_mean
+from mllm_jax.storage import Path, as_path
 
 _FAMILIES: tuple[tuple[type[Benchmark], ...], ...] = (
     # multiple choice
@@ -109,7 +108,7 @@ def read_benchmark(
         if options:
             raise BenchmarkError(f"the {name!r} benchmark has no option {next(iter(options))!r}")
         return benchmark(path, images)
-    if (Path(path) / PROMPTS).is_file():
+    if (as_path(path) / PROMPTS).is_file():
         from mllm_jax.data.tfds_benchmarks import BenchmarkSource
 
         return benchmark.from_source(BenchmarkSource(path), **options)

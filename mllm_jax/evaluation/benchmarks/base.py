@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.data.conversations import IMAGE
@@ -21,6 +20,7 @@ from mllm_jax.evaluation.benchmarks.judged import Files, Judged, JudgeTask
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row
 from mllm_jax.evaluation.store import Key, key_of
 from mllm_jax.inference.beam_sampling import BeamSampling
+from mllm_jax.storage import Path, as_path
 
 MAIN, OPEN = "main", "open"
 # What files with other types or fields than they should have lead to.
@@ -123,8 +123,8 @@ class Benchmark(abc.ABC):
                 raise ValueError(f"{cls.name}: no option {key!r}; it has {list(cls.score_options)}")
         if cls.annotations_format and annotations is None:
             raise ValueError(f"{cls.name}: --annotations is needed: {cls.annotations_format}")
-        predictions, problems = Path(predictions), Problems()
-        annotations = None if annotations is None else Path(annotations)
+        predictions, problems = as_path(predictions), Problems()
+        annotations = None if annotations is None else as_path(annotations)
         try:
             result = cls._result(predictions, annotations, problems, options)
             json.dumps(result, allow_nan=False)
@@ -328,8 +328,8 @@ class Benchmark(abc.ABC):
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
         """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""
-        self.path = Path(path)
-        self.images = Path(images) if images else self.path.parent / "images"
+        self.path = as_path(path)
+        self.images = as_path(images) if images else self.path.parent / "images"
         self.set_questions(self.read())
 
     def set_questions(self, questions: Sequence[Question]) -> None:

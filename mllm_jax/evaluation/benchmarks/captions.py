@@ -7,7 +7,6 @@ under `METEOR_absent`.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation import caption_java, caption_metrics, ptb_tokenizer
@@ -18,6 +17,7 @@ from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Up
 from mllm_jax.evaluation.benchmarks.question_files import read_json as read_question_json
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Row, as_text, take
 from mllm_jax.evaluation.store import Key
+from mllm_jax.storage import Path
 
 TOKENIZERS = ("auto", "java", "python", "none")
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."

@@ -8,7 +8,6 @@ answers to all questions and the scene graphs' choices.
 
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -16,6 +15,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import File, Upload
 from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
+from mllm_jax.storage import Path
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _FILE = "testdev_balanced_questions.json"

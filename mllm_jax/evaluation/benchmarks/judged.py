@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.predictions import Problems, Row, as_text, match_ids, read_rows, take
+from mllm_jax.storage import Path
 
 Fields = dict[str, str]
 Files = tuple[Path, Path | None]  # answers (or judgements) and their annotations, if there are some
@@ -97,7 +98,7 @@ Judged = tuple[Request, Mapping[str, Any]]  # a request and the judge's reply, w
 
 @functools.cache
 def _read_prompt(name: str) -> str:
-    path = Path(__file__).parent / "judge_prompts" / f"{name}.txt"
+    path = pathlib.Path(__file__).parent / "judge_prompts" / f"{name}.txt"
     return path.read_text(encoding="utf-8").removesuffix("\n")
 
 

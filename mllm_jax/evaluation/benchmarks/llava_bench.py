@@ -7,7 +7,6 @@ beside.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, needed, read_answers, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload, hub
 from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
+from mllm_jax.storage import Path
 
 _HUB = hub("liuhaotian/llava-bench-in-the-wild")
 _ID = ("question_id",)

@@ -7,7 +7,6 @@ applied to the response and what is left is counted as unparsed.
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax import files
@@ -19,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.edit_distance import most_similar
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text, take
+from mllm_jax.storage import Path
 
 ITEM_KEYS = ("question_type", "answer_type")
 METADATA_KEYS = ("language", "source", "category", "task", "context", "grade", "skills")

@@ -8,7 +8,6 @@ right if the normalised answer is the normalised expected one.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, rates
@@ -19,6 +18,7 @@ from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Pro
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 from mllm_jax.mini.world.questions import CHOICE_SUFFIX, OPEN_SUFFIX, rotations
 from mllm_jax.mini.world.questions import LETTERS as OFFERED
+from mllm_jax.storage import Path
 
 GROUPS = ("coarse", "fine", "reasoning")
 

@@ -5,7 +5,6 @@ a capability, averaged over grading runs, as in the official `mm-vet_evaluator.p
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from mllm_jax.evaluation.benchmarks.base import Question, Unanswered
 from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, needed, texts
 from mllm_jax.evaluation.benchmarks.published import File, Published, Upload
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, take
+from mllm_jax.storage import Path
 
 _ZIP = "https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip"
 

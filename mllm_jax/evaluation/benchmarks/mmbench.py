@@ -6,7 +6,6 @@ scored as vanilla and says so.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation import predictions as reading
@@ -17,6 +16,7 @@ from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.option_match import infer_option
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
 from mllm_jax.evaluation.table_files import TABLES, is_absent, read_table, read_whole_table, write_xlsx
+from mllm_jax.storage import Path
 
 ROTATION = 1_000_000
 _SITE = "https://download.openmmlab.com/mmclassification/datasets/mmbench"

@@ -6,7 +6,7 @@ eval tool, and LLaVA's conversion of its answer files to that tool's text files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from mllm_jax import files
@@ -18,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, 
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, confusion
 from mllm_jax.evaluation.grouping import group_scores, load_groups
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text, take
+from mllm_jax.storage import Path, make_folder
 
 PERCEPTION = tuple("existence count position color posters celebrity scene landmark artwork OCR".split())
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -84,7 +85,7 @@ def _read_task(path: Path, columns: int, problems: Problems) -> list[list[str]]:
 
 def write_task_files(folder: Path, rows: Sequence[Row]) -> None:
     """One text file per sub-task: image, question, right answer and, of rows that have one, the model's."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lines: dict[str, list[str]] = {task: [] for task in TASKS}
     for row in rows:
         cells = [row["truth"][name] for name in ("image", "question", "answer")]

@@ -10,7 +10,6 @@ import ast
 import random
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks import published
@@ -22,6 +21,7 @@ from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError, PredictionError, Problems, Row, as_text
 from mllm_jax.inference.beam_sampling import BeamSampling
+from mllm_jax.storage import Path
 
 CHOICE = "multiple-choice"
 DOMAINS = {

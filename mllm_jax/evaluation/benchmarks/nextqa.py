@@ -3,7 +3,6 @@
 Follows the official `eval_mc.py`: the type TP (previous / next) is counted as TN (before and after).
 """
 
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
@@ -12,6 +11,7 @@ from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
 from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.predictions import Row, by_key, take
 from mllm_jax.evaluation.table_files import read_whole_table
+from mllm_jax.storage import Path
 
 GROUPS = {"Acc_C": ("CW", "CH"), "Acc_T": ("TN", "TC"), "Acc_D": ("DC", "DL", "DO")}
 

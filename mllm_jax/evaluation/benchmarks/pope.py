@@ -6,7 +6,6 @@ printed beside it.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import SHORT, SHORT_TOKENS, File, Published
 from mllm_jax.evaluation.benchmarks.yes_no import ANSWERS, rates
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, by_id, read_annotation_rows, take
+from mllm_jax.storage import Path
 
 SPLITS = ("adversarial", "popular", "random")
 QUESTIONS = "llava_pope_test.jsonl"

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax import files
@@ -22,6 +21,7 @@ from mllm_jax.evaluation.predictions import BenchmarkError, Row
 from mllm_jax.evaluation.store import AnswerFile, Key
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 from mllm_jax.schema import did_you_mean
+from mllm_jax.storage import Path, as_path, make_folder
 
 # LLaVA-1.5's two instructions, and the limits of its two answering loops.
 SHORT = "Answer the question using a single word or phrase."
@@ -116,10 +116,10 @@ class Published(Benchmark):
         Raises:
           BenchmarkError: a missing file (with where to get it), a file that cannot be used, or an unknown option.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.suffix and not path.exists():
             raise BenchmarkError(f"{self.name}: {path}: no such file")
-        self._images = Path(images) if images else None
+        self._images = as_path(images) if images else None
         folder = path.parent if path.is_file() else path
         self._open(path, folder, self._images or folder, self.read_options(options))
         self._finish(self.read())
@@ -339,7 +339,7 @@ class Published(Benchmark):
         if missing:
             return [f"no submission: {len(missing)} questions are not answered, the first is {missing[0][0]}"]
         target = directory / "submission" / self.upload.file.format(name=self.name)
-        target.parent.mkdir(exist_ok=True)
+        make_folder(target.parent)
         try:
             self.write_submission([found[question.key] for question in self.questions], target)
         except BenchmarkError as error:

@@ -6,7 +6,6 @@ letters as answers both agree.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, Upload, hub, lettered
 from mllm_jax.evaluation.option_match import LETTERS, match_option
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text, by_key, read_annotation_rows, take
+from mllm_jax.storage import Path
 
 _HUB = hub("nanyangtu/LLVisionQA-QBench")
 

@@ -13,7 +13,6 @@ import itertools
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mllm_jax import limits
@@ -21,6 +20,7 @@ from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_
 from mllm_jax.data.sample_keys import SYSTEM, media_problems
 from mllm_jax.evaluation.predictions import BenchmarkError
 from mllm_jax.evaluation.table_files import TABLES, read_whole_table
+from mllm_jax.storage import Path
 
 _ALWAYS_UNPACKED = 1 << 26  # bytes, whatever the size of the table's file
 _BATCH = 16  # rows of a Parquet file that are decoded at once

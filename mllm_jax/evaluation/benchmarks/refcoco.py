@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image, ImageDraw
@@ -20,6 +19,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.captions import CaptionScores
 from mllm_jax.evaluation.benchmarks.published import File, Option, Published, hub
 from mllm_jax.evaluation.predictions import PredictionError, Row, as_text
+from mllm_jax.storage import Path
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 BOX_PROMPT = (

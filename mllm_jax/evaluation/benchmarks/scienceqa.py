@@ -6,7 +6,6 @@ Rule of LLaVA's `eval_science_qa.py`: a bare letter A-E; or a letter followed by
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -15,6 +14,7 @@ from mllm_jax.evaluation.benchmarks.published import LETTER, File, Option, Publi
 from mllm_jax.evaluation.benchmarks.question_files import read_json
 from mllm_jax.evaluation.option_match import LETTERS as ALL_LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError, Row
+from mllm_jax.storage import Path
 
 LETTERS = "ABCDE"
 _ANSWER = re.compile(r"The answer is ([A-Z]).")

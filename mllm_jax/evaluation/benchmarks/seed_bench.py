@@ -6,7 +6,6 @@ dimensions.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.base import Question
 from mllm_jax.evaluation.benchmarks.published import LETTER, SHORT_TOKENS, File, Published, Upload, lettered
 from mllm_jax.evaluation.grouping import grouped, load_groups
 from mllm_jax.evaluation.predictions import Row, as_text
+from mllm_jax.storage import Path
 
 DIMENSIONS = {
     1: "Scene Understanding",

@@ -5,7 +5,6 @@ Follows LLaVA's `eval_textvqa.py` with M4C's evaluator: an answer that no human 
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
@@ -16,6 +15,7 @@ from mllm_jax.evaluation.benchmarks.short_answer import ShortAnswer
 from mllm_jax.evaluation.edit_distance import anls_lmms, anls_m4c
 from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
+from mllm_jax.storage import Path
 
 _SITE = "https://dl.fbaipublicfiles.com/textvqa"
 _OCR = "Reference OCR token:"

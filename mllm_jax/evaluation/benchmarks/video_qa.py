@@ -10,7 +10,6 @@ import ast
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax import files
@@ -19,6 +18,7 @@ from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
 from mllm_jax.evaluation.benchmarks.base import Benchmark, Unanswered, find_file
 from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, read_answers, texts
 from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
+from mllm_jax.storage import Path
 
 NO_VIDEOS = "models cannot be shown videos yet; `mllm-jax score` scores answers that were made elsewhere"
 MAX_SCORE = 5

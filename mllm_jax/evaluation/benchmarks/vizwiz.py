@@ -1,7 +1,6 @@
 """VizWiz VQA (Gurari et al. 2018): soft accuracy, both sides fully normalised (lmms-eval)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -11,6 +10,7 @@ from mllm_jax.evaluation.benchmarks.question_files import FileRow
 from mllm_jax.evaluation.benchmarks.short_answer import UNANSWERABLE, ShortAnswer, ten_answers
 from mllm_jax.evaluation.predictions import Row, as_text, by_id, read_annotation_rows, take
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize, soft_accuracy
+from mllm_jax.storage import Path
 
 _SITE = "https://vizwiz.org/tasks-and-datasets/vqa/"
 

@@ -4,7 +4,6 @@ The benchmark for a user's own data (`easy_vqa`, `nlvr`, ...).
 """
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.question_files import read_list
 from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text
 from mllm_jax.evaluation.vqa_normalize import m4c_normalize
 from mllm_jax.mini.world.questions import OPEN_SUFFIX
+from mllm_jax.storage import Path
 
 
 class Vqa(Benchmark):

@@ -18,13 +18,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.escape import terminal
 from mllm_jax.evaluation.benchmarks.judged import Request
 from mllm_jax.evaluation.judge.requests import checked_reply
 from mllm_jax.files import json_text, no_links
+from mllm_jax.storage import Path
 
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 _LONGEST_WAIT = 60.0  # seconds

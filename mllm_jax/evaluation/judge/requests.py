@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
@@ -17,6 +16,7 @@ from mllm_jax.evaluation.benchmarks import JUDGE_TASKS, get_benchmark
 from mllm_jax.evaluation.benchmarks.base import UNUSABLE
 from mllm_jax.evaluation.benchmarks.judged import Request
 from mllm_jax.evaluation.predictions import Problems, read_json
+from mllm_jax.storage import Path
 
 REQUESTS, ANSWERS, SUMMARY = "requests.jsonl", "answers.jsonl", "judge.json"
 _CHARACTERS_PER_TOKEN = 4  # English text; the estimate says "about"

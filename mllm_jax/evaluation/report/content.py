@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.grouping import Table as Groups
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.report.questions import guessing, read_questions
 from mllm_jax.evaluation.report.runs import Run, differing_keys
 from mllm_jax.evaluation.report.sections import Examples, Figure, Figures, Part, Section, Table
 from mllm_jax.evaluation.tables import Row, columns_of, combined_groups, label, percent
+from mllm_jax.storage import Path
 
 BASELINES = {"blind": "blind", "majority": "majority answer"}
 _COSTS = {"visual tokens per image": "tokens", "seconds per update": "time"}  # cost -> in file names

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.lines import Line2D
 
 from mllm_jax.evaluation.report import plots
 from mllm_jax.evaluation.tables import label
+from mllm_jax.storage import Path
 
 _TICKS = 6  # so many different costs are written out on the axis
 

@@ -4,7 +4,6 @@ import base64
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from matplotlib.axes import Axes
 from mllm_jax.data.images import decode_image
 from mllm_jax.evaluation.report.plots import GREY, new_figure, save_figure, showable
 from mllm_jax.evaluation.tables import label
+from mllm_jax.storage import Path
 
 RIGHT, WRONG, NEUTRAL = "#0072B2", "#D55E00", "#444444"
 _CELL, _IMAGE, _LINE = 3.1, 2.6, 0.17  # of the sheet, in inches

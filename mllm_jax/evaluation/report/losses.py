@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from mllm_jax.evaluation.report import plots
 from mllm_jax.evaluation.report.plots import PALETTE, series_style, showable
+from mllm_jax.storage import Path, as_path, read_text
 
 
 def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
       ValueError: no records, or a damaged line that is not the last; names file and line.
     """
     stages: dict[str, dict[int, dict[str, Any]]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -46,7 +46,7 @@ def plot_losses(metrics: Path, out: Path) -> None:
     Raises:
       ValueError: the file holds no records.
     """
-    plot_loss_curves({"": read_metrics(Path(metrics))}, Path(out))
+    plot_loss_curves({"": read_metrics(as_path(metrics))}, as_path(out))
 
 
 def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> None:

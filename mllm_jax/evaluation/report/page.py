@@ -8,7 +8,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
@@ -16,6 +15,7 @@ from markupsafe import Markup, escape
 from mllm_jax.escape import markdown, markdown_table
 from mllm_jax.evaluation.report.example_sheet import verdict
 from mllm_jax.evaluation.report.sections import Section
+from mllm_jax.storage import Path
 
 _LOADER = jinja2.PackageLoader("mllm_jax", "assets/report")
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib import font_manager
@@ -11,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mllm_jax import files
+from mllm_jax.storage import Path, as_path, make_folder
 
 # Okabe and Ito's palette: told apart with every kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -62,7 +62,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, out: Path) -> None:
     """Writes a PNG, in a folder that is made if needed."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = as_path(out)
+    make_folder(out.parent)
     with files.replacing(out, sync=False) as file:
         figure.savefig(file, dpi=DPI, format="png")

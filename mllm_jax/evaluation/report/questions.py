@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks import BENCHMARKS, Benchmark
@@ -14,6 +13,7 @@ from mllm_jax.evaluation.benchmarks.base import UNUSABLE
 from mllm_jax.evaluation.grouping import ability_of
 from mllm_jax.evaluation.report.runs import ReportError, Run
 from mllm_jax.evaluation.store import AnswerFile, StoreError, key_of
+from mllm_jax.storage import Path
 
 # What a stored answer says of its question.
 _ASKED = ("prompt", "options", "image", "images", "answer", "gold", "truth")

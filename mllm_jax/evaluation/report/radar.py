@@ -4,7 +4,6 @@ import dataclasses
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.patches import Patch
 
 from mllm_jax.evaluation.report import plots
 from mllm_jax.evaluation.tables import label
+from mllm_jax.storage import Path
 
 GROUP_COLORS = {"coarse": "#009E73", "fine": "#B8860B", "reasoning": "#7B4EA3"}
 

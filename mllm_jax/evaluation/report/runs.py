@@ -4,11 +4,11 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from mllm_jax import storage
 from mllm_jax.evaluation.grouping import Table
 from mllm_jax.evaluation.regroup import regroup
 from mllm_jax.evaluation.report.example_sheet import image_of
@@ -16,6 +16,7 @@ from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
 from mllm_jax.evaluation.tables import Row, rows_from_dicts
 from mllm_jax.files import check_name
+from mllm_jax.storage import Path, as_path
 
 
 class ReportError(ValueError):
@@ -89,7 +90,7 @@ def load_run(directory: Path, name: str, table: Table | None = None) -> Run:
             summary["benchmarks"] = {name: regroup(one, table) for name, one in summary["benchmarks"].items()}
         config = _read(directory / "config.json", {}) if (directory / "config.json").is_file() else {}
         log = directory / "metrics.jsonl"
-        metrics = read_metrics(log) if log.is_file() and log.stat().st_size else {}
+        metrics = read_metrics(log) if log.is_file() and storage.size(log) else {}
     except ReportError:
         raise
     except ValueError as error:
@@ -103,7 +104,7 @@ def load_runs(directories: Sequence[str | Path], table: Table | None = None) -> 
     Raises:
       ReportError: one of them cannot be reported, or is given twice.
     """
-    paths = [Path(directory).resolve() for directory in directories]
+    paths = [storage.resolve(as_path(directory)) for directory in directories]
     for path in paths:
         if paths.count(path) > 1:
             raise ReportError(f"{path} is given twice")
@@ -117,7 +118,7 @@ def load_runs(directories: Sequence[str | Path], table: Table | None = None) -> 
 
 def _read(path: Path, shape: Any) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(storage.read_text(path))
         check_shape(value, shape, "its contents")
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{path} cannot be read: {error}") from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mllm_jax import files
@@ -16,6 +15,7 @@ from mllm_jax.evaluation.report.paired import compare
 from mllm_jax.evaluation.report.runs import ReportError, Run, load_runs
 from mllm_jax.evaluation.report.sections import Section
 from mllm_jax.schema import did_you_mean
+from mllm_jax.storage import Path, as_path, make_folder, resolve
 
 
 def write_report(
@@ -41,17 +41,17 @@ def write_report(
         no benchmark of these runs; a baseline that is none of them.
     """
     try:
-        table = None if groups is None else load_groups(Path(groups))
+        table = None if groups is None else load_groups(as_path(groups))
     except ValueError as error:
         raise ReportError(str(error)) from error
-    runs, out = load_runs(directories, table), Path(out)
+    runs, out = load_runs(directories, table), as_path(out)
     about = "" if table is None else _about_groups(runs, table, groups)
     first = _find(runs, baseline)
     compared = {
         name: compare([run for run in runs if name in run.benchmarks], first, name)
         for name in first.benchmarks
     }
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
     sections = make_sections(runs, out, table, first, compared)
     if about:
@@ -77,7 +77,7 @@ def _find(runs: Sequence[Run], baseline: str | None) -> Run:
     if baseline is None:
         return runs[0]
     for run in runs:
-        if baseline == run.name or Path(baseline).resolve() == run.directory:
+        if baseline == run.name or resolve(as_path(baseline)) == run.directory:
             return run
     names = [run.name for run in runs]
     raise ReportError(

@@ -5,12 +5,10 @@ A data set consists of `root/NAME.json`, images under `root/images/` and, writte
 gets the finished files.
 """
 
-import contextlib
+import functools
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +19,8 @@ from PIL import Image
 
 from mllm_jax import files
 from mllm_jax.data.reading import DataError, read_json
+from mllm_jax.data.threads import map_in_order
+from mllm_jax.data.worker_processes import worker_processes
 from mllm_jax.mini.world.captions import long_caption
 from mllm_jax.mini.world.questions import ABILITIES, Question, make_questions
 from mllm_jax.mini.world.render import LOOK_VERSION, render
@@ -34,6 +34,7 @@ TEXT_ONLY = 0.1  # share of samples without an image in the stage "instruct"
 _PROGRESS_EVERY = 500
 IN_PROCESSES = 500  # images from which on several processes draw them: each takes a second to start
 _MOST_PROCESSES = 8
+_CHUNK = 50  # samples that a process draws at once
 
 
 class DatasetMismatchError(ValueError):
@@ -86,35 +87,43 @@ def _write(
     root: str | os.PathLike[str],
     name: str,
     parameters: dict[str, Any],
-    records: Callable[[Path], Iterable[dict[str, Any]]],
+    records: Callable[[Path, bool], Iterable[dict[str, Any]]],
     total: int,
     progress: bool,
 ) -> Path:
     """Writes images, then the list of records, then the manifest; returns the list's path.
 
     Args:
-        records: writes the images into a folder and gives their records in order.
+        records: writes the images into a folder and gives their records in order. It is told whether to keep those
+            that are there: a call with the same parameters was stopped.
     """
     root = Path(root)
-    path = root / f"{name}.json"
+    path, begun = root / f"{name}.json", root / f".{name}.begun"
     if _is_complete(root, name, parameters):
         return path
     (root / "images").mkdir(parents=True, exist_ok=True)
+    text = json.dumps(parameters, indent=1)
+    keep = begun.is_file() and begun.read_text(encoding="utf-8") == text
+    if not keep:
+        files.write_text(begun, text)
     rows = []
-    for record in records(root / "images"):
+    for record in records(root / "images", keep):
         rows.append(record)
         if progress and len(rows) % _PROGRESS_EVERY == 0:
             print(f"mini world: {name} {len(rows)}/{total}", flush=True)
     files.write_text(path, json.dumps(rows, indent=1))
-    files.write_text(root / f"{name}.manifest.json", json.dumps(parameters, indent=1))
+    files.write_text(root / f"{name}.manifest.json", text)
+    begun.unlink()
     return path
 
 
-def _saved(folder: Path, record: dict[str, Any], image: Image.Image | None) -> dict[str, Any]:
-    """The record, its image written."""
-    if image is not None:
+def _saved(
+    folder: Path, record: dict[str, Any], draw: Callable[[], Image.Image] | None, keep: bool
+) -> dict[str, Any]:
+    """The record, its image drawn and written, unless it is there and kept."""
+    if draw is not None and not (keep and (folder / record["image"]).is_file()):
         with files.replacing(folder / record["image"], sync=False) as file:
-            image.save(file, "PNG", compress_level=1)
+            draw().save(file, "PNG", compress_level=1)
     return record
 
 
@@ -137,9 +146,9 @@ def _framed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _training_record(
-    split: str, stage: str, seed: int, index: int, framed: bool
-) -> tuple[dict[str, Any], Image.Image | None]:
-    """One training sample in LLaVA's format and its image, or None for a text-only one."""
+    split: str, stage: str, framed: bool, seed: int, index: int
+) -> tuple[dict[str, Any], Callable[[], Image.Image] | None]:
+    """One training sample in LLaVA's format and what draws its image, or None for a text-only one."""
     name = f"{split}_{stage}_{index:06d}"
     rng = np.random.default_rng(np.random.SeedSequence([0xDA7A, SPLITS.index(split), seed, index]))
     if stage == "instruct" and rng.random() < TEXT_ONLY:
@@ -150,46 +159,18 @@ def _training_record(
     else:
         pairs = [ask(q, rng) for q in pick_questions(scene, rng, QUESTIONS_PER_IMAGE)]
     pairs[0] = ("<image>\n" + pairs[0][0], pairs[0][1])
-    image = render(scene)
-    image = _framed(image, rng) if framed else image
-    return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, image
+
+    def draw() -> Image.Image:
+        return _framed(render(scene), rng) if framed else render(scene)
+
+    return {"id": name, "image": f"{name}.png", "conversations": _turns(pairs)}, draw
 
 
 def draw_samples(
-    folder: Path, split: str, stage: str, seed: int, indices: Iterable[int], framed: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Writes the images of some training samples into a folder and gives their records."""
-    for index in indices:
-        yield _saved(folder, *_training_record(split, stage, seed, index, framed))
-
-
-def _draw_in_processes(
-    folder: Path, split: str, stage: str, seed: int, n: int, processes: int, framed: bool
-) -> Iterator[dict[str, Any]]:
-    """`draw_samples` of samples 0 to n - 1, process k of P drawing k, k + P, k + 2 P, ..."""
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
-    # Started by its name: multiprocessing would import the script that runs, and with it JAX, in every process.
-    # -P: -m would look for modules in the current folder first.
-    program = [sys.executable, "-P", "-m", "mllm_jax.mini.world.worker"]
-    command = [*program, folder, split, stage, str(int(framed)), str(seed), str(n)]
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for first in range(processes):
-            worker = stack.enter_context(
-                subprocess.Popen(
-                    [*command, str(first), str(processes)],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env={**os.environ, "PYTHONPATH": path},
-                )
-            )
-            stack.callback(worker.kill)
-            workers.append(worker)
-        for index in range(n):
-            line = workers[index % processes].stdout.readline()
-            if not line:
-                raise RuntimeError(f"the process that draws mini-world sample {index} ended early")
-            yield json.loads(line)
+    folder: Path, keep: bool, split: str, stage: str, framed: bool, seed: int, numbers: Iterable[int]
+) -> list[dict[str, Any]]:
+    """The records of some training samples, whose images are written into a folder; `keep` those that are there."""
+    return [_saved(folder, *_training_record(split, stage, framed, seed, index), keep) for index in numbers]
 
 
 def write_split(
@@ -200,8 +181,9 @@ def write_split(
     seed: int,
     progress: bool = True,
     framed: bool = False,
+    workers: int | None = None,
 ) -> Path:
-    """Writes a training data set in LLaVA's format, unless it is there already.
+    """Writes a training data set in LLaVA's format, unless it is there already; a call that was stopped is continued.
 
     Args:
         root: folder; gets `SPLIT.json` and `images/*.png` (112 pixels a side).
@@ -212,6 +194,7 @@ def write_split(
         seed: which world.
         progress: print a line now and then.
         framed: images are of many aspect ratios: each scene stands somewhere on a plain canvas.
+        workers: processes that draw; None for one per core. The result is the same for any number.
 
     Returns:
         Path of the JSON list; its image names are relative to `root/images`.
@@ -231,12 +214,20 @@ def write_split(
         "split": split, "n": n, "stage": stage, "seed": seed,
         "generator": _fingerprint(split), "look": LOOK_VERSION, **({"framed": True} if framed else {}),
     }  # fmt: skip
-    processes = min(_MOST_PROCESSES, os.cpu_count() or 1) if n >= IN_PROCESSES else 1
+    if workers is None:
+        workers = min(_MOST_PROCESSES, os.cpu_count() or 1)
+    workers = workers if n >= IN_PROCESSES else 1
 
-    def records(folder: Path) -> Iterator[dict[str, Any]]:
-        if processes == 1:
-            return draw_samples(folder, split, stage, seed, range(n), framed)
-        return _draw_in_processes(folder, split, stage, seed, n, processes, framed)
+    def records(folder: Path, keep: bool) -> Iterator[dict[str, Any]]:
+        chunks = (range(first, min(first + _CHUNK, n)) for first in range(0, n, _CHUNK))
+        what = (folder, keep, split, stage, framed, seed)
+        if workers == 1:
+            for chunk in chunks:
+                yield from draw_samples(*what, chunk)
+            return
+        with worker_processes(f"{__name__}:draw_samples", workers, *what) as draw:
+            for _, drawn in map_in_order(draw, chunks, workers, ahead=2):
+                yield from drawn
 
     return _write(root, split, parameters, records, n, progress)
 
@@ -293,6 +284,10 @@ def _balanced(pool: list[tuple[int, Question]], n: int) -> list[tuple[int, Quest
     return chosen
 
 
+def _scene_image(seed: int, index: int) -> Image.Image:
+    return render(sample_scene(seed, index, BENCHMARK))
+
+
 def write_benchmark(
     root: str | os.PathLike[str], n_per_ability: int, seed: int, progress: bool = True
 ) -> Path:
@@ -312,7 +307,7 @@ def write_benchmark(
         DatasetMismatchError: if `root` holds a benchmark made from other parameters.
     """
 
-    def records(folder: Path) -> Iterator[dict[str, Any]]:
+    def records(folder: Path, keep: bool) -> Iterator[dict[str, Any]]:
         drawn: set[int] = set()
         for number, (index, question) in enumerate(benchmark_questions(n_per_ability, seed)):
             yield _saved(
@@ -326,7 +321,8 @@ def write_benchmark(
                     "options": list(question.options),
                     "answer": question.answer,
                 },
-                None if index in drawn else render(sample_scene(seed, index, BENCHMARK)),
+                None if index in drawn else functools.partial(_scene_image, seed, index),
+                keep,
             )
             drawn.add(index)
 

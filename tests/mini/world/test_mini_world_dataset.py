@@ -76,6 +76,7 @@ def test_framed_images_hold_the_same_scenes_at_many_aspect_ratios(tmp_path):
 def test_several_processes_write_what_one_writes(framed, tmp_path, monkeypatch):
     one = write_split(tmp_path / "one", "finetune", 13, "instruct", seed=3, progress=False, framed=framed)
     monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
+    monkeypatch.setattr(dataset, "_CHUNK", 3)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     two = write_split(tmp_path / "two", "finetune", 13, "instruct", seed=3, progress=False, framed=framed)
     files = [
@@ -88,6 +89,37 @@ def test_several_processes_write_what_one_writes(framed, tmp_path, monkeypatch):
     ]
     assert files[0] == files[1]
     assert len(files[0]) > 10
+
+
+def test_a_call_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    whole = write_split(tmp_path / "whole", "finetune", 13, "instruct", seed=3, progress=False).parent
+    drawn = []
+
+    def render(scene):
+        drawn.append(scene)
+        if len(drawn) == 7:
+            raise KeyboardInterrupt
+        return original(scene)
+
+    original = dataset.render
+    monkeypatch.setattr(dataset, "render", render)
+    root = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        write_split(root, "finetune", 13, "instruct", seed=3, progress=False)
+    write_split(root, "finetune", 13, "instruct", seed=3, progress=False)
+    images = len(list((whole / "images").iterdir()))
+    assert len(drawn) == images + 1  # of those that were there, none again
+    for path in whole.rglob("*"):
+        other = root / path.relative_to(whole)
+        assert path.is_dir() or other.read_bytes() == path.read_bytes()
+    assert len(list(root.rglob("*"))) == len(list(whole.rglob("*")))
+
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):  # other parameters keep nothing
+        write_split(tmp_path / "other", "finetune", 13, "instruct", seed=3, progress=False)
+    drawn[:] = [None] * 7
+    other = write_split(tmp_path / "other", "finetune", 13, "instruct", seed=4, progress=False)
+    assert len(drawn) == 7 + sum("image" in row for row in json.loads(other.read_text()))
 
 
 def test_processes_run_no_module_of_the_current_folder(tmp_path, monkeypatch):
@@ -103,7 +135,7 @@ def test_a_process_that_fails_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "IN_PROCESSES", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="sample 0 ended early"):
+    with pytest.raises(RuntimeError, match="ended early"):
         write_split(tmp_path, "pretrain", 3, "caption", seed=0, progress=False)
     assert not list(tmp_path.glob("*.json"))
 

@@ -1,0 +1,111 @@
+"""Reading and decoding every image of a data set once: a broken one is found now and not in the middle of training."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mllm_jax.data import source_digest
+from mllm_jax.data.images import ImageError, decode_image
+from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data.threads import map_in_order
+from mllm_jax.data.worker_processes import worker_processes
+from mllm_jax.line_file import LineFile, whole_lines
+
+CHUNK = 64  # images of a task
+
+Stamp = tuple[int, int]  # size in bytes and modification time in ns
+Checked = tuple[str, DataError | ImageError | None]  # digest, and what is wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCheck:
+    """How images are looked at.
+
+    Attributes:
+      root: folder that their paths start from.
+      compat: see `images.decode_image`.
+      max_pixels: an image with more is refused; None reads the files without decoding them.
+    """
+
+    root: Path
+    compat: str | None
+    max_pixels: int | None
+
+    def __call__(self, image: str, sample: str) -> Checked:
+        """The digest of an image that a sample shows, and what is wrong with it."""
+        digest = source_digest.MISSING
+        try:
+            data = read_image_file(self.root, image, sample)
+            digest = source_digest.image_digest(data)
+            if self.max_pixels is not None:
+                source = f"sample {sample!r}, {self.root / image}"
+                decode_image(data, source=source, compat=self.compat, max_pixels=self.max_pixels)
+        except (DataError, ImageError) as error:
+            return digest, error
+        return digest, None
+
+    @property
+    def name(self) -> str:
+        """Tells what was found with these settings from what others find."""
+        return hashlib.sha256(repr((self.compat, self.max_pixels)).encode()).hexdigest()[:12]
+
+
+def check_chunk(check: ImageCheck, pairs: Sequence[tuple[str, str]]) -> list[Checked]:
+    """Looks at (image, sample) pairs."""
+    return [check(image, sample) for image, sample in pairs]
+
+
+def check_images(
+    check: ImageCheck,
+    users: Mapping[str, str],
+    stamps: Mapping[str, Stamp],
+    folder: Path,
+    workers: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[str, Checked]]:
+    """(image, what was found) for every image, in order.
+
+    Args:
+      users: image -> a sample that shows it.
+      stamps: see `source_digest.image_stamps`.
+      folder: keeps what sound images were found by a run that was stopped; they are not read again unless touched.
+      workers: processes; with one, threads of this process.
+      advance: called with how many images are done.
+    """
+    journal = LineFile(folder / f"images-{check.name}.jsonl")
+    known = _known(journal.path)
+    left = [(image, sample) for image, sample in users.items() if (image, stamps[image]) not in known]
+    advance(len(users) - len(left))
+    chunks = (left[first : first + CHUNK] for first in range(0, len(left), CHUNK))
+
+    def found() -> Iterator[Checked]:
+        """What `left` is found to be, noted."""
+        if workers > 1:
+            with worker_processes(f"{__name__}:check_chunk", workers, check) as call:
+                yield from noted(map_in_order(call, chunks, workers))
+        else:
+            look = functools.partial(check_chunk, check)
+            yield from noted(map_in_order(look, chunks, source_digest.THREADS))
+
+    def noted(results: Iterator[tuple[Sequence, list[Checked]]]) -> Iterator[Checked]:
+        for pairs, checked in results:
+            for (image, _), (digest, error) in zip(pairs, checked, strict=True):
+                if error is None:
+                    journal.append(json.dumps([image, *stamps[image], digest]))
+            advance(len(pairs))
+            yield from checked
+
+    with journal, contextlib.closing(found()) as fresh:
+        for image in users:
+            digest = known.get((image, stamps[image]))
+            yield image, next(fresh) if digest is None else (digest, None)
+
+
+def _known(path: Path) -> dict[tuple[str, Stamp], str]:
+    """(image, stamp) -> digest of a journal."""
+    rows = map(json.loads, whole_lines(path, repair=True).decode().splitlines())
+    return {(image, (size, time)): digest for image, size, time, digest in rows}
