@@ -4,6 +4,7 @@
 whether they fit a row, and the fingerprint of the data set that came of them.
 """
 
+import json
 import pathlib
 import re
 from typing import Any
@@ -17,7 +18,7 @@ from mllm_jax.data.samples import Source
 
 FILE = "prepared.json"
 # Keys below `stages.NAME` and `data`; the places of files do not count.
-_OF_STAGE = ("template", "seq_len", "image_slots", "samples_per_row")
+_OF_STAGE = ("template", "aspect", "seq_len", "image_slots", "samples_per_row")
 _OF_DATA = (
     "seq_len",
     "image_slots",
@@ -85,13 +86,11 @@ def _settings(config: ConfigDict, stage: str, source: str) -> dict[str, Any]:
     found["seed"] = config.seed if entry.kind == "mini_world" else None
     chosen = config.model.connector.name
     found["model.connector.name"] = chosen
-    options = config.model.connector.get(chosen, ConfigDict()).to_dict()
-    found[f"model.connector.{chosen}"] = {
-        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
-    }
+    found[f"model.connector.{chosen}"] = config.model.connector.get(chosen, ConfigDict()).to_dict()
+    found["model.vision.tiles"] = config.model.vision.tiles.to_dict()
     found["model.vision.image_size"] = config.model.vision.image_size
     found["model.llm.path"] = pathlib.PurePath(config.model.llm.path).name
-    return found
+    return json.loads(json.dumps(found))  # as it is read again: lists for tuples
 
 
 def _read(directory: pathlib.Path) -> list[dict[str, Any]]:
