@@ -87,7 +87,7 @@ def _settings(config: ConfigDict, stage: str, source: str) -> dict[str, Any]:
     chosen = config.model.connector.name
     found["model.connector.name"] = chosen
     found[f"model.connector.{chosen}"] = config.model.connector.get(chosen, ConfigDict()).to_dict()
-    found["model.vision.tiles"] = config.model.vision.tiles.to_dict()
+    found["model.tiles"] = config.model.tiles.to_dict()
     found["model.vision.image_size"] = config.model.vision.image_size
     found["model.llm.path"] = pathlib.PurePath(config.model.llm.path).name
     return json.loads(json.dumps(found))  # as it is read again: lists for tuples
