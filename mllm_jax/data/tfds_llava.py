@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +217,7 @@ def prepare(
             },
             show_progress=show_progress,
         )
+    shutil.rmtree(folder, ignore_errors=True)
     return LlavaSource(existing)
 
 

@@ -13,6 +13,7 @@ come from strangers.
 import bisect
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -112,9 +113,11 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
                 split=self.split_name,
                 filetype_suffix="array_record",
             )
-            written = self._write_shards(
-                unfinished(Path(self.data_path).parent, self._metadata["fingerprint"])
-            )
+            # Shards of another plan are other shards.
+            plan = hashlib.sha256(
+                f"{self._metadata['fingerprint']} {list(self._shards)}".encode()
+            ).hexdigest()
+            written = self._write_shards(Path(self.data_path).parent / UNFINISHED / plan)
             for shard, path in enumerate(written):
                 final = template.sharded_filepath(shard_index=shard, num_shards=len(written))
                 os.replace(path, os.fspath(final))
@@ -153,11 +156,6 @@ with tfds.core.registered.skip_registration():  # `tfds.load("name")` could not 
 
         def _log_download_done(self) -> None:
             pass
-
-
-def unfinished(root: Path, fingerprint: str) -> Path:
-    """The folder of the shards of a version that is being written, in the folder of its versions."""
-    return Path(root) / UNFINISHED / fingerprint
 
 
 def shard_number(path: Path) -> int:

@@ -101,6 +101,24 @@ def test_checked_images_and_written_shards_are_kept(data, tmp_path, monkeypatch)
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
+def test_shards_of_another_plan_are_not_taken(data, tmp_path, monkeypatch):
+    written = []
+
+    def write(*arguments):
+        written.append(arguments)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = tfds_versions.write_shard
+    monkeypatch.setattr(tfds_versions, "write_shard", write)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, tmp_path / "out")
+    prepare(data, tmp_path / "out", shard_bytes=3000)
+    prepare(data, tmp_path / "whole", shard_bytes=3000)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
 def test_an_image_that_was_touched_meanwhile_is_looked_at_again(data, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_versions, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
