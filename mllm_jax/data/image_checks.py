@@ -11,6 +11,7 @@ from pathlib import Path
 from mllm_jax.data import source_digest
 from mllm_jax.data.images import ImageError, decode_image
 from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data.tfds_versions import not_written
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.worker_processes import worker_processes
 from mllm_jax.line_file import LineFile, whole_lines
@@ -95,9 +96,15 @@ def check_images(
         for pairs, checked in results:
             for (image, _), (digest, error) in zip(pairs, checked, strict=True):
                 if error is None:
-                    journal.append(json.dumps([image, *stamps[image], digest]))
+                    note(json.dumps([image, *stamps[image], digest]))
             advance(len(pairs))
             yield from checked
+
+    def note(line: str) -> None:
+        try:
+            journal.append(line)
+        except OSError as error:
+            raise not_written(error) from error
 
     with journal, contextlib.closing(found()) as fresh:
         for image in users:

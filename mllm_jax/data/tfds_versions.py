@@ -205,11 +205,16 @@ def _shard_writer(path: str) -> Iterator[array_record_module.ArrayRecordWriter]:
         finally:
             writer.close()
     except RuntimeError as error:
-        said = " ".join(str(error).splitlines()[:1])
-        raise OSError(
-            f"prepared data could not be written ({said}); nothing half-written stays: make room and give the same "
-            "command again"
-        ) from error
+        raise not_written(error) from error
+
+
+def not_written(error: Exception) -> OSError:
+    """What is told of a full disk, by the name that the layer below gives it."""
+    said = " ".join(str(error).splitlines()[:1])
+    return OSError(
+        f"prepared data could not be written ({said}); nothing half-written stays: make room and give the same command "
+        "again"
+    )
 
 
 def write_version(
