@@ -106,10 +106,14 @@ def check_images(
         except OSError as error:
             raise not_written(error) from error
 
-    with journal, contextlib.closing(found()) as fresh:
-        for image in users:
-            digest = known.get((image, stamps[image]))
-            yield image, next(fresh) if digest is None else (digest, None)
+    try:
+        with contextlib.closing(found()) as fresh:
+            for image in users:
+                digest = known.get((image, stamps[image]))
+                yield image, next(fresh) if digest is None else (digest, None)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk, which was told before
+            journal.close()
 
 
 def _known(path: Path) -> dict[tuple[str, Stamp], str]:

@@ -127,7 +127,9 @@ def test_a_missing_or_empty_image_is_named_and_nothing_is_left(data, tmp_path):
     (images / "sub" / "b.jpg").touch()
     with pytest.raises(DataError, match=r"sample 'ünï': image file .*b\.jpg is empty"):
         prepare(path, images, tmp_path / "out", show_progress=False)
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out" / "llava").iterdir()] == [
+        ".unfinished"
+    ]  # which are sound
 
 
 def test_broken_and_huge_images_are_named_before_anything_is_written(data, tmp_path):
