@@ -38,6 +38,7 @@ def _published(config: ConfigDict) -> ConfigDict:
     config.data.image_slots = 5  # the whole image and four tiles
     config.data.overlong = "skip"
     config.data.threads = 16
+    config.mesh.data, config.mesh.fsdp = 1, -1  # a copy of the state for each device would take 84 GB
 
     finetune = stage_config()
     finetune.trainable = EVERYTHING
