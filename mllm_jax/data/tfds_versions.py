@@ -185,7 +185,9 @@ def write_shard(path: Path, features: Callable[[], Features], examples: Iterable
     try:
         with _shard_writer(os.fspath(temporary)) as writer:
             for example in examples:
-                data = serializer.serialize_example(dictionary.encode_example(example))
+                record = serializer.get_tf_example(dictionary.encode_example(example))
+                # The fields of a record are a map, which protobuf writes in another order in every process.
+                data = record.SerializeToString(deterministic=True)
                 writer.write(data)
                 num_bytes += len(data)
         sync_file(os.fspath(temporary))
