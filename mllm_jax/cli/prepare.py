@@ -5,7 +5,7 @@
     python train.py (the same) --config.data.prepared --workdir=gs://bucket/run
 
 Samples are read, checked and written as ArrayRecord, the mini world is drawn, samples are measured for packing, and
-benchmarks with a folder `prepared` are written. A run that was stopped, however hard, is continued by the same
+with --benchmarks=mmbench,pope --data_dir=DIR these are written below DATA/benchmarks for `eval.py --prepared`. A run that was stopped, however hard, is continued by the same
 command and ends with the same files. `--config.data.prepared` then trains from these files alone.
 Vision features (`cache_features`) need the tower and are computed when training begins.
 """
@@ -17,6 +17,7 @@ import sys
 import time
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from mllm_jax import console
 from mllm_jax.cli import script
@@ -25,6 +26,7 @@ from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.preflight import check_benchmarks
 from mllm_jax.evaluation.run import open_benchmark
+from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.storage import as_path
@@ -33,8 +35,15 @@ from mllm_jax.training.sources import prepare_stage
 from mllm_jax.workdir import data_dir
 
 
-def prepare(config, directory: pathlib.Path, workers: int) -> None:
+def prepare(
+    config: ConfigDict, directory: pathlib.Path, workers: int, benchmarks: ConfigDict | None = None
+) -> None:
     """Prepares everything that a recipe reads.
+
+    Args:
+      directory: where prepared data are kept.
+      workers: processes.
+      benchmarks: published ones to prepare as well, as `select_benchmarks` gives them.
 
     Raises:
       ConfigError, DataError, ImageError, SampleError, BenchmarkError: naming what cannot be used.
@@ -56,9 +65,9 @@ def prepare(config, directory: pathlib.Path, workers: int) -> None:
         if config.stages[name].cache_features:
             say(f"stage {name}: vision features are computed when training begins (cache_features)")
     config.data.dir = str(directory)
-    for name, values in eval_config(config, directory).benchmarks.items():
-        if values.prepared:
-            say(f"benchmark {name}: {len(open_benchmark(values).questions):,} questions")
+    eval_config(config, directory)  # draws the mini benchmark
+    for name, values in (benchmarks or {}).items():
+        say(f"benchmark {name}: {len(open_benchmark(values).questions):,} questions")
     say(
         f"prepared in {time.time() - begin:.0f} s; train with --config.data.dir={directory} --config.data.prepared"
     )
@@ -75,6 +84,8 @@ def main(arguments: list[str]) -> int:
     workdir = flags.DEFINE_string(
         "workdir", None, "Put data where a run in it looks, if data.dir is not set."
     )
+    names = flags.DEFINE_list("benchmarks", None, "Published benchmarks, as for eval.py.")
+    files = flags.DEFINE_string("data_dir", "", "Holds a folder per published benchmark.")
     workers = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", lower_bound=1)
 
     def run(_: list[str]) -> None:
@@ -82,7 +93,10 @@ def main(arguments: list[str]) -> int:
         if not (config.value.data.dir or workdir.value):
             raise ConfigError("config key 'data.dir' is not set: give a folder for the data, or --workdir")
         folder = data_dir(config.value, as_path(workdir.value or "."))
-        prepare(config.value, folder, workers.value)
+        chosen = None
+        if names.value:
+            chosen = select_benchmarks(names.value, files.value, str(folder / "benchmarks"))
+        prepare(config.value, folder, workers.value, chosen)
 
     sys.argv[1:] = arguments  # where ml_collections looks for values of keys
     script.run(run, ["mllm-jax prepare", *arguments])

@@ -10,6 +10,7 @@ import tiny
 from mllm_jax.cli.prepare import prepare
 from mllm_jax.config import ConfigError
 from mllm_jax.data import measure
+from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.training.prepared import FILE
 
 
@@ -81,6 +82,14 @@ def test_data_that_were_not_prepared_or_are_gone_are_named(train, moved, tmp_pat
     shutil.rmtree(tmp_path / "data" / "source_captions")
     with pytest.raises(ConfigError, match=r"source_captions are gone"):
         train.train(moved, tmp_path / "again", evaluate=False)
+
+
+def test_benchmarks_are_prepared_too(moved, tmp_path, capsys):
+    files = tiny.write_benchmarks(tmp_path / "files")
+    chosen = select_benchmarks(["pope"], str(files), str(tmp_path / "data" / "benchmarks"))
+    prepare(moved, tmp_path / "data", workers=1, benchmarks=chosen)
+    assert "benchmark pope: 3 questions" in capsys.readouterr().out
+    assert any((tmp_path / "data" / "benchmarks" / "pope").glob("1.0.0/*array_record*"))
 
 
 @pytest.mark.slow
