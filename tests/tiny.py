@@ -203,7 +203,7 @@ def write_benchmarks(root):
             rows.append(
                 [base + turn * 1_000_000, "What?", "", *cells, answer, kind, image, "", "", "", "dev"]
             )
-    (root / "mmbench").mkdir()
+    (root / "mmbench").mkdir(parents=True)
     lines = ["\t".join(map(str, row)) for row in [header, *rows]]
     (root / "mmbench" / "mmbench_dev_20230712.tsv").write_text("\n".join(lines) + "\n")
     (root / "pope" / "val2014").mkdir(parents=True)

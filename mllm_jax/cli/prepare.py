@@ -5,9 +5,10 @@
     python train.py (the same) --config.data.prepared --workdir=gs://bucket/run
 
 Samples are read, checked and written as ArrayRecord, the mini world is drawn, samples are measured for packing, and
-with --benchmarks=mmbench,pope --data_dir=DIR these are written below DATA/benchmarks for `eval.py --prepared`. A run that was stopped, however hard, is continued by the same
-command and ends with the same files. `--config.data.prepared` then trains from these files alone.
-Vision features (`cache_features`) need the tower and are computed when training begins.
+with --benchmarks=mmbench,pope --data_dir=DIR these are written below DATA/benchmarks for `eval.py --prepared`. A run
+that was stopped, however hard, is continued by the same command and ends with the same files.
+`--config.data.prepared` then trains from these files alone. Vision features (`cache_features`) need the tower and are
+computed when training begins.
 """
 
 import functools
