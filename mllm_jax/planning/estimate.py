@@ -176,7 +176,8 @@ class _Sizes:
         if plan.stage.cache_features:
             return 0.0
         grid, vision = plan.model.vision_spec.grid, plan.model.vision
-        images, tokens = self.micro_rows * self.slots, grid[0] * grid[1] + 1
+        slots = self.micro_rows * self.slots
+        images, tokens = slots * vision.views, grid[0] * grid[1] + 1
         states = 4 * images * tokens * vision.width  # float32 sums of hidden states
         request = plan.model.make_connector().request()
         held = len(request.hidden) + len(request.means) + len(request.normalized_means)
@@ -186,8 +187,11 @@ class _Sizes:
             if self.encoder
             else 0
         )
-        visual = images * plan.model.visual_layout.slot.num_tokens * width * plan.model.llm.width
-        return float((1 + held) * states + block + kept * images * tokens * width * vision.width + 4 * visual)
+        positions, channels = plan.model.vision_spec.fine
+        fine = images * tokens * positions * channels * width  # in cells, as one map, and while that is made
+        visual = slots * plan.model.visual_layout.slot.num_tokens * width * plan.model.llm.width
+        states = (1 + held) * states + kept * images * tokens * width * vision.width
+        return float(states + block + 3 * fine + 4 * visual)
 
 
 def rows_of(plan: StagePlan) -> int:
