@@ -47,7 +47,8 @@ def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict
     """The recipe with the mesh and accumulation that fit and take the least time; where none fits, with those that need
     the least memory.
 
-    Of nearly equally fast ones the simplest is taken: the smallest tensor axis, then the least accumulation.
+    Of nearly equally fast ones the simplest is taken: the smallest tensor axis, then the least accumulation, then what
+    leaves most memory.
 
     Raises:
       ConfigError: no mesh of the machine suits batch and heads.
@@ -65,7 +66,7 @@ def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict
         if needed.total <= MARGIN * machine.chip.memory:
             hidden = bound.compute + bound.memory + bound.network + bound.slow_network
             cost = bound.seconds + OVERLAP_LOST * hidden
-            fast.append((cost, (sizes["tensor"], parts, cost, -sizes["fsdp"]), found))
+            fast.append((cost, (sizes["tensor"], parts, needed.total), found))
     if small is None:
         raise ConfigError(
             f"config key 'stages.{stage}.batch_size' ({config.stages[stage].batch_size}) cannot be shared by "
