@@ -111,7 +111,10 @@ def plan_missing(store: dict) -> None:
 def short(cell: dict) -> str:
     """A cell of the table."""
     if not cell["fits"]:
-        return f"no ({gib(cell['memory']['total'])} of {gib(cell['memory_capacity'])})"
+        near = not cell["compiled"] and cell["memory"]["total"] <= cell["memory_capacity"]
+        return (
+            f"{'~near' if near else 'no'} ({gib(cell['memory']['total'])} of {gib(cell['memory_capacity'])})"
+        )
     about = "" if cell["compiled"] else "~"
     return f"{about}{cell['step_seconds']:.2f} s, {cell['mfu_bound']:.0%}, {gib(cell['memory']['total'])}"
 
@@ -167,12 +170,12 @@ says so; that gives memory and traffic. All else (marked `~` and `formula`) is `
 bounds: no step is faster than its slowest resource (the chip's peak, its memory, its network), so a real step is
 slower, and the MFU is the most that can be reached.
 
-A cell says the bound of a step's time, of MFU, and the memory of a chip, or `no` with the least memory of any mesh.
-Names are Cloud TPU's: v5p-64 has 32 chips, v5e-64 has 64. Batches are the papers': 256 in stage 1, 128 in stage 2,
-rows of 2,048 positions, one sample a row, taken as full. Mesh and accumulation are those that the formula finds
-fastest among all that fit (`--mesh=auto`). The compiler ran with less effort (`--quick`), which hides less
-communication behind computation and needs less memory for it; [operating.md](operating.md#plan-before-you-pay) says
-how much.
+A cell says the bound of a step's time, of MFU, and the memory of a chip, or `no` with the least memory of any mesh
+(`~near` where only compiling would tell). Names are Cloud TPU's: v5p-64 has 32 chips, v5e-64 has 64. Batches are the
+papers': 256 in stage 1, 128 in stage 2, rows of 2,048 positions, one sample a row, taken as full. Mesh and
+accumulation are those that the formula finds fastest among all that fit (`--mesh=auto`). The compiler ran with less
+effort (`--quick`), which hides less communication behind computation and needs less memory for it;
+[operating.md](operating.md#plan-before-you-pay) says how much.
 """
 
 
