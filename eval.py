@@ -13,6 +13,11 @@ behind colons; the files of NAME are expected under DATA_DIR/NAME. What was answ
 evaluation goes on where it was.
 """
 
+from mllm_jax.cli import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.start_again()  # before the seconds that the imports take
+
 from absl import flags, logging
 from ml_collections import ConfigDict
 

@@ -6,6 +6,11 @@ Any key of the recipe can be changed on the command line (`--config.model.connec
 stopped, however hard, goes on where its last checkpoint was when the same command is given again.
 """
 
+from mllm_jax.cli import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.start_again()  # before the seconds that the imports take
+
 import contextlib
 import functools
 import signal

@@ -21,7 +21,8 @@ from mllm_jax import connectors
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
-from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel import cpu_devices
+from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
 from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
@@ -45,12 +46,14 @@ class Training:
         stage, tokenizer = config.stages[STAGE], load_tokenizer(config.model.llm.path)
         model = runs.model_config(config)
         self.visual = model.visual_layout.slot.num_tokens
-        self.mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+        self.mesh = make_mesh(config.mesh.to_dict())
         sources = prepare_sources(config, STAGE, model, tokenizer, workdir)
         packing = packing_plan(config, stage, model, tokenizer, sources, workdir)
         with (
             use_mesh(self.mesh),
-            stage_iterator(config, stage, model, tokenizer, sources, packing) as batches,
+            stage_iterator(
+                config, stage, model, tokenizer, sources, packing, row_multiple=num_row_shards(self.mesh)
+            ) as batches,
         ):
             self.plan = StagePlan(config, STAGE, self.mesh, batches.num_batches, batches.rows)
             params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
@@ -86,6 +89,7 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
+    cpu_devices.divide(recipe(DEFAULT).mesh.cpu_devices)
     args.workdir.mkdir(parents=True, exist_ok=True)
     base = Training(DEFAULT, args.workdir, args.steps)
     lines = [

@@ -13,6 +13,7 @@ and with huge pages. Two processes take turns in one run, so that both meet the 
 """
 
 import argparse
+import os
 import tempfile
 import time
 from typing import Any
@@ -88,16 +89,19 @@ class Torch:
 class Ours:
     """This library's step on the same checkpoint."""
 
-    def __init__(self, directory: str, attention: str, row_length: int):
+    def __init__(self, directory: str, attention: str, row_length: int, devices: int):
         import dataclasses
 
         from trainer import Trainer
 
         from mllm_jax.interop.checkpoints import load_model
+        from mllm_jax.parallel import cpu_devices
+
+        cpu_devices.divide(devices)
 
         model, params, _ = load_model(directory)
         model = dataclasses.replace(model, remat="none", vision_remat="none", attention=attention)
-        self.trainer = Trainer(model, params)
+        self.trainer, self.devices = Trainer(model, params, devices), devices
         alone = RowLimits(LENGTH, 1, (LENGTH - VISUAL) // 2, 1)
         packed = RowLimits(row_length, row_length // 200, max(row_length // 3, LENGTH // 2), 64)
         self.cases = {
@@ -134,7 +138,7 @@ class Ours:
 
         sizes = np.array([(len(s.tokens), s.image is not None, s.supervised.sum(), 1) for s in samples])
         rows = pack(sizes, limits, np.random.default_rng(0))
-        per_step = round(BATCH * len(rows) / len(samples))
+        per_step = max(1, round(BATCH * len(rows) / len(samples) / self.devices)) * self.devices
         batches = []
         for start in range(0, len(rows) - per_step + 1, per_step):
             stacked = jax.tree.map(
@@ -160,11 +164,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--attention", default="auto", help="backend (config key model.attention)")
     parser.add_argument("--row-length", type=int, default=1024, help="of packed rows")
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="of the CPU, as mesh.cpu_devices")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(directory)
-        torch, ours = Side(Torch, directory), Side(Ours, directory, args.attention, args.row_length)
+        torch, ours = (
+            Side(Torch, directory),
+            Side(Ours, directory, args.attention, args.row_length, args.devices),
+        )
         first = [side.call("run", "fixed", 0, 1)[2] for side in (torch, ours)]  # which warms up
         if abs(first[0] - first[1]) > 1e-4:
             raise SystemExit(f"the first losses differ: torch {first[0]}, ours {first[1]}")
@@ -194,7 +202,7 @@ def main() -> None:
         about = __doc__.split("\n\n", 2)[2]
         setting = (
             f"Median (least–greatest) of {args.rounds} rounds, `attention={args.attention}`, packed rows of "
-            f"{args.row_length}; {page.machine('jax', 'torch', 'transformers')}."
+            f"{args.row_length}, the CPU as {args.devices} devices; {page.machine('jax', 'torch', 'transformers')}."
         )
         page.write_section("train_vs_torch", "## Training against torch", about, setting, table)
 

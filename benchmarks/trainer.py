@@ -17,7 +17,10 @@ RATE = 1e-4
 
 
 class Trainer:
-    """Connector and LLM trained in float32 by AdamW, gradients clipped to norm 1, the tower frozen; on one device.
+    """Connector and LLM trained in float32 by AdamW, gradients clipped to norm 1, the tower frozen.
+
+    Args:
+      devices: that share the rows of a batch.
 
     trainer = Trainer(model, params)
     batch = trainer.to_device(rows)
@@ -25,9 +28,9 @@ class Trainer:
     loss = trainer.run(compiled, batch)
     """
 
-    def __init__(self, model: ModelConfig, params: Params):
+    def __init__(self, model: ModelConfig, params: Params, devices: int = 1):
         self.model = model
-        self._mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+        self._mesh = make_mesh({"data": devices}, jax.devices()[:devices])
         trained, self._frozen = (
             place(part, self._mesh, "float32", model)
             for part in paths.split(params, ("connector/.*", "llm/.*"))

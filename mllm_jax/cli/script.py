@@ -10,7 +10,6 @@ if __name__ == "__main__":
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import operator
 import os
@@ -20,7 +19,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -123,26 +121,9 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 
 
 def _start(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
-    _use_huge_pages()  # behind the flags: --help and a wrong flag need no second start
     if problem := compilation_cache.use(FLAGS.compilation_cache):
         complain(problem)
     return _guarded(main, arguments)
-
-
-def _use_huge_pages() -> None:
-    """Starts this program once more with an allocator that asks Linux for huge pages.
-
-    XLA allocates its temporaries on a CPU anew in every step, and with pages of 4 KB a third of the time goes into
-    page faults. glibc reads the setting only when a process starts; an environment that sets it is left alone, and so
-    is a program with a debugger, with connections to other processes, or with a plugin for accelerators.
-    """
-    started = sys.gettrace() is not None or jax.distributed.is_initialized()
-    accelerated = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ and not started and not accelerated:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        sys.stdout.flush()
-        with contextlib.suppress(OSError):  # slower, but it runs
-            os.execv(sys.executable, sys.orig_argv)
 
 
 def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:

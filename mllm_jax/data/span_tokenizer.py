@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+SHORT = 100  # characters up to which a text is likely to come again: pieces of a template, questions, answers
+
 
 class SpanTokenizer:
     """A Hugging Face tokenizer that encodes pieces of a text in their context.
@@ -41,6 +43,9 @@ class SpanTokenizer:
                 self._dummy_after_special = behind == alone
 
     def _ids(self, text: str) -> list[int]:
+        return list(_repeated(self, text)) if len(text) <= SHORT else self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
         # The same flags in every call: changing them would change the shared backend under other threads.
         ids = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
@@ -131,6 +136,12 @@ class SpanTokenizer:
         cuts = "|".join(f"(?<={re.escape(marker[0])})(?={re.escape(marker[1:])})" for marker in spelled)
         first, *rest = re.split(cuts, text)
         return encode(first) + [index for piece in rest for index in self.middle(piece)]
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _repeated(tokenizer: SpanTokenizer, text: str) -> tuple[int, ...]:
+    """The ids of a short text; a call of a tokenizer costs far more than its work on one."""
+    return tuple(tokenizer._encode(text))
 
 
 @functools.lru_cache(maxsize=8)

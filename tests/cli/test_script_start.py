@@ -2,14 +2,17 @@
 
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from mllm_jax.cli import script
+from mllm_jax.cli import huge_pages, script
 from mllm_jax.data.tokens import SampleTooLong
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,10 +29,10 @@ def started(monkeypatch):
 
 
 def test_a_script_starts_once_more_with_huge_pages(started):
-    script._use_huge_pages()
+    huge_pages.start_again()
     assert started == [(sys.executable, sys.orig_argv)]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    script._use_huge_pages()  # the second start
+    huge_pages.start_again()  # the second start
     assert len(started) == 1
 
 
@@ -44,19 +47,20 @@ def test_a_script_starts_once_more_with_huge_pages(started):
 )
 def test_not_elsewhere_nor_in_a_program_that_cannot_be_left(started, monkeypatch, where, name, value):
     monkeypatch.setattr(where, name, value)
-    script._use_huge_pages()
+    huge_pages.start_again()
     assert not started
     assert "GLIBC_TUNABLES" not in os.environ
 
 
 def test_an_environment_that_sets_it_is_left_alone(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-    script._use_huge_pages()
+    huge_pages.start_again()
     assert not started
 
 
 def test_the_second_start_has_the_arguments_of_the_first(script_environment):
-    code = "import os, sys; from mllm_jax.cli import script; "
+    code = "import os, sys; from mllm_jax.cli import huge_pages; huge_pages.start_again(); "
+    code += "from mllm_jax.cli import script; "
     code += "script.run(lambda _: print(sys.argv[1:], os.environ['GLIBC_TUNABLES']))"
     environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
     done = subprocess.run(
@@ -84,3 +88,17 @@ def test_the_way_out_stands_behind_the_error(capsys):
     assert text.endswith(
         "limit of 8; raise the stage's seq_len (data.seq_len where it has none), or set data.overlong=skip\n"
     )
+
+
+@pytest.mark.parametrize("name", ["train.py", "eval.py"])
+def test_the_second_start_comes_before_what_is_slow_to_import(name, script_environment, tmp_path):
+    """The first start ends before JAX is imported."""
+    (tmp_path / "jax.py").write_text(
+        "import os; print(os.environ.get('GLIBC_TUNABLES')); raise SystemExit(3)"
+    )
+    environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(tmp_path), environment["PYTHONPATH"]))
+    done = subprocess.run(
+        [sys.executable, ROOT / name], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, "glibc.malloc.hugetlb=1\n"), done.stderr

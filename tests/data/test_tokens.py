@@ -281,6 +281,18 @@ def test_encoding_in_context(family):
     assert "".join(spell(pieces.after_special("USER"))) == {"llama": "USER", "llama_legacy": "▁USER"}[family]
 
 
+@pytest.mark.parametrize("text", ["a short text", "a long text " * 20])
+def test_a_text_that_comes_again_has_the_same_ids(text):
+    """The ids of short texts are kept; whoever changes his list changes nobody else's."""
+    tokenizer = make("llama")
+    pieces = SpanTokenizer(tokenizer)
+    first = pieces.start(text)
+    expected = list(first)
+    first.append(-1)
+    assert pieces.start(text) == expected
+    assert tokenizer.decode(expected) == text
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_visual_positions(family):
     sample = encode("v1", ("<image> and <image>?", "A", "<image>", "B"), family, counts=[2, 3, 1])
