@@ -155,6 +155,12 @@ def _attention_pairs(config: ModelConfig, batch: Batch) -> Array:
     return sum(seen[window] for window in windows) / len(windows)
 
 
+def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any] | None:
+    """XLA's, for the devices of a mesh: vectors as wide as the CPU has them, where its default is half of AVX-512's."""
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_prefer_vector_width": 512} if on_cpu else None
+
+
 def make_train_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
@@ -185,6 +191,7 @@ def make_train_step(
     @functools.partial(
         jax.jit,
         donate_argnums=0,
+        compiler_options=_compiler_options(state.step.sharding.mesh),
         in_shardings=shardings,
         out_shardings=(shardings[0], replicated(state.step.sharding.mesh)),
     )
