@@ -20,7 +20,10 @@ def start_again() -> None:
     """
     jax = sys.modules.get("jax")
     started = sys.gettrace() is not None or (jax is not None and jax.distributed.is_initialized())
-    accelerated = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    accelerated = (
+        plugins and os.environ.get("JAX_PLATFORMS") != "cpu"
+    )  # libtpu also plans TPUs that are not here
     if sys.platform == "linux" and VARIABLE not in os.environ and not started and not accelerated:
         os.environ[VARIABLE] = VALUE
         sys.stdout.flush()

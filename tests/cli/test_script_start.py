@@ -25,6 +25,7 @@ def started(monkeypatch):
     monkeypatch.setattr(sys, "gettrace", lambda: None)  # coverage traces
     monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is as before afterwards
     monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     return calls
 
 
@@ -52,6 +53,13 @@ def test_not_elsewhere_nor_in_a_program_that_cannot_be_left(started, monkeypatch
     assert "GLIBC_TUNABLES" not in os.environ
 
 
+def test_a_plugin_does_not_count_where_jax_is_told_to_use_the_cpu(started, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    huge_pages.start_again()
+    assert len(started) == 1
+
+
 def test_an_environment_that_sets_it_is_left_alone(started, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     huge_pages.start_again()
@@ -63,6 +71,7 @@ def test_the_second_start_has_the_arguments_of_the_first(script_environment):
     code += "from mllm_jax.cli import script; "
     code += "script.run(lambda _: print(sys.argv[1:], os.environ['GLIBC_TUNABLES']))"
     environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
+    environment["JAX_PLATFORMS"] = "cpu"  # libtpu may be there to plan with
     done = subprocess.run(
         [sys.executable, "-c", code, "--log_dir=a b", "--traceback"],
         env=environment,
@@ -97,6 +106,7 @@ def test_the_second_start_comes_before_what_is_slow_to_import(name, script_envir
         "import os; print(os.environ.get('GLIBC_TUNABLES')); raise SystemExit(3)"
     )
     environment = {key: value for key, value in script_environment.items() if key != "GLIBC_TUNABLES"}
+    environment["JAX_PLATFORMS"] = "cpu"  # libtpu may be there to plan with
     environment["PYTHONPATH"] = os.pathsep.join((str(tmp_path), environment["PYTHONPATH"]))
     done = subprocess.run(
         [sys.executable, ROOT / name], env=environment, capture_output=True, text=True, check=False
