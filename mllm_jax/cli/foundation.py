@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     args.workdir.mkdir(parents=True, exist_ok=True)
     tokenizer = train.prepare_tokenizer(config.tokenizer, args.workdir)
     if args.only in (None, "tower"):
-        train.train_tower(config.tower, tokenizer, args.workdir / "tower")
+        train.train_tower(config.tower, args.workdir / "tower")
     if args.only in (None, "llm"):
         train.train_llm(config.llm, tokenizer, args.workdir / "llm")
     if args.only in (None, "export"):

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.mini.world import Scene, render_array, sample_scene
+from mllm_jax.mini.world.difficulty import STANDARD, Difficulty
 from mllm_jax.mini.world.targets import patch_owners
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
@@ -54,9 +55,11 @@ def pixel_features(patch: int) -> Features:
     return features
 
 
-def pictures(count: int, size: int, seed: int = 0) -> tuple[list[Scene], np.ndarray]:
+def pictures(
+    count: int, size: int, seed: int = 0, difficulty: Difficulty = STANDARD
+) -> tuple[list[Scene], np.ndarray]:
     """Scenes of the held-out split and their images uint8[count, size, size, 3]."""
-    scenes = [sample_scene(seed, index, "mini") for index in range(count)]
+    scenes = [sample_scene(seed, index, "mini", difficulty) for index in range(count)]
     resize = Image.Resampling.BICUBIC
     images = [Image.fromarray(render_array(scene)).resize((size, size), resize) for scene in scenes]
     return scenes, np.stack([np.asarray(image) for image in images])

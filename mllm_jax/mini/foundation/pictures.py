@@ -1,66 +1,70 @@
 """Rendered training images of the tower with their targets, kept on disk as plain arrays."""
 
+import dataclasses
 import functools
 import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mllm_jax import files
 from mllm_jax.mini.world import (
     GLOBAL_CLASSES,
     PATCH_CLASSES,
+    Difficulty,
     global_targets,
-    long_caption,
     patch_targets,
     render_array,
     sample_scene,
 )
+from mllm_jax.mini.world.scene import dense_scene
 
 
-def _example(index: int, seed: int, size: int, patch: int) -> tuple[np.ndarray, dict, dict, str]:
-    scene = sample_scene(seed, index, "foundation")
-    picture = Image.fromarray(render_array(scene))
-    if picture.width != size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return (
-        np.asarray(picture),
-        patch_targets(scene, size // patch),
-        global_targets(scene),
-        long_caption(scene),
+def _example(
+    index: int, seed: int, size: int, patch: int, dense: float, difficulty: Difficulty
+) -> tuple[np.ndarray, dict, dict]:
+    crowded = (index * 0.6180339887) % 1 < dense  # evenly spread over the numbers
+    scene = (
+        dense_scene(seed, index, difficulty)
+        if crowded
+        else sample_scene(seed, index, "foundation", difficulty)
     )
+    return render_array(scene, size), patch_targets(scene, size // patch), global_targets(scene)
 
 
 def render_pool(
     directory: pathlib.Path,
-    tokenizer: Any,
     *,
     first: int,
     count: int,
     size: int,
     patch: int,
-    length: int,
+    dense: float,
+    difficulty: Difficulty,
     seed: int,
 ) -> dict[str, Any]:
     """Renders images `first` .. `first + count` at `size` px, or opens them if they were rendered before.
 
+    Args:
+      dense: share of crowded scenes (`dense_scene`).
+      difficulty: of all scenes.
+
     Returns:
-      images uint8[N, size, size, 3] (memory-mapped), patch {key: uint8[N, P]}, image {key: uint8[N]},
-      caption uint16[N, length] (BOS, words, EOS, then 0).
+      images uint8[N, size, size, 3] (memory-mapped), patch {key: uint8[N, P]}, image {key: uint8[N]}.
 
     Raises:
-      ValueError: the directory holds images made with other parameters, or a caption is longer than `length`.
+      ValueError: the directory holds images made with other parameters.
     """
     grid = (size // patch) ** 2
-    want = {"first": first, "count": count, "size": size, "patch": patch, "length": length, "seed": seed}
+    want = {"first": first, "count": count, "size": size, "patch": patch, "dense": dense, "seed": seed}
+    want["difficulty"] = json.loads(json.dumps(dataclasses.asdict(difficulty)))
     want["labels"] = [*PATCH_CLASSES, *GLOBAL_CLASSES]
     manifest = directory / "manifest.json"
-    names = {"caption": ((count, length), np.uint16), "images": ((count, size, size, 3), np.uint8)}
+    names = {"images": ((count, size, size, 3), np.uint8)}
     names |= {f"patch_{key}": ((count, grid), np.uint8) for key in PATCH_CLASSES}
     names |= {f"image_{key}": ((count,), np.uint8) for key in GLOBAL_CLASSES}
     if manifest.exists():
@@ -75,17 +79,13 @@ def render_pool(
             name: np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, shape)
             for name, (shape, dtype) in names.items()
         }
-        make = functools.partial(_example, seed=seed, size=size, patch=patch)
+        make = functools.partial(
+            _example, seed=seed, size=size, patch=patch, dense=dense, difficulty=difficulty
+        )
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 16)) as pool:
             examples = pool.imap(make, range(first, first + count), chunksize=64)
-            for row, (picture, patches, whole, caption) in enumerate(examples):
-                ids = [tokenizer.bos_token_id, *tokenizer(caption).input_ids, tokenizer.eos_token_id]
-                if len(ids) > length:
-                    raise ValueError(
-                        f"caption of picture {first + row} has {len(ids)} tokens, more than {length}"
-                    )
+            for row, (picture, patches, whole) in enumerate(examples):
                 arrays["images"][row] = picture
-                arrays["caption"][row, : len(ids)] = ids
                 for key, value in patches.items():
                     arrays[f"patch_{key}"][row] = value
                 for key, value in whole.items():
@@ -96,7 +96,6 @@ def render_pool(
     opened = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in names}
     return {
         "images": opened["images"],
-        "caption": opened["caption"],
         "patch": {key: opened[f"patch_{key}"] for key in PATCH_CLASSES},
         "image": {key: opened[f"image_{key}"] for key in GLOBAL_CLASSES},
     }
@@ -107,24 +106,43 @@ def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
     index = np.sort(index)
     return {
         "images": pool["images"][index],
-        "caption": pool["caption"][index].astype(np.int32),
         "patch": {key: value[index].astype(np.int32) for key, value in pool["patch"].items()},
         "image": {key: value[index].astype(np.int32) for key, value in pool["image"].items()},
     }
 
 
+def emphasis(points: Mapping[str, Sequence[tuple[int, float]]], step: int) -> dict[str, np.ndarray]:
+    """The weight of each kind of patch label at a step.
+
+    Args:
+      points: per kind (step, weight) pairs, straight lines between; kinds that are not listed weigh 1.
+    """
+    listed = {key: np.interp(step, *np.transpose(pairs)) for key, pairs in points.items()}
+    return {key: np.float32(listed.get(key, 1)) for key in PATCH_CLASSES}
+
+
 def pool_batches(
-    pools: list[dict[str, Any]], shares: list[int], batch: int, seed: int, start: int
+    pools: list[dict[str, Any]],
+    shares: list[int],
+    batch: int,
+    seed: int,
+    start: int,
+    weights: Mapping[str, Sequence[tuple[int, float]]],
 ) -> Iterator[dict]:
-    """Batches from several pools (one resolution each), in a fixed cycle by `shares`, shuffled anew every epoch."""
+    """Batches from several pools (one resolution each), in a fixed cycle by `shares`, shuffled anew every epoch.
+
+    Args:
+      weights: see `emphasis`.
+    """
     cycle = [pool for pool, share in enumerate(shares) for _ in range(share)]
     step = start
     while True:
         which = cycle[step % len(cycle)]
-        count = len(pools[which]["caption"])
+        count = len(pools[which]["images"])
         per_epoch = count // batch
         turn = (step // len(cycle)) * shares[which] + sum(p == which for p in cycle[: step % len(cycle)])
         epoch, place = divmod(turn, per_epoch)
         order = np.random.default_rng([seed, which, epoch]).permutation(count)
-        yield rows(pools[which], order[place * batch : (place + 1) * batch])
+        images = rows(pools[which], order[place * batch : (place + 1) * batch])
+        yield images | {"emphasis": emphasis(weights, step)}
         step += 1

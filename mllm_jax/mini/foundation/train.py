@@ -22,6 +22,7 @@ from mllm_jax.files import no_links
 from mllm_jax.mini.foundation import pictures, tower
 from mllm_jax.mini.foundation.text import phased_batches
 from mllm_jax.mini.foundation.tokenizer import train_tokenizer
+from mllm_jax.mini.world import GRADED
 from mllm_jax.models.decoder import Decoder, DecoderConfig
 from mllm_jax.models.vit import VisionConfig
 from mllm_jax.training.optimizer import muon_dimensions
@@ -139,33 +140,35 @@ def vision_geometry(config: ConfigDict) -> VisionConfig:
     )
 
 
-def train_tower(config: ConfigDict, tokenizer: PreTrainedTokenizerFast, workdir: pathlib.Path):
+def train_tower(config: ConfigDict, workdir: pathlib.Path):
     """Returns (VisionConfig, tower parameters)."""
-    task = tower.TowerTask(vision_geometry(config), len(tokenizer), **config.caption)
+    vision = vision_geometry(config)
     pools, first = [], config.first_picture
     for size, count in zip(config.sizes, config.pictures, strict=True):
         pools.append(
             pictures.render_pool(
                 workdir / f"pictures_{size}",
-                tokenizer,
                 first=first,
                 count=count,
                 size=size,
-                patch=task.vision.patch,
-                length=config.caption_length,
+                patch=vision.patch,
+                dense=config.dense,
+                difficulty=GRADED,
                 seed=config.seed,
             )
         )
         first += count
     params = fit(
         "tower",
-        functools.partial(tower.tower_loss, task),
-        tower.init_tower(task, config.caption_length, config.seed),
-        lambda start: pictures.pool_batches(pools, list(config.shares), config.batch, config.seed, start),
+        functools.partial(tower.tower_loss, vision),
+        tower.init_tower(vision, config.seed),
+        lambda start: pictures.pool_batches(
+            pools, list(config.shares), config.batch, config.seed, start, config.emphasis
+        ),
         config.fit,
         workdir,
     )
-    return task.vision, params
+    return vision, params
 
 
 NOTE_NOISE = 0.15  # noise on a note's embedding, in units of the root mean square of the words' embeddings

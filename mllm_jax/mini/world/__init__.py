@@ -2,6 +2,7 @@
 
 from mllm_jax.mini.world.captions import long_caption, short_caption
 from mllm_jax.mini.world.dataset import DatasetMismatchError, write_benchmark, write_split
+from mllm_jax.mini.world.difficulty import FULL, GRADED, Difficulty
 from mllm_jax.mini.world.questions import (
     ABILITIES,
     GROUPS,
@@ -21,12 +22,15 @@ from mllm_jax.mini.world.vocabulary import vocabulary
 
 __all__ = [
     "ABILITIES",
+    "FULL",
     "GLOBAL_CLASSES",
+    "GRADED",
     "GROUPS",
     "PATCH_CLASSES",
     "SPLITS",
     "Ability",
     "DatasetMismatchError",
+    "Difficulty",
     "Question",
     "Scene",
     "Thing",

@@ -214,12 +214,30 @@ def _painting(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return pixels[y, x] * (1 + 0.075 * stroke) + 7 * stroke + hue
 
 
-def _degrade(pixels: np.ndarray, quality: str, rng: np.random.Generator) -> np.ndarray:
+def _degrade(pixels: np.ndarray, quality: str, damage: float, rng: np.random.Generator) -> np.ndarray:
     if quality == "noisy":
-        return pixels + 30 * rng.standard_normal(pixels.shape, dtype=np.float32)
+        return pixels + 30 * damage * rng.standard_normal(pixels.shape, dtype=np.float32)
     if quality == "faded":
-        return 0.5 * pixels + 0.5 * 196
+        return _mixed(pixels, np.float32(196), 0.5 * damage)
     return pixels
+
+
+def _mixed(plain: np.ndarray, other: np.ndarray | np.float32, share: float) -> np.ndarray:
+    """`plain` and a share of `other`; with a share of 1 exactly `other`."""
+    return other if share == 1 else np.float32(1 - share) * plain + np.float32(share) * other
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> Image.Image:
+    """The empty scene behind its haze and under its specks, SIDE x SIDE."""
+    image = empty_scene(scene, SIDE * _BG, rng)
+    if scene.view < 1:
+        haze = tuple(int(v) for v in rng.integers(90, 230, 3))
+        image = Image.blend(Image.new("RGB", image.size, haze), image, scene.view)
+    draw = ImageDraw.Draw(image)
+    for x, y, r, *rgb in rng.random((scene.clutter, 6)) * [SIDE * _BG, SIDE * _BG, 3, 255, 255, 255]:
+        box = (x - 2 - r, y - 2 - r, x + 2 + r, y + 2 + r)
+        (draw.ellipse if r < 1.5 else draw.rectangle)(box, fill=tuple(int(v) for v in rgb))
+    return image.reduce(_BG)
 
 
 def render_array(scene: Scene, size: int = SIDE) -> UInt8[np.ndarray, "size size 3"]:
@@ -238,21 +256,23 @@ def render_array(scene: Scene, size: int = SIDE) -> UInt8[np.ndarray, "size size
 def render(scene: Scene, size: int = SIDE) -> Image.Image:
     """The image of a scene as an RGB PIL image; see `render_array`."""
     rng = np.random.default_rng(scene.texture)
-    background = np.asarray(empty_scene(scene, SIDE * _BG, rng).reduce(_BG), np.float32)
+    background = np.asarray(_background(scene, rng), np.float32)
     if scene.style == "mosaic":
-        background = _mosaic(background, rng)
+        background = _mixed(background, _mosaic(background, rng), scene.style_strength)
     layer = np.asarray(_things(scene), np.float32)
     alpha = layer[..., 3:] / 255
     tint = np.array(_THING_TINT[scene.lighting if scene.background != "space" else "day"], np.float32)
     pixels = background * (1 - alpha) + layer[..., :3] * tint * alpha
+    styled = pixels
     if scene.style == "sketch":
-        pixels = _sketch(pixels, scene)
+        styled = _sketch(pixels, scene)
     elif scene.style == "mosaic":
-        pixels = _grout(pixels, rng)
+        styled = _grout(pixels, rng)
     elif scene.style == "painting":
-        pixels = _painting(pixels, rng)
-    pixels = _degrade(pixels, scene.quality, rng)
+        styled = _painting(pixels, rng)
+    pixels = _mixed(pixels, styled, scene.style_strength)
+    pixels = _degrade(pixels, scene.quality, scene.damage, rng)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if scene.quality == "blurry":
-        image = image.filter(ImageFilter.GaussianBlur(1.6))
+        image = image.filter(ImageFilter.GaussianBlur(1.6 * scene.damage))
     return image if size == SIDE else image.resize((size, size), Image.Resampling.BICUBIC)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.mini.world.difficulty import STANDARD, Difficulty
 from mllm_jax.mini.world.digits import digits
 
 SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "cross", "heart")
@@ -112,6 +113,9 @@ class Scene:
         things: everything shown, in raster order (bars of a chart from left to right, after the rest).
         panel: (x, y, w, h) of the chart's panel, center and half extents, or None.
         texture: seed of everything that is only looks (background details, noise, strokes).
+        style_strength, damage: how strongly style and quality show, as shares of their full strength.
+        view: how much of the background shows through a haze; 1 is no haze.
+        clutter: number of specks on the background, which are nothing.
     """
 
     split: str
@@ -127,6 +131,10 @@ class Scene:
     things: tuple[Thing, ...]
     panel: tuple[float, float, float, float] | None
     texture: int
+    style_strength: float = 1.0
+    damage: float = 1.0
+    view: float = 1.0
+    clutter: int = 0
 
     def of_kind(self, *kinds: str) -> list[Thing]:
         """The things of the given kinds, in order."""
@@ -174,9 +182,10 @@ def digit_pool(split: str, digit: int) -> np.ndarray:
 class _Sampler:
     """Draws one scene; holds the random stream and what has been placed so far."""
 
-    def __init__(self, rng: np.random.Generator, split: str):
+    def __init__(self, rng: np.random.Generator, split: str, difficulty: Difficulty):
         self.rng = rng
         self.split = split
+        self.difficulty = difficulty
         self.boxes: list[tuple[float, float, float, float]] = []
         self.cells = [(r, c) for r in range(3) for c in range(3)]
 
@@ -214,7 +223,7 @@ class _Sampler:
     def shape(self, shape: str, color: str, size: str, radius: float | None = None) -> Thing | None:
         """A shape at a free place, or None where there is no room."""
         if radius is None:
-            radius = self.between(0.066, 0.082) if size == "small" else self.between(0.125, 0.15)
+            radius = self.between(*(self.difficulty.small_shape if size == "small" else (0.125, 0.15)))
         w = h = radius
         if shape == "rectangle":
             w, h = radius * 1.1, radius * self.between(0.5, 0.62)
@@ -235,7 +244,7 @@ class _Sampler:
     def digit_card(self, digit: int, color: str) -> Thing | None:
         """A card with a handwritten digit at a free place, or None."""
         size = self.pick(SIZES)
-        w = self.between(0.115, 0.125) if size == "small" else self.between(0.15, 0.165)
+        w = self.between(*(self.difficulty.small_card if size == "small" else (0.15, 0.165)))
         where = self.place(w, w)
         if where is None:
             return None
@@ -313,7 +322,7 @@ def _backdrop(sampler: _Sampler, colors: list[str]) -> tuple[int, int, int]:
     return tuple(int(v) for v in rgb)
 
 
-def sample_scene(seed: int, index: int, split: str) -> Scene:
+def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty = STANDARD) -> Scene:
     """The scene number `index` of a split.
 
     Args:
@@ -321,6 +330,7 @@ def sample_scene(seed: int, index: int, split: str) -> Scene:
         index: number of the scene, non-negative.
         split: one of `SPLITS`; different splits use disjoint random streams and "mini" (the benchmark) its
             own handwritten digits.
+        difficulty: the ranges of what makes a scene easy or hard.
 
     Returns:
         The same scene for the same arguments, on any machine.
@@ -331,7 +341,8 @@ def sample_scene(seed: int, index: int, split: str) -> Scene:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
     rng = np.random.default_rng(np.random.SeedSequence([0x313D, SPLITS.index(split), seed, index]))
-    s = _Sampler(rng, split)
+    s = _Sampler(rng, split, difficulty)
+    graded = np.random.default_rng(np.random.SeedSequence([0x64AD, SPLITS.index(split), seed, index]))
     simple = rng.random() < 0.15
     panel, bars, things = None, [], []
     if simple:
@@ -352,10 +363,14 @@ def sample_scene(seed: int, index: int, split: str) -> Scene:
             a, b = int(rng.integers(10)), int(rng.integers(10))
             colors = rng.permutation(len(COLORS))[:2]
             things += [s.digit_card(a, COLORS[int(colors[0])]), s.digit_card(b, COLORS[int(colors[1])])]
+            if difficulty.extra_card and graded.random() < difficulty.extra_card:
+                things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
             n = int(rng.integers(0, 3))
             specs = s.shape_specs(n) if n else []
         elif topic == "words":
             things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
+            if difficulty.extra_card and graded.random() < difficulty.extra_card:
+                things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
             n = int(rng.integers(0, 4))
             specs = s.shape_specs(n) if n else []
         else:
@@ -382,4 +397,60 @@ def sample_scene(seed: int, index: int, split: str) -> Scene:
         things=(*found, *bars),
         panel=panel,
         texture=int(rng.integers(2**31)),
+        **_grade(graded, difficulty),
+    )
+
+
+def _grade(rng: np.random.Generator, difficulty: Difficulty) -> dict[str, float | int]:
+    """The fields of a scene that say how hard it is."""
+    low, high = difficulty.clutter
+    ranges = {"style_strength": difficulty.style, "damage": difficulty.damage, "view": difficulty.scene}
+    grade = {name: round(float(rng.uniform(*span)), 3) for name, span in ranges.items()}
+    return {**grade, "clutter": int(rng.integers(low, high + 1))}
+
+
+DENSE_MOST = 8  # things of a dense scene; more would be beyond the counts that towers learn
+
+
+def dense_scene(seed: int, index: int, difficulty: Difficulty = STANDARD) -> Scene:
+    """A crowded scene of the split "foundation", in which every ninth of the image that has room holds a thing.
+
+    Most are cards, so that a tower sees many digits and words in an image. There may be more cards than a question can
+    tell apart: such scenes are for targets per patch.
+
+    Args:
+        seed: which world.
+        index: number of the scene.
+        difficulty: as for `sample_scene`.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([0xDE25E, seed, index]))
+    s = _Sampler(rng, "foundation", difficulty)
+    things: list[Thing | None] = []
+    for _ in range(DENSE_MOST):
+        draw = rng.random()
+        if draw < 0.6:
+            things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
+        elif draw < 0.75:
+            things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
+        else:
+            things.append(s.shape(s.pick(SHAPES), s.pick(COLORS), s.pick(SIZES)))
+    found = sorted((t for t in things if t is not None), key=lambda t: (t.cell, t.x))
+    kinds = [t.kind for t in found]
+    topic = "numbers" if kinds.count("digit") > 1 else "words" if "word" in kinds else "shapes"
+    background = s.pick(SCENES)
+    return Scene(
+        split="foundation",
+        seed=seed,
+        index=index,
+        topic=topic,
+        background=background,
+        lighting={"plain": "day", "space": "night"}.get(background) or s.pick(LIGHTING),
+        style=s.pick(STYLES),
+        quality=s.pick(QUALITY),
+        backdrop=_backdrop(s, [t.color for t in found]),
+        outline=True,
+        things=tuple(found),
+        panel=None,
+        texture=int(rng.integers(2**31)),
+        **_grade(rng, difficulty),
     )

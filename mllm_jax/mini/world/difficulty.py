@@ -1,0 +1,48 @@
+"""How hard the scenes of the mini world are: ranges from which each scene draws its own grade."""
+
+import dataclasses
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """Ranges, each drawn from evenly.
+
+    Attributes:
+        style: how strongly a style shows, as a share of its full strength.
+        damage: how strongly a quality other than "clear" shows, likewise.
+        scene: how much of the background shows through a haze; 1 is no haze.
+        small_shape: radius of a small shape, as a fraction of the image's side.
+        small_card: half extent of a small digit card, likewise.
+        clutter: number of specks on the background, which are nothing.
+        extra_card: chance of a card in a scene whose topic is another kind of card.
+    """
+
+    style: Range = (1.0, 1.0)
+    damage: Range = (1.0, 1.0)
+    scene: Range = (1.0, 1.0)
+    small_shape: Range = (0.066, 0.082)
+    small_card: Range = (0.115, 0.125)
+    clutter: tuple[int, int] = (0, 0)
+    extra_card: float = 0.0
+
+
+FULL = Difficulty()
+"""Every style and quality at its full strength, every background in plain view."""
+
+GRADED = Difficulty(
+    style=(0.05, 1.0),
+    damage=(0.08, 1.0),
+    scene=(0.1, 1.0),
+    small_shape=(0.05, 0.082),
+    small_card=(0.105, 0.125),
+    clutter=(0, 10),
+    extra_card=0.3,
+)
+"""From easy to hard in every respect; towers are trained on it."""
+
+STANDARD = FULL
+"""What training data, benchmark and probes are drawn with."""
+
+DIFFICULTIES = {"standard": STANDARD, "full": FULL, "graded": GRADED}
