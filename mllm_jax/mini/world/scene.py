@@ -149,8 +149,9 @@ class Scene:
         return self.of_kind("bar")
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dict; `scene_from_json` is its inverse."""
-        return dataclasses.asdict(self)
+        """A JSON-able dict without what is at its default; `scene_from_json` is its inverse."""
+        given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name in given}
 
 
 def scene_from_json(data: dict[str, Any]) -> Scene:

@@ -18,6 +18,9 @@ def test_scenes_are_at_full_strength_unless_asked_otherwise():
         scene = sample_scene(0, index, "mini")
         assert (scene.style_strength, scene.damage, scene.view, scene.clutter) == (1, 1, 1, 0)
         assert scene == sample_scene(0, index, "mini", FULL)
+        assert not {*GRADES} & {
+            *scene.to_json()
+        }  # so that data sets drawn before there were grades are still good
 
 
 def test_graded_scenes_use_the_whole_ranges():
