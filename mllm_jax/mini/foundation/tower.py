@@ -97,11 +97,9 @@ def position_waves(grid: tuple[int, int], width: int) -> Float32[np.ndarray, "po
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-POSITION_SCALE = (
-    1.5  # of the position table at the start: positions outweigh what patches show in a block's input
-)
+POSITION_SCALE = 1.5  # of the position table at the start, so that it outweighs what the patches show
 LOCAL_SCALE = (
-    1.5  # of what a head looks for at the start; a neighbor then gets e^2 times the weight of the next one
+    1.5  # of queries and keys at the start: the neighbor gets e^2 times the weight of the next patch
 )
 # (rows, columns) from a patch to the one that each head of the first blocks looks at when training starts
 NEIGHBORS = (
@@ -145,23 +143,20 @@ def init_tower(vision: VisionConfig, seed: int):
 
     The position table starts as `position_waves`: a random table of the usual 0.02 is lost beneath what the blocks
     write, and the tower forgets where things are. The heads of the first blocks start by looking at one neighbor each,
-    as a convolution does: what a glyph is takes the patches around, and attention finds them late by itself
-    (structured initialization, Trockman and Kolter 2023, Zheng et al. 2024).
+    as a convolution does, since a glyph is read from several patches (structured initialization as in Trockman and
+    Kolter 2023 and Zheng et al. 2024).
     """
     size = vision.image_size
-    params = TowerPretraining(vision).init(jax.random.key(seed), jnp.zeros((1, size, size, 3), jnp.uint8))[
-        "params"
-    ]
+    empty = jnp.zeros((1, size, size, 3), jnp.uint8)
+    params = TowerPretraining(vision).init(jax.random.key(seed), empty)["params"]
     grid = vision.grid(size)
     params["tower"]["pos_embed"] = jnp.asarray(POSITION_SCALE * position_waves(grid, vision.width))
     blocks, head_width = params["tower"]["blocks"], vision.width // vision.heads
     for depth, offsets in enumerate(NEIGHBORS[: vision.depth]):
         for head, offset in enumerate(offsets[: vision.heads]):
             columns = slice(head * head_width, (head + 1) * head_width)
-            for name, kernel in zip(
-                "qk", neighbor_kernels(vision.width, head_width, grid[0], offset), strict=True
-            ):
-                blocks[name]["kernel"] = (
-                    blocks[name]["kernel"].at[depth, :, columns].set(LOCAL_SCALE * kernel)
-                )
+            kernels = neighbor_kernels(vision.width, head_width, grid[0], offset)
+            for name, kernel in zip("qk", kernels, strict=True):
+                whole = blocks[name]["kernel"]
+                blocks[name]["kernel"] = whole.at[depth, :, columns].set(LOCAL_SCALE * kernel)
     return params
