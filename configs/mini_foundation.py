@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     # (step, share of the rates), straight lines between; the loss hardly falls at a constant rate
-                    "schedule": ((0, 0), (50, 1), (100, 1), (600, 0.87), (2600, 0)),
+                    "schedule": ((0, 0), (50, 1), (100, 1), (600, 0.87), (1200, 0.609), (2050, 0)),
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 50,
