@@ -111,7 +111,7 @@ def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
     }
 
 
-def emphasis(points: Mapping[str, Sequence[tuple[int, float]]], step: int) -> dict[str, np.ndarray]:
+def emphasis(points: Mapping[str, Sequence[tuple[int, int | float]]], step: int) -> dict[str, np.ndarray]:
     """The weight of each kind of patch label at a step.
 
     Args:
@@ -127,7 +127,7 @@ def pool_batches(
     batch: int,
     seed: int,
     start: int,
-    weights: Mapping[str, Sequence[tuple[int, float]]],
+    weights: Mapping[str, Sequence[tuple[int, int | float]]],
 ) -> Iterator[dict]:
     """Batches from several pools (one resolution each), in a fixed cycle by `shares`, shuffled anew every epoch.
 

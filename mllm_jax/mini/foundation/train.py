@@ -163,7 +163,7 @@ def train_tower(config: ConfigDict, workdir: pathlib.Path):
         functools.partial(tower.tower_loss, vision),
         tower.init_tower(vision, config.seed),
         lambda start: pictures.pool_batches(
-            pools, list(config.shares), config.batch, config.seed, start, config.emphasis
+            pools, list(config.shares), config.batch, config.seed, start, dict(config.emphasis)
         ),
         config.fit,
         workdir,
