@@ -111,7 +111,7 @@ def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
     }
 
 
-def emphasis(points: Mapping[str, Sequence[tuple[int, int | float]]], step: int) -> dict[str, np.ndarray]:
+def emphasis(points: Mapping[str, Sequence[tuple[int, int | float]]], step: int) -> dict[str, np.float32]:
     """The weight of each kind of patch label at a step.
 
     Args:
