@@ -8,6 +8,7 @@ import pytest
 
 from mllm_jax.cli.main import main
 from mllm_jax.parallel import chips
+from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.planning import search
 from mllm_jax.planning.collectives import collective_bytes
 from mllm_jax.planning.compiled import _temporaries, compile_step
@@ -27,7 +28,7 @@ from mllm_jax.training.stage import StagePlan
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
-def llama(directory, depth=4, width=512):
+def llama(directory, depth=4, width=1024):
     """A directory with the `config.json` of a small Llama, without weights."""
     fields = {
         "model_type": "llama", "vocab_size": 8192, "hidden_size": width, "intermediate_size": 4 * width,
@@ -41,7 +42,7 @@ def llama(directory, depth=4, width=512):
 
 @pytest.fixture
 def config(tiny_config, tmp_path):
-    """A recipe whose LLM is large beside everything else: 20 million parameters, never made."""
+    """A recipe whose LLM is large beside everything else: 84 million parameters, never made."""
     tiny_config.model.llm.path = llama(tmp_path / "llm")
     tiny_config.model.dtype = tiny_config.model.frozen_dtype = "bfloat16"
     tiny_config.model.llm.remat = "full"
@@ -178,7 +179,7 @@ def test_gpus_are_estimated(config):
 def test_decoding_is_bound_by_memory_at_one_prompt(config):
     found = decoding(config, parse("v5e:1x1"), batch=1, context=1024)
     assert found.bound == "memory"
-    assert found.cache == 2 * 2 * 4 * 4 * 128 * 1024  # keys and values, bfloat16
+    assert found.cache == 2 * 2 * 4 * 8 * 128 * 1024  # keys and values, bfloat16
     assert (
         decoding(config, parse("v5e:1x1"), batch=64, context=1024).tokens_per_second > found.tokens_per_second
     )
@@ -212,20 +213,18 @@ def test_the_formula_is_near_the_compilers_memory(config, changes, mesh):
     guessed = memory(plan, attention_backend(plan, machine))
     assert guessed.total == pytest.approx(compiled.memory.total, rel=0.35)
     weights = chip_bytes(plan.state.params) / 2  # in bfloat16
-    # Over fsdp each chip gathers the other three parts for both passes; over data gradients are added up.
-    assert sum(compiled.collectives.values()) > weights * (2 * 3 if mesh.get("fsdp") == 4 else 1)
+    # Over fsdp each chip gathers the other three parts at least once; over data gradients are added up.
+    assert sum(compiled.collectives.values()) > weights * (3 if mesh.get("fsdp") == 4 else 1)
 
 
-@pytest.mark.slow
-def test_compile_time_does_not_grow_with_depth(config, tmp_path):
-    pytest.importorskip("libtpu", reason="compiles for a TPU topology")
-    seconds = {}
+def test_the_program_does_not_grow_with_depth(config, tmp_path):
+    """What is compiled is about as long for 80 blocks as for 8, and so are time and memory of compiling."""
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    lines = set()
     for depth in (8, 80):
         config.model.llm.path = llama(tmp_path / f"{depth}", depth, 256)
-        config.stages.finetune.seq_len = 256
-        plan = StagePlan(config, "finetune", parse("v5p:2x2x1").mesh({"data": 1, "fsdp": 4}))
-        seconds[depth] = compile_step(plan, quick=True).seconds
-    assert seconds[80] < 2 * seconds[8] + 5
+        lines.add(StagePlan(config, "finetune", mesh).lower().as_text().count("\n"))
+    assert max(lines) < 1.1 * min(lines)
 
 
 # ------------------------------------------------------------------------------------------------ the command
