@@ -29,7 +29,7 @@ from mllm_jax.evaluation.own_benchmarks import eval_config
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference.load import DTYPES, load
 from mllm_jax.parallel import cpu_devices, processes
-from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.mesh import ANSWERING_RULES, make_mesh, use_mesh
 from mllm_jax.storage import as_path
 from mllm_jax.workdir import saved_config
 
@@ -99,6 +99,7 @@ def check_flags() -> None:
         raise ConfigError("give either --benchmarks (published ones) or --benchmark with --path (your own)")
 
 
+@processes.ended_by_others()
 def main(_):
     logging.set_verbosity(logging.WARNING)
     check_flags()
@@ -125,7 +126,7 @@ def main(_):
 
     # ---------------------------------------------------------------------------------------------- the model
     mesh = make_mesh(config.mesh.to_dict())
-    with use_mesh(mesh):
+    with use_mesh(mesh, ANSWERING_RULES):
         model = load(
             MODEL.value or workdir,
             template=TEMPLATE.value,

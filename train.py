@@ -35,7 +35,8 @@ from mllm_jax.models import paths
 from mllm_jax.models.attention_uses import check_backends
 from mllm_jax.parallel import cpu_devices, processes
 from mllm_jax.parallel.chips import peak_flops
-from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
+from mllm_jax.parallel.mesh import ANSWERING_RULES, make_mesh, num_row_shards, use_mesh
+from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.storage import as_path, size
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
@@ -83,6 +84,7 @@ def train_stage(plan, batches, begun, directory, check_held):
     start = int(state.step)
     flops, peak = count_flops(plan), peak_flops(plan.mesh.devices.flat)
     log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, flops, peak)
+    reads_first = row_part(plan.mesh).first  # of the processes that read the same rows
     late = processes.Postponed()
     first_traced = start + profile.start if profile.start else 0
     profiler = StepProfiler(directory / "profile" / plan.name, first_traced, profile.steps)
@@ -97,7 +99,7 @@ def train_stage(plan, batches, begun, directory, check_held):
                     state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
                 if profiler.stop_after(step, metrics) or step == start + 1:
                     log.pause_clock()  # the first step compiles
-                log.add(step, metrics, batch.ids, batch.skipped)
+                log.add(step, metrics, batch.ids, batch.skipped if reads_first else [])
                 stop = processes.any_process(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
                 if save or step % stage.log_every == 0:
@@ -206,7 +208,7 @@ def train(config, directory, evaluate=True):
             cache = feature_cache(config, stage, model, params, sources[name], directory)
             multiple = num_row_shards(mesh) * stage.accumulation
             batches = stage_iterator(
-                config, stage, model, tokenizer, sources[name], packing[name], cache, multiple
+                config, stage, model, tokenizer, sources[name], packing[name], cache, multiple, row_part(mesh)
             )
             plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches, batches.rows)
             begun = begin_stage(plan, batches, params, directory)
@@ -224,11 +226,13 @@ def train(config, directory, evaluate=True):
         if evaluate and config.eval.benchmarks:
             merged = runs.merged(params, config.stages[config.stage_order[-1]], config.model.frozen_dtype)
             answering = trained_model(config, model, merged, tokenizer)
-            run.evaluate(answering, eval_config(config, directory), directory)
+            with use_mesh(mesh, ANSWERING_RULES):
+                run.evaluate(answering, eval_config(config, directory), directory)
     say(f"finished in {time.time() - begin:.0f} s; everything is in {directory}")
     return params
 
 
+@processes.ended_by_others()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every write
     cpu_devices.divide(CONFIG.value.mesh.cpu_devices)

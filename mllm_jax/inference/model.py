@@ -28,7 +28,7 @@ from mllm_jax.inference.prompts import Prompts
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.inference.states import HiddenStates, hidden_states, sequence_logits
 from mllm_jax.models.mllm import ModelConfig, Params
-from mllm_jax.parallel.mesh import use_mesh
+from mllm_jax.parallel.mesh import ANSWERING_RULES, use_mesh
 
 _SAMPLED = 1 << 16  # elements of each parameter that enter the fingerprint
 
@@ -220,7 +220,7 @@ class Model:
         if self.mesh is None or not jax.sharding.get_abstract_mesh().empty:
             yield
         else:
-            with use_mesh(self.mesh):
+            with use_mesh(self.mesh, ANSWERING_RULES):
                 yield
 
     @functools.cached_property

@@ -342,7 +342,8 @@ class Decoder(nn.Module):
             segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
             mask = AttentionMask(segment_ids, segments, column + jnp.arange(embeddings.shape[1]))
         steps = jnp.arange(cfg.depth // len(self.period))
-        carry = (embeddings.astype(self.dtype), None if cache is None else (cache.k, cache.v))
+        x = nn.with_logical_constraint(embeddings.astype(self.dtype), ("batch", "length", "embed"))
+        carry = (x, None if cache is None else (cache.k, cache.v))
         (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
         if states is not None:
             self.sow("intermediates", "hidden", states.reshape(cfg.depth, *hidden.shape))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.models.heads import devices_over
 from mllm_jax.models.lora import LoRA
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -37,7 +38,7 @@ def layer_norm(eps: float, dtype: Any, param_dtype: Any, name: str | None = None
 
 
 class Dense(nn.Module):
-    """`x W + b` with `kernel` [in, out], computed on flattened tokens.
+    """`x W + b` with `kernel` [in, out], computed on flattened tokens where no devices share the positions of a row.
 
     Merging the leading axes lets the weight gradient be one plain matrix product: with [B, T, in] operands
     XLA's CPU backend transposes the activations element by element, which made a training step three times
@@ -63,7 +64,9 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "..."]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         shape = (self.features,) if self.parts == 1 else (self.parts, self.features // self.parts)
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        # Rows that are cut cannot be merged without bringing their pieces together.
+        flat = x if devices_over("length") > 1 else x.reshape(-1, x.shape[-1])
+        flat = flat.astype(self.dtype)
         y = jnp.tensordot(flat, kernel.astype(self.dtype).reshape(-1, *shape), 1)
         if self.has_variable("params", "kernel_scale"):
             scale = self.get_variable("params", "kernel_scale").astype(jnp.float32)
@@ -75,7 +78,7 @@ class Dense(nn.Module):
             y = y + bias.astype(self.dtype).reshape(shape)
         return y.reshape(*x.shape[:-1], *shape)
 
-    def _adapter(self, x: Float[Array, "N C"], shape: tuple[int, ...]) -> Float[Array, "N ..."]:
+    def _adapter(self, x: Float[Array, "*n C"], shape: tuple[int, ...]) -> Float[Array, "..."]:
         if self.lora is None:
             raise ValueError(f"{'/'.join(self.path)} holds LoRA adapters, but the model's config has no lora")
         if self.lora.dropout and self.has_rng("dropout"):

@@ -20,6 +20,7 @@ from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.encoders import Encoder, EncodersConfig, vision_encoder
 from mllm_jax.models.features import stack, unstack
 from mllm_jax.models.lora import LoRA
+from mllm_jax.models.slots import for_each_slot
 
 Params = dict[str, Any]
 
@@ -159,24 +160,25 @@ class MLLM(nn.Module):
         """
         if batch.image_mask is None:
             return None
-        if batch.features is not None:
-            features = self._unstack(batch.features)
-        else:
-            images = batch.images.reshape(-1, *batch.images.shape[2:])
-            features = self.vision(images, *([] if batch.grids is None else [batch.grids.reshape(-1, 2)]))
-        tokens = self.connector(features, deterministic)
-        tokens = tokens.reshape(
-            batch.image_mask.size, -1, tokens.shape[2]
-        )  # the views of a slot one after the other
-        tokens = tokens * batch.image_mask.reshape(-1, 1, 1).astype(tokens.dtype)
-        return tokens.reshape(batch.image_mask.shape[0], -1, tokens.shape[2])
+
+        def encode(*slots: Array) -> Float[Array, "n M D"]:
+            features = self.vision(*slots) if batch.features is None else self._unstack(*slots)
+            tokens = self.connector(features, deterministic)
+            return tokens.reshape(
+                slots[0].shape[0], -1, tokens.shape[2]
+            )  # a slot's views one after the other
+
+        given = (batch.images, batch.grids) if batch.features is None else (batch.features,)
+        tokens = for_each_slot(encode, *(slots for slots in given if slots is not None))
+        tokens = tokens * batch.image_mask[..., None, None].astype(tokens.dtype)
+        return tokens.reshape(tokens.shape[0], -1, tokens.shape[3])
 
     def features(self, images: UInt8[Array, "n H W 3"]) -> Float[Array, "n F N C"]:
         """What the vision encoder gives the connector of each image, as one array: what a feature cache keeps."""
         return stack(self.vision(images), self.connector.request())
 
-    def _unstack(self, features: Float[Array, "B I F N C"]) -> VisionFeatures:
-        stacked = features.reshape(-1, *features.shape[2:]).astype(self.config.dtype)
+    def _unstack(self, features: Float[Array, "n F N C"]) -> VisionFeatures:
+        stacked = features.astype(self.config.dtype)
         return unstack(stacked, self.connector.request(), self.config.vision_spec.grid)
 
     def embed(self, batch: Batch, visual: Float[Array, "B IM D"] | None) -> Float[Array, "B T D"]:

@@ -150,7 +150,7 @@ class Block(nn.Module):
         else:
             y = ACTIVATIONS[cfg.activation](dense(cfg.mlp_width, "fc1")(y))
         x = x + scaled(dense(cfg.width, "fc2")(y), "scale2")
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        x = nn.with_logical_constraint(x, ("batch", None, "embed"))
         return (x, accumulate(slots, x, weights, self.normalized), segments), None
 
 
@@ -270,4 +270,4 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([x[:, :prefix], tokens, x[:, prefix:]], axis=1)
         if cfg.pre_norm:
             x = layer_norm(cfg.eps, self.dtype, self.param_dtype, "pre_norm")(x)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return nn.with_logical_constraint(x, ("batch", None, "embed"))

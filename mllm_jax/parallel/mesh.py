@@ -13,14 +13,32 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from mllm_jax.config import ConfigError
 from mllm_jax.data.batch import Batch
+from mllm_jax.models.heads import devices_over
 
 # From the axis that needs least of the network to the one that needs most, whose devices are nearest to each other.
 AXES = ("data", "fsdp", "sequence", "tensor")
 OF_DEVICES = ("cpu_devices", "slices")  # the other keys of `config.mesh`
 ROWS = ("data", "fsdp")  # mesh axes over which the rows of a batch are split
 
-# What the models' logical activation axes mean on the mesh.
-ACTIVATION_RULES = (("batch", ROWS), ("length", None), ("embed", None), ("heads", "tensor"))
+# What the models' logical activation axes mean on the mesh: in training, and where answers are generated, whose rows
+# grow by one position at a time and so are never cut.
+ACTIVATION_RULES = (
+    ("batch", ROWS),
+    ("length", "sequence"),
+    ("embed", None),
+    ("heads", "tensor"),
+    ("row_heads", ("tensor", "sequence")),
+    ("images", AXES),
+)
+ANSWERING_RULES = (
+    ("batch", (*ROWS, "sequence")),
+    ("length", None),
+    ("embed", None),
+    ("heads", "tensor"),
+    ("row_heads", "tensor"),
+    ("images", AXES),
+)
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 
 def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = None) -> Mesh:
@@ -100,9 +118,9 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh) -> Iterator[None]:
+def use_mesh(mesh: Mesh, rules: Rules = ACTIVATION_RULES) -> Iterator[None]:
     """Makes `mesh` current and gives the models' logical axes their meaning on it."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
 
 
@@ -117,8 +135,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
-    """The sharding of every field of a batch (arrays or shapes) that a jitted function takes."""
-    rules = dict(ACTIVATION_RULES)
+    """The sharding of every field of a batch (arrays or shapes) that a jitted function takes.
+
+    Rows alone are split: tokens and the like are small, and with whole rows every device has its positions' neighbours.
+    """
+    rules = {"batch": ROWS}
     return batch.map(
         lambda _, field: NamedSharding(mesh, PartitionSpec(*(rules.get(axis) for axis in field["axes"])))
     )
@@ -131,8 +152,7 @@ def num_row_shards(mesh: Mesh) -> int:
 
 def current_row_shards() -> int:
     """Into how many parts the current mesh splits the rows of a batch; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
+    return devices_over("batch")
 
 
 def replicate(tree: Any) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -14,11 +15,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mllm_jax import console
 from mllm_jax.config import ConfigError
 from mllm_jax.parallel.launchers import local_devices
 
 T = TypeVar("T")
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# Seconds after which a process that gives no sign of life is taken for dead and JAX ends the others. JAX's own 100 s
+# would keep a pod for longer than a minute; signs are given by a thread of their own, also while XLA compiles.
+HEARTBEAT = 40
+LOST = "gloo|nccl|coordination|heartbeat|connection|unavailable|socket"  # in errors of a collective without its peer
 DAY = 24 * 60 * 60 * 1000  # milliseconds
 _meetings = itertools.count()  # a barrier's name may be used once
 
@@ -44,7 +50,12 @@ def join() -> None:
     count, index = (int(given[name]) if given[name] else None for name in (COUNT, INDEX))
     devices = local_devices()
     try:
-        jax.distributed.initialize(num_processes=count, process_id=index, local_device_ids=devices)
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=index,
+            local_device_ids=devices,
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
     except ValueError as error:
         missing = [name for name, value in given.items() if not value]
         wrong = (
@@ -57,6 +68,25 @@ def join() -> None:
             f"{ADDRESS}=HOST:PORT (of process 0, a free port), {COUNT} and {INDEX} (0, 1, ...); leave --distributed "
             "out on a single host"
         ) from error
+
+
+@contextlib.contextmanager
+def ended_by_others() -> Iterator[None]:
+    """Ends this process with one message where what it computes with others fails because one of them is gone.
+
+    Where it waits for them instead, JAX ends it after `HEARTBEAT` seconds and says that "another task died". Leaving in
+    the usual way would wait for the others once more.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):
+            raise
+        console.complain(
+            f"another process of this run has died or cannot be reached ({str(error).splitlines()[0]}); its own output "
+            "says why. Start all processes again: the run goes on from its last checkpoint"
+        )
+        os._exit(1)
 
 
 def first_then_others(work: Callable[[], T], what: str) -> T:

@@ -1,7 +1,8 @@
 """How parameters are laid out on the mesh: one ordered list of path patterns.
 
 A weight matrix is split over `fsdp` along one side and over `tensor` along the other, column-parallel into a block's
-inner width and row-parallel out of it; what belongs to a matrix (bias, adapters, int8 scales) lies along with it.
+inner width and row-parallel out of it; what belongs to a matrix (bias, adapters, int8 scales) is split with it. Devices
+of `sequence` hold different positions, as those of `fsdp` hold different rows, and share parameters in the same way.
 Blocks are stacked for `scan`, so their arrays have a leading layer axis.
 
 No head is ever split: `tensor` divides the number of heads, not the fused width (models/heads.py). Where it cannot,
@@ -100,6 +101,9 @@ def _fit(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, config: M
             fits = by_heads
         if axis == "tensor" and _is_fused(path, config):
             fits = False
+        also = mesh.shape.get("sequence", 1)
+        if axis == "fsdp" and also > 1 and size % (mesh.shape[axis] * also) == 0:
+            axis = ("fsdp", "sequence")
         axes.append(axis if fits else None)
     return P(*axes)
 

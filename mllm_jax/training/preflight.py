@@ -6,8 +6,7 @@
 from collections.abc import Container
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from mllm_jax import interop
@@ -21,6 +20,7 @@ from mllm_jax.models import lora, mllm
 from mllm_jax.models.attention_uses import chosen_backends
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel.mesh import num_row_shards
+from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.training import adapters
 from mllm_jax.training.optimizer import peak_rates
 
@@ -54,7 +54,7 @@ def check_stages(
         interop.check_llm(config.model.llm.path)
     with config_key_error("model.vision.path"):
         interop.check_vision(config.model.vision.path, model.make_connector().request().deepest, model.vision)
-    check_rows(mesh)
+    check_mesh(config, model, mesh)
     with config_key_error("model.attention"):
         for length in row_lengths(config):
             chosen_backends(model, length)
@@ -104,20 +104,28 @@ def check_stages(
         )
 
 
-def check_rows(mesh: Mesh) -> None:
-    """Refuses a mesh on which several processes hold the same rows of a batch: each brings rows of its own.
+def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses a mesh on which rows cannot be split as it says.
 
     Raises:
-      ConfigError: names `mesh.tensor` and the processes.
+      ConfigError: naming the key and the fix.
     """
-    tensor = mesh.shape["tensor"]
-    for devices in mesh.devices.reshape(-1, tensor):
-        hosts = sorted({device.process_index for device in devices})
-        if len(hosts) > 1:
+    if isinstance(mesh, Mesh):  # one that is planned without devices has no hosts either
+        row_part(mesh)
+    sequence, devices = mesh.shape["sequence"], mesh.shape["sequence"] * mesh.shape["tensor"]
+    if sequence == 1:
+        return
+    if model.llm.heads % devices:
+        raise ConfigError(
+            f"config key 'mesh.sequence' ({sequence}) x 'mesh.tensor' ({mesh.shape['tensor']}) must divide the "
+            f"{model.llm.heads} attention heads of the LLM: devices that share a row compute different heads of it"
+        )
+    for name, stage in config.stages.items():
+        if (length := stage.seq_len or config.data.seq_len) % sequence:
+            key = f"stages.{name}.seq_len" if stage.seq_len else "data.seq_len"
             raise ConfigError(
-                f"config key 'mesh.tensor' is {tensor}, which spans the hosts {', '.join(map(str, hosts))}, and each "
-                f"host reads rows of its own; let mesh.tensor divide the {mesh.size // jax.process_count()} devices of "
-                "a host, and split parameters over hosts by mesh.fsdp"
+                f"config key '{key}' ({length}) must be a multiple of 'mesh.sequence' ({sequence}); take "
+                f"{length + -length % sequence}"
             )
 
 

@@ -30,6 +30,7 @@ from mllm_jax.inference.runs import image_processor
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
+from mllm_jax.parallel.row_parts import RowPart
 from mllm_jax.storage import Path
 from mllm_jax.training.prepared import dataset_name, find_prepared, note_prepared
 from mllm_jax.workdir import data_dir
@@ -268,24 +269,27 @@ def stage_iterator(
     packing: PackingPlan | None = None,
     cache: FeatureCache | None = None,
     row_multiple: int = 1,
+    part: RowPart | None = None,
 ) -> TrainIterator:
     """The batches of a stage from its prepared data sets, with features from `cache` in place of images.
 
     Args:
       packing: of the stage; see `packing_plan`.
       row_multiple: empty rows fill a packed batch up until this divides it.
+      part: the rows of each batch that are read; None = all.
 
     Raises (when iterated):
       SampleError, ImageError: naming file and sample.
     """
+    part = part or RowPart()
     return pipeline.make_train_iterator(
         list(prepared.values()),
         _encoder(config, stage, model, tokenizer, cache),
         packing=packing,
         batch_size=stage.batch_size,
         row_multiple=row_multiple,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part.index,
+        process_count=part.count,
         num_threads=config.data.threads,
         **_order(config, stage, prepared),
     )

@@ -15,6 +15,7 @@ from mllm_jax.inference import runs
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import batch_shardings, use_mesh
+from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.training import adapters
 from mllm_jax.training.features import features_spec
 from mllm_jax.training.flops import StepFlops, step_flops
@@ -177,7 +178,7 @@ class StagePlan:
 
     def empty_rows(self) -> Batch:
         """This process's rows of a batch without a sample, NumPy arrays."""
-        count = jax.process_count()
+        count = row_part(self.mesh).count
         return self.batch.map(
             lambda leaf, field: np.full((leaf.shape[0] // count, *leaf.shape[1:]), field["empty"], leaf.dtype)
         )

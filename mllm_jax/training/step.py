@@ -15,6 +15,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.paths import flatten, merge
 from mllm_jax.parallel.mesh import batch_shardings, replicated
+from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
 
@@ -75,13 +76,14 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def to_device(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows (NumPy) as global arrays, laid out as the step takes them.
+    """This process's rows (NumPy) as global arrays, sharded as the step takes them.
 
-    No two processes may hold the same rows on `mesh` (`preflight.check_rows`).
+    Processes with the same `row_part` must bring the same rows.
     """
+    count = row_part(mesh).count
 
     def place(sharding: Any, leaf: np.ndarray) -> jax.Array:
-        shape = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
+        shape = (leaf.shape[0] * count, *leaf.shape[1:])
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
     return jax.tree.map(place, batch_shardings(batch, mesh), batch)

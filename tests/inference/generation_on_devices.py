@@ -13,14 +13,15 @@ import test_generation as shared
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
-from mllm_jax.parallel.mesh import AXES, make_mesh, use_mesh
+from mllm_jax.parallel.mesh import ANSWERING_RULES, AXES, make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 
 CASES = (
     ("float32", None),
-    ("float32", (1, 2, 2)),
+    ("float32", (1, 2, 1, 2)),
+    ("float32", (1, 1, 2, 2)),
     ("bfloat16", None),
-    ("bfloat16", (4, 1, 1)),
+    ("bfloat16", (4, 1, 1, 1)),
 )
 
 
@@ -54,7 +55,7 @@ def main():
             found = answer(here, params, requests)
         else:
             mesh = make_mesh(dict(zip(AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
-            with use_mesh(mesh):
+            with use_mesh(mesh, ANSWERING_RULES):
                 placed = jax.tree.map(jax.device_put, params, param_shardings(params, mesh, config))
                 found = answer(here, placed, requests)
         results.append({"dtype": dtype, "mesh": shape} | found)

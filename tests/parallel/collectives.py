@@ -1,4 +1,4 @@
-"""Collectives that two blocks of an LLM or a tower compile to under tensor parallelism, as one JSON object.
+"""Collectives that two blocks of an LLM or a tower compile to under model parallelism, as one JSON object.
 
 Run with XLA_FLAGS=--xla_force_host_platform_device_count=8: see test_collectives.py.
 """
@@ -18,12 +18,13 @@ import tiny
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
-from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
+from mllm_jax.parallel.mesh import make_mesh, replicated, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
 
 KINDS = ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter")
 HEADS = {"32/32": (32, 32), "28/4": (28, 4), "8/2": (8, 2)}
 TENSOR = (2, 4, 8)
+SEQUENCE = (2, 4)
 
 
 def decode(model, embeddings, positions, segments):
@@ -34,15 +35,17 @@ def encode(model, images):
     return model.vision(images).hidden[2]
 
 
-def count(model, part, method, arguments, tensor, backward=True):
-    """Forward and backward of one part of the model with its parameters split over `tensor` devices."""
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": tensor}, jax.devices()[:tensor])
+def count(model, part, method, arguments, devices, axis="tensor", backward=True):
+    """Forward and backward of one part of the model on devices of an axis; `tensor` splits its parameters."""
+    mesh = make_mesh({axis: devices}, jax.devices()[:devices])
     params = {part: mllm.abstract_params(model)[part]}
 
     def loss(params, *arguments):
         return mllm.apply(model, params, *arguments, method=method).astype(jnp.float32).sum()
 
     shardings = param_shardings(params, mesh, model)
+    if axis != "tensor":
+        shardings = jax.tree.map(lambda _: replicated(mesh), shardings)
     with use_mesh(mesh):
         step = jax.jit(
             jax.value_and_grad(loss) if backward else loss,
@@ -67,8 +70,14 @@ def main():
             found[f"llm {name} tensor={tensor}"] = count(
                 model, "llm", decode, (embeddings, ints, ints), tensor
             )
-            if heads > 8:
+            if (
+                heads > 8
+            ):  # the tower by itself; within the model it gets its slots from `slots.for_each_slot`
                 found[f"vision {heads} tensor={tensor}"] = count(model, "vision", encode, (images,), tensor)
+        for devices in SEQUENCE:
+            found[f"llm {name} sequence={devices}"] = count(
+                model, "llm", decode, (embeddings, ints, ints), devices, "sequence"
+            )
     gated = VisionConfig(64, 2, 8, 128, 7, 28, pre_norm=False, patch_bias=True, layer_scale=True, gated=True)
     model = dataclasses.replace(base, vision=gated)
     for tensor in TENSOR:

@@ -5,6 +5,7 @@ Run with XLA_FLAGS=--xla_force_host_platform_device_count=8.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
@@ -34,30 +35,30 @@ KINDS = [
 ]
 ROWS = [KINDS[i % len(KINDS)] for i in range(16)]
 TRAINABLE = ("connector/.*", "llm/.*")
-# (data, fsdp, tensor), accumulation and attention; the first is what all others are compared with.
+AXES = ("data", "fsdp", "tensor", "sequence")
+# Sizes of AXES, accumulation and attention; the first is what all others are compared with.
 CASES = [
-    ((1, 1, 1), 1, "xla"),
-    ((1, 1, 1), 4, "xla"),
-    ((2, 1, 1), 1, "xla"),
-    ((1, 1, 2), 4, "xla"),
-    ((4, 1, 1), 4, "xla"),
-    ((1, 2, 2), 1, "blockwise"),
-    ((8, 1, 1), 1, "xla"),
-    ((2, 2, 2), 4, "xla"),
-    ((2, 2, 2), 1, "splash"),
+    ((1, 1, 1, 1), 1, "xla"),
+    ((1, 1, 1, 1), 4, "xla"),
+    ((2, 1, 1, 1), 1, "xla"),
+    ((1, 1, 2, 1), 4, "xla"),
+    ((4, 1, 1, 1), 4, "xla"),
+    ((1, 2, 2, 1), 1, "blockwise"),
+    ((8, 1, 1, 1), 1, "xla"),
+    ((2, 2, 2, 1), 4, "xla"),
+    ((2, 2, 2, 1), 1, "splash"),
+    ((1, 2, 2, 2), 4, "splash"),
 ]
 # Packed rows, H and K heads: split over the mesh by rows and heads, by queries alone, and not at all.
 ATTENTION = {"8/4": (8, 4), "8/1": (8, 1), "3/3": (3, 3)}
 # Adapters with dropout on an int8 LLM: what is dropped must not depend on the devices.
 LORA = lora.LoRA(rank=4, alpha=8, dropout=0.5, targets=r"(llm|vision)/blocks/(q|out|down)/kernel")
-LORA_MESHES = ((1, 1, 1), (2, 2, 2))
+LORA_MESHES = ((1, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
 
 
 def grads_on(model, trained, frozen, batch, shape, accumulation, split):
     """Host loss, weight sum and flat gradients; asserts that `split`, a trained [L, 32, 32], is really split."""
-    mesh = make_mesh(
-        dict(zip(("data", "fsdp", "tensor"), shape, strict=True)), jax.devices()[: int(np.prod(shape))]
-    )
+    mesh = make_mesh(dict(zip(AXES, shape, strict=True)), jax.devices()[: int(np.prod(shape))])
     with use_mesh(mesh):
         shardings = [param_shardings(part, mesh, model) for part in (trained, frozen)]
         step = jax.jit(
@@ -69,7 +70,8 @@ def grads_on(model, trained, frozen, batch, shape, accumulation, split):
         loss, grads, total = step(*parts, to_device(batch, mesh))
     grads = paths.flatten(grads)
     found, layers, rows, columns = grads[split].sharding.shard_shape(grads[split].shape), *grads[split].shape
-    assert found == (layers, rows // shape[1], columns // (1 if split.endswith("lora_a") else shape[2]))
+    tensor = 1 if split.endswith("lora_a") else shape[2]
+    assert found == (layers, rows // (shape[1] * shape[3]), columns // tensor)
     return float(loss), float(total), {path: np.asarray(leaf) for path, leaf in grads.items()}
 
 
@@ -80,15 +82,17 @@ def lora_differences(model, params, batch):
     adapters = jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32), adapters)
     frozen = quantize.quantize(frozen, r"llm/blocks/.*/kernel")
     model = dataclasses.replace(model, lora=LORA)
-    (one, _, grads), (other, _, others) = (
+    (one, _, grads), *others = (
         grads_on(model, adapters, frozen, batch, mesh, 4, "llm/blocks/q/lora_a") for mesh in LORA_MESHES
     )
     plain = dataclasses.replace(model, lora=dataclasses.replace(LORA, dropout=0.0))
     run = jax.jit(lambda a, f, b: loss_and_grads(plain, a, f, b, LABELS, 1, jax.random.key(0))[0])
     without = float(run(adapters, frozen, batch))
     return {
-        "loss_difference": abs(one - other),
-        "gradient_difference": max(float(np.abs(grads[path] - others[path]).max()) for path in grads),
+        "loss_difference": max(abs(one - other) for other, _, _ in others),
+        "gradient_difference": max(
+            float(np.abs(grads[path] - each[path]).max()) for _, _, each in others for path in grads
+        ),
         "largest": max(float(np.abs(grad).max()) for grad in grads.values()),
         "effect_of_dropout": abs(one - without),
     }
@@ -103,7 +107,7 @@ def gated_differences(batch):
     trained, frozen = paths.split(params, (*TRAINABLE, "vision/.*"))
     found = [
         grads_on(model, trained, frozen, batch, mesh, 1, "llm/blocks/q/kernel")
-        for mesh in ((1, 1, 1), (1, 1, 2), (2, 2, 2))
+        for mesh in ((1, 1, 1, 1), (1, 1, 2, 1), (2, 2, 2, 1), (1, 2, 2, 2))
     ]
     (loss, _, grads), *others = found
     return {
@@ -116,7 +120,7 @@ def gated_differences(batch):
 
 
 def attention_differences():
-    """How outputs and gradients of packed rows on a (2, 2, 2) mesh differ from the oracle's on one device."""
+    """How outputs and gradients of packed rows on two meshes differ from the oracle's on one device."""
     rng, found = np.random.default_rng(2), {}
     segments = (
         np.repeat([[1, 1, 2, 2, 2, 3, 0], [1, 2, 3, 4, 5, 6, 7]], 6, axis=1)
@@ -132,7 +136,7 @@ def attention_differences():
 
         return jax.device_get(jax.jit(both)(*arrays, segments))
 
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    meshes = {sizes: make_mesh(dict(zip(AXES, sizes, strict=True))) for sizes in ((2, 2, 2, 1), (2, 1, 2, 2))}
     for name, (heads, kv_heads) in ATTENTION.items():
         q, k, v, cotangent = (
             rng.standard_normal((*segments.shape, count, 8)).astype(np.float32)
@@ -140,12 +144,12 @@ def attention_differences():
         )
         cotangent *= (segments != 0)[..., None, None]
         expected = run("xla", q, k, v, cotangent)
-        for backend in ("blockwise", "splash"):
+        for (sizes, mesh), backend in itertools.product(meshes.items(), ("blockwise", "splash")):
             with use_mesh(mesh):
                 arrays = [jax.device_put(x, row_sharding(mesh)) for x in (q, k, v, cotangent)]
                 there = run(backend, *arrays)
             differences = [float(np.abs(a - b).max()) for a, b in zip(there, expected, strict=True)]
-            found[f"{backend} {name}"] = max(differences)
+            found[f"{backend} {name} {sizes}"] = max(differences)
     return found
 
 

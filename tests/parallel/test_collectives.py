@@ -1,4 +1,7 @@
-"""Tensor parallelism costs sums only: no head is split, so nothing of attention is moved between devices."""
+"""Tensor parallelism costs sums only: no head is split, so nothing of attention is moved between devices.
+
+Context parallelism moves queries, keys, values and outputs, and nothing else.
+"""
 
 import json
 import pathlib
@@ -20,12 +23,21 @@ def outcome(run_script):
 def test_blocks_are_summed_and_nothing_is_moved(outcome):
     expected = {f"llm {heads} tensor={tensor}" for heads in ("32/32", "28/4", "8/2") for tensor in (2, 4, 8)}
     expected |= {f"vision {heads} tensor={tensor}" for heads in (32, 28) for tensor in (2, 4, 8)}
-    assert {name for name in outcome if "gated" not in name} == expected
+    assert {name for name in outcome if "gated" not in name and "sequence" not in name} == expected
     for name in expected:
         found = outcome[name]
         assert not any(found[kind] for kind in MOVES), (name, found)
         # Two sums a block in either direction, in a scan; where 28 heads are whole on 8 devices, only the MLP's.
         assert found["all-reduce"] == (2 if "28" in name and "=8" in name else 4), (name, found)
+
+
+def test_devices_that_share_rows_trade_positions_for_heads(outcome):
+    names = [f"llm {heads} sequence={devices}" for heads in ("32/32", "28/4", "8/2") for devices in (2, 4)]
+    for name in names:
+        found = outcome[name]
+        # Queries, keys, values and outputs once in either direction; of weights only the gradients are summed.
+        assert found["all-to-all"] == 8, (name, found)
+        assert not found["all-gather"] + found["collective-permute"] + found["reduce-scatter"], (name, found)
 
 
 def test_a_gated_tower_is_summed_too(outcome):

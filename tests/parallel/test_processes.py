@@ -6,6 +6,8 @@ import pytest
 from mllm_jax.config import ConfigError
 from mllm_jax.parallel import processes
 
+HEARTBEAT = {"heartbeat_timeout_seconds": processes.HEARTBEAT}
+
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -28,7 +30,7 @@ def test_the_environment_says_which_process_this_is(asked, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     processes.join()
-    assert asked == [{"num_processes": 3, "process_id": 0}]
+    assert asked == [{"num_processes": 3, "process_id": 0, **HEARTBEAT}]
 
 
 def test_what_is_missing_is_named(asked, monkeypatch):
@@ -38,7 +40,7 @@ def test_what_is_missing_is_named(asked, monkeypatch):
     assert str(caught.value).startswith(
         "--distributed: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID not set, and JAX detects no launcher (Slurm, "
     )
-    assert asked == [{"num_processes": 2, "process_id": None}]
+    assert asked == [{"num_processes": 2, "process_id": None, **HEARTBEAT}]
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,50 @@
-"""What is refused before anything is computed: a mesh on which hosts would share rows."""
-
-import types
-from unittest import mock
+"""What is refused before anything is computed: meshes that the model or its rows do not fit."""
 
 import jax
-import numpy as np
 import pytest
-from jax.sharding import Mesh
+import tiny
+from jax.sharding import AbstractMesh
 
 from mllm_jax.config import ConfigError
-from mllm_jax.training.preflight import check_rows
+from mllm_jax.inference import runs
+from mllm_jax.parallel.mesh import AXES, make_mesh
+from mllm_jax.training import preflight
 
 
 @pytest.mark.parametrize(
-    ("axes", "shared"),
-    [((2, 4, 1), None), ((1, 2, 4), None), ((4, 1, 2), None), ((1, 1, 8), "0, 1"), ((1, 1, 2), None)],
+    ("sizes", "changes", "message"),
+    [
+        ({"sequence": 2, "tensor": 2}, {}, None),
+        (
+            {"sequence": 4, "tensor": 2},
+            {},
+            r"'mesh\.sequence' \(4\) x 'mesh\.tensor' \(2\) must divide the 4",
+        ),
+        (
+            {"sequence": 4},
+            {"data.seq_len": 82},
+            r"'data\.seq_len' \(82\) must be a multiple .* \(4\); take 84",
+        ),
+        ({"sequence": 2}, {"stages.finetune.seq_len": 81}, r"'stages\.finetune\.seq_len' \(81\) .* take 82"),
+    ],
 )
-def test_rows_are_of_one_host(axes, shared, monkeypatch):
-    """Two hosts of four devices each, or (the last one) of one host's only."""
-    hosts = [types.SimpleNamespace(process_index=i // 4) for i in range(np.prod(axes))]
-    mesh = mock.Mock(spec=Mesh, devices=np.array(hosts).reshape(axes), size=len(hosts))
-    mesh.shape = dict(zip(("data", "fsdp", "tensor"), axes, strict=True))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    if shared is None:
-        check_rows(mesh)
+def test_rows_that_cannot_be_cut_are_refused(sizes, changes, message, tiny_config):
+    tiny_config.update_from_flattened_dict(changes)
+    mesh = AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES)
+    model = runs.model_config(tiny_config)
+    if message is None:
+        preflight.check_mesh(tiny_config, model, mesh)
         return
-    with pytest.raises(
-        ConfigError, match=rf"'mesh\.tensor' is 8, .* hosts {shared}, .* the 4 devices .* mesh\.fsdp"
-    ):
-        check_rows(mesh)
+    with pytest.raises(ConfigError, match=message):
+        preflight.check_mesh(tiny_config, model, mesh)
+
+
+def test_the_mesh_is_checked_before_a_run(tiny_config, tiny_tokenizer, monkeypatch):
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+
+    def refuse(*_):
+        raise ConfigError("this mesh")
+
+    monkeypatch.setattr(preflight, "check_mesh", refuse)
+    with pytest.raises(ConfigError, match="this mesh"):
+        preflight.check_stages(tiny_config, tiny.model_config(), tiny_tokenizer, mesh)

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import tiny
 
-from mllm_jax.config import ConfigError
+from mllm_jax.data.batch import Batch
 from mllm_jax.inference.model import sampled
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.metrics import RunLog
-from mllm_jax.training.preflight import check_rows
+from mllm_jax.training.step import to_device
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 index = jax.process_index()
@@ -37,10 +38,12 @@ try:
             raise OSError("disk full")
 except (OSError, processes.OtherProcessError) as error:
     print(type(error).__name__)
-try:
-    check_rows(make_mesh({"data": 1, "fsdp": 1, "tensor": -1}))
-except ConfigError as error:
-    print(error)
+# Both hold a half of each row, so they bring the same rows.
+mesh = make_mesh({"sequence": 2})
+rows = Batch.spec(3, length=4).empty().replace(tokens=np.arange(12, dtype=np.int32).reshape(3, 4))
+placed = to_device(rows, mesh)
+with use_mesh(mesh):
+    print(list(row_part(mesh)), placed.tokens.shape, int(jax.jit(lambda x: (x * x).sum())(placed.tokens)))
 wishes = [(bool(index), True), (bool(index), False), (False, True), (True, True)]
 print([processes.any_process(wish, now) for wish, now in wishes])
 print([processes.same(b"common"), processes.same(b"own %d" % index)])

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mllm_jax.models.attention import blockwise, cudnn, splash, tokamax, xla
 from mllm_jax.models.attention.mask import AttentionMask
+from mllm_jax.models.attention.rows import with_whole_rows
 from mllm_jax.models.attention.use import Use, current_platform
 
 __all__ = ["AUTO", "BACKENDS", "AttentionMask", "Backend", "Use", "attend", "choose", "current_platform"]
@@ -98,7 +99,7 @@ def attend(
         raise ValueError(
             f"attention backend {implementation!r} computes whole rows, without a cache; give 'xla'"
         )
-    name = "xla"
-    if not cached:
-        name, _ = choose(implementation, Use.of(q, k, mask, softcap), current_platform())
-    return BACKENDS[name].attend(q, k, v, mask, scale, softcap)
+    if cached:
+        return xla.attend(q, k, v, mask, scale, softcap)
+    name, _ = choose(implementation, Use.of(q, k, mask, softcap), current_platform())
+    return with_whole_rows(lambda q, k, v: BACKENDS[name].attend(q, k, v, mask, scale, softcap), q, k, v)

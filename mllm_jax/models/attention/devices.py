@@ -20,8 +20,8 @@ def per_device(
 ) -> Float[Array, "B T H h"]:
     """`kernel(q, k, v, *of_rows)` under `jax.shard_map` on the current mesh, or as it is where there is one device.
 
-    Rows are split like the models' logical axis "batch", heads like "heads" where the devices divide them (heads.py),
-    and everything is whole on all devices where they do not.
+    Rows are split like the models' logical axis "batch", heads like "row_heads" where the devices divide them
+    (heads.py), and everything is whole on all devices where they do not.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -30,10 +30,10 @@ def per_device(
     rows = rules.get("batch")
     if q.shape[0] % math.prod(mesh.shape[axis] for axis in rows or ()):
         rows = None
-    of_queries, of_keys = split(q.shape[2], k.shape[2], devices_over("heads"))
+    of_queries, of_keys = split(q.shape[2], k.shape[2], devices_over("row_heads"))
     if of_queries != of_keys and k.shape[2] > 1:
         of_queries = of_keys = 1  # a device's queries would need to know which of all keys are theirs
-    heads = rules.get("heads")
+    heads = rules.get("row_heads")
     queries = P(rows, None, heads if of_queries > 1 else None)
     keys = P(rows, None, heads if of_keys > 1 else None)
     return jax.shard_map(
