@@ -6,7 +6,7 @@ import pytest
 from mllm_jax.config import ConfigError
 from mllm_jax.parallel import processes
 
-HEARTBEAT = {"heartbeat_timeout_seconds": processes.HEARTBEAT}
+ALWAYS = {"heartbeat_timeout_seconds": processes.HEARTBEAT, "local_device_ids": None}
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def asked(monkeypatch):
 
     def initialize(**given):
         calls.append(given)
-        if None in given.values():
+        if None in (given["num_processes"], given["process_id"]):
             raise ValueError("Number of processes must be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
@@ -30,7 +30,7 @@ def test_the_environment_says_which_process_this_is(asked, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     processes.join()
-    assert asked == [{"num_processes": 3, "process_id": 0, **HEARTBEAT}]
+    assert asked == [{"num_processes": 3, "process_id": 0, **ALWAYS}]
 
 
 def test_what_is_missing_is_named(asked, monkeypatch):
@@ -40,7 +40,7 @@ def test_what_is_missing_is_named(asked, monkeypatch):
     assert str(caught.value).startswith(
         "--distributed: JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID not set, and JAX detects no launcher (Slurm, "
     )
-    assert asked == [{"num_processes": 2, "process_id": None, **HEARTBEAT}]
+    assert asked == [{"num_processes": 2, "process_id": None, **ALWAYS}]
 
 
 @pytest.mark.parametrize(
