@@ -112,6 +112,9 @@ def test_what_jax_makes_of_slurm(monkeypatch):
 
 
 def test_what_jax_makes_of_a_jobset(monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", False)  # as with libtpu, for planning
     address = "llava15-workers-0-0.llava15:8476"
     environment = {processes.ADDRESS: address, processes.COUNT: "4", processes.INDEX: "3"}
     assert joined(monkeypatch, environment) == (address, 4, 3, None)
