@@ -91,7 +91,7 @@ def joined(monkeypatch, environment):
         monkeypatch.setenv(name, value)
     told = []
 
-    def initialize(num_processes, process_id, local_device_ids, **_):
+    def initialize(num_processes, process_id, local_device_ids=None, **_):
         address = os.environ.get("JAX_COORDINATOR_ADDRESS")
         told.append(
             clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -126,6 +126,7 @@ def test_what_jax_makes_of_gke(monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     monkeypatch.setattr(cloud_tpu_cluster.GkeTpuCluster, "wait_for_coordinator", lambda *_: None)
     environment = {
+        "TPU_SKIP_MDS_QUERY": "true",  # or else JAX asks Google's metadata first
         "TPU_WORKER_HOSTNAMES": "a,b,c,d",
         "TPU_WORKER_ID": "1",
         "MEGASCALE_NUM_SLICES": "2",
