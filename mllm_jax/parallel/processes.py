@@ -48,12 +48,12 @@ def join() -> None:
             form = "HOST:PORT" if name == ADDRESS else "a number"
             raise ConfigError(f"--distributed: the environment variable {name} is {value!r}, not {form}")
     count, index = (int(given[name]) if given[name] else None for name in (COUNT, INDEX))
-    chosen = {} if (devices := local_devices()) is None else {"local_device_ids": devices}
+    devices = local_devices()
     try:
         jax.distributed.initialize(
             num_processes=count,
             process_id=index,
-            **chosen,
+            local_device_ids=devices,
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except ValueError as error:
