@@ -23,8 +23,12 @@ def get_config() -> ConfigDict:
                 "dense": 0.7,  # share of crowded scenes; most patches of the others show no thing
                 "shares": (6, 1, 1),  # batches of each size in a cycle
                 "batch": 32,
-                # (step, weight in the loss): where things are is learned first, then what is written on them
-                "emphasis": {"digit": ((600, 1), (700, 4)), "word": ((600, 1), (700, 2))},
+                # (step, weight in the loss): where things are is learned first, then what they are
+                "emphasis": {
+                    "digit": ((600, 1), (700, 4)),
+                    "word": ((600, 1), (700, 2)),
+                    "shape": ((1600, 1), (1620, 4)),
+                },
                 "geometry": {
                     "width": 128,
                     "depth": 6,
@@ -38,7 +42,15 @@ def get_config() -> ConfigDict:
                     "learning_rate": 2e-3,
                     "matrix_learning_rate": 0.02,
                     # (step, share of the rates), straight lines between; the loss hardly falls at a constant rate
-                    "schedule": ((0, 0), (50, 1), (100, 1), (600, 0.87), (1200, 0.609), (2050, 0)),
+                    "schedule": (
+                        (0, 0),
+                        (50, 1),
+                        (100, 1),
+                        (600, 0.87),
+                        (1200, 0.609),
+                        (1600, 0.3224),
+                        (1950, 0),
+                    ),
                     "b2": 0.98,
                     "weight_decay": 0.01,
                     "log_every": 50,
