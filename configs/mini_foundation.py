@@ -3,7 +3,7 @@
     mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
 
 takes about an hour and a half on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on
-where it was. The shipped weights are of an earlier state of this recipe (docs/results.md).
+where it was. The shipped LLM is this recipe's; the shipped tower is of an earlier one (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -65,10 +65,6 @@ def get_config() -> ConfigDict:
                     _phase(250, rows=26, length=192, things=2, grids=(6,)),
                     _phase(1000, rows=26, length=192, things=9, grids=(6,)),
                     _phase(4350, rows=16, length=320, things=9, grids=(6, 8, 12)),
-                    # relations of two things, from two things in a small note to all in a large one
-                    _phase(300, rows=12, length=256, things=2, grids=(4, 6), questions=3, relations=1.0),
-                    _phase(400, rows=12, length=256, things=5, grids=(6, 8), relations=1.0),
-                    _phase(800, rows=12, length=320, things=9, grids=(6, 8, 12), relations=1.0),
                 ),
                 "embedding_std": 0.1,
                 "geometry": {
@@ -86,10 +82,7 @@ def get_config() -> ConfigDict:
                     "learning_rate": 5e-4,
                     "matrix_learning_rate": 0.02,
                     # Most is learned below a third of the highest rates.
-                    "schedule": (
-                        *((0, 0), (50, 1), (400, 1), (1000, 0.35), (5600, 0)),
-                        *((5620, 0.3), (6300, 0.25), (7100, 0)),
-                    ),
+                    "schedule": ((0, 0), (50, 1), (400, 1), (1000, 0.35), (5600, 0)),
                     "b2": 0.98,
                     "weight_decay": 0.1,
                     "log_every": 25,
@@ -100,16 +93,7 @@ def get_config() -> ConfigDict:
     )
 
 
-def _phase(
-    steps: int,
-    *,
-    rows: int,
-    length: int,
-    things: int,
-    grids: tuple[int, ...],
-    questions: int = 6,
-    relations: float = 0.5,
-) -> dict:
+def _phase(steps: int, *, rows: int, length: int, things: int, grids: tuple[int, ...]) -> dict:
     """A phase of the LLM, see `foundation.text.phased_batches`; short rows get short sentences."""
     return {
         "steps": steps,
@@ -120,8 +104,7 @@ def _phase(
         "short": length < 320,
         "things": things,
         "grids": grids,
-        "questions": questions,
-        "relations": relations,
+        "questions": 6,
         "describe": 0.1,
         "describe_weight": 0.1,
     }

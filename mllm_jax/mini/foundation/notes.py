@@ -90,24 +90,14 @@ class NotedSample:
         return len(self.encoded)
 
 
-def pick(scene: Scene, rng: np.random.Generator, most: int, relations: float) -> list[Question]:
-    """At most `most` questions about a scene; those that are learned early are thinned out.
-
-    Args:
-      relations: share of the questions for the relation of two things that are kept. Above `OTHERS` they go first: two
-        things have to be looked up for one answer, which is learned only where it is asked for often.
-    """
+def pick(scene: Scene, rng: np.random.Generator, most: int) -> list[Question]:
+    """At most `most` questions about a scene; those that are learned early are thinned out."""
     everything = make_questions(scene, rng)
-    asked = [q for q in everything if rng.random() < _share(q, relations)]
-    order = rng.permutation(len(asked))
-    if relations > OTHERS:
-        order = rng.permutation(sorted(order, key=lambda i: asked[i].form != "relation")[:most])
-    return [asked[i] for i in order[:most]] or everything[:1]
+    asked = [q for q in everything if rng.random() < _share(q)]
+    return [asked[i] for i in rng.permutation(len(asked))[:most]] or everything[:1]
 
 
-def _share(question: Question, relations: float) -> float:
-    if question.form == "relation":
-        return relations
+def _share(question: Question) -> float:
     if question.form in COLOR_FORMS:
         return 1.0
     return COARSE if ABILITIES[question.ability].group == "coarse" else OTHERS
@@ -132,10 +122,9 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
       phase: `things` (at most so many of a scene are kept, bars apart), `grids` (lattices, cells per side, of which
-        one is drawn), `questions` (at most so many are asked, and as fit into `length` tokens), `relations` (see
-        `pick`), `describe` (share of conversations that ask for the long caption instead, half of them as the `plain`
-        template does) and `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the
-        notes).
+        one is drawn), `questions` (at most so many are asked, and as fit into `length` tokens), `describe` (share of
+        conversations that ask for the long caption instead, half of them as the `plain` template does) and
+        `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
     rng = np.random.default_rng([0x207E5, seed, index])
     scene = sample_scene(seed, index, "foundation")
@@ -148,7 +137,7 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
         pairs = [(CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))], long_caption(scene, rng))]
         template, weight = "plain" if rng.random() < 0.5 else "mini", phase["describe_weight"]
     else:
-        pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"], phase["relations"])]
+        pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
 
     cells_layout = WholeImage(Slot(len(bags)))()  # the note stands for an image
 

@@ -10,7 +10,7 @@ from mllm_jax.mini.world.targets import patch_owners
 
 PHASE = {
     "steps": 2, "batch": 3, "length": 256, "context_weight": 0.25, "notes": 0.5, "short": True, "grids": (4, 6),
-    "questions": 3, "relations": 0.5, "things": 3, "describe": 0.3, "describe_weight": 0.5,
+    "questions": 3, "things": 3, "describe": 0.3, "describe_weight": 0.5,
 }  # fmt: skip
 
 
