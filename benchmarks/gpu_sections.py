@@ -287,8 +287,7 @@ def decode(shapes: Shapes, args: argparse.Namespace):
 
             def answer(requests=requests):
                 prompts = batch_prompts(model, params, requests, load_image=lambda key, _: images[key])
-                state = session.prefill(prompts, max_new_tokens=shapes.new_tokens)
-                return session.finish(state, shapes.new_tokens)
+                return session.answer(prompts, max_new_tokens=shapes.new_tokens)
 
             seconds = timed(answer, 1)
             yield {

@@ -100,8 +100,7 @@ def generate(
         if beams is not None:
             found = _beams(session, beams, prompts, max_new_tokens)
         else:
-            state = session.prefill(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
-            found = session.finish(state, max_new_tokens)
+            found = session.answer(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
         return [
             _decode(request.id, tuple(tokens[:count].tolist()), bool(stopped), tokenizer, stop_texts)
             for request, tokens, count, stopped in zip(prompts.requests, *found, strict=False)

@@ -7,9 +7,11 @@
         print(state.tokens)          # of every row; whoever is done has none
 
 Rows never see each other and padding is masked, so an answer does not depend on its neighbours, and a row that is done
-can be given to another prompt (`insert`). `generate` runs the same steps without coming back to the host in between.
+can be given to another prompt (`insert`). `answer`, which `generate` uses, runs the same steps many at a time: 64, then
+as many as all before. In between the cache gets columns for the next ones, and rows that are done leave the batch.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +27,12 @@ from mllm_jax.inference.prefill import decode, prefill_limit, read_prompts, with
 from mllm_jax.inference.prefixes import PromptBatch
 from mllm_jax.inference.sampling import Draws, Sampling, choose, make_draws
 from mllm_jax.models import mllm
-from mllm_jax.models.decoder import Cache
+from mllm_jax.models.attention import current_platform
+from mllm_jax.models.decoder import Cache, apart_cache, apart_params
 from mllm_jax.models.mllm import ModelConfig, Params
-from mllm_jax.parallel.mesh import replicate
+from mllm_jax.parallel.mesh import current_row_shards, replicate
+
+_STEPS = 64  # that `answer` takes at first; then as many as all before
 
 
 @flax.struct.dataclass
@@ -100,11 +105,20 @@ class Session:
         """
         if room is not None and room < max_new_tokens:
             raise ValueError(f"room={room} columns do not hold max_new_tokens={max_new_tokens}")
+        return self._read(prompts, max_new_tokens, sampling, room or max_new_tokens)
+
+    def _read(
+        self,
+        prompts: PromptBatch,
+        max_new_tokens: int,
+        sampling: Sampling | Sequence[Sampling | None] | None,
+        room: int,
+    ) -> State:
         lengths = prompts.lengths
         samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts.requests)
         draws = make_draws(samplings, [request.id for request in prompts.requests], len(lengths))
         limits = np.full(len(lengths), max_new_tokens, np.int32)
-        visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1] + (room or max_new_tokens))
+        visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1] + room)
         rows = (prompts.rows, lengths, visual, limits, draws)
         return _prefill(self.config, self.limit, cache, self.params, *rows, self.stops)
 
@@ -140,19 +154,39 @@ class Session:
             )
         return inserted
 
-    def finish(
-        self, state: State, max_new_tokens: int
+    def answer(
+        self, prompts: PromptBatch, *, max_new_tokens: int, sampling: Sampling | None = None
     ) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
-        """Runs a state that was just prefilled to its end; it is used up.
+        """Whole answers.
 
         Args:
-          max_new_tokens: N, as in `prefill`.
+          prompts, max_new_tokens, sampling: as in `prefill`; N is `max_new_tokens`.
 
         Returns:
           Tokens, how many of them count in each row, and whether a stop id came.
         """
-        found, _ = _finish(self.config, max_new_tokens, state, self.params, self.stops)
-        return jax.device_get(found)
+        state = self._read(prompts, max_new_tokens, sampling, 0)
+        rows, made = np.arange(len(state.tokens)), 1  # rows of the results that the state's rows are
+        first, counts, stopped, done = (np.array(field) for field in jax.device_get(_progress(state)))
+        tokens = np.zeros((len(rows), max_new_tokens), np.int32)
+        tokens[:, 0] = first
+        while not done.all():
+            steps = min(max(made, _STEPS), max_new_tokens - made)
+            kept = np.arange(len(rows))
+            if made > 1:  # not at once, which would compile the last, smaller batch of a benchmark for itself
+                kept = np.argsort(done, kind="stable")[: _rows_for(int((~done).sum()), len(rows))]
+            rows = rows[kept]
+            state = _regrown(state, kept.astype(np.int32), steps)
+            found, state = _run(self.config, steps, state, self.params, self.stops)
+            tokens[rows, made : made + steps], (_, counts[rows], stopped[rows], done) = jax.device_get(found)
+            made += steps
+        return tokens, counts, stopped
+
+
+def _rows_for(unfinished: int, size: int) -> int:
+    """Rows that a batch of `size` keeps: a power of two and a multiple of the devices that share them, or all."""
+    kept = 1 << (unfinished - 1).bit_length()
+    return min(size, kept + -kept % current_row_shards())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -209,15 +243,38 @@ def _step(config: ModelConfig, state: State, params: Params, stops: Int[Array, "
     return _advance(config, params, state, stops)
 
 
+@jax.jit
+def _progress(
+    state: State,
+) -> tuple[Int[Array, " B"], Int[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]:
+    """What the host follows answers by: `tokens`, `counts`, `stopped` and `done`."""
+    return replicate((state.tokens, state.counts, state.stopped, state.done))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _regrown(state: State, rows: Int[Array, " b"], more: int) -> State:
+    """These rows of a state, with `more` columns; on CPUs its cache is `apart`."""
+    cache = apart_cache(state.cache) if current_platform() == "cpu" else state.cache
+    width = [(0, 0), (0, 0), (0, 0), (0, more), (0, 0)]
+    k, v = jax.tree.map(lambda leaf: jnp.pad(leaf[:, rows], width), (cache.k, cache.v))
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    fields["cache"] = None
+    kept = jax.tree.map(lambda leaf: leaf[rows], fields)
+    kept["cache"] = Cache(k, v, jnp.pad(cache.segments[rows], width[2:4]), cache.column)
+    return State(**kept)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _finish(
-    config: ModelConfig, max_new_tokens: int, state: State, params: Params, stops: Int[Array, " n"]
-) -> tuple[tuple[Int[Array, "B N"], Int[Array, " B"], Bool[Array, " B"]], State]:
-    """What `Session.finish` returns, and the state, for only what is returned can be updated in place."""
-    tokens = jnp.zeros((len(state.tokens), max_new_tokens), jnp.int32).at[:, 0].set(state.tokens)
+def _run(
+    config: ModelConfig, steps: int, state: State, params: Params, stops: Int[Array, " n"]
+) -> tuple[tuple[Int[Array, "B m"], tuple[Array, ...]], State]:
+    """The next tokens of every row and `_progress`; and the state, for only what is returned is updated in place."""
+    if state.cache.apart:
+        params = {**params, "llm": apart_params(params["llm"])}
+    tokens = jnp.zeros((len(state.tokens), steps), jnp.int32)
 
     def unfinished(carry: tuple[Array, Array, State]) -> Array:
-        return (carry[0] < max_new_tokens) & ~carry[2].done.all()
+        return (carry[0] < steps) & ~carry[2].done.all()
 
     def advance(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         index, tokens, state = carry
@@ -225,8 +282,8 @@ def _finish(
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, state.tokens, index, axis=1)
         return index + 1, tokens, state
 
-    _, tokens, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), tokens, state))
-    return replicate((tokens, state.counts, state.stopped)), state
+    _, tokens, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), tokens, state))
+    return (replicate(tokens), _progress(state)), state
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -96,15 +96,21 @@ class Cache:
     """Keys and values of earlier columns; passed in and returned, never hidden state.
 
     Attributes:
-      k, v: [L, B, K, S, h]; heads stand before columns, so that attention's matrix products take them as they are.
+      k, v: of every layer; heads stand before columns, so that attention's matrix products take them as they are. One
+        array of all layers, or one for each (`apart_cache`).
       segments: int32[B, S]; 0 = empty or padding.
       column: int32 scalar, the next column to write (the same for every row).
     """
 
-    k: Float[Array, "L B K S h"]
-    v: Float[Array, "L B K S h"]
+    k: Float[Array, "L B K S h"] | tuple[Float[Array, "1 B K S h"], ...]
+    v: Float[Array, "L B K S h"] | tuple[Float[Array, "1 B K S h"], ...]
     segments: Int[Array, "B S"]
     column: Int[Array, ""]
+
+    @property
+    def apart(self) -> bool:
+        """Whether each layer has arrays of its own."""
+        return isinstance(self.k, tuple)
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Cache:
@@ -113,6 +119,25 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype: Any) -> Ca
     return Cache(
         jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), jnp.int32), jnp.int32(0)
     )
+
+
+def apart_cache(cache: Cache) -> Cache:
+    """The same with the layers one by one, with which a `Decoder` runs its blocks without a scan, with `apart_params`.
+
+    On CPUs the scan copies each block's kernels, and its part of the cache, out of their stacks in every call, which
+    takes longer than a step's matrix products.
+    """
+    if cache.apart:
+        return cache
+    k, v = (tuple(leaf[i : i + 1] for i in range(len(leaf))) for leaf in (cache.k, cache.v))
+    return cache.replace(k=k, v=v)
+
+
+def apart_params(params: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's parameters with those of each block by themselves, for a cache that is apart: `blocks` is a tuple."""
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth))
+    return {**params, "blocks": blocks}
 
 
 def _norm(config: DecoderConfig, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.Module:
@@ -328,7 +353,8 @@ class Decoder(nn.Module):
           embeddings: text and visual embeddings, already merged.
           positions: rotary positions, restarting in every segment.
           segment_ids: 0 = padding; rows attend within a segment, causally.
-          cache: columns before these, with room for T more, which are written at `cache.column`.
+          cache: columns before these, with room for T more, which are written at `cache.column`. If it is apart, so
+            are the parameters (`apart_cache`).
 
         Returns:
           Hidden states after the final norm, and the updated cache (None without one). With a mutable collection
@@ -341,12 +367,28 @@ class Decoder(nn.Module):
             column = cache.column
             segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
             mask = AttentionMask(segment_ids, segments, column + jnp.arange(embeddings.shape[1]))
-        steps = jnp.arange(cfg.depth // len(self.period))
         x = nn.with_logical_constraint(embeddings.astype(self.dtype), ("batch", "length", "embed"))
         carry = (x, None if cache is None else (cache.k, cache.v))
-        (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
+        if cache is not None and cache.apart:
+            (hidden, cached), states = self._one_by_one(carry, positions, mask, column), None
+        else:
+            steps = jnp.arange(cfg.depth // len(self.period))
+            (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
         if states is not None:
             self.sow("intermediates", "hidden", states.reshape(cfg.depth, *hidden.shape))
         if cached is not None:
             cached = Cache(*cached, mask.kv_segments, column + embeddings.shape[1])
         return self.final_norm(hidden), cached
+
+    def _one_by_one(self, carry: tuple[Array, Any], *shared: Any) -> tuple[Array, Any]:
+        """Hidden states and the keys and values of all blocks, whose parameters are apart."""
+        fields = (self.config, self.dtype, self.param_dtype, self.attention, self.lora)
+        hidden, cached = carry
+        blocks, found = self.variables["params"]["blocks"], []
+        for params, window, own in zip(
+            blocks, self.config.block_windows, zip(*cached, strict=True), strict=True
+        ):
+            block = Block(*fields, window, keep=False, parent=None)
+            (hidden, own), _ = block.apply({"params": params}, (hidden, own), 0, *shared)
+            found.append(own)
+        return hidden, tuple(zip(*found, strict=True))

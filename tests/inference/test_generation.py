@@ -10,6 +10,7 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong
+from mllm_jax.inference import session
 from mllm_jax.inference.batching import Request, chunks
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import option_log_likelihoods
@@ -149,6 +150,24 @@ def test_token_for_token_as_without_cache(config, params, expected, batch_size, 
     assert [a.id for a in answers] == [r.id for r in requests]
     assert {a.id: (a.tokens, a.stopped) for a in answers} == expected
     assert len({a.tokens for a in answers}) > 15  # the test would see a row that got another's answer
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rows_leave_a_batch_when_they_are_done(config, params, expected, steps, monkeypatch):
+    regrown, sizes = session._regrown, []
+
+    def noted(state, rows, more):
+        sizes.append(len(rows))
+        return regrown(state, rows, more)
+
+    monkeypatch.setattr(session, "_STEPS", steps)
+    monkeypatch.setattr(session, "_regrown", noted)
+    early = [r for r in make_requests() if expected[r.id][1] and len(expected[r.id][0]) < 4]
+    late = [r for r in make_requests() if not expected[r.id][1]][: len(early)]
+    answers = run(config, params, early + late, batch_size=2 * len(early))
+    assert {a.id: (a.tokens, a.stopped) for a in answers} == {r.id: expected[r.id] for r in early + late}
+    assert sizes[0] == 2 * len(early)
+    assert sizes[-1] < sizes[0]
 
 
 def test_expected_answers_have_stops_at_several_places(expected):

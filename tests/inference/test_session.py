@@ -1,8 +1,19 @@
 """Steps from the host give what `generate` gives, and a slot can be given to another prompt."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from test_generation import STOP, config, expected, load, make_requests, params, run  # noqa: F401
+from test_generation import (  # noqa: F401
+    STOP,
+    config,
+    expected,
+    load,
+    make_params,
+    make_requests,
+    params,
+    run,
+)
 
 from mllm_jax.inference.prefixes import answer_in_order
 from mllm_jax.inference.sampling import Sampling
@@ -42,6 +53,20 @@ def test_steps_are_those_of_generate(config, params, expected):  # noqa: F811
         state = stepped(session, state, answers)
         for row, request in enumerate(prompts.requests):
             assert (tuple(answers[row]), bool(state.stopped[row])) == expected[request.id]
+
+
+@pytest.mark.parametrize("windows", [(3,), (0, 3)], ids=str)
+def test_whole_answers_are_those_of_steps(config, windows):  # noqa: F811
+    """On CPUs, where they are computed block by block and steps by a scan."""
+    config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, windows=windows))
+    session = Session(config, make_params(config), stop_ids=[STOP])
+    (prompts,) = batches(config, session.params, make_requests(6), 6)
+    answers = [[] for _ in prompts.requests]
+    state = stepped(session, session.prefill(prompts, max_new_tokens=9), answers)
+    tokens, counts, stopped = session.answer(prompts, max_new_tokens=9)
+    assert [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)] == answers
+    assert stopped.tolist() == np.asarray(state.stopped).tolist()
+    assert len({tuple(answer) for answer in answers}) == len(answers)
 
 
 def test_a_row_that_is_done_is_given_to_another_prompt(config, params, expected):  # noqa: F811
