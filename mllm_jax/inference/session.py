@@ -7,8 +7,9 @@
         print(state.tokens)          # of every row; whoever is done has none
 
 Rows never see each other and padding is masked, so an answer does not depend on its neighbours, and a row that is done
-can be given to another prompt (`insert`). `answer`, which `generate` uses, runs the same steps many at a time: 64, then
-as many as all before. In between the cache gets columns for the next ones, and rows that are done leave the batch.
+can be given to another prompt (`insert`). `answer`, which `generate` uses, runs the same steps without coming back to
+the host in between. On CPUs it comes back after 64 steps, then after as many as all before: the cache gets columns for
+the next ones, and rows that are done leave the batch.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from mllm_jax.models.decoder import Cache, apart_cache, apart_params
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import current_row_shards, replicate
 
-_STEPS = 64  # that `answer` takes at first; then as many as all before
+_STEPS = 64  # that `answer` takes at first on CPUs; then as many as all before
 
 
 @flax.struct.dataclass
@@ -165,18 +166,22 @@ class Session:
         Returns:
           Tokens, how many of them count in each row, and whether a stop id came.
         """
-        state = self._read(prompts, max_new_tokens, sampling, 0)
+        # An accelerator may have no room for the second cache that growing takes, and compiles for long.
+        growing = current_platform() == "cpu"
+        state = self._read(prompts, max_new_tokens, sampling, 0 if growing else max_new_tokens)
         rows, made = np.arange(len(state.tokens)), 1  # rows of the results that the state's rows are
         first, counts, stopped, done = (np.array(field) for field in jax.device_get(_progress(state)))
         tokens = np.zeros((len(rows), max_new_tokens), np.int32)
         tokens[:, 0] = first
         while not done.all():
-            steps = min(max(made, _STEPS), max_new_tokens - made)
-            kept = np.arange(len(rows))
-            if made > 1:  # not at once, which would compile the last, smaller batch of a benchmark for itself
-                kept = np.argsort(done, kind="stable")[: _rows_for(int((~done).sum()), len(rows))]
-            rows = rows[kept]
-            state = _regrown(state, kept.astype(np.int32), steps)
+            steps = max_new_tokens - made
+            if growing:
+                steps, kept = min(max(made, _STEPS), steps), np.arange(len(rows))
+                # Not at once, which would compile the last, smaller batch of a benchmark for itself.
+                if made > 1:
+                    kept = np.argsort(done, kind="stable")[: _rows_for(int((~done).sum()), len(rows))]
+                rows = rows[kept]
+                state = _regrown(state, kept.astype(np.int32), steps)
             found, state = _run(self.config, steps, state, self.params, self.stops)
             tokens[rows, made : made + steps], (_, counts[rows], stopped[rows], done) = jax.device_get(found)
             made += steps
@@ -253,8 +258,8 @@ def _progress(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _regrown(state: State, rows: Int[Array, " b"], more: int) -> State:
-    """These rows of a state, with `more` columns; on CPUs its cache is `apart`."""
-    cache = apart_cache(state.cache) if current_platform() == "cpu" else state.cache
+    """These rows of a state, whose cache is `apart` and has `more` columns."""
+    cache = apart_cache(state.cache)
     width = [(0, 0), (0, 0), (0, 0), (0, more), (0, 0)]
     k, v = jax.tree.map(lambda leaf: jnp.pad(leaf[:, rows], width), (cache.k, cache.v))
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}

@@ -134,7 +134,10 @@ def apart_cache(cache: Cache) -> Cache:
 
 
 def apart_params(params: dict[str, Any]) -> dict[str, Any]:
-    """A decoder's parameters with those of each block by themselves, for a cache that is apart: `blocks` is a tuple."""
+    """A decoder's parameters with those of each block by themselves, for a cache that is apart: `blocks` is a tuple.
+
+    The blocks' parameters are copied.
+    """
     depth = len(jax.tree.leaves(params["blocks"])[0])
     blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth))
     return {**params, "blocks": blocks}

@@ -17,7 +17,7 @@ def test_answers_do_not_depend_on_the_devices(run_script):
     assert outcome["devices"] == 4
     results = outcome["results"]
     reference = {result["dtype"]: result for result in results if result["mesh"] is None}
-    assert len(results) == 4
+    assert len(results) == 5
     for result in results:
         expected = reference[result["dtype"]]
         assert len({tuple(tokens) for tokens in expected["tokens"]}) > 8

@@ -15,6 +15,7 @@ from test_generation import (  # noqa: F401
     run,
 )
 
+from mllm_jax.inference import session
 from mllm_jax.inference.prefixes import answer_in_order
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.inference.session import Session
@@ -55,18 +56,28 @@ def test_steps_are_those_of_generate(config, params, expected):  # noqa: F811
             assert (tuple(answers[row]), bool(state.stopped[row])) == expected[request.id]
 
 
-@pytest.mark.parametrize("windows", [(3,), (0, 3)], ids=str)
-def test_whole_answers_are_those_of_steps(config, windows):  # noqa: F811
-    """On CPUs, where they are computed block by block and steps by a scan."""
+@pytest.mark.parametrize(("windows", "platform"), [((3,), "cpu"), ((0, 3), "cpu"), ((0, 3), "gpu")], ids=str)
+def test_whole_answers_are_those_of_steps(config, windows, platform, monkeypatch):  # noqa: F811
+    """Computed by a scan as steps are, or, on CPUs, block by block with a cache that grows."""
+    regrown, columns = session._regrown, []
+
+    def noted(state, rows, more):
+        columns.append(more)
+        return regrown(state, rows, more)
+
+    monkeypatch.setattr(session, "_STEPS", 3)
+    monkeypatch.setattr(session, "_regrown", noted)
+    monkeypatch.setattr(session, "current_platform", lambda: platform)
     config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, windows=windows))
-    session = Session(config, make_params(config), stop_ids=[STOP])
-    (prompts,) = batches(config, session.params, make_requests(6), 6)
+    asked = Session(config, make_params(config), stop_ids=[STOP])
+    (prompts,) = batches(config, asked.params, make_requests(6), 6)
     answers = [[] for _ in prompts.requests]
-    state = stepped(session, session.prefill(prompts, max_new_tokens=9), answers)
-    tokens, counts, stopped = session.answer(prompts, max_new_tokens=9)
+    state = stepped(asked, asked.prefill(prompts, max_new_tokens=9), answers)
+    tokens, counts, stopped = asked.answer(prompts, max_new_tokens=9)
     assert [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)] == answers
     assert stopped.tolist() == np.asarray(state.stopped).tolist()
     assert len({tuple(answer) for answer in answers}) == len(answers)
+    assert columns == ([3, 4, 1] if platform == "cpu" else [])
 
 
 def test_a_row_that_is_done_is_given_to_another_prompt(config, params, expected):  # noqa: F811
