@@ -1,6 +1,7 @@
 """What accelerators can do at best, per chip, as published: for planning and for MFU."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -64,7 +65,9 @@ def by_name(name: str) -> Chip:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of a device by its `device_kind`; None for one that is not in the table (a CPU)."""
+    """The chip of a device by its `device_kind`; None for one that is not in the table (a CPU, a slower variant)."""
+    if re.search("PCIe|NVL", device_kind):
+        return None
     found = ((kind, chip) for chip in CHIPS for kind in chip.kinds if device_kind.startswith(kind))
     return max(found, key=lambda pair: len(pair[0]), default=(None, None))[1]
 

@@ -145,7 +145,7 @@ def batch_shardings(batch: Batch, mesh: Mesh | AbstractMesh) -> Batch:
     )
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 

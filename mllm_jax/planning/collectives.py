@@ -6,7 +6,7 @@ import math
 import re
 from collections import defaultdict
 
-# Bytes that a chip sends in a ring of n chips, as a multiple of the operation's larger side.
+# Bytes that a chip sends in a ring of n chips, as a multiple of the operation's larger side (all arrays together).
 SENT = {
     "all-gather": lambda n: (n - 1) / n,
     "reduce-scatter": lambda n: (n - 1) / n,
@@ -50,12 +50,12 @@ class _Instruction:
         return re.findall(r"%[\w.-]+", self.rest.split("), ", 1)[0])
 
     @property
-    def arrays(self) -> list[int]:
-        """Bytes of every array of the result."""
-        return [
+    def bytes(self) -> int:
+        """Of all arrays of the result."""
+        return sum(
             WIDTHS[kind] * math.prod(int(side) for side in sides.split(",") if side)
             for kind, sides in _ARRAY.findall(self.shape)
-        ]
+        )
 
 
 def collective_bytes(hlo: str, devices: int) -> dict[str, float]:
@@ -88,10 +88,15 @@ class _Program:
 
     def _sent(self, computation: str, devices: int) -> dict[str, float]:
         total: dict[str, float] = defaultdict(float)
-        for each in self.computations.get(computation, ()):
+        there = {each.name: each for each in self.computations.get(computation, ())}
+        for each in there.values():
             kind = each.operation.removesuffix("-start")
             if kind in SENT:
-                total[kind] += max(each.arrays, default=0) * SENT[kind](_group_size(each.rest, devices))
+                size = sum(there[name].bytes for name in each.operands)
+                # The only one that makes more than it is given, which "-start" repeats.
+                if kind == "all-gather":
+                    size = each.bytes - (size if each.operation != kind else 0)
+                total[kind] += size * SENT[kind](_group_size(each.rest, devices))
                 continue
             times = self.trip_count(computation, each) if each.operation == "while" else 1
             called = _CALLED.findall(each.rest)

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from mllm_jax.inference import runs
 from mllm_jax.models import mllm, paths
 from mllm_jax.models.heads import split
-from mllm_jax.parallel.mesh import ROWS
 from mllm_jax.planning.estimate import chip_bytes
 from mllm_jax.planning.topology import Machine
 from mllm_jax.training.flops import mean_attention_pairs, step_flops
@@ -25,7 +24,7 @@ class Decoding:
       fits: whether they leave a tenth of its memory for all else.
       prefill_seconds: for all prompts, filled to the context; the slower of computing and reading.
       token_seconds: for one more token of all prompts; the slower of computing, reading weights and cache, and
-        gathering weights that `fsdp` splits.
+        gathering weights that `fsdp` and `sequence` split.
       tokens_per_second: of all prompts together.
       bound: what limits a token: "compute", "memory" or "network".
     """
@@ -46,7 +45,9 @@ def decoding(config: ConfigDict, machine: Machine, batch: int, context: int) -> 
     shapes = mllm.abstract_params(model)
     weights = chip_bytes(abstract(shapes, mesh, model.dtype, model))
     llm, width = model.llm, jnp.dtype(model.dtype).itemsize
-    shards = math.gcd(batch, math.prod(mesh.shape[axis] for axis in ROWS))
+    # Chips that share parameters; each answers rows of its own.
+    sharing = mesh.shape["fsdp"] * mesh.shape["sequence"]
+    shards = math.gcd(batch, mesh.shape["data"] * sharing)
     of_keys = split(llm.heads, llm.kv_heads, mesh.shape["tensor"])[1]
     rows = batch / shards
     cache = 2 * width * llm.depth * llm.kv_heads * llm.head_width * context * rows / of_keys
@@ -60,7 +61,7 @@ def decoding(config: ConfigDict, machine: Machine, batch: int, context: int) -> 
     times = {
         "compute": token / spread / chip.flops,
         "memory": (llm_bytes + cache) / chip.memory_bandwidth,
-        "network": llm_bytes * (1 - 1 / mesh.shape["fsdp"]) / chip.network,
+        "network": llm_bytes * (1 - 1 / sharing) / chip.network,
     }
     bound = max(times, key=lambda name: times[name])
     seconds = times[bound]

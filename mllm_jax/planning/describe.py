@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mllm_jax.inference import runs
 from mllm_jax.interop.published import shipped_geometry
 from mllm_jax.planning import search
 from mllm_jax.planning.compiled import compile_step
@@ -19,6 +20,7 @@ from mllm_jax.planning.estimate import (
     useful_counts,
 )
 from mllm_jax.planning.topology import Machine, mesh_shape
+from mllm_jax.training.preflight import check_batch_size, check_mesh
 
 HELPS = 0.97  # of the memory: a change that leaves more is not worth telling
 
@@ -38,12 +40,18 @@ def describe_stage(
       estimate_only: by formula; always so on GPUs.
       auto_mesh: take the mesh and accumulation of `search.search` instead of the recipe's.
       quick: see `compiled.compile_step`.
+
+    Raises:
+      ConfigError: training would refuse the mesh.
     """
     with shipped_geometry():
         if auto_mesh:
             config = search.search(config, stage, machine)[0]
         sizes = config.mesh.to_dict()
-        plan = search.stage_plan(config, stage, machine.abstract_mesh(sizes))
+        mesh = machine.abstract_mesh(sizes)
+        check_mesh(config, runs.model_config(config), mesh)
+        check_batch_size(config, stage, mesh)
+        plan = search.stage_plan(config, stage, mesh)
         attention = attention_backend(plan, machine)
         guessed = memory(plan, attention)
         sent, compiled = network_bytes(plan, machine.slices), None

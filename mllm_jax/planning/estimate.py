@@ -117,7 +117,7 @@ def memory(plan: StagePlan, attention: str) -> Memory:
     size = _Sizes(plan)
     cfg, model = plan.model.llm, plan.model
     width = jnp.dtype(model.dtype).itemsize
-    positions = size.micro_rows * plan.seq_len  # of one chip, at a time
+    positions = size.micro_rows * size.length  # of one chip, at a time
 
     # What a block makes of a position and its backward pass reads: two norms in float32 and rounded, two residuals;
     # queries and keys before and after they rotate, as the kernel takes them; five arrays of the gated MLP.
@@ -128,7 +128,7 @@ def memory(plan: StagePlan, attention: str) -> Memory:
     outputs = 2 * cfg.width + (heads + cfg.kv_heads * cfg.head_width + 2 * cfg.mlp_width) / size.tensor
     products = positions * width * outputs
     if attention == "xla":
-        everything += 2 * 4 * size.micro_rows * cfg.heads / size.tensor * plan.seq_len**2
+        everything += 2 * 4 * positions * cfg.heads / size.tensor * plan.seq_len
     boundary = positions * width * cfg.width
     kept = {"full": boundary, "dots": boundary + products, "none": everything}[model.remat]
     activations = (cfg.depth * kept if size.backward else 0) + WORKING * everything
@@ -147,7 +147,9 @@ class _Sizes:
 
     def __init__(self, plan: StagePlan):
         shape = plan.mesh.shape
-        self.tensor, self.fsdp, self.data = shape["tensor"], shape["fsdp"], shape["data"]
+        self.tensor, self.sequence, self.data = shape["tensor"], shape["sequence"], shape["data"]
+        self.fsdp = shape["fsdp"] * self.sequence  # both share parameters
+        self.length = plan.seq_len / self.sequence  # of a row, on one chip
         self.chips = math.prod(shape.values())
         self.rows = plan.rows or plan.stage.batch_size
         self.shards = math.prod(shape[axis] for axis in ROWS)
@@ -177,7 +179,7 @@ class _Sizes:
             return 0.0
         grid, vision = plan.model.vision_spec.grid, plan.model.vision
         slots = self.micro_rows * self.slots
-        images, tokens = slots * vision.views, grid[0] * grid[1] + 1
+        images, tokens = math.ceil(slots / self.sequence) * vision.views, grid[0] * grid[1] + 1
         states = 4 * images * tokens * vision.width  # float32 sums of hidden states
         request = plan.model.make_connector().request()
         held = len(request.hidden) + len(request.means) + len(request.normalized_means)
@@ -242,7 +244,8 @@ def network_bytes(plan: StagePlan, slices: int) -> tuple[float, float]:
     """Bytes that a chip sends over the fast network and between slices in a step, by formula.
 
     Weights are gathered over `fsdp` for the forward and the backward pass, gradients of what is trained are scattered
-    back and added up over `data`; `tensor` adds up two activations a block and pass.
+    back and added up over `data`; `tensor` adds up two activations a block and pass. `sequence` shares parameters like
+    `fsdp`, and trades queries, keys, values and outputs around attention in each pass.
     """
     size, parts, cfg = _Sizes(plan), plan.stage.accumulation, plan.model.llm
     width = jnp.dtype(plan.model.dtype).itemsize
@@ -254,9 +257,14 @@ def network_bytes(plan: StagePlan, slices: int) -> tuple[float, float]:
     gradients = chip_bytes(plan.state.params)
     inside = size.data // math.gcd(size.data, slices)
     sent += parts * 2 * gradients * (inside - 1) / inside
-    summed = size.micro_rows * plan.seq_len * width * cfg.width
-    passes = 2 + (2 + (plan.model.remat != "none")) * size.backward
+    positions = size.micro_rows * size.length
+    summed = positions * width * cfg.width
+    again = plan.model.remat != "none"
+    passes = 2 + (2 + again) * size.backward
     sent += parts * cfg.depth * passes * summed * 2 * (size.tensor - 1) / size.tensor
+    traded = positions * width * 2 * (cfg.heads + cfg.kv_heads) * cfg.head_width / size.tensor
+    passes = 1 + (1 + again) * size.backward
+    sent += parts * cfg.depth * passes * traded * (size.sequence - 1) / size.sequence
     return sent, 2 * gradients * (slices - 1) / slices
 
 
@@ -272,7 +280,7 @@ def memory_traffic(plan: StagePlan) -> float:
     weights = parts * passes * cfg.depth * size.block_bytes / size.tensor
     state = chip_bytes(plan.state.params) + chip_bytes(plan.state.opt_state)
     inner = 2 * cfg.heads * cfg.head_width + 2 * cfg.kv_heads * cfg.head_width + 3 * cfg.mlp_width
-    block = size.micro_rows * plan.seq_len * width * (4 * cfg.width + inner / size.tensor)
+    block = size.micro_rows * size.length * width * (4 * cfg.width + inner / size.tensor)
     return weights + 2 * state + 2 * chip_bytes(plan.state.params) + parts * passes * cfg.depth * 2 * block
 
 

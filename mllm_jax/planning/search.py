@@ -111,6 +111,8 @@ def changes(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tuple[
     found = search(config, stage, machine)[0]
     mesh, parts = found.mesh, found.stages[stage].accumulation
     keys = {f"mesh__{axis}": mesh[axis] for axis in ("data", "fsdp", "tensor")}
+    if config.mesh.sequence != mesh.sequence:
+        keys["mesh__sequence"] = mesh.sequence
     if parts != settings.accumulation:
         keys[f"{here}accumulation"] = parts
     yield changed(**keys)

@@ -61,12 +61,7 @@ def check_stages(
     params = mllm.abstract_params(model)
     for name, stage in config.stages.items():
         here = f"stages.{name}"
-        shares = num_row_shards(mesh) * stage.accumulation
-        if stage.samples_per_row == 1 and stage.batch_size % shares:
-            raise ConfigError(
-                f"config key '{here}.batch_size' ({stage.batch_size}) must be a multiple of devices "
-                f"({num_row_shards(mesh)}) x accumulation ({stage.accumulation})"
-            )
+        check_batch_size(config, name, mesh)
         with config_key_error(f"{here}.template"):
             check_template(resolve_template(stage.template, tokenizer), tokenizer)
         if stage.lora.rank:
@@ -127,6 +122,20 @@ def check_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh | AbstractMesh
                 f"config key '{key}' ({length}) must be a multiple of 'mesh.sequence' ({sequence}); take "
                 f"{length + -length % sequence}"
             )
+
+
+def check_batch_size(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -> None:
+    """Refuses rows of one sample that the devices cannot share; packed rows are filled up to a number that they can.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    stage, devices = config.stages[name], num_row_shards(mesh)
+    if stage.samples_per_row == 1 and stage.batch_size % (devices * stage.accumulation):
+        raise ConfigError(
+            f"config key 'stages.{name}.batch_size' ({stage.batch_size}) must be a multiple of devices ({devices}) x "
+            f"accumulation ({stage.accumulation})"
+        )
 
 
 def check_source(values: ConfigDict, key: str) -> None:

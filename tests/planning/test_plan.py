@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from mllm_jax.cli.main import main
+from mllm_jax.config import ConfigError
 from mllm_jax.parallel import chips
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.planning import search
@@ -82,6 +83,7 @@ def test_chips_are_known_by_the_kind_of_their_devices():
     }  # fmt: skip
     assert {kind: chips.chip_of(kind).name for kind in kinds} == kinds
     assert chips.peak_flops(jax.devices()) is None  # a CPU
+    assert [chips.chip_of(kind) for kind in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "cpu")] == [None] * 3
     assert len({chip.name for chip in chips.CHIPS}) == len(chips.CHIPS)
 
 
@@ -102,7 +104,8 @@ HLO = """
   %next = s32[] add(%i.1, %two)
   %x = f32[8]{0} get-tuple-element(%p.1), index=1
   %g = bf16[1000]{0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
-  %s = (bf16[50]{0}, bf16[50]{0}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %y = bf16[50]{0} convert(%x)
+  %s = (bf16[50]{0}, bf16[50]{0}, u32[]{:S(2)}) collective-permute-start(%y), source_target_pairs={{0,1},{1,0}}
   ROOT %t = (s32[], f32[8]{0}) tuple(%next, %x)
 }
 
@@ -111,18 +114,23 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %one = s32[] constant(1)
   %init = (s32[], /*index=1*/f32[8]{0}) tuple(%one, %a)
   %w = (s32[], f32[8]{0}) while(%init), condition=%cond, body=%body
-  %r = f32[100]{0} all-reduce(%a), replica_groups={{0,1},{2,3}}, to_apply=%sum
+  %b = f32[100]{0} broadcast(%a), dimensions={}
+  %r = (f32[100]{0}, /*index=1*/f32[8]{0}) all-reduce(%b, %a), replica_groups={{0,1},{2,3}}, to_apply=%sum
+  %k = f32[25]{0} reduce-scatter(%b), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%sum
+  %e = ((f32[8]{0}), f32[64]{0}) all-gather-start(%a), replica_groups=[1,8]<=[8], dimensions={0}
+  %f = f32[64]{0} all-gather-done(%e)
   ROOT %o = f32[8]{0} get-tuple-element(%w), index=1
 }
 """
 
 
 def test_collectives_inside_a_loop_count_as_often_as_it_runs():
-    """From 1 below 7 in steps of 2: three times."""
+    """From 1 below 7 in steps of 2: three times. Several arrays of one collective all count."""
     assert collective_bytes(HLO, 8) == {
-        "all-gather": 3 * 2000 * 3 / 4,
-        "all-reduce": 2 * 400 * 1 / 2,
+        "all-gather": 3 * 2000 * 3 / 4 + 256 * 7 / 8,
+        "all-reduce": 2 * 432 * 1 / 2,
         "collective-permute": 3 * 100,
+        "reduce-scatter": 400 * 3 / 4,
     }
 
 
@@ -174,6 +182,46 @@ def test_gpus_are_estimated(config):
     assert found["fits"]
     assert not found["compiled"]
     assert found["attention"] == "cudnn"
+
+
+def test_devices_that_share_rows_hold_parts_of_their_positions(config):
+    """Parameters are shared as over `fsdp`; activations of a step shrink, and queries, keys and values are sent."""
+    machine, found = parse("h100:8"), {}
+    for sequence in (1, 4):
+        config.mesh.update({"data": 1, "fsdp": 8 // sequence, "sequence": sequence})
+        config.stages.finetune.batch_size = 16 // sequence
+        found[sequence] = describe_stage(config, "finetune", machine)
+    whole, shared = (found[sequence]["memory"] for sequence in (1, 4))
+    assert (shared["parameters"], shared["optimizer"]) == (whole["parameters"], whole["optimizer"])
+    assert shared["temporaries"] == pytest.approx(
+        whole["temporaries"], rel=0.02
+    )  # as many positions on a chip
+    heads, positions, passes, blocks = 4 * 8 * 128 * 2, 2 * 1024, 3, 4
+    traded = found[4]["network_bytes"] - found[1]["network_bytes"]
+    assert traded == pytest.approx(blocks * passes * positions * heads * 3 / 4)
+    prompts = decoding(config, machine, batch=8, context=1024)
+    assert prompts.cache == 2 * 2 * 4 * 8 * 128 * 1024  # each chip answers one of them
+
+
+def test_a_mesh_that_training_would_refuse_is_not_planned(config):
+    machine = parse("h100:8")
+    config.mesh.update({"data": 8, "fsdp": 1})
+    config.stages.finetune.batch_size = 12
+    with pytest.raises(ConfigError, match=r"finetune\.batch_size"):
+        describe_stage(config, "finetune", machine)
+    config.stages.finetune.batch_size = 16
+    config.mesh.update({"data": 2, "sequence": 4})
+    config.stages.finetune.seq_len = 1022
+    with pytest.raises(ConfigError, match=r"seq_len.*1024"):
+        describe_stage(config, "finetune", machine)
+
+
+def test_a_mesh_that_would_help_is_named_in_full(config):
+    config.mesh.update({"data": 1, "fsdp": 2, "sequence": 4})
+    config.stages.finetune.batch_size = 8192
+    found = describe_stage(config, "finetune", parse("h100:8"))
+    (keys,) = [change["keys"] for change in found["changes"] if "mesh.data" in change["keys"]]
+    assert "--config.mesh.sequence=1" in keys
 
 
 def test_decoding_is_bound_by_memory_at_one_prompt(config):
