@@ -189,7 +189,6 @@ def test_devices_that_share_rows_hold_parts_of_their_positions(config):
     machine, found = parse("h100:8"), {}
     for sequence in (1, 4):
         config.mesh.update({"data": 1, "fsdp": 8 // sequence, "sequence": sequence})
-        config.stages.finetune.batch_size = 16 // sequence
         found[sequence] = describe_stage(config, "finetune", machine)
     whole, shared = (found[sequence]["memory"] for sequence in (1, 4))
     assert (shared["parameters"], shared["optimizer"]) == (whole["parameters"], whole["optimizer"])
