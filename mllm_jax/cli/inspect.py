@@ -163,15 +163,14 @@ def _lone(path: Any, llm: bool = False) -> dict[str, Any]:
 
 
 def _model_geometry(model: Any) -> dict[str, Any]:
+    from mllm_jax.models.encoders import EncodersConfig
+
     whole = {key: value for key, value in _geometry(model).items() if key not in ("vision", "llm")}
     whole["visual_tokens_per_image"] = model.visual_layout.most_tokens
-    several = getattr(model.vision, "towers", None)
-    towers = (
-        {f"vision/tower_{i}": tower for i, tower in enumerate(several)}
-        if several
-        else {"vision": model.vision}
-    )
-    described = {name: _geometry(tower) for name, tower in towers.items()}
+    described = {"vision": _geometry(model.vision)}
+    if isinstance(model.vision, EncodersConfig):
+        del described["vision"]["towers"]
+        described |= {f"vision/tower_{i}": _geometry(tower) for i, tower in enumerate(model.vision.towers)}
     return {"model": whole, **described, "llm": _geometry(model.llm)}
 
 

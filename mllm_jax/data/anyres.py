@@ -123,18 +123,31 @@ class AnyRes:
         """Of the largest canvas."""
         return self.tiles.base + max(columns * rows for columns, rows in self.tiles.pinpoints)
 
-    @property
+    @functools.cached_property
     def most_tokens(self) -> int:
         """No image has more."""
-        found = []
-        for columns, rows in self.tiles.pinpoints:
-            tokens, lines = columns * rows * self.slot.num_tokens, 0
-            if self.tiles.unpads:
-                lines = rows * self.grid[0]
-            if self.tiles.max_tiles:
-                tokens = min(tokens, int(_SHRINK**2 * self.tiles.max_tiles * self.slot.num_tokens))
-            found.append(tokens + lines)
-        return self.tiles.base * self.slot.num_tokens + max(found)
+        tokens = self.tiles.base * self.slot.num_tokens + max(
+            self._most_of(columns, rows) for columns, rows in self.tiles.pinpoints
+        )
+        whole = self.slot.num_tokens + self.separated if self.tiles.several == "whole" else 0
+        return max(tokens, whole)
+
+    def _most_of(self, columns: int, rows: int) -> int:
+        """Tokens of a canvas that an image covers as far as makes them most."""
+        if self.tiles.merge == "flat":
+            return columns * rows * self.slot.num_tokens
+        high, wide = rows * self.grid[0], columns * self.grid[1]
+        if "maxpool" in self.tiles.merge:
+            return (high // 2) * (wide // 2)
+        if not self.tiles.max_tiles:
+            return high * (wide + self.tiles.unpads)
+        limit = (
+            self.tiles.max_tiles * self.slot.num_tokens
+        )  # padding of both sides is left out, as `unpadded` does
+        covered = [(left, wide) for left in range(high, 0, -2)] + [
+            (high, left) for left in range(wide, 0, -2)
+        ]
+        return max(height * (width + 1) for height, width in (shrunk(grid, limit) for grid in covered))
 
     def __call__(self, read_size: Callable[[], Size], images: int = 1, /) -> VisualLayout:
         """The layout of one image; see `LayoutRule`."""

@@ -15,9 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 Size = tuple[int, int]  # height, width in pixels
 
-SEPARATOR = (
-    -2
-)  # in place of the index of a visual token: the learned separator, such as the newline between rows
+# In place of the index of a visual token: the learned separator, such as the newline between rows.
+SEPARATOR = -2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -285,9 +285,8 @@ def layout_row(samples: Sequence[EncodedSample], spec: Batch) -> tuple[Batch, li
 
     row = spec.empty()
     images: list[tuple[int, int, slice]] = []
-    start = slot = first = (
-        0  # position of the sample, the image's first slot, and that slot's first token in the row
-    )
+    # Position of the sample, the image's first slot, and that slot's first token in the row.
+    start = slot = first = 0
     for index, sample in enumerate(samples):
         here = slice(start, start + len(sample))
         row.tokens[here] = sample.tokens

@@ -96,7 +96,7 @@ def read(
     """
     batch, length = rows.tokens.shape
     piece = piece_length(config, batch, length, cache.segments.shape[1], limit)
-    rows = rows.replace(images=None, image_mask=None)
+    rows = rows.replace(images=None, image_mask=None, grids=None)  # every field left has an axis of positions
     if piece == length:
         hidden, cache = mllm.apply(config, params, rows, visual, cache, method=_continue)
         return jnp.take_along_axis(hidden, at[..., None], axis=1), cache

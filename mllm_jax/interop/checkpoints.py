@@ -421,6 +421,11 @@ def _check_expressible(model: ModelConfig) -> None:
         raise ValueError(
             "transformers' LLaVA has one vision tower; export plain safetensors or Orbax instead"
         )
+    if not isinstance(model.vision, VisionConfig):
+        raise ValueError(
+            f"transformers' LLaVA has no class for the vision tower {model.vision.title}; export plain safetensors or "
+            "Orbax instead"
+        )
     if model.max_patches:
         raise ValueError(
             "transformers' LLaVA sees square images only, not ones at their own aspect ratio (vision.max_patches); "

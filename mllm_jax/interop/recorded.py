@@ -89,7 +89,7 @@ def _whole(model: ModelConfig) -> dict[str, Any]:
 def _of_llava(
     model: ModelConfig, fields: dict[str, Any], where: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    class_token = model.vision.towers[0].class_token
+    class_token = getattr(model.vision.towers[0], "class_token", True)  # a ConvNeXt has no say in it
     check_fields(fields, where, class_token)
     layer = select_layer_of(fields, where, class_token)
     name = connector_of(fields, where)

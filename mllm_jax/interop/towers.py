@@ -19,6 +19,7 @@ from mllm_jax.interop.published import shipped_config
 from mllm_jax.interop.safetensors_io import write_sharded
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora
+from mllm_jax.models.convnext import ConvNextConfig
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.mllm import ModelConfig
@@ -221,17 +222,17 @@ def check_vision(
 def _shortened(model: ModelConfig, directory: pathlib.Path, depth: int | None, dtype: Any) -> Params:
     config, params = model.vision, _own(model, directory, "vision", dtype)
     if not isinstance(config, EncodersConfig):
-        return _truncated(params, depth, directory)
+        return _truncated(config, params, depth, directory)
     depths = [None if depth is None else config.tower_layer(i, depth) for i in range(len(config.towers))]
     return {
-        f"tower_{i}": params[f"tower_{i}"]
-        if tower == tower.with_depth(0)
-        else _truncated(params[f"tower_{i}"], d, directory)
+        f"tower_{i}": _truncated(tower, params[f"tower_{i}"], d, directory)
         for i, (tower, d) in enumerate(zip(config.towers, depths, strict=True))
     }
 
 
-def _truncated(params: Params, depth: int | None, path: Any) -> Params:
+def _truncated(config: Encoder, params: Params, depth: int | None, path: Any) -> Params:
+    if isinstance(config, ConvNextConfig):  # all of whose blocks its one feature needs
+        return params
     held = blocks_of(params)
     if depth is None or depth == held:
         return params

@@ -195,6 +195,7 @@ def test_inspect(tmp_path, capsys):
         extra = 2 * LLM.width if name == "hf" else 0  # the row of <image> in embedding and head
         assert found["parameters"] == total + extra
         assert found["bytes"] == 4 * (total + extra)
+        assert found["geometry"].keys() == {"model", "vision", "llm"}
         rows = {module["module"]: module for module in found["modules"]}
         assert rows["vision/blocks/q"]["parameters"] == 3 * (12 * 12 + 12)
         assert rows["llm/embedding"]["dtype"] == "float32"

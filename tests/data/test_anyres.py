@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax.data.anyres import AnyRes, Tiles, bilinear, unpadded
+from mllm_jax.data.anyres import MERGES, AnyRes, Tiles, bilinear, unpadded
 from mllm_jax.data.batch import SEPARATOR, Combination
 from mllm_jax.data.layout import Slot, VisualLayout
 from mllm_jax.data.preprocessing import ImageProcessor
@@ -88,6 +88,19 @@ def test_rounding(size, floor, rounded):
     assert of(MAX_9, *size).num_tokens == floor
     rule = AnyRes(MAX_9.slot, Tiles(ONEVISION, max_tiles=9, rounding="round"), (27, 27))
     assert of(rule, *size).num_tokens == rounded
+
+
+@pytest.mark.parametrize("several", ["tiles", "whole"])
+@pytest.mark.parametrize("merge", MERGES)
+def test_the_largest_layout_is_one_that_an_image_has(merge, several):
+    """`most_tokens` is reached, so that plans and reports do not speak of images that there are not."""
+    for max_tiles in (0, 1, 2) if merge == "spatial_unpad" else (0,):
+        tiles = Tiles(((1, 1), (1, 2), (2, 1), (2, 2), (3, 1)), merge, max_tiles=max_tiles, several=several)
+        rule = AnyRes(Slot(15, (28, 28)), tiles, (3, 5))
+        alone = {
+            of(rule, width, height).num_tokens for width in range(2, 90, 2) for height in range(2, 60, 2)
+        }
+        assert max(alone | {of(rule, 28, 28, images=2).num_tokens}) == rule.most_tokens
 
 
 def random_sizes(count):

@@ -14,6 +14,7 @@ from mllm_jax.connectors.base import FeatureRequest, VisionSpec
 from mllm_jax.data.naflex import NaFlexProcessor, native_grid
 from mllm_jax.data.rows import ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
+from mllm_jax.inference import prefill
 from mllm_jax.interop import native
 from mllm_jax.models import mllm
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
@@ -76,7 +77,7 @@ def model():
     return config, tiny.random_params(mllm.abstract_params(config))
 
 
-def test_answers_do_not_depend_on_what_else_is_in_the_batch(model, tmp_path):
+def test_answers_do_not_depend_on_what_else_is_in_the_batch(model, tmp_path, monkeypatch):
     config, params = model
     native.save_native(tmp_path / "model", config, params)
     tiny.make_tokenizer().save_pretrained(tmp_path / "model")
@@ -89,6 +90,10 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch(model, tmp_path):
         np.testing.assert_allclose(found, loaded.likelihood(image, prompt, own), atol=1e-4)
     blank = np.full((8, 64, 3), 127, np.uint8)
     assert not np.allclose(loaded.likelihood(blank, prompts[0], answers[0]), together[0], atol=1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(prefill, "CPU_BYTES", 1)  # prompts are read in pieces
+        in_pieces = loaded.likelihood(pictures(), prompts, answers)
+    np.testing.assert_allclose(in_pieces, together, atol=1e-4)
     states = loaded.hidden_states(pictures()[0], "What?")
     assert (states.image_of == 0).sum() == np.prod(native_grid(SIZES[0], PATCH, LIMIT))
 

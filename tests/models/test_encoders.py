@@ -16,7 +16,8 @@ from mllm_jax.cli.main import main
 from mllm_jax.config import ConfigError
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.inference import runs
-from mllm_jax.interop.checkpoints import load_model
+from mllm_jax.interop import native, recorded
+from mllm_jax.interop.checkpoints import load_model, save_llava_hf
 from mllm_jax.interop.towers import blocks_of
 from mllm_jax.models import mllm
 from mllm_jax.models.convnext import ConvNext, ConvNextConfig
@@ -161,9 +162,29 @@ def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert found["parameters"] == count(trained)
         assert {"vision/tower_0", "vision/tower_1"} <= found["geometry"].keys()
+        assert found["geometry"]["vision"] == {}  # besides its towers all is as by default
         assert "vision/tower_1/blocks/q" in {row["module"] for row in found["modules"]}
     assert main(["export", "--from", str(tmp_path / "run"), "--to", str(tmp_path / "hf")]) == 1
     assert "transformers' LLaVA has one vision tower" in capsys.readouterr().err
+
+
+def test_a_convnext_alone(tmp_path):
+    """It is an encoder like the others: kept and read again, and refused by name where there is no place for it."""
+    vision = ConvNextConfig((6, 10), (1, 2), 32)
+    model = dataclasses.replace(
+        tiny.model_config(), vision=vision, image_size=32, connector="mlp2x_gelu", connector_options=()
+    )
+    params = tiny.random_params(mllm.abstract_params(model))
+    native.save_native(tmp_path / "ours", model, params)
+    kept = interop.load_vision(tmp_path / "ours", depth=1)
+    jax.tree.map(np.testing.assert_array_equal, kept, params["vision"])
+    with pytest.raises(ValueError, match="no class for the vision tower ConvNeXt 1-2 x 6-10"):
+        save_llava_hf(tmp_path / "hf", model, params)
+    fields = {"model_type": "llava_llama", "mm_vision_tower": "clip", "mm_vision_select_layer": -1}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"model\.connector\.name: 'linear' there, 'mlp2x_gelu' here"):
+        recorded.check(tmp_path / "theirs", model)
 
 
 def test_a_run_that_mines_fine_features(train, tiny_config, tmp_path):
