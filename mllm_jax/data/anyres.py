@@ -126,9 +126,8 @@ class AnyRes:
     @functools.cached_property
     def most_tokens(self) -> int:
         """No image has more."""
-        tokens = self.tiles.base * self.slot.num_tokens + max(
-            self._most_of(columns, rows) for columns, rows in self.tiles.pinpoints
-        )
+        base = self.tiles.base * self.slot.num_tokens
+        tokens = base + max(self._most_of(columns, rows) for columns, rows in self.tiles.pinpoints)
         whole = self.slot.num_tokens + self.separated if self.tiles.several == "whole" else 0
         return max(tokens, whole)
 
@@ -141,11 +140,11 @@ class AnyRes:
             return (high // 2) * (wide // 2)
         if not self.tiles.max_tiles:
             return high * (wide + self.tiles.unpads)
-        limit = (
-            self.tiles.max_tiles * self.slot.num_tokens
-        )  # padding of both sides is left out, as `unpadded` does
-        covered = [(left, wide) for left in range(high, 0, -2)] + [
-            (high, left) for left in range(wide, 0, -2)
+        limit = self.tiles.max_tiles * self.slot.num_tokens
+        # As much is left out on one side as on the other (`unpadded`).
+        covered = [
+            *((left, wide) for left in range(high, 0, -2)),
+            *((high, left) for left in range(wide, 0, -2)),
         ]
         return max(height * (width + 1) for height, width in (shrunk(grid, limit) for grid in covered))
 

@@ -87,11 +87,15 @@ class Chunk:
         longest = max(request.cut for request in self.prefixes)
         return -(-longest // _PREFIX_STEP) * _PREFIX_STEP
 
-    @property
-    def image_slots(self) -> int:
-        """Image slots of every prefix, a power of two; 0 if no request has an image."""
-        most = max(request.prompt.num_slots for request in self.prefixes)
-        return 1 << (most - 1).bit_length() if most else 0
+    def image_slots(self, most: int) -> int:
+        """Image slots of every prefix: a power of two, so that there are few programs; 0 if no request has an image.
+
+        Args:
+          most: slots of the largest image, which are not exceeded where they are enough.
+        """
+        needed = max(request.prompt.num_slots for request in self.prefixes)
+        slots = 1 << (needed - 1).bit_length() if needed else 0
+        return min(slots, most) if needed <= most else slots
 
     def suffix_batches(
         self, batch_size: int, buckets: Sequence[int]

@@ -263,7 +263,7 @@ def _prefix_batches(
 ) -> Iterator[Batch]:
     """The prefixes of a chunk as batches that the vision encoder can take within `limit` bytes."""
     size = 1 if len(chunk.prefixes) == 1 else batch_size
-    if slots := chunk.image_slots:
+    if slots := chunk.image_slots(config.visual_layout.most_slots):
         size = min(size, shards * max(1, images_at_once(config, limit) // slots))
     size += -size % shards
     for start in range(0, len(chunk.prefixes), size):

@@ -16,6 +16,7 @@ from mllm_jax.data.packing import pack
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.rows import ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
+from mllm_jax.inference.batching import Chunk, Request
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel.sharding import spec_of
 from mllm_jax.training.step import loss_and_grads
@@ -88,6 +89,12 @@ def test_tiles_of_several_sizes_packed_in_one_row_compute_what_they_do_alone(mod
     for path, leaf in paths.flatten(grads).items():
         np.testing.assert_allclose(leaf, paths.flatten(expected_grads)[path], rtol=0, atol=1e-5, err_msg=path)
         assert np.abs(leaf).max() > 0, path
+
+
+def test_answers_are_made_with_no_more_slots_than_an_image_can_fill(model, tiny_tokenizer):
+    request = Request("a", encoder(model, tiny_tokenizer).encode(samples()[4]), ("x",))
+    chunk = Chunk([request] * 2, [request], np.zeros(2, np.int32))
+    assert (model.visual_layout.most_slots, chunk.image_slots(5), chunk.image_slots(1)) == (5, 5, 8)
 
 
 def test_embeddings_are_the_slots_tokens_combined_as_the_layout_says(model, tiny_tokenizer):
