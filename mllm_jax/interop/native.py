@@ -100,9 +100,12 @@ def _check_sizes(config: ModelConfig) -> None:
     for name in ("dtype", "param_dtype"):
         if (value := getattr(config, name)) not in DTYPES:
             raise ValueError(f"{FILE}: {name}={value!r} is none of {', '.join(DTYPES)}")
-    limits.check("MAX_IMAGE_SIDE", config.image_size, f"{FILE}: image_size")
+    if config.max_patches:
+        limits.check("MAX_WIDTH", config.max_patches, f"{FILE}: max_patches")
+    else:
+        limits.check("MAX_IMAGE_SIDE", max(config.slot_size), f"{FILE}: image_size")
     for pair in config.tiles.pinpoints if config.tiles else ():
-        limits.check("MAX_IMAGE_SIDE", max(pair) * config.image_size, f"{FILE}: pinpoints")
+        limits.check("MAX_IMAGE_SIDE", max(pair) * max(config.slot_size), f"{FILE}: pinpoints")
     for part in (*config.vision.towers, config.llm):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)

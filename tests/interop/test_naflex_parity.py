@@ -1,6 +1,7 @@
 """SigLIP 2 NaFlex against transformers (torch): images of several grids in one padded batch, from tower to answers."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from mllm_jax.data.rows import ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
 from mllm_jax.inference import prefill
 from mllm_jax.interop import native
+from mllm_jax.limits import LimitError
 from mllm_jax.models import mllm
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
@@ -84,6 +86,9 @@ def test_answers_do_not_depend_on_what_else_is_in_the_batch(model, tmp_path, mon
     assert interop.load_processor_config(tmp_path / "model")["max_num_patches"] == LIMIT
     loaded = mllm_jax.load(tmp_path / "model", template="vicuna_v1")
     assert loaded.config == dataclasses.replace(config, attention="xla")
+    fields = json.loads((tmp_path / "model" / "model.json").read_text())
+    with pytest.raises(LimitError, match=r"model.json: max_patches.*MLLM_JAX_MAX_WIDTH"):
+        native.model_from_json({**fields, "max_patches": 10**9})
     prompts, answers = ["What is this?"] * len(SIZES), [["A cat.", "A dog."]] * len(SIZES)
     together = loaded.likelihood(pictures(), prompts, answers)
     for image, prompt, own, found in zip(pictures(), prompts, answers, together, strict=True):
