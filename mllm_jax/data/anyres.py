@@ -287,5 +287,5 @@ def _layout(rule: AnyRes, size: Size) -> VisualLayout:
 @functools.lru_cache(maxsize=16)
 def _whole(rule: AnyRes) -> VisualLayout:
     """The layout of an image that is one slot."""
-    index = np.append(np.arange(rule.slot.num_tokens), [SEPARATOR] * rule.separated)
+    index = np.append(np.arange(rule.slot.num_tokens), np.full(int(rule.separated), SEPARATOR))
     return _finished(rule, [_selected(index, rule.combination.taps)], 1, None)
