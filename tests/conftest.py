@@ -53,7 +53,7 @@ CACHE = os.path.join(CACHES, os.environ.get("PYTEST_XDIST_WORKER", "main"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SLOW_SHARES = 4
+SLOW_SHARES = 8
 # Options that choose tests: --all, files, -k, -m, --lf, --ff, --sw and --sw-skip.
 ASKED_FOR = ("all", "file_or_dir", "keyword", "markexpr", "lf", "failedfirst", "stepwise", "stepwise_skip")
 

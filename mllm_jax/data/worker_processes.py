@@ -2,19 +2,21 @@
 
 They are started by this module's name: multiprocessing would import the script that runs, and with it JAX, in each.
 
-    python -m mllm_jax.data.worker_processes MODULE:FUNCTION
+    python -m mllm_jax.data.worker_processes MODULE:FUNCTION DESCRIPTOR
 """
 
 import contextlib
+import copy
 import importlib
 import os
 import pathlib
-import pickle
 import queue
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -38,75 +40,65 @@ def worker_processes(function: str, count: int, *common: Any) -> Iterator[Callab
     # -P: -m would look for modules in the current folder first.
     command = [sys.executable, "-P", "-m", "mllm_jax.data.worker_processes", function]
     idle: queue.SimpleQueue = queue.SimpleQueue()
-    fresh: set[subprocess.Popen] = set()
-    told = pickle.dumps(common)
 
     def call(task: Any) -> Any:
-        process = idle.get()
+        tasks = idle.get()
         try:
-            if process in fresh:
-                process.stdin.write(told)
-                fresh.remove(process)
-            pickle.dump(task, process.stdin)
-            process.stdin.flush()
-            done, result = pickle.load(process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            tasks.send(task)
+            done, result = tasks.recv()
+        except (EOFError, OSError) as error:
             raise RuntimeError(
                 "a process that prepares data ended early: give it more memory or fewer --workers, and the same "
                 "command again"
             ) from error
         finally:
-            idle.put(process)
+            idle.put(tasks)
         if not done:
             raise result
         return result
 
     with contextlib.ExitStack() as stack:
         for _ in range(count):
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            process = subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONPATH": path})
-            stack.callback(_end, process)
-            fresh.add(process)
-            idle.put(process)
+            tasks, far = Pipe()
+            stack.callback(tasks.close)
+            with far:
+                process = subprocess.Popen(
+                    [*command, str(far.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[far.fileno()],
+                    env={**os.environ, "PYTHONPATH": path},
+                )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            with contextlib.suppress(OSError):  # a process that has ended already is named by its first task
+                tasks.send(common)
+            idle.put(tasks)
         yield call
 
 
-def _end(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    process.stdout.close()
-
-
-def main(function: str) -> None:
-    """Does tasks from standard input, one after the other, until there are no more."""
+def main(function: str, descriptor: str) -> None:
+    """Does the tasks of a connection, one after the other, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process says so
-    tasks, results = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what is printed is no result
     module, _, name = function.partition(":")
     work = getattr(importlib.import_module(module), name)
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        common = pickle.load(tasks)
+    with Connection(int(descriptor)) as tasks, contextlib.suppress(EOFError, OSError):
+        common = tasks.recv()
         while True:
-            task = pickle.load(tasks)
+            task = tasks.recv()
             try:
-                answer = pickle.dumps((True, work(*common, task)))
+                tasks.send((True, work(*common, task)))
             except Exception as error:
-                answer = _pickled(error)
-            results.write(answer)
-            results.flush()
+                _send(tasks, error)
 
 
-def _pickled(error: Exception) -> bytes:
-    """An error as it is, or in words if it cannot be rebuilt from its arguments."""
+def _send(tasks: Connection, error: Exception) -> None:
+    """Sends an error as it is, or in words if it cannot be rebuilt from its arguments."""
     try:
-        data = pickle.dumps((False, error))
-        pickle.loads(data)
+        copy.copy(error)
+        tasks.send((False, error))
     except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-    return data
+        tasks.send((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

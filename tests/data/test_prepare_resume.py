@@ -16,6 +16,7 @@ from PIL import Image
 from mllm_jax.data import image_checks, measure, tfds_llava, tfds_versions
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.reading import DataError
+from mllm_jax.data.rows import RowEncoder
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.worker_processes import worker_processes
 
@@ -201,7 +202,7 @@ def test_processes_end_with_the_one_that_started_them(script_environment):
 # --------------------------------------------------------------------------------------------------------- lengths
 
 
-class Encoder:
+class Encoder(RowEncoder):
     """Stands for a `RowEncoder` in processes of their own."""
 
     tokenizer = tiny.make_tokenizer()

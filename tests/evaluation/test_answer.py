@@ -379,7 +379,7 @@ def test_prompt_longer_than_the_context(tmp_path, model):
 
 
 def test_bundle_checks_its_parts(model):
-    with pytest.raises(ValueError, match=r"images of 16 px, model.image_size is 8"):
+    with pytest.raises(ValueError, match=r"images of 16 x 16 px, .* holds 8 x 8"):
         dataclasses.replace(model, processor=ImageProcessor.siglip(16))
     with pytest.raises(ValueError, match="mean and std"):
         dataclasses.replace(model, processor=ImageProcessor.clip(8))

@@ -11,6 +11,7 @@ from mllm_jax.evaluation.table_files import write_xlsx
 FILES = sorted((ROOT / "mllm_jax").rglob("*.py"))
 # `convert` writes into a folder that `mkdtemp` has just made, which nobody else can write to.
 PRIVATE_FOLDER = {"data/convert.py"}
+OBJECT_IN_A_BUCKET = ("files.py", "path.write_bytes")  # the helper's own
 
 
 def calls(path):
@@ -52,7 +53,7 @@ def test_every_file_is_written_through_the_one_helper():
         for path in FILES
         if path.relative_to(ROOT / "mllm_jax").as_posix() not in PRIVATE_FOLDER
         for name, call in calls(path)
-        if _writes(name, call)
+        if _writes(name, call) and (path.name, name) != OBJECT_IN_A_BUCKET
     ]
     assert not found
 

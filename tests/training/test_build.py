@@ -178,7 +178,7 @@ def test_the_first_process_writes_the_mini_benchmark_and_the_second_finds_it(
     monkeypatch.setattr(mini_dataset, "write_benchmark", watched)
     monkeypatch.setattr(files, "write_text", watched_part)
     found = as_processes(lambda _: eval_config(tiny_config, tmp_path))
-    writes = ["begins", "mini.json", "mini.manifest.json", "ends"]
+    writes = ["begins", ".mini.begun", "mini.json", "mini.manifest.json", "ends"]
     assert events == [*((0, event) for event in writes), (1, "begins"), (1, "ends")]
     assert {values.benchmarks.mini.path for values in found} == {
         str(tmp_path / "data" / "mini_benchmark_1_7" / "mini.json")
