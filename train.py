@@ -88,7 +88,9 @@ def train_stage(plan, batches, begun, directory, check_held):
     late = processes.Postponed()
     first_traced = start + profile.start if profile.start else 0
     profiler = StepProfiler(directory / "profile" / plan.name, first_traced, profile.steps)
-    try:
+    with contextlib.ExitStack() as closing:
+        for part in (checkpoints, batches, log):  # the last first, and all whatever one of them raises
+            closing.callback(part.close)
         with stop_requests() as requests, profiler:
             for step in range(start + 1, steps + 1):
                 batch = None
@@ -116,10 +118,6 @@ def train_stage(plan, batches, begun, directory, check_held):
                     raise SystemExit(
                         f"stopped by a signal after step {step}; the same command continues from there"
                     )
-    finally:
-        log.close()
-        batches.close()
-        checkpoints.close()
     return plan.whole(state, frozen, unused)
 
 

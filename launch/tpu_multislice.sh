@@ -8,8 +8,15 @@ zone=${ZONE:-us-east5-a} type=${TYPE:-v5p-128} version=${VERSION:-v2-alpha-tpuv5
 gcloud compute tpus queued-resources describe "$name" --zone="$zone" >/dev/null 2>&1 ||
     gcloud compute tpus queued-resources create "$name" --zone="$zone" --node-count="$slices" \
         --node-prefix="$name" --accelerator-type="$type" --runtime-version="$version"
-until gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' |
-    grep -q ACTIVE; do sleep 60; done
+state=
+until [[ $state == ACTIVE ]]; do
+    state=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' || true)
+    case $state in
+    ACTIVE) ;;
+    FAILED | SUSPENDED) echo "queued resource $name is $state; delete it and start again" >&2 && exit 1 ;;
+    *) sleep 60 ;;
+    esac
+done
 
 hosts=()
 for ((slice = 0; slice < slices; slice++)); do
@@ -23,4 +30,6 @@ for ((slice = 0; slice < slices; slice++)); do
             --config.mesh.data=$slices --config.mesh.fsdp=-1" &
     hosts+=($!)
 done
-wait "${hosts[@]}"
+failed=0 # `wait` for all at once would tell of the last one only
+for host in "${hosts[@]}"; do wait "$host" || failed=$?; done
+exit "$failed"

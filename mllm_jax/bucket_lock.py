@@ -53,8 +53,13 @@ class BucketLock:
                 return
             if found is not None and found.generation == self._generation:
                 return
-        holder = parsed(found.download_as_bytes().decode(errors="replace")) if found is not None else None
-        raise LockLostError(lock.lost(self.path, holder))
+            text = ""
+            with contextlib.suppress(Exception):  # it was removed since
+                text = found.download_as_bytes().decode(errors="replace") if found is not None else ""
+            if text == self._text:  # a beat that came through although its answer was lost
+                self._generation = found.generation
+                return
+        raise LockLostError(lock.lost(self.path, parsed(text)))
 
     def acquire(self) -> None:
         """Takes the lock, waiting for a sign of life of a holder that cannot be seen from here.
@@ -73,6 +78,9 @@ class BucketLock:
                     return
                 generation = found.generation  # of what is downloaded, which may leave `found` without it
                 text = found.download_as_bytes(if_generation_match=generation)
+                if text.decode(errors="replace") == self._text:  # written, although the answer was lost
+                    self._generation = generation
+                    return
                 holder = parsed(text.decode(errors="replace"))
                 silent = (generation, time.monotonic()) if silent is None else silent
                 alive = lock.is_alive(holder)

@@ -145,6 +145,28 @@ def test_a_lock_that_was_lost_is_neither_renewed_nor_removed(bucket, monkeypatch
     assert not (bucket / "removed" / "lock").exists()
 
 
+def test_a_lock_that_was_written_without_an_answer_is_held(bucket, monkeypatch):
+    """A request is sent again when its answer is lost; then the generation is another one than expected."""
+    monkeypatch.setattr(lock, "BEAT", 60.0)
+
+    def put(self, generation):
+        blob = self._bucket.blob(self._name)
+        blob.upload_from_string(self._text, if_generation_match=generation)
+        blob.upload_from_string(self._text, if_generation_match=generation)  # answered with 412
+
+    original = bucket_lock.BucketLock._put
+    monkeypatch.setattr(bucket_lock.BucketLock, "_put", put)
+    with bucket_lock.locked(bucket / "unanswered") as held:
+        held.check()
+        with pytest.raises(Exception, match="412"):
+            held.beat()
+        held.check()
+        monkeypatch.setattr(bucket_lock.BucketLock, "_put", original)
+        held.beat()
+        held.check()
+    assert not (bucket / "unanswered" / "lock").exists()
+
+
 def test_of_several_that_want_the_lock_one_gets_it(bucket):
     directory, held, refused = bucket / "wanted", [], []
 

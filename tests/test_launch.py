@@ -135,3 +135,32 @@ def test_what_jax_makes_of_gke(monkeypatch):
     }
     address, count, index, devices = joined(monkeypatch, environment)
     assert (address.split(":")[0], count, index, devices) == ("a", 8, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "broken", "code", "said"),
+    [
+        ("ACTIVE", "none", 0, ""),
+        ("ACTIVE", "llava-0", 3, ""),
+        ("FAILED", "none", 1, "queued resource llava is FAILED"),
+    ],
+)
+def test_slices_that_fail_end_the_script(tmp_path, state, broken, code, said):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        f"""#!/usr/bin/env bash
+case "$*" in
+*describe*) echo {state} ;;
+*"ssh {broken} "*) exit 3 ;;
+esac
+"""
+    )
+    gcloud.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "REPOSITORY": "https://example.org/x",
+    }
+    command = ["bash", ROOT / "launch" / "tpu_multislice.sh", "llava", "gs://b", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == code
+    assert said in done.stderr

@@ -136,6 +136,21 @@ def test_another_configuration_is_refused_before_anything_is_touched(train, fini
 # ---------------------------------------------------------------------------------------------- stops and bad input
 
 
+def test_a_log_that_cannot_be_closed_loses_no_checkpoint(train, tiny_config, tmp_path, monkeypatch):
+    close, closed = StageCheckpoints.close, []
+
+    def fails(log):
+        log._progress.stop()
+        raise OSError("the bucket does not answer")
+
+    monkeypatch.setattr(RunLog, "close", fails)
+    monkeypatch.setattr(StageCheckpoints, "close", lambda self: closed.append(close(self)))
+    with pytest.raises(OSError, match="does not answer"):
+        train.train(tiny_config, tmp_path / "run", evaluate=False)
+    assert closed == [None]
+    assert (tmp_path / "run" / "checkpoints" / "pretrain" / str(STEPS)).is_dir()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(train, tiny_config, tmp_path):
     tiny_config.stages.pretrain.learning_rate = 1e30
     tiny_config.stages.pretrain.checkpoint_every = 1

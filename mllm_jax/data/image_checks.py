@@ -52,7 +52,8 @@ class ImageCheck:
     @property
     def name(self) -> str:
         """Tells what was found with these settings from what others find."""
-        return hashlib.sha256(repr((self.compat, self.max_pixels)).encode()).hexdigest()[:12]
+        settings = (str(self.root.absolute()), self.compat, self.max_pixels)
+        return hashlib.sha256(repr(settings).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def check_chunk(check: ImageCheck, pairs: Sequence[tuple[str, str]]) -> list[Checked]:
@@ -117,6 +118,10 @@ def check_images(
 
 
 def _known(path: Path) -> dict[tuple[str, Stamp], str]:
-    """(image, stamp) -> digest of a journal."""
-    rows = map(json.loads, whole_lines(path, repair=True).decode().splitlines())
-    return {(image, (size, time)): digest for image, size, time, digest in rows}
+    """(image, stamp) -> digest of a journal; lines that a power failure has damaged do not count."""
+    found = {}
+    for line in whole_lines(path, repair=True).splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            image, size, time, digest = json.loads(line)
+            found[image, (size, time)] = digest
+    return found

@@ -357,12 +357,13 @@ def _check_images(
     with progress_bar(show=show_progress) as progress:
         task = progress.add_task("checking images", total=len(users))
         found = check_images(check, users, stamps, folder, workers, lambda n: progress.advance(task, n))
-        for image, (digest, error) in found:
-            digests[image] = digest
-            if error is not None:
-                if broken == "error":
-                    raise error
-                faults[image] = str(error)
+        with contextlib.closing(found):  # or what is under way would be waited for at the end of the program
+            for image, (digest, error) in found:
+                digests[image] = digest
+                if error is not None:
+                    if broken == "error":
+                        raise error
+                    faults[image] = str(error)
     return digests, faults
 
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -75,17 +76,23 @@ def ended_by_others() -> Iterator[None]:
     """Ends this process with one message where what it computes with others fails because one of them is gone.
 
     Where it waits for them instead, JAX ends it after `HEARTBEAT` seconds and says that "another task died". Leaving in
-    the usual way would wait for the others once more.
+    the usual way would wait for the others once more. What fails after the first error (a checkpoint whose writing
+    needs the others, too) is not what is told.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):
+    except Exception as error:
+        first = error
+        while first.__context__ is not None:
+            first = first.__context__
+        gone = isinstance(first, jax.errors.JaxRuntimeError) and re.search(LOST, str(first), re.IGNORECASE)
+        if not gone or not jax.distributed.is_initialized():
             raise
         console.complain(
-            f"another process of this run has died or cannot be reached ({str(error).splitlines()[0]}); its own output "
+            f"another process of this run has died or cannot be reached ({str(first).splitlines()[0]}); its own output "
             "says why. Start all processes again: the run goes on from its last checkpoint"
         )
+        sys.stdout.flush()
         os._exit(1)
 
 

@@ -29,6 +29,7 @@ _OF_DATA = (
     "max_image_pixels",
     "aspect",
 )
+_OF_VISION = ("image_size", "max_patches", "image_sizes", "combine", "split", "overview")
 _OF_SOURCE = ("kind", "split", "form", "count", "framed", "duplicate_ids")
 
 
@@ -88,7 +89,9 @@ def _settings(config: ConfigDict, stage: str, source: str) -> dict[str, Any]:
     found["model.connector.name"] = chosen
     found[f"model.connector.{chosen}"] = config.model.connector.get(chosen, ConfigDict()).to_dict()
     found["model.tiles"] = config.model.tiles.to_dict()
-    found["model.vision.image_size"] = config.model.vision.image_size
+    found |= {f"model.vision.{key}": config.model.vision[key] for key in _OF_VISION}
+    towers = [pathlib.PurePath(path).name for path in config.model.vision.path.split("+")]
+    found["model.vision.path"] = "+".join(towers)
     found["model.llm.path"] = pathlib.PurePath(config.model.llm.path).name
     return json.loads(json.dumps(found))  # as it is read again: lists for tuples
 

@@ -1,5 +1,6 @@
 """`mllm-jax prepare`, and training on nothing but what it wrote."""
 
+import functools
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from mllm_jax.cli.prepare import prepare
 from mllm_jax.config import ConfigError
 from mllm_jax.data import measure
 from mllm_jax.evaluation.selection import select_benchmarks
-from mllm_jax.training.prepared import FILE
+from mllm_jax.training.prepared import FILE, find_prepared
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ def test_data_that_were_prepared_otherwise_are_refused(train, moved, tmp_path, k
         moved.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=said + r".*run `mllm-jax prepare`"):
         train.train(moved, tmp_path / "run", evaluate=False)
+
+
+def test_data_that_were_prepared_for_another_tower_are_refused(moved, tiny_checkpoints, tmp_path):
+    prepare(moved.copy_and_resolve_references(), tmp_path / "data", workers=1)
+    find = functools.partial(find_prepared, moved, "pretrain", "captions", tmp_path / "data")
+    tower = tiny_checkpoints["vision"]
+    moved.model.vision.path = f"elsewhere/{tower.name}"
+    assert len(find())
+    moved.model.vision.path = f"{tower}+{tower}"
+    with pytest.raises(ConfigError, match=rf"model\.vision\.path = '{tower.name}', not '{tower.name}\+"):
+        find()
+    moved.model.vision.path = str(tower)
+    moved.model.vision.max_patches = 64
+    with pytest.raises(ConfigError, match=r"model\.vision\.max_patches = 0, not 64"):
+        find()
 
 
 def test_data_that_were_not_prepared_or_are_gone_are_named(train, moved, tmp_path):

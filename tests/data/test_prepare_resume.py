@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,54 @@ def test_an_image_that_was_touched_meanwhile_is_looked_at_again(data, tmp_path, 
     changed = prepare(data, tmp_path / "out")
     assert bytes(changed[1].images[0]) == (data[1] / "1.png").read_bytes()
     assert changed.fingerprint == prepare(data, tmp_path / "again").fingerprint
+
+
+def interrupted(data, out, monkeypatch, **options):
+    """Leaves checked images behind."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds_versions, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, out, **options)
+
+
+def test_an_image_of_another_folder_is_looked_at(data, tmp_path, monkeypatch):
+    """Also one with the same name, size and time."""
+    interrupted(data, tmp_path / "out", monkeypatch)
+    other = tmp_path / "other"
+    shutil.copytree(data[1], other)
+    broken = other / "1.png"
+    stat = broken.stat()
+    broken.write_bytes(b"x" * stat.st_size)
+    os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ImageError, match=r"other/1\.png"):
+        prepare((data[0], other), tmp_path / "out")
+
+
+def test_a_damaged_journal_is_no_obstacle(data, tmp_path, monkeypatch):
+    interrupted(data, tmp_path / "out", monkeypatch)
+    (journal,) = (tmp_path / "out" / "d" / tfds_versions.UNFINISHED).glob("images-*.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:3], b"\0" * 50 + b"\n", b"[1]\n", b"\xff\n", *lines[3:]]))
+    prepare(data, tmp_path / "out")
+    prepare(data, tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_broken_image_ends_the_work_on_others(data, tmp_path, monkeypatch):
+    """While the error is shown nobody goes on."""
+    closed = []
+
+    def check_images(*_):
+        try:
+            yield "5.png", ("digest", ImageError("broken"))
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(tfds_llava, "check_images", check_images)
+    with pytest.raises(ImageError, match="broken") as shown:  # keeps the error's frames
+        prepare(data, tmp_path / "out")
+    assert closed
+    del shown
 
 
 RUN = """

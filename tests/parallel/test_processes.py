@@ -130,3 +130,47 @@ def test_a_single_process_raises_at_once():
     with pytest.raises(OSError, match="now"), late:
         raise OSError("now")
     late.meet("nothing kept")
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """Exit codes with which a process of several has left at once."""
+    codes = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", codes.append)
+    return codes
+
+
+def fail(first, second=None):
+    try:
+        raise first
+    finally:
+        if second is not None:
+            raise second
+
+
+LOST = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+
+@pytest.mark.parametrize("later", [None, ValueError("a checkpoint could not be written; make room")])
+def test_the_loss_of_another_process_is_told_and_not_what_fails_after_it(left, capfd, later):
+    with processes.ended_by_others():
+        fail(LOST, later)
+    said = capfd.readouterr().err
+    assert left == [1]
+    assert "another process of this run has died" in said
+    assert "Connection closed by peer" in said
+    assert "make room" not in said
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (OSError("an own disk"), LOST),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), None),
+    ],
+)
+def test_an_error_of_its_own_is_not_laid_on_another_process(left, first, second):
+    with pytest.raises(type(second or first)), processes.ended_by_others():
+        fail(first, second)
+    assert not left

@@ -113,7 +113,7 @@ def _write(
             print(f"mini world: {name} {len(rows)}/{total}", flush=True)
     files.write_text(path, json.dumps(rows, indent=1))
     files.write_text(root / f"{name}.manifest.json", text)
-    begun.unlink()
+    begun.unlink(missing_ok=True)  # another call may have finished the same
     return path
 
 

@@ -122,6 +122,22 @@ def test_a_call_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert len(drawn) == 7 + sum("image" in row for row in json.loads(other.read_text()))
 
 
+def test_a_call_goes_on_when_another_has_finished_the_same(tmp_path, monkeypatch):
+    def render(scene):
+        monkeypatch.undo()
+        call()
+        return original(scene)
+
+    def call():
+        return write_split(tmp_path, "finetune", 3, "caption", seed=3, progress=False)
+
+    original = dataset.render
+    monkeypatch.setattr(dataset, "render", render)
+    path = call()
+    assert call() == path
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["finetune.json", "finetune.manifest.json", "images"]
+
+
 def test_processes_run_no_module_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')\n")
     monkeypatch.chdir(tmp_path)
