@@ -137,10 +137,10 @@ def test_another_configuration_is_refused_before_anything_is_touched(train, fini
 
 
 def test_a_log_that_cannot_be_closed_loses_no_checkpoint(train, tiny_config, tmp_path, monkeypatch):
-    close, closed = StageCheckpoints.close, []
+    close, close_log, closed = StageCheckpoints.close, RunLog.close, []
 
     def fails(log):
-        log._progress.stop()
+        close_log(log)
         raise OSError("the bucket does not answer")
 
     monkeypatch.setattr(RunLog, "close", fails)
@@ -673,7 +673,9 @@ def load_whole(directory):
 
     with ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(directory).item_metadata.tree
-    return load_params(directory, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # other devices may have written it
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)
+    return load_params(directory, like)
 
 
 # --------------------------------------------------------------------------------------------- the command line
