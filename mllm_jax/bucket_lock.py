@@ -54,11 +54,13 @@ class BucketLock:
             if found is not None and found.generation == self._generation:
                 return
             text = ""
-            with contextlib.suppress(Exception):  # it was removed since
-                text = found.download_as_bytes().decode(errors="replace") if found is not None else ""
-            if text == self._text:  # a beat that came through although its answer was lost
-                self._generation = found.generation
-                return
+            if found is not None:
+                generation = found.generation  # a download may leave `found` without it
+                with contextlib.suppress(Exception):  # it was removed or replaced since
+                    text = found.download_as_bytes(if_generation_match=generation).decode(errors="replace")
+                if text == self._text:  # a beat that came through although its answer was lost
+                    self._generation = generation
+                    return
         raise LockLostError(lock.lost(self.path, parsed(text)))
 
     def acquire(self) -> None:
