@@ -489,7 +489,7 @@ def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
         kill_in_stage(process, broken, stage, after=random.randint(7, 12))
     output = finish(start_training(recipe_file, broken, script_environment))
     assert "stage pretrain: done before" in output
-    assert re.search(r"stage finetune: continuing after step \d+", output)
+    assert re.search(r"stage finetune: continuing after update \d+", output)
 
     for stage in ("pretrain", "finetune"):
         first, second = (load_whole(run / "params" / stage) for run in (unbroken, broken))
@@ -507,7 +507,7 @@ def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_
     process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **tiny.fake_devices(4))
     kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(7, 12))
     output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
-    assert re.search(r"stage finetune: continuing after step \d+", output)
+    assert re.search(r"stage finetune: continuing after update \d+", output)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
 
 
