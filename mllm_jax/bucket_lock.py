@@ -10,6 +10,7 @@ What this does not give: a holder that was suspended between `check` and its wri
 
 import contextlib
 import json
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +36,8 @@ class BucketLock:
         self.path = directory / "lock"
         bucket, _, name = str(self.path).removeprefix(BUCKET).partition("/")
         self._bucket, self._name = storage.Client(project=None).bucket(bucket), name
-        self._text = json.dumps(lock.this_process())
+        # No other lock has this text, not even another one of this process.
+        self._text = json.dumps({**lock.this_process(), "lock": secrets.token_hex(8)})
         self._generation = 0
         self._changing = threading.Lock()  # the heartbeat changes the generation
 
