@@ -27,4 +27,4 @@ def test_all_slow_tests_run_where_tests_are_asked_for(arguments, slow_share):
 
 
 def test_the_whole_suite_runs_a_share(slow_share):
-    assert slow_share("-q") in range(4)
+    assert slow_share("-q") in range(8)
