@@ -1,8 +1,8 @@
 """LLaVA-NeXT (LLaVA-1.6) 7B: images cut into tiles (AnyRes), all parts trained, the encoder at a rate of its own.
 
-    python train.py --config=configs/llava_next.py --workdir=runs/llava_next \\
-        --config.model.connector.path=runs/llava15_connector \\
-        --config.stages.finetune.sources.main.json=llava_next_790k.json \\
+    python train.py --config=configs/llava_next.py --workdir=runs/llava_next \
+        --config.model.connector.path=runs/llava15_connector \
+        --config.stages.finetune.sources.main.json=llava_next_790k.json \
         --config.stages.finetune.sources.main.images=finetune/images
 
 It starts from the connector of LLaVA-1.5's first stage, whose images are whole: `configs/llava15.py`, exported, or

@@ -35,6 +35,7 @@ def get_config(size: str = "768") -> ConfigDict:
     config.data.aspect = "pad"
     config.data.overlong = "skip"  # the original cuts them
     config.data.threads = 16
+    config.mesh.data, config.mesh.fsdp = 1, -1  # as in llava15: shared by all devices
 
     pretrain = stage_config()
     pretrain.template = "plain"

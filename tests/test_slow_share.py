@@ -6,9 +6,15 @@ import pytest
 
 
 @pytest.fixture
-def slow_share(pytestconfig):
+def conftest(pytestconfig):
+    """The suite's conftest.py."""
+    (module,) = (one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "SLOW_SHARES"))
+    return module
+
+
+@pytest.fixture
+def slow_share(pytestconfig, conftest):
     """What the suite's conftest.py makes of pytest's arguments: a part of the slow tests, or None for all."""
-    (conftest,) = (one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "SLOW_SHARES"))
 
     def share(*arguments):
         option = pytestconfig._parser.parse_known_args(arguments)
@@ -26,5 +32,5 @@ def test_all_slow_tests_run_where_tests_are_asked_for(arguments, slow_share):
     assert slow_share(*arguments) is None
 
 
-def test_the_whole_suite_runs_a_share(slow_share):
-    assert slow_share("-q") in range(8)
+def test_the_whole_suite_runs_a_share(slow_share, conftest):
+    assert slow_share("-q") in range(conftest.SLOW_SHARES)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mllm_jax.data.batch import SELECT, Size
 from mllm_jax.data.layout import Slot, VisualLayout
-from mllm_jax.data.preprocessing import ImageProcessor, Triple, resized
+from mllm_jax.data.preprocessing import ImageProcessor, Triple, mean_colour, resized
 
 Grid = tuple[int, int]  # rows, columns of patches
 
@@ -78,8 +78,7 @@ class NaFlexProcessor:
     @property
     def fill(self) -> tuple[int, int, int]:
         """The mean colour."""
-        red, green, blue = (int(value * 255) for value in self.mean)
-        return red, green, blue
+        return mean_colour(self.mean)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarray, "p Lp 3"]:
         """The patches of one image, one beside the other; values stay in 0..255.

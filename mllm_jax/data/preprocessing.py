@@ -139,9 +139,8 @@ class ImageProcessor:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """Colour of the padding, rounded down as in LLaVA: (122, 116, 104) for CLIP, 127 for SigLIP."""
-        red, green, blue = (int(value * 255) for value in self.mean)
-        return red, green, blue
+        """Colour of the padding: (122, 116, 104) for CLIP, 127 for SigLIP."""
+        return mean_colour(self.mean)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"] | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """Pad, resize and crop one image; values stay in 0..255.
@@ -199,6 +198,12 @@ class ImageProcessor:
         """``(image / 255 - mean) / std``. The model does this on the device; here for tests and tools."""
         scaled = image.astype(np.float32) * np.float32(1 / 255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+def mean_colour(mean: Triple) -> tuple[int, int, int]:
+    """A mean of 0..1 as a pixel, rounded down as in LLaVA."""
+    red, green, blue = (int(value * 255) for value in mean)
+    return red, green, blue
 
 
 def resized(image: Image.Image, size: tuple[int, int], resample: str) -> Image.Image:
