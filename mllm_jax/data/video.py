@@ -14,10 +14,11 @@ from PIL import Image
 from mllm_jax.data.images import MAX_PIXELS, decode_image
 from mllm_jax.data.video_file import VideoError, VideoIndex, decode_frames, video_index
 
-__all__ = ["SAMPLINGS", "VideoError", "frame_numbers", "num_frames", "read_frames"]
+__all__ = ["SAMPLINGS", "Segment", "VideoError", "frame_numbers", "num_frames", "read_frames"]
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Source = Any  # a file or folder of frames by its path, an array [n, h, w, 3], or a list of images
+Segment = tuple[int | float, int | float]  # from where to where: whole numbers count frames, others seconds
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 
 
@@ -54,14 +55,14 @@ def frame_numbers(total: int, count: int, sampling: str = "segments") -> list[in
     return SAMPLINGS[sampling](total, min(total, count))
 
 
-def num_frames(source: Source) -> int:
-    """Frames of a video; nothing is decoded.
+def num_frames(source: Source, segment: Segment | None = None) -> int:
+    """Frames of a video, or of a segment of it; nothing is decoded.
 
     Raises:
       VideoError: it cannot be used; names the file.
       ModuleNotFoundError: PyAV is not installed, and a file was given.
     """
-    return _open(source).total
+    return len(_segment(_open(source), segment))
 
 
 def read_frames(
@@ -69,6 +70,7 @@ def read_frames(
     count: int,
     sampling: str = "segments",
     *,
+    segment: Segment | None = None,
     name: str = "",
     compat: str | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -85,6 +87,7 @@ def read_frames(
         uint8[n, h, w, 3], or a list of PIL images or arrays.
       count: frames that are wanted.
       sampling: which ones; see `SAMPLINGS`.
+      segment: read only this part; (18, 166) are the frames from 18 to before 166, (1.2, 11.1) are seconds.
       name: what messages call it; "" = its path.
       compat, max_pixels: of images in a folder, as in `images.decode_image`; `max_pixels` of other frames too.
 
@@ -94,13 +97,40 @@ def read_frames(
       ModuleNotFoundError: PyAV is not installed, and a file was given.
     """
     video = _open(source, name)
-    return video.frames(frame_numbers(video.total, count, sampling), compat, max_pixels)
+    part = _segment(video, segment)
+    picked = [part[number] for number in frame_numbers(len(part), count, sampling)]
+    return video.frames(picked, compat, max_pixels)
+
+
+def _segment(video: "_File | _Folder | _Images", segment: Segment | None) -> range:
+    """The numbers of the frames of a segment, at least one of which is there."""
+    if segment is None:
+        return range(video.total)
+    first, last = segment
+    if not all(isinstance(each, int) for each in segment):
+        rate = video.index.rate if isinstance(video, _File) else None
+        if rate is None:
+            raise VideoError(
+                f"{video.name}: seconds {first} to {last} of a video that does not say how many frames a second has; "
+                "give the segment in frames (whole numbers)"
+            )
+        first, last = (min(int(max(each * rate, 0)), video.total - 1) for each in segment)
+    found = range(video.total)[first:last]
+    if not found or first < 0:
+        raise VideoError(
+            f"{video.name}: no frame in the segment {segment[0]} to {segment[1]}; it has {video.total}"
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
     path: Path
     index: VideoIndex
+
+    @property
+    def name(self) -> str:
+        return self.index.name
 
     @property
     def total(self) -> int:

@@ -48,6 +48,7 @@ class VideoIndex:
       name: what messages call the file.
       size: height and width as they are stored, in pixels.
       total: frames.
+      rate: frames a second, on average; None where the file does not say it.
       shown: when each is shown, in the order in which they are, in units of the stream; None where the file does not
         say it of every frame.
       entries: times of the frames from which decoding may begin, in order.
@@ -56,6 +57,7 @@ class VideoIndex:
     name: str
     size: tuple[int, int]
     total: int
+    rate: float | None
     shown: tuple[int, ...] | None
     entries: tuple[int, ...]
 
@@ -89,9 +91,11 @@ def video_index(path: str | os.PathLike, name: str = "") -> VideoIndex:
         if not times:
             raise VideoError(f"{name}: the video has no frames; {AGAIN}")
         _check_whole(name, container, stream, len(times), end)
+        rate = float(stream.average_rate) if stream.average_rate else None
     known = None not in times and len(set(times)) == len(times)
     shown = tuple(sorted(times)) if known else None
-    return VideoIndex(name, (context.height, context.width), len(times), shown, tuple(sorted(entries)))
+    size = (context.height, context.width)
+    return VideoIndex(name, size, len(times), rate, shown, tuple(sorted(entries)))
 
 
 def decode_frames(
