@@ -56,6 +56,11 @@ MERGES = (
     "flat", "spatial", "spatial_nobase", "spatial_unpad", "spatial_unpad_nobase", "spatial_maxpool2x2",
     "spatial_maxpool2x2_nobase",
 )  # fmt: skip
+# What `data.video_layout.Video` takes, likewise.
+SAMPLINGS = ("segments", "linspace")
+POOLS = ("none", "max1d", "max2d", "average2d", "bilinear2d")
+TIMES = ("concat", "mean")
+NEWLINES = ("no_token", "one_token", "frame", "grid")
 PINPOINTS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
@@ -216,6 +221,20 @@ SCHEMA: Schema = {
                             choices=("floor", "round")),
             "several": Key("tiles", "images of samples with several: in `tiles` too, or `whole` in one slot each",
                            choices=("tiles", "whole")),
+        },
+        "video": {
+            "frames": Key(0, "that are picked of a video, each in an image slot (docs/data.md); 0 = no videos", least=0,
+                          synonyms=("num_frames", "num_frm", "frames_upbound", "max_frames")),
+            "sampling": Key("segments", "the middles of equal parts (FreeVA, Dense Connector), or `linspace` from "
+                                        "the first to the last (LLaVA-NeXT)", choices=SAMPLINGS),
+            "pool": Key("max1d", "what is kept of a frame's tokens (docs/data.md)", choices=POOLS,
+                        synonyms=("mm_spatial_pool_mode", "pooling", "if_pool")),
+            "window": Key(2, "tokens of which one is made; with 2d pools along a side", least=2,
+                          synonyms=("mm_spatial_pool_stride", "kernel", "stride")),
+            "time": Key("concat", "frame after frame, or the mean over all frames", choices=TIMES,
+                        synonyms=("merge", "aggregation")),
+            "newline": Key("no_token", "where the learned newline stands", choices=NEWLINES,
+                           synonyms=("mm_newline_position",)),
         },
         "llm": {
             "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,

@@ -15,9 +15,13 @@ from mllm_jax.cli.main import main
 from mllm_jax.config import (
     ATTENTION,
     MERGES,
+    NEWLINES,
     PINPOINTS,
+    POOLS,
     REMAT,
+    SAMPLINGS,
     SCHEMA,
+    TIMES,
     ConfigError,
     benchmark_config,
     check,
@@ -27,7 +31,7 @@ from mllm_jax.config import (
     resolved,
     stage_config,
 )
-from mllm_jax.data import anyres, images
+from mllm_jax.data import anyres, images, video, video_layout
 from mllm_jax.models.attention import BACKENDS
 from mllm_jax.models.layers import REMAT_POLICIES
 from mllm_jax.parallel.mesh import make_mesh
@@ -66,6 +70,8 @@ def set_key(config, path, value):
 
 def test_choices_are_the_tables_of_what_stands_above():
     assert (MERGES, PINPOINTS) == (anyres.MERGES, anyres.LLAVA_16)
+    theirs = tuple(video.SAMPLINGS), video_layout.POOLS, video_layout.TIMES, video_layout.NEWLINES
+    assert theirs == (SAMPLINGS, POOLS, TIMES, NEWLINES)
     assert ("auto", *BACKENDS) == ATTENTION
     assert tuple(REMAT_POLICIES) == REMAT
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import fractions
 import functools
 import io
 import json
@@ -212,3 +213,32 @@ def write_benchmarks(root):
         (root / "pope" / f"coco_pope_{split}.json").write_text(json.dumps(row) + "\n")
     (root / "pope" / "val2014" / "a.png").write_bytes(png(9))
     return root
+
+
+def moving_square(count, size=(48, 64), seed=0):
+    """uint8 [count, h, w, 3]: a square that moves to the right, another colour in every frame."""
+    height, width = size
+    frames = np.full((count, height, width, 3), np.random.default_rng(seed).integers(30, 200, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        left = 2 * index % (width - 12)
+        frame[height // 4 : height // 4 + 12, left : left + 12] = (220, 5 * index % 255, 30)
+    return frames
+
+
+def write_video(path, frames, codec="libx264", format="yuv420p", gop=12, times=None, **options):
+    """A video file of frames uint8 [n, h, w, 3]; `times` in ms where they do not come 25 a second."""
+    import av
+
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.gop_size = format, gop
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = fractions.Fraction(1, 1000)
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = int(times[index]), fractions.Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

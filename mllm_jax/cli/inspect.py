@@ -166,7 +166,7 @@ def _model_geometry(model: Any) -> dict[str, Any]:
     from mllm_jax.models.encoders import EncodersConfig
 
     whole = {key: value for key, value in _geometry(model).items() if key not in ("vision", "llm")}
-    whole["visual_tokens_per_image"] = model.visual_layout.most_tokens
+    whole["visual_tokens_per_image"] = model.image_layout.most_tokens
     described = {"vision": _geometry(model.vision)}
     if isinstance(model.vision, EncodersConfig):
         del described["vision"]["towers"]

@@ -9,6 +9,7 @@ The exit code is 0 if nothing is wrong, 1 if there is a problem, 2 if the comman
 """
 
 import argparse
+import math
 import os
 import time
 
@@ -22,6 +23,7 @@ from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.reading import DataError, read_json_rows
 from mllm_jax.data.sample_keys import benchmark_for
 from mllm_jax.data.validate import Layout, Report, validate
+from mllm_jax.data.video_layout import POOLS, Video, WithVideo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens-per-image", type=int, metavar="M", help="visual tokens of one image")
     parser.add_argument("--image-slots", type=int, metavar="I", help="images a row has room for")
+    parser.add_argument(
+        "--video-frames",
+        type=int,
+        metavar="N",
+        help="as model.video.frames: frames that are picked of a video",
+    )
+    parser.add_argument(
+        "--video-pool",
+        choices=POOLS,
+        help="as model.video.pool (default: max1d; 2d takes tokens for a square)",
+    )
     parser.add_argument("--label-tokens", type=int, metavar="L", help="supervised tokens a row may hold")
     parser.add_argument(
         "--duplicate-ids",
@@ -83,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             duplicate_ids=args.duplicate_ids,
             compat=args.compat,
             max_image_pixels=args.max_image_pixels,
+            video=_video(args),
             num_threads=args.threads,
             progress=progress,
         )
@@ -137,6 +151,8 @@ def _layout(args: argparse.Namespace) -> Layout:
         raise ValueError(f"--tokenizer needs {' and '.join(missing)} too")
     if args.tokenizer is None and (args.seq_len, args.tokens_per_image, args.label_tokens) != (None,) * 3:
         raise ValueError("--seq-len, --tokens-per-image and --label-tokens need --tokenizer too")
+    if args.video_frames is None and args.video_pool is not None:
+        raise ValueError("--video-pool needs --video-frames too")
     if args.template is None and args.image_slots is not None:
         raise ValueError("--image-slots needs --template too")
     tokenizer = None
@@ -149,8 +165,19 @@ def _layout(args: argparse.Namespace) -> Layout:
         where = resolve_path(MINI) if args.tokenizer == MINI else args.tokenizer
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     template = None if args.template is None else resolve_template(args.template, tokenizer)
-    rule = None if args.tokens_per_image is None else WholeImage(Slot(args.tokens_per_image))
+    rule = None
+    if args.tokens_per_image is not None:
+        rule = WholeImage(Slot(args.tokens_per_image))
+        if args.video_frames is not None:
+            side = math.isqrt(args.tokens_per_image)
+            grid = (side, side) if side**2 == args.tokens_per_image else None
+            rule = WithVideo(rule, _video(args), grid)
     return Layout(template, tokenizer, args.seq_len, rule, args.image_slots, args.label_tokens)
+
+
+def _video(args: argparse.Namespace) -> Video:
+    given = {"frames": args.video_frames, "pool": args.video_pool}
+    return Video(**{key: value for key, value in given.items() if value is not None})
 
 
 def _show(report: Report, console: Console, show: int, seconds: float) -> None:

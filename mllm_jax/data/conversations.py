@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from mllm_jax.data.templates import Template, get_template
 
 IMAGE = "<image>"
+VIDEO = "<video>"  # where a sample shows videos; read as an image of several slots
 
 
 class SampleError(ValueError):

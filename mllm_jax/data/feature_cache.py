@@ -24,6 +24,7 @@ from jaxtyping import Shaped
 from mllm_jax import files
 from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.reading import DataError, read_json
+from mllm_jax.data.samples import Clip
 
 FORMAT = 1  # raise when what is written changes
 DIGEST = 32  # bytes
@@ -43,7 +44,9 @@ def digest(image: Any) -> bytes:
 
 
 def digests(image: Any, layout: VisualLayout) -> list[bytes]:
-    """The digest of every slot of an image."""
+    """The digest of every slot of an image or video."""
+    if isinstance(image, Clip):
+        return [digest(frame) for frame in image.frames]
     whole = digest(image)
     if layout.canvas is None:
         return [whole]

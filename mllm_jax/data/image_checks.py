@@ -1,4 +1,4 @@
-"""Reading and decoding every image of a data set once: a broken one is found now and not in the middle of training."""
+"""Reading and decoding every image and video of a data set once: a broken one is found now and not during training."""
 
 import contextlib
 import dataclasses
@@ -10,9 +10,12 @@ from pathlib import Path
 
 from mllm_jax.data import source_digest
 from mllm_jax.data.images import ImageError, decode_image
-from mllm_jax.data.reading import DataError, read_image_file
+from mllm_jax.data.reading import DataError, read_image_file, safe_path
+from mllm_jax.data.samples import record_video
 from mllm_jax.data.tfds_versions import not_written
 from mllm_jax.data.threads import map_in_order
+from mllm_jax.data.video import pick
+from mllm_jax.data.video_layout import Video
 from mllm_jax.data.worker_processes import worker_processes
 from mllm_jax.line_file import LineFile, whole_lines
 
@@ -30,16 +33,24 @@ class ImageCheck:
       root: folder that their paths start from.
       compat: see `images.decode_image`.
       max_pixels: an image with more is refused; None reads the files without decoding them.
+      videos: paths that are of videos.
+      video: which frames of these are picked.
     """
 
     root: Path
     compat: str | None
     max_pixels: int | None
+    videos: frozenset[str] = frozenset()
+    video: Video | None = None
 
     def __call__(self, image: str, sample: str) -> Checked:
         """The digest of an image that a sample shows, and what is wrong with it."""
         digest = source_digest.MISSING
         try:
+            if image in self.videos:
+                digest = source_digest.video_digest(safe_path(self.root, image), self.video)
+                self._decode(image, sample)
+                return digest, None
             data = read_image_file(self.root, image, sample)
             digest = source_digest.image_digest(data)
             if self.max_pixels is not None:
@@ -49,10 +60,18 @@ class ImageCheck:
             return digest, error
         return digest, None
 
+    def _decode(self, video: str, sample: str) -> None:
+        """Decodes the frames of a video that are picked; each of a folder of frames is an image, with its EXIF."""
+        opened = record_video(self.root, video, sample)
+        if self.max_pixels is not None:
+            pick(opened, *self.video.picked, compat=self.compat, max_pixels=self.max_pixels)
+
     @property
     def name(self) -> str:
         """Tells what was found with these settings from what others find."""
         settings = (str(self.root.absolute()), self.compat, self.max_pixels)
+        if self.video is not None:
+            settings += (self.video.picked, sorted(self.videos))
         return hashlib.sha256(repr(settings).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""How an image becomes visual tokens: slots, what is made of their tokens, and how many visual tokens that are.
+"""How images and videos become visual tokens: slots, what is made of their tokens, and how many visual tokens that are.
 
 A `VisualLayout` is plain Python, known before anything is traced or decoded. Whatever needs a count (row layout,
 lengths, prompts, validation) asks it, and nothing multiplies images by a number of tokens. A `LayoutRule` is the part
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from mllm_jax.data.batch import SELECT, SEPARATOR, Combination, Size
+from mllm_jax.data.conversations import SampleError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +38,18 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VisualLayout:
-    """The visual tokens of one image.
+    """The visual tokens of one image or video.
 
     Attributes:
-      slots: those that the image fills, in order.
+      slots: those that it fills, in order.
       kept: the visual tokens in the order in which the LLM reads them, as indices into the tokens of all the image's
         slots, slot after slot. Slot tokens that are not named are dropped; `SEPARATOR` is the learned separator. Where
         visual tokens are combinations of K slot tokens (`LayoutRule.combination`), K indices each. Any sequence of
         whole numbers may be given.
       weights: of the K, where they are summed.
       canvas: height and width to which the image is brought before it is cut into slots, row by row; the first slot
-        holds the whole image if there is one more than the canvas has. None: a single slot holds the whole image.
+        holds the whole image if there is one more than the canvas has. None: a single slot holds the whole image, or
+        each slot one frame of a video.
       grid: rows and columns of patches, where slots hold images at their own aspect ratio (`data.naflex`).
     """
 
@@ -106,9 +108,33 @@ class LayoutRule(Protocol):
         ...
 
 
-def layouts(rule: LayoutRule, read_sizes: Sequence[Callable[[], Size]]) -> list[VisualLayout]:
-    """The layouts of the images of one sample, each given by what reads its height and width."""
-    return [rule(read_size, len(read_sizes)) for read_size in read_sizes]
+@runtime_checkable
+class VideoRule(LayoutRule, Protocol):
+    """A rule of videos, too."""
+
+    def of_video(self, frames: int) -> VisualLayout:
+        """The layout of a video of so many frames."""
+        ...
+
+
+Shown = (
+    Callable[[], Size] | int
+)  # an image by what reads its height and width, a video by its number of frames
+
+
+def layouts(rule: LayoutRule, shown: Sequence[Shown], *, sample: str = "?") -> list[VisualLayout]:
+    """The layouts of the images and videos of one sample.
+
+    Raises:
+      SampleError: a video, and the model takes none.
+    """
+    if any(isinstance(each, int) for each in shown) and not isinstance(rule, VideoRule):
+        raise SampleError(
+            sample,
+            "shows a video, and model.video.frames is 0; set it to the frames that are picked of a video (validate: "
+            "--video-frames)",
+        )
+    return [rule.of_video(each) if isinstance(each, int) else rule(each, len(shown)) for each in shown]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,12 @@ One sample, as the LLaVA authors publish their data (LLaVA README; paper "Visual
      "conversations": [{"from": "human", "value": "<image>\\nWhat colour is the bus?"},
                        {"from": "gpt", "value": "White and red."}]}
 
+A video is a path (or a list) under `video`, of a file or of a folder of frames, and a `<video>` in the human turns.
+
 Rules, each with its own error: every sample has a unique id, human and gpt turns alternate and start with
 human (a system turn may come before), no answer is empty, the human turns hold exactly one `<image>` per image, image
 paths stay inside the image folder, and every text can be written as UTF-8. Other forms of turns are in `sample_keys`.
-Keys that name a medium which is not read (`video`, `images`, ...) are errors, further keys (such as `model`) are
+Keys that name a medium which is not read (`audio`, `images`, ...) are errors, further keys (such as `model`) are
 ignored. `read_records` stops at the first problem; `iter_problems` yields all of them, for `mllm-jax validate`.
 """
 
@@ -21,7 +23,7 @@ from typing import Any, Literal
 
 from mllm_jax.data.conversations import IMAGE, SampleError, parse_turns
 from mllm_jax.data.reading import DataError, is_safe_name, read_json_rows
-from mllm_jax.data.sample_keys import media_problems, turns_of
+from mllm_jax.data.sample_keys import media_problems, place_videos, turns_of
 
 ROLES = ("human", "gpt")
 UNSKIPPABLE = ("duplicate-id", "unreadable-file")  # kinds of problems that do not lie in one sample alone
@@ -57,13 +59,15 @@ class Scanned:
 
     Attributes:
       sample: its id, or `#12` as in `Problem`.
-      images: those of its image paths that are sound; files that exist if an image folder was given.
+      images: those of its paths of images and videos that are sound; files that exist if an image folder was given.
+      videos: those of them that are videos.
       record: the sample, if nothing is wrong with it.
       problems: what is wrong with it; empty exactly if there is a record.
     """
 
     sample: str
     images: tuple[str, ...]
+    videos: frozenset[str]
     record: "Record | None"
     problems: tuple[Problem, ...]
 
@@ -75,11 +79,19 @@ class Scanned:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A checked sample whose images are still paths, relative to the image folder."""
+    """A checked sample whose images and videos are still paths, relative to the image folder.
+
+    Attributes:
+      id: unique in its file.
+      images: paths of images and videos, in the order of their `<image>` in the conversation.
+      conversations: turns in LLaVA's form; `<image>` stands for a video, too.
+      videos: which of `images` are videos.
+    """
 
     id: str
     images: tuple[str, ...]
     conversations: tuple[dict[str, str], ...]
+    videos: tuple[int, ...] = ()
 
 
 def load_entries(path: str | Path) -> list[Json]:
@@ -154,14 +166,19 @@ def scan(
             raise DataError(f"{path}: holds no samples")
     except DataError as error:
         problem = Problem("unreadable-file", "", str(error).removeprefix(f"{path}: "))
-        yield Scanned("", (), None, (problem,))
+        yield Scanned("", (), frozenset(), None, (problem,))
         return
     seen: dict[str, int] = {}
     for index, entry in enumerate(entries):
-        images = (_image_list(entry) or ()) if isinstance(entry, dict) else ()
-        bad_images = {image: list(_image_problems(image, _name(entry, index), root)) for image in images}
-        turns, problems = _read_entry(entry, _name(entry, index), compat)
-        problems += [problem for found in bad_images.values() for problem in found]
+        name = _name(entry, index)
+        shown = {kind: _paths(entry, kind) or () for kind in ("image", "video")}
+        bad = {
+            path: list(_path_problems(kind, path, name, root))
+            for kind, paths in shown.items()
+            for path in paths
+        }
+        turns, images, videos, problems = _read_entry(entry, name, compat)
+        problems += [problem for found in bad.values() for problem in found]
         sample_id = _usable_id(entry)
         if sample_id is not None:
             sample_id, duplicate = _settle_id(sample_id, index, seen, duplicate_ids)
@@ -169,9 +186,9 @@ def scan(
         record = None
         if not problems:
             kept = tuple({"from": turn["from"], "value": turn["value"]} for turn in turns)
-            record = Record(sample_id, tuple(images), kept)
-        readable = tuple(image for image in images if not bad_images[image])
-        yield Scanned(sample_id or _name(entry, index), readable, record, tuple(problems))
+            record = Record(sample_id, images, kept, videos)
+        readable = tuple(path for path in (*shown["image"], *shown["video"]) if not bad[path])
+        yield Scanned(sample_id or name, readable, frozenset(shown["video"]), record, tuple(problems))
 
 
 def _settle_id(
@@ -199,12 +216,24 @@ def _name(entry: Json, index: int) -> str:
     return f"#{index}" if sample_id is None else sample_id
 
 
-def _read_entry(entry: Json, name: str, compat: str | None) -> tuple[Json, list[Problem]]:
-    """The turns of one entry, and all its problems but those of image files and those with other entries."""
+def _read_entry(
+    entry: Json, name: str, compat: str | None
+) -> tuple[Json, tuple[str, ...], tuple[int, ...], list[Problem]]:
+    """The turns of one entry, its paths in the turns' order, which of them are videos, and its problems.
+
+    Problems of image files and those with other entries are not among them.
+    """
     if not isinstance(entry, dict):
-        return None, [Problem("wrong-type", name, f"expected an object, found {_type_name(entry)}")]
+        return None, (), (), [Problem("wrong-type", name, f"expected an object, found {_type_name(entry)}")]
     turns, fault = turns_of(entry)
-    problems = list(_entry_problems(entry, turns, name, compat, fault))
+    images, videos = _paths(entry, "image"), _paths(entry, "video")
+    paths, places, misplaced = images or (), (), ""
+    if videos and images is not None and not fault and not list(_shape_problems(turns, name)):
+        turns, paths, places, misplaced = place_videos(turns, images, videos, compat)
+    count = None if None in (images, videos) or misplaced else len(paths)
+    problems = list(_entry_problems(entry, turns, name, compat, fault, count))
+    if misplaced:
+        problems.append(Problem("image-count", name, misplaced))
     said = (
         [turn.get(key) for turn in turns if isinstance(turn, dict) for key in ("from", "value")]
         if isinstance(turns, list)
@@ -214,7 +243,7 @@ def _read_entry(entry: Json, name: str, compat: str | None) -> tuple[Json, list[
         problems.append(
             Problem("text", name, "holds half a character (a lone surrogate such as \\ud83d); mend it")
         )
-    return turns, problems
+    return turns, tuple(paths), places, problems
 
 
 def _is_broken(text: str) -> bool:
@@ -227,22 +256,23 @@ def _is_broken(text: str) -> bool:
 
 
 def _entry_problems(
-    entry: dict[str, Json], turns: Json, name: str, compat: str | None, fault: str
+    entry: dict[str, Json], turns: Json, name: str, compat: str | None, fault: str, count: int | None
 ) -> Iterator[Problem]:
     if "id" not in entry:
         yield Problem("missing-key", name, "has no 'id'")
     elif _usable_id(entry) is None:
         yield Problem("wrong-type", name, f"'id' must be a non-empty string or integer: {entry['id']!r}")
-    for problem in media_problems(entry):
+    for problem in media_problems(entry, videos=True):
         yield Problem("unread-medium", name, problem)
-    images = _image_list(entry)
-    if images is None:
-        message = "'image' must be a path or a list of paths (or be left out for a text-only sample), found "
-        yield Problem("wrong-type", name, message + repr(entry["image"])[:80])
+    for kind in ("image", "video"):
+        if _paths(entry, kind) is None:
+            message = (
+                f"{kind!r} must be a path or a list of paths (or be left out for a text-only sample), found "
+            )
+            yield Problem("wrong-type", name, message + repr(entry[kind])[:80])
     if fault:
         yield Problem("missing-key" if fault.startswith("has no") else "turns", name, fault)
         return
-    count = None if images is None else len(images)
     problems = list(_shape_problems(turns, name))
     if not problems and compat is None:
         problems = list(_turn_problems(turns, name, count))
@@ -254,18 +284,18 @@ def _entry_problems(
     yield from problems
 
 
-def _image_problems(image: str, name: str, root: Path | None) -> Iterator[Problem]:
-    if _is_broken(image):
-        yield Problem("image-path", name, f"path {image!r} holds half a character (a lone surrogate)")
-    elif not is_safe_name(image):
-        yield Problem("image-path", name, f"path {image!r} must be relative and stay in the image folder")
-    elif root is not None and not _is_file(root / image):
-        yield Problem("missing-image", name, f"image file {root / image} does not exist")
+def _path_problems(kind: str, path: str, name: str, root: Path | None) -> Iterator[Problem]:
+    if _is_broken(path):
+        yield Problem(f"{kind}-path", name, f"path {path!r} holds half a character (a lone surrogate)")
+    elif not is_safe_name(path):
+        yield Problem(f"{kind}-path", name, f"path {path!r} must be relative and stay in the image folder")
+    elif root is not None and not _is_there(root / path, kind):
+        yield Problem(f"missing-{kind}", name, f"{kind} file {root / path} does not exist")
 
 
-def _is_file(path: Path) -> bool:
+def _is_there(path: Path, kind: str) -> bool:
     try:
-        return path.is_file()
+        return path.is_file() or (kind == "video" and path.is_dir())  # a folder of frames
     except OSError:  # a name too long for the file system
         return False
 
@@ -313,9 +343,9 @@ def _usable_id(entry: Json) -> str | None:
     return str(value)
 
 
-def _image_list(entry: dict[str, Json]) -> Sequence[str] | None:
-    """The image paths; empty for a text-only sample; None when the value is not paths."""
-    value = entry.get("image")
+def _paths(entry: Json, kind: str) -> Sequence[str] | None:
+    """The paths of a sample's images or videos; empty where it has none; None when the value is not paths."""
+    value = entry.get(kind) if isinstance(entry, dict) else None
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         return None

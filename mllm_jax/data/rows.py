@@ -15,12 +15,12 @@ from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import SampleError, Span, parse_turns, render
 from mllm_jax.data.feature_cache import FeatureCache, digests
 from mllm_jax.data.images import image_size, open_rgb
-from mllm_jax.data.layout import LayoutRule, VisualLayout, layouts
+from mllm_jax.data.layout import LayoutRule, Shown, VisualLayout, layouts
 from mllm_jax.data.naflex import Processor
 from mllm_jax.data.packing import RowLimits
-from mllm_jax.data.samples import Sample
+from mllm_jax.data.samples import Clip, Sample
 from mllm_jax.data.templates import Template
-from mllm_jax.data.tiles import slot_images
+from mllm_jax.data.tiles import frame_slots, slot_images
 from mllm_jax.data.tokens import EncodedSample, SampleTooLong, TooManyImages, encode_sample, layout_row
 
 
@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-    """Brings an image of a sample to what the tower takes.
+    """Brings an image or video of a sample to what the tower takes.
 
     Attributes:
       processor: brings an image to the size of a slot.
@@ -67,15 +67,22 @@ class ImageReader:
     max_image_pixels: int | None = None
 
     def __call__(self, sample: Sample, index: int, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
-        """The slots of one image of a sample, decoded and brought to size.
+        """The slots of one image or video of a sample, decoded and brought to size.
 
         Raises:
           ImageError: for what is not a readable image within the size limit, naming sample and image.
         """
         image = sample.images[index]
-        if isinstance(image, bytes):
-            image = open_rgb(image, **self._decoding(sample, index))
-        return slot_images(self.processor, image, layout)
+        if isinstance(image, Clip):
+            return frame_slots(self.processor, [self._decoded(sample, index, each) for each in image.frames])
+        return slot_images(self.processor, self._decoded(sample, index, image), layout)
+
+    def shown(self, sample: Sample) -> list[Shown]:
+        """What the layouts of a sample's images and videos are made from."""
+        return [
+            len(image.frames) if isinstance(image, Clip) else functools.partial(self.size, sample, index)
+            for index, image in enumerate(sample.images)
+        ]
 
     def size(self, sample: Sample, index: int) -> Size:
         """Height and width of an image of a sample, from its header.
@@ -87,6 +94,9 @@ class ImageReader:
         if isinstance(image, bytes):
             return image_size(image, **self._decoding(sample, index))
         return (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+
+    def _decoded(self, sample: Sample, index: int, image: Any) -> Any:
+        return open_rgb(image, **self._decoding(sample, index)) if isinstance(image, bytes) else image
 
     def _decoding(self, sample: Sample, index: int) -> dict[str, Any]:
         limit = {} if self.max_image_pixels is None else {"max_pixels": self.max_image_pixels}
@@ -178,8 +188,8 @@ class RowEncoder:
         """
         images, compat = len(sample.images), self.read_image.compat
         spans = render_sample(sample.id, sample.conversations, images, self.template, compat)
-        sizes = [functools.partial(self.read_image.size, sample, index) for index in range(images)]
-        return encode_sample(spans, self.tokenizer, layouts(self.visual_layout, sizes), sample=sample.id)
+        found = layouts(self.visual_layout, self.read_image.shown(sample), sample=sample.id)
+        return encode_sample(spans, self.tokenizer, found, sample=sample.id)
 
     def needs(self, sample: Sample) -> tuple[int, int, int, int]:
         """What a sample needs of a row, in the order of `packing.RESOURCES`.

@@ -5,17 +5,18 @@ chat APIs take them, and a system text under a key of its own. A medium that is 
 sample must not become one without it.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mllm_jax.data.conversations import IMAGE
+from mllm_jax.data.conversations import IMAGE, VIDEO
 
 Json = Any
 Turns = list[dict[str, str]]
 
 TURNS = ("conversations", "messages")
 SYSTEM = ("system", "system_prompt")
-# Where other programs' data name what is shown; only `image` is read here.
+# Where other programs' data name what is shown; only `image` is read here, and `video` in training data.
 MEDIA = (
     "images",
     "image_path",
@@ -33,6 +34,7 @@ MEDIA = (
     "speech",
     "media",
 )
+_TAGS = {"image": IMAGE, "video": VIDEO}
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -51,11 +53,17 @@ def benchmark_for(rows: Any) -> str | None:
     return "caption" if "captions" in first else None
 
 
-def media_problems(entry: Mapping[str, Json]) -> Iterator[str]:
-    """What is wrong with keys that name media."""
+def media_problems(entry: Mapping[str, Json], videos: bool = False) -> Iterator[str]:
+    """What is wrong with keys that name media.
+
+    Args:
+      videos: whether `video` is read.
+    """
     for key in MEDIA:
-        if entry.get(key) not in (None, "", []):
+        if entry.get(key) not in (None, "", []) and not (videos and key == "video"):
             known = "image paths belong under 'image', with one <image> for each in the human turns"
+            if videos:
+                known += ", and videos under 'video', with one <video> for each"
             yield f"the key {key!r} names a medium that is not read: {known}; leave the sample out, or take the key out"
 
 
@@ -100,13 +108,46 @@ def _from_message(message: Mapping[str, Json]) -> tuple[str, dict[str, str]]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text" and isinstance(part.get("text"), str):
                 pieces.append(part["text"])
-            elif kind == "image" and set(part) <= {"type", "text", "index"}:
-                pieces.append(IMAGE)
-            elif kind == "image":
-                return "an image's path belongs under the sample's 'image', in the order of the images", {}
+            elif kind in _TAGS and set(part) <= {"type", "text", "index"}:
+                pieces.append(_TAGS[kind])
+            elif kind in _TAGS:
+                return f"the path of this {kind} belongs under the sample's {kind!r}, in their order", {}
             else:
-                return f"a part of the content is no text and no image: {str(part)[:80]}", {}
+                return f"a part of the content is no text, image or video: {str(part)[:80]}", {}
         content = "".join(pieces)
     if not isinstance(content, str):
         return "'content' must be a string or a list of texts and images", {}
     return "", {"from": _ROLES[role], "value": content}
+
+
+def place_videos(
+    turns: Turns, images: Sequence[str], videos: Sequence[str], compat: str | None
+) -> tuple[Turns, tuple[str, ...], tuple[int, ...], str]:
+    """Turns with videos in the form that images have: an `<image>` for each of them.
+
+    Where a sample shows videos alone, `<image>` and `<video>` in its human turns both stand for the next video;
+    otherwise each stands for the next of its kind.
+
+    Args:
+      turns: in LLaVA's form.
+      images, videos: their paths.
+      compat: "llava" puts tags where LLaVA does, if there are videos alone (`conversations.parse_turns`).
+
+    Returns:
+      The turns; the paths of images and videos in the order in which they stand there; which of these are videos; and
+      what is wrong ("" = nothing).
+    """
+    said = [turn["value"] for turn in turns if turn["from"] == "human"]
+    tags = [tag for text in said for tag in re.findall(f"{IMAGE}|{VIDEO}", text)]
+    written = [{**turn, "value": turn["value"].replace(VIDEO, IMAGE)} for turn in turns]
+    if not images:
+        fault = f"{len(tags)} {VIDEO} in the human turns but {len(videos)} under 'video'"
+        good = len(tags) == len(videos) or compat == "llava"
+        return written, tuple(videos), tuple(range(len(videos))), "" if good else fault
+    left = {IMAGE: list(images), VIDEO: list(videos)}
+    for tag, paths in left.items():
+        if tags.count(tag) != len(paths):
+            fault = f"{tags.count(tag)} {tag} in the human turns but {len(paths)} under {tag[1:-1]!r}"
+            return written, (*images, *videos), (), fault
+    order = tuple(left[tag].pop(0) for tag in tags)
+    return written, order, tuple(place for place, tag in enumerate(tags) if tag == VIDEO), ""

@@ -2,7 +2,8 @@
 
 `prepare` copies the JSON and the encoded bytes of its images into a few large files that Grain can read in
 any order, without opening hundreds of thousands of small files each epoch. Images keep their encoding (JPEG
-stays JPEG). TensorFlow is not needed, neither to write nor to read::
+stays JPEG); of a video the frames that are picked are kept, without loss, so that no epoch decodes it again. TensorFlow
+is not needed, neither to write nor to read::
 
     source = prepare("llava_v1_5_mix665k.json", "images", "prepared", name="mix665k")
     source[0].id, source[0].images[0][:4], source[0].conversations
@@ -13,6 +14,7 @@ under the next version number, the old one stays. A version directory appears on
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,7 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int
 
 from mllm_jax import files
 from mllm_jax.console import progress_bar
@@ -31,7 +35,7 @@ from mllm_jax.data.image_checks import ImageCheck, check_images
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.llava_json import Scanned
 from mllm_jax.data.reading import DataError, parse_json, read_image_file, read_text
-from mllm_jax.data.samples import Sample
+from mllm_jax.data.samples import Clip, Sample, record_video
 from mllm_jax.data.tfds_versions import (
     SHARD_BYTES,
     UNFINISHED,
@@ -46,6 +50,8 @@ from mllm_jax.data.tfds_versions import (
     write_version,
 )
 from mllm_jax.data.threads import map_in_order
+from mllm_jax.data.video import pick_encoded
+from mllm_jax.data.video_layout import Video
 from mllm_jax.data.worker_processes import worker_processes
 
 SPLIT = "train"
@@ -64,6 +70,11 @@ def sample_features() -> Features:
         "image_paths": tfds.features.Sequence(tfds.features.Text()),
         "conversations": tfds.features.Text(),  # JSON: a list of {"from", "value"}
     }
+
+
+def video_features() -> Features:
+    """The features of a sample's record in a data set with videos, whose frames are among the images."""
+    return {**sample_features(), "frames": tfds.features.Sequence(np.int32)}  # of each video; of an image 0
 
 
 class LlavaSource:
@@ -89,7 +100,8 @@ class LlavaSource:
             raise DataError(f"{directory}: no prepared data set here; make one with prepare()")
         self.fingerprint: str = metadata["fingerprint"]
         self.skipped: list[dict[str, str]] = metadata.get("skipped", [])
-        self._records = Records(self.directory, SPLIT, sample_features)
+        features = video_features if metadata.get("video") else sample_features
+        self._records = Records(self.directory, SPLIT, features)
         if len(self._records) != metadata["samples"]:
             raise DataError(
                 f"{directory}: holds {len(self._records)} samples instead of {metadata['samples']}; files are missing: "
@@ -104,7 +116,7 @@ class LlavaSource:
         sample = fields["id"].decode()
         return Sample(
             id=sample,
-            images=tuple(fields["images"]),
+            images=_visuals(tuple(fields["images"]), fields.get("frames")),
             image_paths=tuple(path.decode() for path in fields["image_paths"]),
             conversations=tuple(
                 parse_json(fields["conversations"].decode(), f"{self.directory}: {sample!r}")
@@ -125,6 +137,7 @@ def prepare(
     compat: str | None = None,
     broken: Broken = "error",
     max_image_pixels: int | None = None,
+    video: Video | None = None,
     check: Callable[[llava_json.Record], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int = 1,
@@ -143,6 +156,7 @@ def prepare(
         list it in `LlavaSource.skipped` and in `skipped.jsonl`.
       max_image_pixels: every image is decoded before anything is written, and one with more pixels refused; None
         leaves images unread until they are used.
+      video: which frames are picked of videos; needed where samples show some.
       check: called with every record, to raise what makes it unusable; can be pickled where there are several workers.
       shard_bytes: a new file is begun after about so many bytes of images.
       workers: processes that read, check and write; the result is the same for any number.
@@ -174,14 +188,23 @@ def prepare(
     if image_root is None and with_image is not None:
         raise DataError(f"{json_path}: sample {with_image.id!r} has an image but no image folder was given")
 
+    with_video = next((record for record in records if record.videos), None)
+    if with_video is not None and video is None:
+        raise DataError(
+            f"{json_path}: sample {with_video.id!r} shows a video, and model.video.frames is 0; set it to the frames "
+            "that are picked of a video"
+        )
+    videos = frozenset(path for entry in entries for path in entry.videos)
+    video = video if videos else None
+
     stamps = source_digest.image_stamps(entries, root)
-    stamp = source_digest.stamp(json_path, stamps, compat)
+    stamp = source_digest.stamp(json_path, stamps, compat, video)
     policy = {"broken": broken, "max_image_pixels": max_image_pixels}
-    existing = _find(versions, entries, root, stamp, compat, policy)
+    image_check, folder = ImageCheck(root, compat, max_image_pixels, videos, video), versions / UNFINISHED
+    existing = _find(versions, entries, image_check, stamp, policy)
     if existing is not None:
         return LlavaSource(existing)
 
-    image_check, folder = ImageCheck(root, compat, max_image_pixels), versions / UNFINISHED
     digests, faults = _check_images(entries, stamps, image_check, broken, folder, workers, show_progress)
     skipped = [
         {"sample": entry.sample, "problem": fault}
@@ -198,12 +221,12 @@ def prepare(
     if existing is None:
         sizes = (sum(stamps[image][0] for image in record.images) for record in left)
         existing = write_version(
-            LlavaJsonBuilder,
+            LlavaVideoBuilder if video else LlavaJsonBuilder,
             data_dir,
             name,
             fingerprint,
             records=left,
-            image_root=root,
+            files=MediaFiles(root, video, max_image_pixels),
             workers=workers,
             shards=plan_shards(sizes, shard_bytes),
             metadata={
@@ -214,6 +237,7 @@ def prepare(
                 "json": json_path.name,
                 "skipped": skipped,
                 "max_image_pixels": max_image_pixels,
+                **({"video": list(video.picked)} if video else {}),
             },
             show_progress=show_progress,
         )
@@ -230,9 +254,8 @@ def prepared(data_dir: str | Path, name: str, fingerprint: str) -> LlavaSource |
 def _find(
     versions: Path,
     entries: Sequence[Scanned],
-    root: Path,
+    check: ImageCheck,
     stamp: str,
-    compat: str | None,
     policy: dict[str, Any],
 ) -> Path | None:
     """The version that was written from this data, also from a copy of it."""
@@ -242,8 +265,9 @@ def _find(
             return path
     if not usable:
         return None
-    images = {image: None for entry in entries for image in entry.images}
-    content = source_digest.content(entries, source_digest.image_digests(images, root), compat)
+    images, compat = {image: None for entry in entries for image in entry.images}, check.compat
+    digests = source_digest.image_digests(images, check.root, check.videos, check.video)
+    content = source_digest.content(entries, digests, compat)
     for path, noted in usable:
         if "content" in noted:
             same = noted["content"] == content
@@ -294,9 +318,9 @@ with tfds.core.registered.skip_registration():
         split_name = SPLIT
         features = staticmethod(sample_features)
 
-        def __init__(self, *, image_root: Path, workers: int, **kwargs: Any):
-            """Takes, beside what `VersionBuilder` takes, the folder that image paths start from, and processes."""
-            self._image_root, self._workers = image_root, workers
+        def __init__(self, *, files: "MediaFiles", workers: int, **kwargs: Any):
+            """Takes, beside what `VersionBuilder` takes, what reads images and videos, and a number of processes."""
+            self._files, self._workers = files, workers
             super().__init__(**kwargs)
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -305,7 +329,7 @@ with tfds.core.registered.skip_registration():
             )
 
         def _example(self, record: llava_json.Record) -> dict[str, Any]:
-            return _example(self._image_root, record)
+            return self._files.example(record)
 
         @contextlib.contextmanager
         def _writers(self) -> Iterator[tuple[Callable[[tuple[Path, Sequence[Any]]], int], int]]:
@@ -313,7 +337,7 @@ with tfds.core.registered.skip_registration():
                 with super()._writers() as writers:
                     yield writers
                 return
-            with worker_processes(f"{__name__}:write_records", self._workers, self._image_root) as write:
+            with worker_processes(f"{__name__}:write_records", self._workers, self._files) as write:
                 yield write, self._workers
 
         def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
@@ -322,20 +346,70 @@ with tfds.core.registered.skip_registration():
             if lines:
                 files.write_text(Path(self.data_path) / SKIPPED, "".join(lines))
 
+    class LlavaVideoBuilder(LlavaJsonBuilder):
+        """The same for records with videos."""
 
-def _example(root: Path, record: llava_json.Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "images": [io.BytesIO(read_image_file(root, image, record.id)) for image in record.images],
-        "image_paths": list(record.images),
-        "conversations": json.dumps(record.conversations, ensure_ascii=False),
-    }
+        features = staticmethod(video_features)
 
 
-def write_records(root: Path, task: tuple[Path, Sequence[llava_json.Record]]) -> int:
-    """Writes a shard from (path, records), whose images are below `root`; see `write_shard`."""
+@dataclasses.dataclass(frozen=True)
+class MediaFiles:
+    """Reads what records show, to be written.
+
+    Attributes:
+      root: folder that their paths start from.
+      video: which frames of videos are picked; None where there are none.
+      max_pixels: frames with more are refused; None for the default limit.
+    """
+
+    root: Path
+    video: Video | None
+    max_pixels: int | None
+
+    @property
+    def features(self) -> Callable[[], Features]:
+        """Of the records that are written."""
+        return video_features if self.video else sample_features
+
+    def example(self, record: llava_json.Record) -> dict[str, Any]:
+        """A record's fields, as `features` describes them."""
+        images: list[bytes] = []
+        frames = []
+        for place, path in enumerate(record.images):
+            if place in record.videos:
+                video = record_video(self.root, path, record.id)
+                limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
+                found = pick_encoded(video, *self.video.picked, **limit)
+                frames.append(len(found))
+                images += found
+            else:
+                frames.append(0)
+                images.append(read_image_file(self.root, path, record.id))
+        fields = {
+            "id": record.id,
+            "images": [io.BytesIO(image) for image in images],
+            "image_paths": list(record.images),
+            "conversations": json.dumps(record.conversations, ensure_ascii=False),
+        }
+        return {**fields, "frames": frames} if self.video else fields
+
+
+def _visuals(images: tuple[bytes, ...], frames: Int[np.ndarray, " n"] | None) -> tuple[bytes | Clip, ...]:
+    """The images and videos of a record, from the images and the frames among them."""
+    if frames is None:
+        return images
+    found, start = [], 0
+    for count in map(int, frames):
+        stop = start + max(1, count)
+        found.append(Clip(images[start:stop]) if count else images[start])
+        start = stop
+    return tuple(found)
+
+
+def write_records(files: MediaFiles, task: tuple[Path, Sequence[llava_json.Record]]) -> int:
+    """Writes a shard from (path, records); see `write_shard`."""
     path, records = task
-    return write_shard(path, sample_features, (_example(root, record) for record in records))
+    return write_shard(path, files.features, map(files.example, records))
 
 
 def _check_images(

@@ -1,6 +1,7 @@
-"""The slots of an image as pixels: the whole image, or a view of it and tiles of a canvas (`anyres`)."""
+"""Slots as pixels: the whole image, a view of it and the tiles of a canvas (`anyres`), or the frames of a video."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,3 +41,15 @@ def slot_images(
         views.insert(0, resized(image, (whole, whole), processor.resample))
     square = dataclasses.replace(processor, aspect="square")
     return np.stack([square(view) for view in views])
+
+
+def frame_slots(
+    processor: Processor, frames: Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image]
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """The slots of a video, one frame in each; values stay in 0..255.
+
+    Args:
+        processor: as in `slot_images`.
+        frames: arrays, or images of Pillow in mode RGB.
+    """
+    return np.stack([processor(frame) for frame in frames])

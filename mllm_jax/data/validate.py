@@ -1,12 +1,11 @@
 """Reads a whole data set before training and finds everything that is wrong with it.
 
-Three passes: the JSON itself (`llava_json`), every image file decoded as training will decode it, and, if a
+Three passes: the JSON itself (`llava_json`), every image and video file decoded as training will decode it, and, if a
 template or a tokenizer is given, every conversation laid out as training will lay it out. Nothing is changed.
 """
 
 import collections
 import dataclasses
-import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.data.batch import Size
 from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
-from mllm_jax.data.layout import LayoutRule, layouts
+from mllm_jax.data.layout import LayoutRule, Shown, layouts
 from mllm_jax.data.llava_json import DuplicateIds, Problem, Record, scan
 from mllm_jax.data.reading import DataError, read_image_file
 from mllm_jax.data.rows import TooManyLabels, check_fits, check_slots, render_sample
-from mllm_jax.data.samples import image_file_size
+from mllm_jax.data.samples import record_shown, record_video
 from mllm_jax.data.templates import Template
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.tokens import SampleTooLong, TooManyImages, encode_sample
+from mllm_jax.data.video import pick
+from mllm_jax.data.video_layout import Video
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,6 +102,7 @@ def validate(
     duplicate_ids: DuplicateIds = "error",
     compat: str | None = None,
     max_image_pixels: int = MAX_PIXELS,
+    video: Video | None = None,
     num_threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -113,6 +114,7 @@ def validate(
       layout: what to check conversations against; None checks only what holds for any training.
       duplicate_ids, compat: as in `llava_json.read_records`.
       max_image_pixels: larger images are reported.
+      video: which frames of videos are looked at; None for the default of `Video`.
       num_threads: for decoding; None for one per core, up to 16.
       progress: called with the name of the pass, how much of it is done, and how much there is.
     """
@@ -128,6 +130,8 @@ def validate(
     broken = {entry.sample for entry in entries if entry.problems and entry.skippable}
 
     sizes: list[tuple[int, int]] = []
+    videos = {path for entry in entries for path in entry.videos}
+    video = video or Video()
     if image_root is None:
         problems += [
             Problem("no-image-folder", record.id, "has images but no image folder was given (--images)")
@@ -137,12 +141,15 @@ def validate(
     else:
         root = Path(image_root)
 
-        def check(image: str) -> tuple[int, int] | str:
-            return _check_image(root, image, compat, max_image_pixels)
+        def check(path: str) -> tuple[int, int] | str:
+            if path in videos:
+                return _check_video(root, path, video, compat, max_image_pixels)
+            return _check_image(root, path, compat, max_image_pixels)
 
         for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
             if isinstance(outcome, str):
-                problems += [Problem("unusable-image", sample, outcome) for sample in users[image]]
+                kind = "unusable-video" if image in videos else "unusable-image"
+                problems += [Problem(kind, sample, outcome) for sample in users[image]]
                 broken |= set(users[image])
             else:
                 sizes.append(outcome)
@@ -152,11 +159,11 @@ def validate(
     supervised: list[int] = []
     if layout is not None and layout.template is not None:
 
-        def read_size(record: Record, image: str) -> Size:
-            return image_file_size(image_root or "", image, record.id, compat, max_pixels=max_image_pixels)
+        def show(record: Record) -> list[Shown]:
+            return record_shown(image_root or "", record, compat, max_pixels=max_image_pixels)
 
         def check_layout(record: Record) -> tuple[Problem | None, int, int]:
-            return _check_layout(record, layout, read_size, compat)
+            return _check_layout(record, layout, show, compat)
 
         for done, (_, outcome) in enumerate(map_in_order(check_layout, records, threads), 1):
             problem, length, learned = outcome
@@ -186,8 +193,20 @@ def _check_image(root: Path, name: str, compat: str | None, max_pixels: int) -> 
     return width, height
 
 
+def _check_video(
+    root: Path, name: str, video: Video, compat: str | None, max_pixels: int
+) -> tuple[int, int] | str:
+    """Width and height of a usable video, or what is wrong with it."""
+    try:
+        frames = pick(record_video(root, name, ""), *video.picked, compat=compat, max_pixels=max_pixels)
+    except (DataError, ImageError) as error:
+        return str(error).removeprefix("sample '', ").removeprefix("sample '': ")
+    height, width = frames[0].shape[:2]
+    return width, height
+
+
 def _check_layout(
-    record: Record, layout: Layout, read_size: Callable[[Record, str], Size], compat: str | None
+    record: Record, layout: Layout, show: Callable[[Record], list[Shown]], compat: str | None
 ) -> tuple[Problem | None, int, int]:
     """What is wrong with a conversation, its length in tokens and how many of them are learned."""
     images = len(record.images)
@@ -196,8 +215,7 @@ def _check_layout(
         spans = render_sample(record.id, record.conversations, images, layout.template, compat)
         if layout.tokenizer is None:
             return None, 0, 0
-        sizes = [functools.partial(read_size, record, image) for image in record.images]
-        found = layouts(layout.visual_layout, sizes)
+        found = layouts(layout.visual_layout, show(record), sample=record.id)
         encoded = encode_sample(spans, layout.tokenizer, found, sample=record.id)
         check_slots(record.id, images, encoded.num_slots, layout.image_slots)
     except TooManyImages as error:

@@ -183,16 +183,17 @@ def _forward(
     )
 
 
-def _frames(container: Any, stream: Any, name: str, first: int | None = None) -> Iterator[Any]:
-    """Decoded frames from here on; none where the first packet is not the one shown at `first`."""
+def _frames(container: Any, stream: Any, name: str, entry: int | None = None) -> Iterator[Any]:
+    """Decoded frames from here on, or from the entry at this time on; none where the packet here is another one."""
     import av
 
     try:
-        for packet in container.demux(stream):
-            if first is not None and packet.pts != first:
+        for number, packet in enumerate(container.demux(stream)):
+            if entry is not None and number == 0 and packet.pts != entry:
                 return
-            first = None
             for frame in packet.decode():
+                if entry is not None and frame.pts is not None and frame.pts < entry:
+                    continue  # it needs what is before the entry
                 if frame.is_corrupt:
                     raise VideoError(f"{name}: damaged near {_clock(frame.time)}; {AGAIN}")
                 yield frame
@@ -228,7 +229,6 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[tuple[Any, Any]]:
             if not videos:
                 held = ", ".join(sorted({one.type or "data" for one in container.streams})) or "nothing"
                 raise VideoError(f"{name}: no video in the file, which holds {held}")
-            videos[0].thread_type = "AUTO"
             yield container, videos[0]
     except av.FFmpegError as error:
         raise VideoError(f"{name}: not a video, or damaged: {error.strerror}; {AGAIN}") from error

@@ -218,7 +218,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "connector": config.connector,
         "connector_options": dict(config.connector_options),
-        "visual_tokens": config.visual_layout.most_tokens,
+        "visual_tokens": config.image_layout.most_tokens,
         "image_size": config.image_size,
         "vision": vision.title,
         "llm": f"{llm.depth} x {llm.width}, vocabulary {llm.vocab}",

@@ -19,8 +19,10 @@ from mllm_jax.data.images import MAX_PIXELS, image_size, open_rgb
 from mllm_jax.data.layout import VisualLayout
 from mllm_jax.data.naflex import Processor
 from mllm_jax.data.span_tokenizer import span_tokenizer
-from mllm_jax.data.tiles import slot_images
+from mllm_jax.data.tiles import frame_slots, slot_images
 from mllm_jax.data.tokens import stop_ids
+from mllm_jax.data.video import OpenVideo, pick
+from mllm_jax.data.video_layout import Video
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import answer_log_likelihoods
 from mllm_jax.inference.prefixes import PromptBatch, batch_prompts
@@ -39,6 +41,8 @@ class Model:
 
     Images are paths, bytes of files, PIL images or arrays uint8[h, w, 3], of any size; a list of them where a prompt
     has several, and None where it has none. An image stands where the prompt says `<image>`, or else in front of it.
+    Videos are paths of files or of folders of frames, arrays uint8[n, h, w, 3] or lists of images; a video stands where
+    the prompt says `<video>`. Any model that reads images reads videos, as their frames (`with_video`).
 
     Attributes:
       config: the computation.
@@ -88,9 +92,10 @@ class Model:
 
     def generate(
         self,
-        images: Any,
-        prompt: str | Sequence[str],
+        images: Any = None,
+        prompt: str | Sequence[str] | None = None,
         *,
+        video: Any = None,
         max_new_tokens: int = 128,
         temperature: float | int = 0.0,
         top_p: float | int = 1.0,
@@ -104,10 +109,12 @@ class Model:
             model.generate("cat.jpg", "What is this?")
             model.generate(["cat.jpg", "dog.jpg"], "What is <image> doing that <image> is not?")
             model.generate(["cat.jpg", None], ["What is this?", "What is a cat?"], temperature=0.7, seed=1)
+            model.generate(video="clip.mp4", prompt="What happens?")
 
         Args:
           images: of the prompt, or for a list of prompts a list with those of each (one image alone serves all).
           prompt: one, or a list.
+          video: of the prompt, or for a list of prompts a list with those of each (one video alone serves all).
           max_new_tokens: at most so many tokens per answer.
           temperature: 0 = the likeliest token at every place; above it tokens are drawn, more freely the higher it is.
           top_p: draw from the most probable tokens only that have this probability together.
@@ -116,16 +123,17 @@ class Model:
           batch_size: prompts that are answered at once.
 
         Raises:
-          ImageError, FileNotFoundError, TypeError: an image that cannot be used.
+          ImageError, FileNotFoundError, TypeError: an image or video that cannot be used.
+          ModuleNotFoundError: a video file, and PyAV is not installed.
           SampleTooLong: prompt and answer do not fit the LLM's context.
-          SampleError: `<image>` stands more or less often in a prompt than it has images.
+          SampleError: `<image>` stands more or less often in a prompt than it has images; likewise `<video>`.
           ValueError: a setting out of range.
         """
-        prompts = Prompts(self, images, prompt)
+        prompts = self._prompts(images, prompt, video)
         ids, texts = self.stops
         with self._on_mesh():
             found = generate(
-                self.config,
+                prompts.model.config,
                 self.params,
                 [prompts.request(index) for index in range(len(prompts.texts))],
                 self.tokenizer,
@@ -141,10 +149,11 @@ class Model:
 
     def likelihood(
         self,
-        images: Any,
-        prompt: str | Sequence[str],
-        answers: Sequence[str] | Sequence[Sequence[str]],
+        images: Any = None,
+        prompt: str | Sequence[str] | None = None,
+        answers: Sequence[str] | Sequence[Sequence[str]] = (),
         *,
+        video: Any = None,
         batch_size: int = 16,
     ) -> Float64[np.ndarray, " A"] | list[Float64[np.ndarray, " A"]]:
         """log p(answer | images, prompt) of each answer, in nats, what closes an answer in the template included.
@@ -153,7 +162,7 @@ class Model:
             model.likelihood("cat.jpg", "What is this?", ["A cat.", "A dog."])    # [-0.2, -5.1]
 
         Args:
-          images, prompt: as in `generate`.
+          images, prompt, video: as in `generate`.
           answers: of the prompt; for a list of prompts, a list with those of each.
           batch_size: answers at once.
 
@@ -161,14 +170,14 @@ class Model:
           ImageError, FileNotFoundError, TypeError, SampleTooLong, SampleError: as in `generate`.
           ValueError: no lists of answers for as many prompts.
         """
-        prompts = Prompts(self, images, prompt)
+        prompts = self._prompts(images, prompt, video)
         wanted = [answers] if prompts.single else list(answers)
         if len(wanted) != len(prompts.texts) or any(isinstance(own, str) for own in wanted):
             raise ValueError("`answers` is a list of answers; for a list of prompts, a list of such lists")
         requests = [prompts.request(i, answer) for i, own in enumerate(wanted) for answer in own]
         with self._on_mesh():
             found = answer_log_likelihoods(
-                self.config,
+                prompts.model.config,
                 self.params,
                 requests,
                 load_image=prompts.load_image,
@@ -178,22 +187,27 @@ class Model:
         split = np.split(scores, np.cumsum([len(own) for own in wanted])[:-1])
         return split[0] if prompts.single else split
 
-    def logits(self, images: Any, prompt: str, answer: str | None = None) -> Float32[np.ndarray, "T V"]:
+    def logits(
+        self, images: Any = None, prompt: str | None = None, answer: str | None = None, *, video: Any = None
+    ) -> Float32[np.ndarray, "T V"]:
         """Logits of the token after each position of the prompt: template, visual tokens and words.
 
         Args:
-          images: of the prompt.
+          images, video: of the prompt.
           prompt: one.
           answer: appended to the prompt if given, as in training.
 
         Raises:
           ImageError, FileNotFoundError, TypeError, SampleError: as in `generate`.
         """
-        prompts = Prompts(self, images, prompt)
+        prompts = self._prompts(images, prompt, video)
+        config, request = prompts.model.config, prompts.request(0, answer)
         with self._on_mesh():
-            return sequence_logits(self.config, self.params, prompts.request(0, answer), prompts.load_image)
+            return sequence_logits(config, self.params, request, prompts.load_image)
 
-    def hidden_states(self, images: Any, prompt: str, answer: str | None = None) -> HiddenStates:
+    def hidden_states(
+        self, images: Any = None, prompt: str | None = None, answer: str | None = None, *, video: Any = None
+    ) -> HiddenStates:
         """Every layer's states of vision encoder and LLM, and the visual tokens; see `states.HiddenStates`.
 
         Example:
@@ -203,16 +217,49 @@ class Model:
 
         Args, Raises: as in `logits`.
         """
-        prompts = Prompts(self, images, prompt)
+        prompts = self._prompts(images, prompt, video)
+        config, request = prompts.model.config, prompts.request(0, answer)
         with self._on_mesh():
-            return hidden_states(self.config, self.params, prompts.request(0, answer), prompts.load_image)
+            return hidden_states(config, self.params, request, prompts.load_image)
 
-    def prompt_batch(self, images: Any, prompt: str | Sequence[str]) -> PromptBatch:
-        """Prompts as one batch that a `session.Session` reads; images and prompts as in `generate`."""
-        prompts = Prompts(self, images, prompt)
+    def prompt_batch(
+        self, images: Any = None, prompt: str | Sequence[str] | None = None, *, video: Any = None
+    ) -> PromptBatch:
+        """Prompts as one batch that a `session.Session` reads; images, prompts and videos as in `generate`."""
+        prompts = self._prompts(images, prompt, video)
         requests = [prompts.request(index) for index in range(len(prompts.texts))]
         with self._on_mesh():
-            return batch_prompts(self.config, self.params, requests, load_image=prompts.load_image)
+            return batch_prompts(prompts.model.config, self.params, requests, load_image=prompts.load_image)
+
+    def with_video(self, **settings: Any) -> "Model":
+        """The same model that reads videos in this way, and shares its parameters.
+
+        Example:
+            freeva = model.with_video(frames=4, pool="none")
+            freeva.generate(video="clip.mp4", prompt="What happens?")
+
+        Args:
+          settings: fields of `data.video_layout.Video`; those that are not given are as the model reads videos now, or
+            as in Dense Connector where it reads none.
+
+        Raises:
+          ValueError: settings that cannot be, also because of the model's connector or tiles, or a newline that the
+            model has not learned.
+        """
+        video = dataclasses.replace(self.config.video or Video(), **settings)
+        config = dataclasses.replace(self.config, video=video)
+        if config.visual_layout.separated and "separators" not in self.params:
+            raise ValueError(
+                f"video.newline={video.newline!r} needs a learned newline, which this model does not have; choose "
+                "'no_token'"
+            )
+        return dataclasses.replace(self, config=config)
+
+    def _prompts(self, images: Any, prompt: str | Sequence[str] | None, video: Any) -> Prompts:
+        if prompt is None:
+            raise TypeError("no prompt was given")
+        reads = video is None or self.config.video is not None
+        return Prompts(self if reads else self.with_video(), images, prompt, video)
 
     @contextlib.contextmanager
     def _on_mesh(self) -> Iterator[None]:
@@ -253,6 +300,15 @@ class Model:
         """
         return image_size(data, source=source, compat=self.compat, max_pixels=self.max_image_pixels)
 
+    def frames(self, video: OpenVideo) -> UInt8[np.ndarray, "n H W 3"]:
+        """The slots of a video as the model takes them; how many, `config.video` says.
+
+        Raises:
+          ImageError: it cannot be used; names it.
+        """
+        found = pick(video, *self.config.video.picked, compat=self.compat, max_pixels=self.max_image_pixels)
+        return frame_slots(self.processor, found)
+
     def blind_image(self) -> UInt8[np.ndarray, "H W 3"]:
         """What a blind model is shown: the mean colour everywhere, zero after normalisation (to 1/255)."""
         return np.broadcast_to(np.asarray(self.processor.fill, np.uint8), (*self.processor.shape, 3))
@@ -273,6 +329,8 @@ class Model:
             del fields["max_patches"]
         if fields["tiles"] is None:  # as models answered before there were tiles
             del fields["tiles"]
+        if fields["video"] is None:  # likewise
+            del fields["video"]
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
         digest.update(repr((self.processor, self.compat, self.template, len(self.tokenizer))).encode())
         probe = "The quick brown fox, 12 + 7 = 19? <image>\n"

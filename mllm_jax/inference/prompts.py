@@ -1,9 +1,10 @@
-"""From what a person types, images and words, to requests that the model is asked with."""
+"""From what a person types, images, videos and words, to requests that the model is asked with."""
 
 import io
 import os
 import pathlib
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
+from mllm_jax.data.conversations import IMAGE, VIDEO, SampleError, Turn, render
 from mllm_jax.data.images import ImageError, decode_image
-from mllm_jax.data.layout import VisualLayout, layouts
+from mllm_jax.data.layout import Shown, VisualLayout, layouts
 from mllm_jax.data.tiles import slot_images
 from mllm_jax.data.tokens import encode_prompt, encode_sample
+from mllm_jax.data.video import OpenVideo, open_video
 from mllm_jax.inference.batching import Request
 
 Rgb = UInt8[np.ndarray, "h w 3"]
@@ -62,27 +64,38 @@ def _as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def human_turn(prompt: str, images: int, *, sample: str = "?") -> Turn:
-    """A question about images: each stands where the words say `<image>`; else all come first, on lines of their own.
+def human_turn(prompt: str, images: int, videos: int = 0, *, sample: str = "?") -> tuple[Turn, list[str]]:
+    """A question about images and videos, and which of these stand in it, as `IMAGE` and `VIDEO` in their order.
+
+    Each stands where the words say `<image>` or `<video>` (for videos alone both are the same); else all come first, on
+    lines of their own, images before videos. Where there are no videos, `<video>` is a word like any other.
 
     Raises:
-      SampleError: more or fewer places than images.
+      SampleError: more or fewer places than images and videos.
     """
-    parts = tuple(prompt.split(IMAGE))
-    if len(parts) == images + 1:
-        return Turn("human", parts)
-    if len(parts) > 1:
-        raise SampleError(sample, f"the prompt has {len(parts) - 1} {IMAGE} place(s) for {images} image(s)")
-    return Turn("human", (*[""] * images, f"\n{prompt}"))
+    places = re.findall(f"{IMAGE}|{VIDEO}" if videos else IMAGE, prompt)
+    if not places:
+        return Turn("human", (*[""] * (images + videos), f"\n{prompt}" if images + videos else prompt)), [
+            *[IMAGE] * images,
+            *[VIDEO] * videos,
+        ]
+    shown = [VIDEO] * len(places) if not images and videos else places
+    if (shown.count(IMAGE), shown.count(VIDEO)) != (images, videos):
+        found = " and ".join(f"{places.count(tag)} {tag}" for tag in dict.fromkeys(places))
+        given = f"{images} image(s)" + f" and {videos} video(s)" * bool(videos)
+        raise SampleError(sample, f"the prompt has {found} place(s) for {given}")
+    return Turn("human", tuple(re.split("|".join(dict.fromkeys(places)), prompt))), shown
 
 
 class Prompts:
-    """Prompts with their images, as requests to a model.
+    """Prompts with their images and videos, as requests to a model.
 
     Args:
       model: an `inference.model.Model`.
       images: of each prompt: one image, a list of several, or None. For one prompt its image or images.
       prompts: one, or a list of several.
+      videos: of each prompt: one video, a list of several, or None. For one prompt its video or videos. A list of
+        images is one video.
 
     Attributes:
       single: whether it was one prompt and not a list.
@@ -92,21 +105,28 @@ class Prompts:
       ValueError: the lists have different lengths.
     """
 
-    def __init__(self, model: Any, images: Any, prompts: str | Sequence[str]):
+    def __init__(self, model: Any, images: Any, prompts: str | Sequence[str], videos: Any = None):
         self.model = model
         self.single = isinstance(prompts, str)
         self.texts = [prompts] if self.single else list(prompts)
-        if self.single or not isinstance(images, list | tuple):
-            images = [images] * len(self.texts)  # one for all
-        if len(images) != len(self.texts):
-            raise ValueError(f"{len(self.texts)} prompts, but images for {len(images)}")
         self._images: dict[Hashable, Any] = {}
-        self._keys = [tuple(map(self._key, _as_list(own))) for own in images]
+        self._videos: dict[Hashable, Any] = {}
+        self._opened: dict[Hashable, OpenVideo] = {}  # counting frames reads a file
+        count = len(self.texts)
+        own_images = [images] * count if self.single or not isinstance(images, list | tuple) else images
+        one = self.single or _is_video(videos) or not isinstance(videos, list | tuple)
+        own_videos = [videos] * count if one else videos
+        for what, own in (("images", own_images), ("videos", own_videos)):
+            if len(own) != count:
+                raise ValueError(f"{count} prompts, but {what} for {len(own)}")
+        self._keys = [[self._key(self._images, each) for each in _as_list(own)] for own in own_images]
+        self._video_keys = [[self._key(self._videos, each) for each in _as_videos(own)] for own in own_videos]
 
-    def _key(self, image: Any) -> Hashable:
-        """Equal for the same image; the image is kept, so that no other gets its id."""
-        key = str(image) if isinstance(image, str | os.PathLike) else id(image)
-        self._images[key] = image
+    @staticmethod
+    def _key(kept: dict[Hashable, Any], what: Any) -> Hashable:
+        """Equal for the same image or video; it is kept, so that no other gets its id."""
+        key = str(what) if isinstance(what, str | os.PathLike) else id(what)
+        kept[key] = what
         return key
 
     def _rgb(self, key: Hashable) -> Rgb:
@@ -114,20 +134,32 @@ class Prompts:
         where = f"image {list(self._images).index(key)}"
         return rgb(image, source=where, compat=self.model.compat, max_pixels=self.model.max_image_pixels)
 
-    def load_image(self, key: Hashable, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
-        """An image as the model takes it."""
-        return slot_images(self.model.processor, self._rgb(key), layout)
+    def _video(self, key: Hashable) -> OpenVideo:
+        if key not in self._opened:
+            self._opened[key] = open_video(self._videos[key])
+        return self._opened[key]
+
+    def load_image(self, key: tuple[str, Hashable], layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
+        """An image or video as the model takes it."""
+        kind, which = key
+        if kind == IMAGE:
+            return slot_images(self.model.processor, self._rgb(which), layout)
+        return self.model.frames(self._video(which))
 
     def request(self, index: int, answer: str | None = None) -> Request:
         """The request of one prompt, with an answer whose likelihood is asked for if one is given.
 
         Raises:
-          SampleError: the prompt's places are not those of its images.
+          SampleError: the prompt's places are not those of its images and videos.
+          ImageError: a video that cannot be used, or an image where its size matters.
         """
-        name, keys, model = str(index), self._keys[index], self.model
+        name, model = str(index), self.model
+        images, videos = self._keys[index], self._video_keys[index]
         template = resolve_template(model.template, model.tokenizer)
-        turn = human_turn(self.texts[index], len(keys), sample=name)
-        found = layouts(model.config.visual_layout, [self._size_of(key) for key in keys])
+        turn, shown = human_turn(self.texts[index], len(images), len(videos), sample=name)
+        left = {IMAGE: iter(images), VIDEO: iter(videos)}
+        keys = tuple((kind, next(left[kind])) for kind in shown)
+        found = layouts(model.config.visual_layout, [self._shown(key) for key in keys], sample=name)
         if answer is None:
             sample = encode_prompt(template, [turn], model.tokenizer, found, sample=name)
         else:
@@ -135,9 +167,13 @@ class Prompts:
             sample = encode_sample(spans, model.tokenizer, found, sample=name)
         return Request(name, sample, keys)
 
-    def _size_of(self, key: Hashable) -> Callable[[], tuple[int, int]]:
+    def _shown(self, key: tuple[str, Hashable]) -> Shown:
+        kind, which = key
+        if kind == VIDEO:
+            return self._video(which).total
+
         def read_size() -> tuple[int, int]:
-            height, width = self._rgb(key).shape[:2]
+            height, width = self._rgb(which).shape[:2]
             return height, width
 
         return read_size
@@ -147,3 +183,17 @@ def _as_list(images: Any) -> list[Any]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _is_video(given: Any) -> bool:
+    """Whether this is one video: a path, an array or a list of images."""
+    if isinstance(given, list | tuple):
+        return bool(given) and all(
+            isinstance(each, Image.Image) or (isinstance(each, np.ndarray) and each.ndim == 3)
+            for each in given
+        )
+    return given is not None
+
+
+def _as_videos(given: Any) -> list[Any]:
+    return [given] if _is_video(given) else list(given or ())

@@ -10,6 +10,7 @@ from mllm_jax.config import ConfigError, config_key_error, default_of
 from mllm_jax.data.anyres import Tiles
 from mllm_jax.data.naflex import NaFlexProcessor, Processor
 from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.video_layout import Video
 from mllm_jax.interop import native
 from mllm_jax.interop.saved_params import REWRITE, CheckpointError, first_difference, is_complete, reading
 from mllm_jax.models import lora, mllm, paths, quantize
@@ -38,6 +39,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
         with config_key_error("model.tiles"):
             pinpoints = tuple((columns, rows) for columns, rows in values.pinpoints)
             tiles = Tiles(**{**values.to_dict(), "pinpoints": pinpoints})
+    video = video_settings(config)
     with config_key_error("model"):
         model = ModelConfig(
             vision=vision,
@@ -52,6 +54,7 @@ def model_config(config: ConfigDict) -> ModelConfig:
             vision_remat=config.model.vision.remat,
             attention=config.model.attention,
             tiles=tiles,
+            video=video,
             max_patches=config.model.vision.get("max_patches", 0),
         )
     if model.image_size < model.vision.patch:
@@ -77,11 +80,26 @@ def model_config(config: ConfigDict) -> ModelConfig:
         slots, most = stage.image_slots or config.data.image_slots, model.visual_layout.most_slots
         if slots < most:
             key = f"stages.{name}.image_slots" if stage.image_slots else "data.image_slots"
+            what, fewer = "an image in tiles", "pinpoints of fewer tiles (model.tiles.pinpoints)"
+            if video and most == video.frames:
+                what, fewer = "a video", "fewer frames (model.video.frames)"
             raise ConfigError(
-                f"config key {key!r} is {slots}, but an image in tiles fills up to {most} slots; raise it, or take "
-                "pinpoints of fewer tiles (model.tiles.pinpoints)"
+                f"config key {key!r} is {slots}, but {what} fills up to {most} slots; raise it, or take {fewer}"
             )
     return model
+
+
+def video_settings(config: ConfigDict) -> Video | None:
+    """How a configuration reads videos; None if it does not.
+
+    Raises:
+      ConfigError: settings that cannot go together.
+    """
+    values = config.model.get("video")
+    if not values or not values.frames:
+        return None
+    with config_key_error("model.video"):
+        return Video(**values.to_dict())
 
 
 def _together(vision: Encoder | EncodersConfig, config: ConfigDict) -> Encoder | EncodersConfig:

@@ -65,6 +65,8 @@ def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, 
         del fields["max_patches"]
     if config.tiles is None:  # as it was written before there were tiles
         del fields["tiles"]
+    if config.video is None:  # likewise
+        del fields["video"]
     return {"format": FORMAT, **fields, **known}
 
 
@@ -104,6 +106,8 @@ def _check_sizes(config: ModelConfig) -> None:
         limits.check("MAX_WIDTH", config.max_patches, f"{FILE}: max_patches")
     else:
         limits.check("MAX_IMAGE_SIDE", max(config.slot_size), f"{FILE}: image_size")
+    if config.video:
+        limits.check("MAX_WIDTH", config.video.combination.taps * config.video.frames, f"{FILE}: video")
     for pair in config.tiles.pinpoints if config.tiles else ():
         limits.check("MAX_IMAGE_SIDE", max(pair) * max(config.slot_size), f"{FILE}: pinpoints")
     for part in (*config.vision.towers, config.llm):

@@ -16,6 +16,7 @@ from mllm_jax.data.anyres import AnyRes, Tiles
 from mllm_jax.data.batch import SEPARATOR, Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
 from mllm_jax.data.naflex import NativeAspect
+from mllm_jax.data.video_layout import Video, WithVideo
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.encoders import Encoder, EncodersConfig, vision_encoder
 from mllm_jax.models.features import stack, unstack
@@ -40,6 +41,7 @@ class ModelConfig:
       max_patches: most patches of an image, which is seen at its own aspect ratio (NaFlex; `image_size` then means
         nothing); 0 = images are brought to `image_size`.
       tiles: how images are cut into tiles; None = every image is one slot.
+      video: how videos are read; None = there are none.
     """
 
     vision: Encoder | EncodersConfig
@@ -56,6 +58,7 @@ class ModelConfig:
     lora: LoRA | None = None
     max_patches: int = 0
     tiles: Tiles | None = None
+    video: Video | None = None
 
     def __post_init__(self):
         if self.max_patches and not getattr(self.vision, "native", False):
@@ -103,7 +106,7 @@ class ModelConfig:
         )
 
     @functools.cached_property
-    def visual_layout(self) -> LayoutRule:
+    def image_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
         connector, grid = self.make_connector(), self.vision_spec.grid
         num_tokens = connector.num_tokens(grid) * self.vision.views
@@ -111,6 +114,16 @@ class ModelConfig:
         if slot.native:
             return NativeAspect(slot, self.vision.patch)
         return AnyRes(slot, self.tiles, connector.token_grid(grid)) if self.tiles else WholeImage(slot)
+
+    @functools.cached_property
+    def visual_layout(self) -> LayoutRule:
+        """How images and videos become visual tokens: that of images alone, where the model reads no videos."""
+        if self.video is None:
+            return self.image_layout
+        grid = None
+        if self.vision.views == 1 and self.vision.regular:
+            grid = self.make_connector().token_grid(self.vision_spec.grid)
+        return WithVideo(self.image_layout, self.video, grid)
 
 
 class Separators(nn.Module):
@@ -132,7 +145,7 @@ class Separators(nn.Module):
 
 
 class MLLM(nn.Module):
-    """Parameters: `vision`, `connector`, `llm`, and `separators` where images in tiles have newlines."""
+    """Parameters: `vision`, `connector`, `llm`, and `separators` where images in tiles or videos have newlines."""
 
     config: ModelConfig
 

@@ -24,12 +24,15 @@ def model_lines(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Iterator[
     divided = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     made = f" as {jax.local_device_count()} devices" if divided else ""
     unseen = f" ({side % patch} of {side} pixels a side unseen by patches of {patch})" if side % patch else ""
-    rule = model.visual_layout
+    rule = model.image_layout
     tokens = f"{rule.slot.num_tokens} visual tokens per image"
     if model.max_patches:
         tokens = f"at most {rule.most_tokens} visual tokens per image"
     if model.tiles:
         tokens = f"{rule.slot.num_tokens} visual tokens per tile, at most {rule.most_tokens:,} per image"
+    if model.video:
+        frames = model.video.frames
+        tokens += f", {model.visual_layout.of_video(frames).num_tokens:,} per video of {frames} frames"
     yield (
         f"connector {name}, {tokens}{unseen}, mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}{made}"
     )

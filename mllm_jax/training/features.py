@@ -1,7 +1,6 @@
 """The feature cache of a stage: its key, and the images' features computed once before the stage begins."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import shutil
@@ -163,8 +162,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _layouts(sample: Sample, rule: LayoutRule, reader: ImageReader) -> list[VisualLayout]:
-    sizes = [functools.partial(reader.size, sample, index) for index in range(len(sample.images))]
-    return layouts(rule, sizes)
+    return layouts(rule, reader.shown(sample), sample=sample.id)
 
 
 def _missing(

@@ -89,6 +89,8 @@ def _settings(config: ConfigDict, stage: str, source: str) -> dict[str, Any]:
     found["model.connector.name"] = chosen
     found[f"model.connector.{chosen}"] = config.model.connector.get(chosen, ConfigDict()).to_dict()
     found["model.tiles"] = config.model.tiles.to_dict()
+    if config.model.video.frames:  # without videos, as it was noted before there were any
+        found["model.video"] = config.model.video.to_dict()
     found |= {f"model.vision.{key}": config.model.vision[key] for key in _OF_VISION}
     towers = [pathlib.PurePath(path).name for path in config.model.vision.path.split("+")]
     found["model.vision.path"] = "+".join(towers)

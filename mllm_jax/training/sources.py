@@ -23,10 +23,10 @@ from mllm_jax.data.packing import PackingPlan
 from mllm_jax.data.pipeline import TrainIterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
-from mllm_jax.data.samples import Source, image_file_size
+from mllm_jax.data.samples import Source, record_shown
 from mllm_jax.data.templates import Template, is_chat
 from mllm_jax.data.tokens import encode_sample
-from mllm_jax.inference.runs import image_processor
+from mllm_jax.inference.runs import image_processor, video_settings
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
@@ -189,9 +189,8 @@ class RecordCheck:
         compat = data.compat or None
         spans = render_sample(record.id, record.conversations, images, self._template, compat)
         if self._lengths:
-            read = functools.partial(image_file_size, self.root, max_pixels=data.max_image_pixels)
-            sizes = [functools.partial(read, image, record.id, compat) for image in record.images]
-            found = layouts(self.model.visual_layout, sizes)
+            shown = record_shown(self.root, record, compat, max_pixels=data.max_image_pixels)
+            found = layouts(self.model.visual_layout, shown, sample=record.id)
             encoded = encode_sample(spans, self.tokenizer, found, sample=record.id)
             check_slots(record.id, images, encoded.num_slots, limit)
             check_fits(encoded, stage.seq_len or data.seq_len, data.label_tokens)
@@ -225,6 +224,7 @@ def _prepare(
         broken=config.data.broken,
         check=check and dataclasses.replace(check, root=pathlib.Path(images or "")),
         max_image_pixels=config.data.max_image_pixels if source.kind == "llava" else None,  # ours are sound
+        video=video_settings(config),
         workers=workers,
     )
 

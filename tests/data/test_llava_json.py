@@ -183,7 +183,6 @@ def test_compat_llava_accepts_what_llava_accepts(folder):
     ("key", "value"),
     [
         ("images", ["x.png"]),
-        ("video", "clip.mp4"),
         ("videos", ["clip.mp4"]),
         ("audio", "a.wav"),
         ("image_path", "x.png"),

@@ -37,6 +37,7 @@ def places(tmp_path, monkeypatch, tiny_model, tiny_params, tiny_tokenizer, tiny_
     for seed, name in enumerate(("cat.jpg", "dog.jpg")):
         (tmp_path / "image.png").write_bytes(tiny.png(seed, (40, 30)))
         Image.open(tmp_path / "image.png").save(tmp_path / name)
+    tiny.write_video(tmp_path / "clip.mp4", tiny.moving_square(12, size=(30, 40)))
     monkeypatch.chdir(tmp_path)
 
 
