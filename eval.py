@@ -99,7 +99,6 @@ def check_flags() -> None:
         raise ConfigError("give either --benchmarks (published ones) or --benchmark with --path (your own)")
 
 
-@processes.ended_by_others()
 def main(_):
     logging.set_verbosity(logging.WARNING)
     check_flags()

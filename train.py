@@ -33,7 +33,7 @@ from mllm_jax.interop import load_tokenizer
 from mllm_jax.interop.saved_params import save_params
 from mllm_jax.models import paths
 from mllm_jax.models.attention_uses import check_backends
-from mllm_jax.parallel import cpu_devices, processes
+from mllm_jax.parallel import cpu_devices, endings, processes
 from mllm_jax.parallel.chips import peak_flops
 from mllm_jax.parallel.mesh import ANSWERING_RULES, make_mesh, num_row_shards, use_mesh
 from mllm_jax.parallel.row_parts import row_part
@@ -87,20 +87,21 @@ def train_stage(plan, batches, begun, directory, check_held):
     reads_first = row_part(plan.mesh).first  # of the processes that read the same rows
     late = processes.Postponed()
     first_traced = start + profile.start if profile.start else 0
-    profiler = StepProfiler(directory / "profile" / plan.name, first_traced, profile.steps)
+    profiler = StepProfiler(directory / "profile" / plan.name, first_traced, profile.steps, log.paused)
     with contextlib.ExitStack() as closing:
         for part in (checkpoints, batches, log):  # the last first, and all whatever one of them raises
             closing.callback(part.close)
-        with stop_requests() as requests, profiler:
+        with endings.told(), stop_requests() as requests, profiler:
             for step in range(start + 1, steps + 1):
-                batch = None
-                with late:  # other processes would wait in this step for one that cannot read
-                    batch = next(batches)
-                batch = batch or Rows(plan.empty_rows(), [], [])
-                with profiler.step(step):
-                    state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
-                if profiler.stop_after(step, metrics) or step == start + 1:
-                    log.pause_clock()  # the first step compiles
+                # The first step waits for the loader and compiles.
+                with log.paused() if step == start + 1 else contextlib.nullcontext():
+                    batch = None
+                    with late:  # other processes would wait in this step for one that cannot read
+                        batch = next(batches)
+                    batch = batch or Rows(plan.empty_rows(), [], [])
+                    with profiler.step(step):
+                        state, metrics = plan.step(state, frozen, to_device(batch.arrays, plan.mesh))
+                profiler.stop_after(step, metrics)
                 log.add(step, metrics, batch.ids, batch.skipped if reads_first else [])
                 stop = processes.any_process(bool(requests), step % stage.log_every == 0)
                 save = step % stage.checkpoint_every == 0 or step == steps or stop
@@ -110,14 +111,13 @@ def train_stage(plan, batches, begun, directory, check_held):
                     late.meet(f"step {step}")
                     log.flush(plan.learning_rate(step - 1))  # refuses what is not finite: before saving
                 if save:
-                    with processes.together(f"log of step {step} kept"):
-                        log.sync()
-                    checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
-                    log.pause_clock()  # it waits for the write before
+                    with log.paused():  # it waits for the write before
+                        with processes.together(f"log of step {step} kept"):
+                            log.sync()
+                        checkpoints.save(state, batches.get_state(), log.loss_since_checkpoint())
                 if stop:  # also after the last step: the next stage would lose more
-                    raise SystemExit(
-                        f"stopped by a signal after step {step}; the same command continues from there"
-                    )
+                    message = f"stopped by a signal after step {step}; the same command continues from there"
+                    raise endings.agreed(SystemExit(message))
     return plan.whole(state, frozen, unused)
 
 
@@ -230,7 +230,6 @@ def train(config, directory, evaluate=True):
     return params
 
 
-@processes.ended_by_others()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every write
     cpu_devices.divide(CONFIG.value.mesh.cpu_devices)

@@ -35,6 +35,7 @@ from mllm_jax.interop.saved_params import CheckpointError
 from mllm_jax.lock import LockLostError
 from mllm_jax.mini.world.dataset import DatasetMismatchError
 from mllm_jax.models.attention.selfcheck import BackendError
+from mllm_jax.parallel import endings
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.schema import Named, defaults, find
 from mllm_jax.storage import expand_arguments, local_path
@@ -123,12 +124,17 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
 def _start(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     if problem := compilation_cache.use(FLAGS.compilation_cache):
         complain(problem)
-    return _guarded(main, arguments)
+    try:
+        return _guarded(main, arguments)
+    except BaseException as error:
+        endings.leave(error)
+        raise
 
 
 def _guarded(main: Callable[[list[str]], Any], arguments: list[str]) -> Any:
     try:
-        return main(arguments)
+        with endings.told():
+            return main(arguments)
     except USER_ERRORS as error:
         if FLAGS.traceback:
             raise

@@ -34,7 +34,7 @@ from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import option_log_likelihoods
 from mllm_jax.inference.model import Model
-from mllm_jax.parallel import processes
+from mllm_jax.parallel import endings, processes
 from mllm_jax.storage import Path
 
 Rows = Iterator[dict[str, Any]]
@@ -263,12 +263,13 @@ class _Asking:
             }
         left = [question for question in questions if question.key not in stores[question.part].rows]
         if not processes.same(repr([(question.part, question.key) for question in left]).encode()):
-            raise StoreError(
+            error = StoreError(
                 f"{self.directory}: the processes of this run do not find the same {condition} answers there (process "
                 f"{jax.process_index()} has {len(left)} of {len(questions)} left); all hosts must see one folder, and "
                 "the same files of the benchmark: move the first host's folder, which holds the answers, to a shared "
                 "disk and give that as --out (train.py: --workdir), or start anew in a folder there"
             )
+            raise endings.agreed(error)
         with contextlib.ExitStack() as stack:
             for store in stores.values():
                 stack.enter_context(store)

@@ -7,8 +7,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -16,8 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mllm_jax import console
 from mllm_jax.config import ConfigError
+from mllm_jax.parallel import endings
 from mllm_jax.parallel.launchers import local_devices
 
 T = TypeVar("T")
@@ -25,13 +23,14 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 # Seconds after which a process that gives no sign of life is taken for dead and JAX ends the others. JAX's own 100 s
 # would keep a pod for longer than a minute; signs are given by a thread of their own, also while XLA compiles.
 HEARTBEAT = 40
-LOST = "gloo|nccl|coordination|heartbeat|connection|unavailable|socket"  # in errors of a collective without its peer
 DAY = 24 * 60 * 60 * 1000  # milliseconds
 _meetings = itertools.count()  # a barrier's name may be used once
 
 
 class OtherProcessError(RuntimeError):
     """Another process of the run could not do its part; its own message says why."""
+
+    agreed = True  # see `endings`: that one knows
 
 
 def join() -> None:
@@ -69,31 +68,7 @@ def join() -> None:
             f"{ADDRESS}=HOST:PORT (of process 0, a free port), {COUNT} and {INDEX} (0, 1, ...); leave --distributed "
             "out on a single host"
         ) from error
-
-
-@contextlib.contextmanager
-def ended_by_others() -> Iterator[None]:
-    """Ends this process with one message where what it computes with others fails because one of them is gone.
-
-    Where it waits for them instead, JAX ends it after `HEARTBEAT` seconds and says that "another task died". Leaving in
-    the usual way would wait for the others once more. What fails after the first error (a checkpoint whose writing
-    needs the others, too) is not what is told.
-    """
-    try:
-        yield
-    except Exception as error:
-        first = error
-        while first.__context__ is not None:
-            first = first.__context__
-        gone = isinstance(first, jax.errors.JaxRuntimeError) and re.search(LOST, str(first), re.IGNORECASE)
-        if not gone or not jax.distributed.is_initialized():
-            raise
-        console.complain(
-            f"another process of this run has died or cannot be reached ({str(first).splitlines()[0]}); its own output "
-            "says why. Start all processes again: the run goes on from its last checkpoint"
-        )
-        sys.stdout.flush()
-        os._exit(1)
+    endings.listen()
 
 
 def first_then_others(work: Callable[[], T], what: str) -> T:
@@ -132,7 +107,7 @@ def together(what: str) -> Iterator[None]:
         error = raised
     failed = _any_failed(error, what)
     if error is not None:
-        raise error
+        raise endings.agreed(error)
     if failed:
         raise OtherProcessError(f"another process has failed ({what}); its message says why")
 

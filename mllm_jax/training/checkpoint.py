@@ -3,6 +3,7 @@
 from typing import Any
 
 from mllm_jax.interop.saved_params import CheckpointError, first_difference, reading, writing
+from mllm_jax.parallel import endings
 from mllm_jax.storage import Path, absolute
 from mllm_jax.training.step import TrainState, first_not_finite
 
@@ -55,10 +56,11 @@ class StageCheckpoints:
         import orbax.checkpoint as ocp  # slow to import
 
         if name := first_not_finite(state):
-            raise CheckpointError(
+            error = CheckpointError(
                 f"{name} holds NaN or infinity after step {int(state.step)}, so this state is not saved; earlier "
                 f"checkpoints in {self.directory} are intact: lower the learning rate or set model.dtype=float32"
             )
+            raise endings.agreed(error)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data_state)
         )

@@ -6,10 +6,12 @@ or a full disk tore is removed; its step is repeated. In a bucket, where nothing
 written again now and then and before every checkpoint (`sync`), so that none is missing that is not repeated.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from mllm_jax.training.flops import StepFlops
 
 class NonFiniteLoss(FloatingPointError):
     """Training stopped at a loss or gradient that is not a number."""
+
+    agreed = True  # see `parallel.endings`: all processes have the same metrics
 
 
 @dataclasses.dataclass
@@ -63,7 +67,7 @@ class RunLog:
         self.window: list[_Pending] = []
         self._loss_sum = self._weight_sum = 0.0  # since the last checkpoint
         self.skipped = 0
-        self._time = time.perf_counter()
+        self._time = time.perf_counter()  # when the window began, later by what was not training
         self._file = LineFile(workdir / "metrics.jsonl")
         self._write = write
         from tensorboardX import SummaryWriter  # imports torch where that is installed, for seconds
@@ -163,9 +167,14 @@ class RunLog:
         if self._board is not None:
             self._board.flush()
 
-    def pause_clock(self) -> None:
-        """Restarts the speed measurement (compilation and checkpoint waits are not training)."""
-        self._time = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the block out of the speed: compilation and waits for a checkpoint are not training."""
+        begin, before = time.perf_counter(), self._time
+        try:
+            yield
+        finally:  # also over a pause within
+            self._time = before + time.perf_counter() - begin
 
     def close(self) -> None:
         """Ends the progress bar, the log and the event file."""

@@ -9,6 +9,7 @@ import pytest
 
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.parallel.processes import OtherProcessError
+from mllm_jax.training import metrics
 from mllm_jax.training.flops import StepFlops
 from mllm_jax.training.metrics import NonFiniteLoss, RunLog
 
@@ -52,6 +53,25 @@ def test_model_flops_and_mfu_of_what_the_batches_held(tmp_path):
     log.close()
     assert record["model_flops_per_second"] * record["step_seconds"] == pytest.approx(300 + 20 + 5 + 14)
     assert record["mfu"] == record["model_flops_per_second"] / 1000
+
+
+def test_a_pause_takes_nothing_from_the_steps_around_it(monkeypatch, tmp_path):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    log = RunLog(tmp_path, "pretrain", 8, 0)
+    with log.paused():  # compiles, and begins a trace
+        now[0] += 60
+        with log.paused():
+            now[0] += 10
+    for step in (1, 2, 3, 4):
+        now[0] += 2
+        log.add(step, update(), ["a"], [])
+        if step == 2:
+            with log.paused():  # ends the trace
+                now[0] += 30
+    record = log.flush(1e-3)
+    assert (record["step_seconds"], record["tokens_per_second"]) == (2, 15)
+    log.close()
 
 
 def test_means_follow_the_weights_and_counts_do_not(log):

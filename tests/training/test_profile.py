@@ -1,5 +1,6 @@
 """Traces of training steps that XProf reads."""
 
+import contextlib
 import gzip
 import json
 
@@ -47,7 +48,7 @@ def test_a_stage_that_ends_before_its_trace_keeps_what_there_is(tmp_path):
         for number in (1, 2):
             with profiler.step(number):
                 metrics = jnp.ones(3) + number
-            assert not profiler.stop_after(number, metrics)
+            profiler.stop_after(number, metrics)
     assert traced(tmp_path)[0] == [1, 2]
     jax.profiler.start_trace(tmp_path / "other")  # none is under way
     jax.profiler.stop_trace()
@@ -59,5 +60,42 @@ def test_steps_that_are_not_asked_for_are_not_traced(tmp_path, first):
         for number in (1, 2):
             with profiler.step(number):
                 pass
-            assert not profiler.stop_after(number, jnp.ones(1))
+            profiler.stop_after(number, jnp.ones(1))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("broken", ["start_trace", "stop_trace"])
+def test_a_trace_that_fails_is_told_and_costs_no_training(tmp_path, monkeypatch, capsys, broken):
+    real, outside = getattr(jax.profiler, broken), []
+
+    def fails(*arguments):
+        if broken == "stop_trace":
+            real()  # for the tests after this one
+        raise RuntimeError("Only one profile may be run at a time.")
+
+    @contextlib.contextmanager
+    def paused():
+        outside.append("begun")
+        yield
+        outside.append("ended")
+
+    monkeypatch.setattr(jax.profiler, broken, fails)
+    trained = []
+    with StepProfiler(tmp_path, 2, 1, paused) as profiler:
+        for number in (1, 2, 3):
+            with profiler.step(number):
+                trained.append(number)
+            profiler.stop_after(number, jnp.ones(1))
+    assert trained == [1, 2, 3]
+    assert "steps 2 to 2 is lost, training goes on: RuntimeError: Only one" in capsys.readouterr().err
+    assert outside == ["begun", "ended"] * (1 if broken == "start_trace" else 2)
+
+
+def test_an_error_of_a_step_is_not_taken_for_one_of_its_trace(tmp_path):
+    with (
+        pytest.raises(ValueError, match="of the step"),
+        StepProfiler(tmp_path, 1, 2) as profiler,
+        profiler.step(1),
+    ):
+        raise ValueError("of the step")
+    assert traced(tmp_path)[1]
