@@ -16,40 +16,18 @@ With Dense Connector: `--config.model.connector.name=dci`, and `--config.model.v
 
 from ml_collections import ConfigDict
 
-from mllm_jax.config import ConfigError, default_config, source_config, stage_config
+from mllm_jax.config import ConfigError
+from mllm_jax.recipes.llava import two_stage_config
+
+ENCODERS = "openai/clip-vit-large-patch14-336+laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
 
 
 def get_config(size: str = "768") -> ConfigDict:
     if size not in ("768", "hd"):
         raise ConfigError(f"configs/mini_gemini.py:{size}: choose 768 or hd")
-    config = default_config()
-    config.model.vision.path = (
-        "openai/clip-vit-large-patch14-336+laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
-    )
+    config = two_stage_config(ENCODERS, 768, "lmsys/vicuna-7b-v1.5")
     config.model.vision.combine = "mining"
-    config.model.vision.image_size = 768
     config.model.vision.image_sizes = (336, 768)
-    config.model.llm.path = "lmsys/vicuna-7b-v1.5"
-    config.model.dtype = config.model.frozen_dtype = "bfloat16"
-    config.data.seq_len = 2048
-    config.data.aspect = "pad"
-    config.data.overlong = "skip"  # the original cuts them
-    config.data.threads = 16
-    config.mesh.data, config.mesh.fsdp = 1, -1  # as in llava15: shared by all devices
-
-    pretrain = stage_config()
-    pretrain.template = "plain"
-    pretrain.aspect = "square"
-    pretrain.batch_size = 256
-    pretrain.learning_rate = 1e-3
-
-    finetune = stage_config()
-    finetune.template = "vicuna_v1"
-    finetune.batch_size = 128
-    finetune.trainable = ("connector/.*", "llm/.*")
-    finetune.learning_rate = 2e-5
-
-    stages = {"pretrain": pretrain, "finetune": finetune}
     if size == "hd":
         config.model.vision.image_size = 1536
         config.model.vision.image_sizes = (336, 1536)
@@ -57,10 +35,6 @@ def get_config(size: str = "768") -> ConfigDict:
         config.model.vision.overview = True
         config.model.connector.allow_mismatch = True  # its first stage was at 768
         config.data.seq_len = 4096
-        del stages["pretrain"]
-    for stage in stages.values():
-        stage.sources = {"main": source_config()}
-        stage.sources.main.duplicate_ids = "number"  # LLaVA's mixture in it repeats ids
-    config.stages = stages
-    config.stage_order = tuple(stages)
+        config.stages = {"finetune": config.stages.finetune}
+        config.stage_order = ("finetune",)
     return config

@@ -35,6 +35,7 @@ __all__ = [
     "check_key",
     "check_paths",
     "config_key_error",
+    "data_seed",
     "declared",
     "default_config",
     "default_of",
@@ -144,6 +145,8 @@ STAGE: Schema = {
                                 synonyms=("muon_lr", "matrix_lr")),
     "learning_rates": Key((), "(path regex, rate) pairs for groups that differ; the first match counts",
                           fault=_rates_fault, synonyms=("mm_projector_lr", "lrs", "lr_groups")),
+    "connector_rate_scale": Key(1.0, "factor on the learning rates of the connector's parameters", above=0,
+                                synonyms=("connector_lr", "connector_learning_rate", "projector_lr")),
     "schedule": Key("cosine", "of the learning rates, after the warm-up", choices=("cosine", "constant"),
                     synonyms=("lr_schedule", "scheduler", "lr_scheduler", "lr_scheduler_type")),
     "warmup_ratio": Key(0.03, "share of the steps in which the rates rise from zero", least=0, below=1,
@@ -172,6 +175,7 @@ BENCHMARK: Schema = {
     "images": Key("", "folder that its image paths are relative to", path=True, resumable=True,
                   synonyms=("image_folder", "image_dir")),
     "count": Key(0, "mini: questions per ability", least=0, resumable=True, synonyms=("num_questions",)),
+    "seed": Key(None, "mini: of its scenes and questions; None = data.seed", of=int, least=0, resumable=True),
     "max_new_tokens": Key(0, "0 = the official limit, or eval.max_new_tokens where there is none", least=0,
                           resumable=True, synonyms=("max_tokens",)),
     "options": Key({}, "of a published benchmark (docs/benchmarks.md)", of=dict, resumable=True),
@@ -256,6 +260,7 @@ SCHEMA: Schema = {
     "data": {
         "dir": Key("", "where prepared data sets are kept; \"\" = WORKDIR/data", path=True, resumable=True,
                    synonyms=("data_dir", "cache_dir", "path")),
+        "seed": Key(None, "of what is drawn here (the mini world and its benchmark); None = `seed`", of=int, least=0),
         "seq_len": Key(2048, "tokens a row holds, visual tokens included", least=1,
                        synonyms=("max_length", "max_len", "model_max_length", "context_length")),
         "image_slots": Key(1, "images a row has room for", least=1, synonyms=("max_images", "num_images")),
@@ -514,6 +519,11 @@ def _check_stage(stage: ConfigDict, here: str) -> None:
                 )
             if not source.count:
                 raise ConfigError(f"config key '{where}.count' is 0; give the number of samples")
+
+
+def data_seed(config: ConfigDict) -> int:
+    """The seed of what is drawn here: the mini world and its benchmark."""
+    return config.seed if config.data.seed is None else config.data.seed
 
 
 def row_lengths(config: ConfigDict) -> list[int]:

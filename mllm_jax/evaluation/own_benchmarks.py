@@ -2,9 +2,11 @@
 
 from ml_collections import ConfigDict
 
+from mllm_jax.config import data_seed
 from mllm_jax.mini.world import dataset as mini_dataset
 from mllm_jax.parallel import processes
 from mllm_jax.storage import Path
+from mllm_jax.turns import taking_turns
 from mllm_jax.workdir import data_dir
 
 
@@ -18,8 +20,10 @@ def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
     def write() -> None:
         for benchmark in values.benchmarks.values():
             if benchmark.kind == "mini" and not benchmark.path:
-                root = data_dir(config, workdir) / f"mini_benchmark_{benchmark.count}_{config.seed}"
-                benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, config.seed))
+                seed = data_seed(config) if benchmark.seed is None else benchmark.seed
+                root = data_dir(config, workdir) / f"mini_benchmark_{benchmark.count}_{seed}"
+                with taking_turns(root, "drawing the mini benchmark"):
+                    benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, seed))
                 benchmark.images = str(root / "images")
 
     processes.first_then_others(write, "mini benchmark written")

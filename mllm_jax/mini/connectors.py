@@ -6,6 +6,8 @@ where the original repeats one. A connector then has at most 0.5 M parameters be
 costs about what it costs with the default connector. What is not listed keeps its default: it is small already.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from mllm_jax import connectors
@@ -20,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 SPEC = connectors.VisionSpec(width=128, depth=6, select_layer=5, grid=(12, 12))  # the mini tower at 84 px
+PATCH = 7  # pixels of its patches
 WIDTH = 128  # of the mini LLM
 
 
@@ -34,10 +37,17 @@ def mini_options(connector: str, tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, **sizes} if "tokens" in connectors.options(connector) else sizes
 
 
-def visual_tokens(connector: str, tokens: int) -> int:
-    """How many visual tokens a connector at this scale makes of an image of 84 px.
+def visual_tokens(
+    connector: str, tokens: int, image_size: int = 84, options: Mapping[str, Any] | None = None
+) -> int:
+    """How many visual tokens a connector at this scale makes of an image.
 
     Args:
       connector, tokens: as for `mini_options`.
+      image_size: side of the image, in pixels.
+      options: of the connector, instead of those of its size.
     """
-    return connectors.create(connector, SPEC, WIDTH, mini_options(connector, tokens)).num_tokens(SPEC.grid)
+    side = image_size // PATCH
+    spec = dataclasses.replace(SPEC, grid=(side, side))
+    values = {**mini_options(connector, tokens), **(options or {})}
+    return connectors.create(connector, spec, WIDTH, values).num_tokens(spec.grid)

@@ -1,5 +1,6 @@
 """The feature cache of a stage: its key, and the images' features computed once before the stage begins."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -30,6 +31,7 @@ from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
 from mllm_jax.storage import Path
 from mllm_jax.training.sources import image_reader
+from mllm_jax.turns import taking_turns
 from mllm_jax.workdir import data_dir
 
 SHARD_BYTES = 1 << 28  # so much is lost at most when a run is killed
@@ -126,7 +128,7 @@ def fill(
     """Computes what the cache lacks of the sources' images; returns how many slots those fill.
 
     Every process takes a share, on its own devices; where they do not share a disk, each then computes the rest for its
-    own. What is written stays if this is interrupted.
+    own. What is written stays if this is interrupted. Another run that wants to fill the same cache waits meanwhile.
 
     Args:
       tower: parameters, host arrays in the dtype in which the tower runs.
@@ -137,10 +139,28 @@ def fill(
       FeatureCacheError: the disk has less room than the features will take.
       OtherProcessError: another process has raised one of these.
     """
-    console = console or make_console()
-    threads = max(threads, 1)
+    with contextlib.ExitStack() as held:
+        with processes.together("turn with the feature cache"):
+            if jax.process_index() == 0:
+                held.enter_context(taking_turns(cache.directory, "computing features"))
+        return _fill(
+            cache, sources, model, tower, reader, max(threads, 1), shard_bytes, console or make_console()
+        )
+
+
+def _fill(
+    cache: FeatureCache,
+    sources: Mapping[str, Source],
+    model: ModelConfig,
+    tower: Any,
+    reader: ImageReader,
+    threads: int,
+    shard_bytes: int,
+    console: Console,
+) -> int:
     with processes.together("feature cache searched"):
         files.remove_stale(cache.directory)
+        cache.refresh()
         wanted = _missing(cache, sources, model.visual_layout, reader, threads, console)
         count = sum(len(slots) for _, slots in wanted)
         if count:

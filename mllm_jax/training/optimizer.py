@@ -36,11 +36,16 @@ def unit_schedule(kind: str, steps: int, warmup_ratio: float) -> optax.Schedule:
 
 
 def peak_rates(
-    params: Any, base: float, groups: tuple[tuple[str, float], ...], matrices: float | None = None
+    params: Any,
+    base: float,
+    groups: tuple[tuple[str, float], ...],
+    matrices: float | None = None,
+    connector_scale: float = 1.0,
 ) -> Any:
     """The peak learning rate of every leaf: the first group whose regex fully matches its path, else `base`.
 
-    With Muon, block matrices that no group names take `matrices` instead.
+    With Muon, block matrices that no group names take `matrices` instead. The rates of the connector's parameters are
+    then multiplied by `connector_scale`.
 
     Raises:
       ValueError: a group matches no trained parameter.
@@ -54,7 +59,10 @@ def peak_rates(
                 return float(value)
         return float(base if matrices is None or matrix_axes(path, leaf) is None else matrices)
 
-    rates = jax.tree_util.tree_map_with_path(lambda path, leaf: rate(path_of(path), leaf), params)
+    def scaled(path: str, leaf: Any) -> float:
+        return rate(path, leaf) * (connector_scale if path.startswith("connector/") else 1.0)
+
+    rates = jax.tree_util.tree_map_with_path(lambda path, leaf: scaled(path_of(path), leaf), params)
     for pattern, _ in groups:
         if pattern not in used:
             raise ValueError(
@@ -91,7 +99,8 @@ def make_optimizer(
     unit = unit_schedule(stage.schedule, steps, stage.warmup_ratio)
     muon = stage.optimizer == "muon"
     groups = tuple(tuple(group) for group in stage.learning_rates)
-    rates = peak_rates(params, stage.learning_rate, groups, stage.matrix_learning_rate if muon else None)
+    matrices = stage.matrix_learning_rate if muon else None
+    rates = peak_rates(params, stage.learning_rate, groups, matrices, stage.connector_rate_scale)
     mask = jax.tree_util.tree_map_with_path(lambda path, _: decays(path_of(path)), params)
 
     def scale_by_rates() -> optax.GradientTransformation:

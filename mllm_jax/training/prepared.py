@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllm_jax import files
-from mllm_jax.config import ConfigError
+from mllm_jax.config import ConfigError, data_seed
 from mllm_jax.data.reading import read_json
 from mllm_jax.data.samples import Source
 
@@ -84,7 +84,7 @@ def _settings(config: ConfigDict, stage: str, source: str) -> dict[str, Any]:
     found |= {f"{here}.sources.{source}.{key}": entry[key] for key in _OF_SOURCE}
     found[f"{here}.sources.{source}.json"] = pathlib.PurePath(entry.json).name
     found |= {f"data.{key}": config.data[key] for key in _OF_DATA}
-    found["seed"] = config.seed if entry.kind == "mini_world" else None
+    found["seed"] = data_seed(config) if entry.kind == "mini_world" else None
     chosen = config.model.connector.name
     found["model.connector.name"] = chosen
     found[f"model.connector.{chosen}"] = config.model.connector.get(chosen, ConfigDict()).to_dict()

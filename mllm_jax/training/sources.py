@@ -12,6 +12,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from mllm_jax import files
+from mllm_jax.config import data_seed
 from mllm_jax.console import make_console, say
 from mllm_jax.data import pipeline
 from mllm_jax.data.chat_template import resolve_template
@@ -33,6 +34,7 @@ from mllm_jax.parallel import processes
 from mllm_jax.parallel.row_parts import RowPart
 from mllm_jax.storage import Path
 from mllm_jax.training.prepared import dataset_name, find_prepared, note_prepared
+from mllm_jax.turns import taking_turns
 from mllm_jax.workdir import data_dir
 
 NOTED, SIZES = "sources.json", "sizes"
@@ -63,6 +65,10 @@ def prepare_sources(
     noted = read_noted(workdir)
 
     def prepare() -> dict[str, Source]:
+        with taking_turns(directory, "preparing data"):
+            return prepared()
+
+    def prepared() -> dict[str, Source]:
         found: dict[str, Source] = {}
         for source, values in sorted(stage.sources.items()):
             if config.data.prepared:
@@ -208,7 +214,7 @@ def _prepare(
 
     json_path, images = pathlib.Path(source.json), source.images or None
     if source.kind == "mini_world":
-        split, form, count, seed = source.split, source.form, source.count, config.seed
+        split, form, count, seed = source.split, source.form, source.count, data_seed(config)
         framed = source.get("framed", False)
         root = directory / f"mini_world_{split}_{form}_{count}_{seed}{'_framed' * framed}"
         draw = None if workers == 1 else workers

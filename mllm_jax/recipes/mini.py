@@ -1,0 +1,115 @@
+"""The same two stages at quarter scale: mini world, mini tower and mini LLM, in minutes on two CPU cores.
+
+84 px stand for 336, 56 for 224 and 112 for 448; connectors have widths in proportion (`mllm_jax.mini.connectors`).
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mllm_jax.config import benchmark_config, default_config, source_config, stage_config
+from mllm_jax.connectors import CONNECTORS
+from mllm_jax.mini.connectors import mini_options, visual_tokens
+
+TEXT = 256  # tokens of the longest sample beside its image; a caption takes 44 on average, a conversation 184
+CAPTION = 64  # tokens of the longest caption
+
+
+def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
+    """The recipe of `configs/quickstart.py`.
+
+    Args:
+      connector: a name from `connectors.CONNECTORS`.
+      tokens: visual tokens per image, for the connectors that have the option.
+    """
+    config = default_config()
+    config.seed = 0
+    config.mesh.cpu_devices = 2  # each trains on rows of its own, on a core of its own
+    config.model.connector.name = connector
+    for name, options in config.model.connector.items():
+        if isinstance(options, ConfigDict):
+            options.update(mini_options(name, tokens))
+    config.model.vision.image_size = 84  # the quarter-scale counterpart of 336
+    config.model.vision.remat = config.model.llm.remat = "none"  # memory is not short here
+    visual = visual_tokens(connector, tokens) if connector in CONNECTORS else 0  # a wrong name is told later
+    config.data.seq_len = TEXT + visual
+    config.data.label_tokens = 192
+    config.data.aspect = "square"
+    config.data.threads = 1
+    config.eval.template = "mini"
+
+    pretrain = stage_config()
+    pretrain.template = "plain"
+    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
+    # Samples share rows, so that a connector with fewer visual tokens trains on fewer rows a step. A row holds three
+    # captions of 44 tokens on average and their images.
+    pretrain.samples_per_row = pretrain.image_slots = 3
+    pretrain.seq_len = _rounded(3 * (48 + visual))
+    pretrain.batch_size = 16
+    pretrain.optimizer = "muon"  # a tenth of AdamW's steps at this size
+    pretrain.learning_rate = 2e-3
+    pretrain.matrix_learning_rate = 0.02
+    pretrain.log_every = 10
+    pretrain.checkpoint_every = 50
+
+    finetune = stage_config()
+    finetune.trainable = ("connector/.*", "llm/.*")
+    finetune.template = "mini"
+    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 4800)}
+    # Conversations have 184 tokens on average, and 9 of 10 an image.
+    finetune.samples_per_row = 8
+    finetune.image_slots = 2 if visual > 72 else 3
+    finetune.seq_len = _rounded(finetune.image_slots * (186 + visual))
+    finetune.batch_size = 16
+    finetune.optimizer = "muon"
+    finetune.learning_rate = 5e-4
+    finetune.matrix_learning_rate = 0.004
+    finetune.log_every = 10
+    finetune.checkpoint_every = 100
+
+    config.stages = {"pretrain": pretrain, "finetune": finetune}
+    config.stage_order = ("pretrain", "finetune")
+
+    config.eval.benchmarks = {"mini": benchmark_config()}
+    config.eval.benchmarks.mini.count = 40
+    config.eval.batch_size = 64
+    config.eval.max_new_tokens = 8
+    return config
+
+
+def study_config(
+    connector: str, image_size: int = 84, tokens: int = 36, options: dict[str, Any] | None = None
+) -> ConfigDict:
+    """`mini_config` on the terms of a study: all cells see the same samples in the same steps.
+
+    How samples are packed into rows depends on their lengths and so on the connector, which would give each connector
+    batches of its own. So a sample has a row to itself, of which a connector with fewer visual tokens needs a shorter
+    one. Images and questions are those of one seed, whatever the run's own; the tower's features are computed once.
+
+    Args:
+      connector, tokens: as for `mini_config`.
+      image_size: 56, 84 or 112.
+      options: of the connector, beside those of its size.
+    """
+    config = mini_config(connector, tokens)
+    config.model.connector[connector].update(options or {})
+    config.model.vision.image_size = image_size
+    config.data.seed = 0
+    visual = visual_tokens(connector, tokens, image_size, options)
+    config.data.seq_len = TEXT + visual
+    for name, text in (("pretrain", CAPTION), ("finetune", TEXT)):
+        stage = config.stages[name]
+        stage.seq_len, stage.samples_per_row, stage.image_slots = text + visual, 1, 1
+        stage.cache_features = True
+    config.eval.benchmarks.mini.count = 100
+    return config
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // 32) * 32
+
+
+def _mini_world(split: str, form: str, count: int) -> ConfigDict:
+    source = source_config()
+    source.kind, source.split, source.form, source.count = "mini_world", split, form, count
+    return source
