@@ -41,12 +41,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens" / "configs"
 # Every recipe and the arguments that are worth a golden of their own; "" is the recipe without argument.
 RECIPES = {
-    "dense_connector": ("", "phi-2", "vicuna-7b", "yi-34b", "llama3-70b", "yi-34b-anyres"),
+    "dense_connector": ("", "phi-2", "vicuna-7b", "yi-34b", "llama3-70b", "yi-34b-anyres", "mini"),
     "llava15": ("", "lora"),
     "mini_gemini": ("", "hd"),
     "llava_next": ("", "mini"),
     "mini_foundation": ("",),
     "own_data": ("", "pretrain", "finetune"),
+    "preserve_or_compress": ("", "mini"),
     "quickstart": ("", "average_pool"),
 }
 EVERY_RECIPE = [(name, argument) for name, arguments in RECIPES.items() for argument in arguments]

@@ -10,8 +10,12 @@ import pytest
 import mllm_jax
 
 PACKAGE = pathlib.Path(mllm_jax.__file__).parent
-_TOP = {"evaluation", "planning", "cli", "serve"}
+_TOP = {"evaluation", "planning", "sweep", "cli", "serve"}
 ABOVE = {
+    "sweep": _TOP - {"sweep"} | {"training"},
+    "evaluation": {"sweep", "cli", "serve"},
+    "planning": _TOP - {"planning"},
+    "recipes": {"training", "inference", *_TOP},
     "training": _TOP,
     "inference": {"training", *_TOP},
     "interop": {"training", "inference", *_TOP},

@@ -160,7 +160,7 @@ def _parse(arguments: list[str]) -> list[str]:
             arguments = expand_arguments(arguments, BUCKETS)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        for recipe in _values(arguments, "config"):
+        for recipe in values_of(arguments, "config"):
             if not pathlib.Path(recipe.partition(":")[0]).is_file():
                 raise ConfigError(f"--config: there is no recipe {recipe.partition(':')[0]}")
         left = app.parse_flags_with_usage(arguments)
@@ -176,7 +176,7 @@ def _parse(arguments: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError):
         # ml_collections lets these out for a key that does not exist; find it and say so properly.
         try:
-            for recipe in _values(arguments, "config"):
+            for recipe in values_of(arguments, "config"):
                 config = FLAGS["config"].parser.parse(recipe)
                 for key in _overridden(arguments):
                     check_key(config, key)
@@ -195,7 +195,7 @@ def _check_connector_option(key: str, config: ConfigDict) -> None:
         )
 
 
-def _values(arguments: Sequence[str], flag: str) -> list[str]:
+def values_of(arguments: Sequence[str], flag: str) -> list[str]:
     """Values given as `--flag=value` or `--flag value`."""
     found = [a.partition("=")[2] for a in arguments if re.match(rf"--?{flag}=", a)]
     pairs = itertools.pairwise(arguments)

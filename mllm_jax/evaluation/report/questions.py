@@ -47,13 +47,16 @@ def read_questions(run: Run, benchmark: str) -> dict[Hashable, Question]:
     }
 
 
-def read_credits(run: Run, benchmark: str) -> dict[Hashable, float]:
+def read_credits(run: Run, benchmark: str, condition: str = "predictions") -> dict[Hashable, float]:
     """Id -> what the score counts for the answer, 0 to 1: the least over the question's rotations.
+
+    Args:
+      condition: whose answers: "predictions", "blind" or "majority".
 
     Raises:
       ValueError: there is no such credit; says why.
     """
-    path, scorer = _file(run, benchmark, "predictions.jsonl"), _scorer(run, benchmark)
+    path, scorer = _file(run, benchmark, f"{condition}.jsonl"), _scorer(run, benchmark)
     kind = run.benchmarks[benchmark]["kind"]
     if not path.is_file():
         raise ValueError(f"{run.name} holds no answers ({path.name})")

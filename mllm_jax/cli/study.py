@@ -1,0 +1,192 @@
+"""The results of a sweep: collect them in a small file, compare them, and write the pages of the study.
+
+    mllm-jax study collect runs/preserve_or_compress --out docs/study/preserve_or_compress_mini.json
+    mllm-jax study rates runs/rates --scale mini --out configs/preserve_or_compress_rates.json
+    mllm-jax study latency runs/preserve_or_compress --out docs/study/preserve_or_compress_mini_latency.json
+    mllm-jax study cost configs/preserve_or_compress.py --topology v5p-64 --out docs/study/cost.json
+    mllm-jax study report docs/study/*.json --out docs
+
+`collect` keeps of every finished run its scores question by question, loss curves and step times. `rates` chooses each
+connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer takes with one model of
+each cell, on this machine, which should have nothing else to do. `cost` asks the planner what the cells cost at full
+scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files alone. See
+docs/sweep.md.
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from mllm_jax.console import complain
+from mllm_jax.storage import Path, as_path, read_text
+
+BUCKETS = ("",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mllm-jax study`."""
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    collect = verbs.add_parser("collect", help="finished runs of a sweep into a summary")
+    collect.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
+    collect.add_argument("--out", required=True, metavar="FILE", help="the summary (JSON)")
+    rates = verbs.add_parser("rates", help="choose each connector's learning rate")
+    rates.add_argument("directory", metavar="SWEEP", help="the --workdir of a sweep of ...-rates")
+    rates.add_argument("--scale", required=True, help="whose choices these are: mini or full")
+    rates.add_argument(
+        "--out", required=True, metavar="FILE", help="the file that the recipe reads; others' choices stay"
+    )
+    latency = verbs.add_parser("latency", help="measure how long answers take")
+    latency.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
+    latency.add_argument("--out", required=True, metavar="FILE", help="the times (JSON)")
+    cost = verbs.add_parser("cost", help="what the cells cost at full scale, from the planner")
+    cost.add_argument("recipe", metavar="RECIPE", help="FILE.py or FILE.py:ARGUMENT")
+    cost.add_argument("--topology", required=True, help="a TPU slice as v5p-64, or a host's GPUs as h100:8")
+    cost.add_argument("--out", required=True, metavar="FILE", help="the costs (JSON)")
+    report = verbs.add_parser("report", help="pages and charts from summaries and costs")
+    report.add_argument(
+        "sources", nargs="+", metavar="FILE", help="of the other verbs, in the order of the page"
+    )
+    report.add_argument("--out", required=True, metavar="DIR", help="folder of study.md and study.html")
+    report.add_argument("--baseline", default="mlp2x_gelu", help="connector that others are compared with")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; 1 with a message if something cannot be read."""
+    from mllm_jax.evaluation.report.runs import ReportError  # slow to import: matplotlib
+    from mllm_jax.schema import ConfigError
+
+    try:
+        verbs = {
+            "collect": _collect,
+            "rates": _rates,
+            "latency": _latency,
+            "cost": _cost,
+            "report": _report,
+        }
+        return verbs[args.verb](args)
+    except (ReportError, ConfigError, OSError) as error:
+        complain(f"mllm-jax study {args.verb}: {error}")
+        return 1
+
+
+def _collect(args: argparse.Namespace) -> int:
+    found = _summary(as_path(args.directory))
+    _write(args.out, json.dumps(found, separators=(",", ":")).replace('{"name"', '\n{"name"'))
+    for name, why in found["left_out"].items():
+        complain(f"{name} is left out: {why}")
+    print(f"{args.out}: {len(found['runs'])} runs")
+    return 0
+
+
+def _finished(directory: Path) -> list[tuple[dict[str, Any], Path]]:
+    """(note, work directory) of a sweep's evaluated runs, in the order of the recipe's cells.
+
+    Raises:
+      ReportError: there are none.
+    """
+    from mllm_jax.evaluation.report.runs import ReportError
+    from mllm_jax.sweep.cells import CELLS, RUNS
+    from mllm_jax.sweep.claims import NOTE
+
+    notes = [json.loads(read_text(path)) for path in (directory / CELLS).glob(f"*/{NOTE}")]
+    notes.sort(key=lambda note: (note["order"], note["seed"]))
+    runs = [(note, directory / RUNS / note["name"]) for note in notes]
+    done = [(note, run) for note, run in runs if (run / "eval" / "summary.json").exists()]
+    if not done:
+        raise ReportError(
+            f"{directory} holds no finished run of a sweep; give the --workdir of `mllm-jax sweep`"
+        )
+    if len(done) < len(notes):
+        complain(f"{len(notes) - len(done)} of {len(notes)} runs are not evaluated yet, and left out")
+    return done
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    """The summary of a sweep's finished runs."""
+    from mllm_jax.evaluation.study.findings import as_dicts
+    from mllm_jax.evaluation.study.summary import summarize
+    from mllm_jax.sweep.cells import load_recipe
+
+    done = _finished(directory)
+    recipe = done[-1][0]["recipe"]
+    path, _, argument = recipe.partition(":")
+    module = load_recipe(pathlib.Path(path)) if pathlib.Path(path).is_file() else None
+    function = getattr(module, "get_findings", lambda argument="": [])
+    return summarize(recipe, done, as_dicts(function(argument) if argument else function()))
+
+
+def _latency(args: argparse.Namespace) -> int:
+    import jax
+
+    from mllm_jax.evaluation.study.latency import latency
+    from mllm_jax.evaluation.study.summary import FORMAT
+    from mllm_jax.inference.load import load
+
+    found, cells = _finished(as_path(args.directory)), {}
+    for note, run in found:
+        if note["variant"] not in cells:
+            cells[note["variant"]] = latency(load(run))
+            print(note["variant"], ", ".join(f"{k} {v:.4f}" for k, v in cells[note["variant"]].items()))
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    times = {
+        "format": FORMAT,
+        "kind": "latency",
+        "recipe": found[-1][0]["recipe"],
+        "device": device,
+        "cells": cells,
+    }
+    _write(args.out, json.dumps(times, indent=1))
+    return 0
+
+
+def _write(out: str, text: str) -> None:
+    from mllm_jax import files
+
+    pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(out, text + "\n")
+
+
+def _rates(args: argparse.Namespace) -> int:
+    from mllm_jax.evaluation.study.rates import choose
+    from mllm_jax.evaluation.study.results import Study
+
+    summary, out = _summary(as_path(args.directory)), pathlib.Path(args.out)
+    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    chosen = choose(Study(summary))
+    held[args.scale] = {**held.get(args.scale, {}), **chosen}
+    _write(args.out, json.dumps(held, indent=1, sort_keys=True))
+    for connector, choice in chosen.items():
+        print(f"{connector}: {choice['factor']:g} of {choice['scores']}")
+    return 0
+
+
+def _cost(args: argparse.Namespace) -> int:
+    import jax
+
+    from mllm_jax.evaluation.study.cost import study_cost
+    from mllm_jax.planning.topology import parse
+    from mllm_jax.sweep.cells import load_recipe, read_sweep
+    from mllm_jax.sweep.overrides import apply
+
+    jax.config.update("jax_platforms", "cpu")  # with libtpu installed JAX would look for a TPU here
+    try:
+        machine = parse(args.topology)
+    except ValueError as error:
+        complain(f"mllm-jax study cost: {error}")
+        return 2
+    path, _, argument = args.recipe.partition(":")
+    module, cells = load_recipe(pathlib.Path(path)), {}
+    for name, overrides in read_sweep(args.recipe).items():
+        cells[name] = module.get_config(argument) if argument else module.get_config()
+        apply(cells[name], overrides)
+    _write(args.out, json.dumps(study_cost(args.recipe, cells, machine), indent=1))
+    print(f"{args.out}: {len(cells)} cells")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from mllm_jax.evaluation.study.write import write_study
+
+    print(write_study(args.sources, args.out, args.baseline))
+    return 0

@@ -1,0 +1,1 @@
+"""The results of a sweep: kept small, compared with intervals, and shown."""

@@ -1,0 +1,269 @@
+"""What the page of a study says: sections of tables and charts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.evaluation.report import cost_plot, losses, radar
+from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
+from mllm_jax.evaluation.study.findings import MARGIN, answer, from_dicts
+from mllm_jax.evaluation.study.intervals import ALL, RESAMPLES, interval
+from mllm_jax.evaluation.study.latency import MEASURES
+from mllm_jax.evaluation.study.results import Benchmark, Study, Variant
+from mllm_jax.evaluation.tables import label, percent
+from mllm_jax.storage import Path
+
+_TOKENS = "visual tokens per image"
+_LATENCIES = {"prefill_seconds": "image to first token", "token_seconds": "further token"}
+METHOD = (
+    f"Intervals hold 95 % of {RESAMPLES:,} bootstrap resamples of seeds and questions, the same resamples for all "
+    "cells; differences are paired by seed and question. A group's score is the mean of its abilities."
+)
+
+
+def make_sections(
+    study: Study,
+    summary: Mapping[str, Any],
+    baseline: str,
+    out: Path,
+    images: str,
+    latency: Mapping[str, Mapping[str, float]],
+) -> list[Section]:
+    """The sections of one study; charts are written to `OUT/IMAGES`.
+
+    Args:
+      baseline: connector that the others are compared with, at their own resolution.
+      latency: variant -> what `latency` measured, for those of which it was.
+    """
+    sections = [Section(study.recipe, (_about(study),))]
+    for name, benchmark in study.benchmarks.items():
+        several = len(study.benchmarks) > 1
+        title = f"{name}: " if several else ""
+        stem = f"{images}/{_slug(study.recipe)}" + (f"_{_slug(name)}" if several else "")
+        if summary["findings"]:
+            sections.append(
+                Section(f"{title}What the papers say, and what holds here", _findings(benchmark, summary), 3)
+            )
+        sections.append(Section(f"{title}Scores", (METHOD, _scores(benchmark, benchmark.groups)), 3))
+        if pairs := _pairs(study, benchmark, baseline):
+            about = f"Differences from `{baseline}` at the same resolution, in points."
+            sections.append(
+                Section(f"{title}Differences from {baseline}", (about, _differences(benchmark, pairs)), 3)
+            )
+        abilities = [ability for ability, _, _ in benchmark.abilities]
+        sections.append(
+            Section(f"{title}Abilities", (_scores(benchmark, abilities, short=True),), 3, folded=True)
+        )
+        if radars := _radars(study, benchmark, out, stem):
+            sections.append(Section(f"{title}Abilities by resolution", (radars,), 3))
+        sections.append(
+            Section(f"{title}Accuracy against cost", tuple(_costs(study, benchmark, latency, out, stem)), 3)
+        )
+    sections.append(Section("Cells", (_cells(study, baseline, latency),), 3))
+    sections.append(
+        Section("Loss", (_losses(study, out, f"{images}/{_slug(study.recipe)}"),), 3, folded=True)
+    )
+    return sections
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text.replace("configs/", "").replace(".py", "")).strip(
+        "_"
+    )
+
+
+def _about(study: Study) -> str:
+    seeds = sorted({seed for variant in study.variants for seed in variant.runs})
+    said = f"{len(study.variants)} cells with seeds {', '.join(map(str, seeds))}."
+    for benchmark in study.benchmarks.values():
+        if benchmark.incomplete:
+            said += (
+                f" Not all of these ran {', '.join(benchmark.incomplete)}, which {benchmark.name} leaves out."
+            )
+        if not benchmark.crossed:
+            said += f" Each seed has questions of {benchmark.name} of its own."
+    return said
+
+
+def _ends(low: float, high: float, signed: bool = False) -> str:
+    form = "+.1f" if signed else ".1f"
+    return f"[{100 * low:{form}}, {100 * high:{form}}]"
+
+
+def _findings(benchmark: Benchmark, summary: Mapping[str, Any]) -> tuple[Part, ...]:
+    rows = []
+    for finding in from_dicts(summary["findings"]):
+        found = answer(finding, benchmark.samples)
+        numbers = ("–", "–") if np.isnan(found.low) else (
+            f"{100 * found.difference:+.1f}", _ends(found.low, found.high, True)
+        )  # fmt: skip
+        rows.append((finding.claim, label(finding.score), *numbers, found.verdict))
+    about = (
+        "“Holds” means that the interval says so: it is above zero; for “not lower” above "
+        f"−{100 * MARGIN:.0f} points; for “about as good” within ±{100 * MARGIN:.0f} points. “Does not hold” means "
+        "that it lies on the other side, all else is undecided."
+    )
+    return about, Table(("claim", "score", "difference", "95 % interval", "verdict"), tuple(rows))
+
+
+def _scores(benchmark: Benchmark, names: Sequence[str], short: bool = False) -> Table:
+    names = [*names] if short else [ALL, *names]
+    rows = []
+    for variant in benchmark.variants:
+        samples = benchmark.samples[variant.name]
+        cells = []
+        for name in names:
+            value, low, high = interval(samples[name])
+            cells.append(percent(value) if short else f"{100 * value:.1f} {_ends(low, high)}")
+        rows.append((variant.name, str(variant.model["visual_tokens"]), *cells))
+    first = benchmark.variants[0].name if benchmark.variants else ""
+    for condition in ("blind", "majority"):
+        shown = [n for n in names if n != ALL]
+        if first and benchmark.outcomes(first, condition) is not None:
+            values = [percent(benchmark.score(first, name, condition)) for name in shown]
+            rows.append((f"{condition}, {first}", "", *([""] if not short else []), *values))
+    return Table(("%", "visual tokens", *map(label, names)), tuple(rows))
+
+
+def baseline_of(variant: Variant, variants: Sequence[Variant], connector: str) -> Variant | None:
+    """The cell that a cell is compared with: the baseline connector with the same encoder, resolution and LLM."""
+    if variant.model["connector"] == connector:
+        return None
+    same = ("image_size", "vision", "llm")
+    for other in variants:
+        if other.model["connector"] == connector and all(
+            other.model.get(k) == variant.model.get(k) for k in same
+        ):
+            return other
+    return None
+
+
+def _pairs(study: Study, benchmark: Benchmark, baseline: str) -> list[tuple[str, str]]:
+    complete = {variant.name for variant in benchmark.variants}
+    pairs = ((v, baseline_of(v, study.variants, baseline)) for v in benchmark.variants)
+    return [(v.name, other.name) for v, other in pairs if other is not None and other.name in complete]
+
+
+def _differences(benchmark: Benchmark, pairs: Sequence[tuple[str, str]]) -> Table:
+    names = [ALL, *benchmark.groups]
+    rows = []
+    for one, other in pairs:
+        cells = []
+        for name in names:
+            value, low, high = interval(benchmark.samples[one][name] - benchmark.samples[other][name])
+            cells.append(f"{100 * value:+.1f} {_ends(low, high, True)}")
+        rows.append((one, *cells))
+    return Table(("points", *map(label, names)), tuple(rows))
+
+
+def _sizes(study: Study) -> list[int]:
+    return sorted({variant.model["image_size"] for variant in study.variants})
+
+
+def _radars(study: Study, benchmark: Benchmark, out: Path, stem: str) -> Figures | None:
+    groups = {ability: group for ability, group, _ in benchmark.abilities}
+    figures = []
+    for size in _sizes(study) if len(groups) >= 3 else ():
+        same = [v for v in benchmark.variants if v.model["image_size"] == size]
+        if not same:
+            continue
+        series = [
+            radar.Series(v.name, {a: float(benchmark.samples[v.name][a][0]) for a in groups}) for v in same
+        ]
+        file = f"{stem}_radar_{size}px.png"
+        radar.plot_radar(series, groups, out / file, f"{size} px, a scale per axis", own_scales=True)
+        figures.append(Figure(file, f"Abilities at {size} px, a scale per axis"))
+    return Figures(tuple(figures)) if figures else None
+
+
+def _costs(
+    study: Study, benchmark: Benchmark, latency: Mapping[str, Mapping[str, float]], out: Path, stem: str
+) -> list[Figures]:
+    """A figure per group for each cost that all cells know."""
+    last = study.stages[-1] if study.stages else ""
+    costs: dict[str, tuple[str, dict[str, float | None]]] = {
+        "tokens": (_TOKENS, {v.name: float(v.model["visual_tokens"]) for v in benchmark.variants}),
+        "time": (f"seconds per step of {last}", {v.name: v.step_seconds(last) for v in benchmark.variants}),
+    }
+    for key, name in MEASURES.items():
+        values = {v.name: latency.get(v.name, {}).get(key) for v in benchmark.variants}
+        costs[key.removesuffix("_seconds")] = name, values
+    strips = []
+    sizes = _sizes(study)
+    for word, (cost, values) in costs.items():
+        if not values or None in values.values() or len(set(values.values())) < 2:
+            continue
+        figures = []
+        for group in benchmark.groups or [ALL]:
+            points = [
+                cost_plot.CostPoint(
+                    str(v.model["connector"]), f"{v.model['image_size']} px" if len(sizes) > 1 else "",
+                    values[v.name], {group: float(benchmark.samples[v.name][group][0])},
+                )
+                for v in benchmark.variants
+            ]  # fmt: skip
+            file = f"{stem}_{word}_{_slug(group)}.png"
+            cost_plot.plot_cost(points, group, cost, out / file)
+            figures.append(Figure(file, f"Accuracy, {label(group)}, against {cost}"))
+        strips.append(Figures(tuple(figures)))
+    return strips
+
+
+def _cells(study: Study, baseline: str, latency: Mapping[str, Mapping[str, float]]) -> Table:
+    """What the cells are and cost: times also as shares of the baseline's."""
+    kinds = [f"step, {stage}" for stage in study.stages]
+    kinds += [name for key, name in _LATENCIES.items() if any(key in one for one in latency.values())]
+    rows = []
+    for variant in study.variants:
+        other = baseline_of(variant, study.variants, baseline)
+        times = [
+            _time(own, before)
+            for own, before in zip(
+                _times(study, variant, latency), _times(study, other, latency), strict=True
+            )
+        ]
+        model = variant.model
+        rows.append(
+            (
+                variant.name, str(len(variant.runs)), f"{model['image_size']} px", str(model["visual_tokens"]),
+                f"{model['parameters'].get('connector', 0):,}", f"{variant.rate:g}", *times,
+            )
+        )  # fmt: skip
+    head = ("cell", "seeds", "image", "visual tokens", "connector's parameters", "factor on its rates")
+    return Table((*head, *kinds), tuple(rows))
+
+
+def _times(
+    study: Study, variant: Variant | None, latency: Mapping[str, Mapping[str, float]]
+) -> list[float | None]:
+    """A step of each stage and, where they were measured, the latencies."""
+    keys = [key for key in _LATENCIES if any(key in one for one in latency.values())]
+    if variant is None:
+        return [None] * (len(study.stages) + len(keys))
+    measured = latency.get(variant.name, {})
+    return [*map(variant.step_seconds, study.stages), *map(measured.get, keys)]
+
+
+def _time(seconds: float | None, before: float | None) -> str:
+    if not seconds:
+        return "–"
+    return f"{1000 * seconds:,.3g} ms" + (f" ({seconds / before:.2f}×)" if before else "")
+
+
+def _losses(study: Study, out: Path, stem: str) -> Figures:
+    """Loss curves of the first seed, a figure per resolution."""
+    figures = []
+    for size in _sizes(study):
+        curves = {}
+        for variant in study.variants:
+            if variant.model["image_size"] == size:
+                run = next(iter(variant.runs.values()))
+                curves[variant.name] = {
+                    stage: [{"step": s, "loss": loss} for s, loss in zip(one["at"], one["loss"], strict=True)]
+                    for stage, one in run["stages"].items()
+                }
+        file = f"{stem}_loss_{size}px.png"
+        losses.plot_loss_curves(curves, out / file)
+        figures.append(Figure(file, f"Training loss at {size} px, the first seed"))
+    return Figures(tuple(figures))

@@ -1,0 +1,162 @@
+"""A study's results in one small JSON file: every run's facts, loss curves and the outcome of every question.
+
+    {"format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": [...], "left_out": {BENCHMARK: why},
+     "questions": {DIGEST: [[ability, group, number of questions], ...]},
+     "runs": [{"name", "variant", "seed", "overrides", "model": {...}, "stages": {NAME: {...}},
+               "benchmarks": {NAME: {"questions": DIGEST, "model": OUTCOMES, "blind": ..., "majority": ...}}}, ...]}
+
+OUTCOMES holds what the score counts for each question, ability by ability and in each by id: a string of hexadecimal
+digits, of which each bit is a question (the highest first), or a list of numbers where a question can be half right.
+DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired.
+"""
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mllm_jax.evaluation.report.questions import read_credits, read_questions
+from mllm_jax.evaluation.report.runs import ReportError, Run, load_run
+from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
+from mllm_jax.storage import Path, as_path, read_text
+
+FORMAT = 1
+POINTS = 40  # of a loss curve
+UNNAMED = "questions"  # the ability of those that have none
+CONDITIONS = {"model": "predictions", "blind": "blind", "majority": "majority"}
+_MODEL = ("connector", "connector_options", "visual_tokens", "image_size", "vision", "llm", "parameters")
+_SHAPE = {
+    "kind": str,
+    "recipe": str,
+    "findings": [{}],
+    "questions": {...: [list]},
+    "runs": [{
+        "name": str, "variant": str, "seed": int, "overrides": {},
+        "model": {"connector": str, "visual_tokens": NUMBER, "image_size": NUMBER, "parameters": {...: int}},
+        "stages": {...: {"steps": int}}, "benchmarks": {...: {"questions": str}},
+    }],
+}  # fmt: skip
+
+
+def summarize(
+    recipe: str, runs: Sequence[tuple[Mapping[str, Any], Path]], findings: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Collects finished runs.
+
+    Args:
+      recipe: FILE.py:ARGUMENT.
+      runs: (what the sweep noted of the cell, its work directory).
+      findings: what is asked of the results (`findings.Finding`), as dicts.
+
+    Raises:
+      ReportError: a run that cannot be read.
+    """
+    found: dict[str, Any] = {
+        "format": FORMAT, "kind": "study", "recipe": recipe, "findings": list(findings), "questions": {},
+        "left_out": {}, "runs": [],
+    }  # fmt: skip
+    for note, directory in runs:
+        run, benchmarks = load_run(directory, note["name"]), {}
+        for name in run.benchmarks:
+            try:
+                benchmarks[name] = _outcomes(run, name, found["questions"])
+            except NoOutcomes as error:
+                found["left_out"][name] = str(error)
+        facts = {key: run.model[key] for key in _MODEL if key in run.model}
+        stages = {name: _stage(records) for name, records in run.metrics.items()}
+        found["runs"].append({**note, "model": facts, "stages": stages, "benchmarks": benchmarks})
+    return found
+
+
+class NoOutcomes(ValueError):
+    """A benchmark of which no single question has a score; the message says why."""
+
+
+def _outcomes(run: Run, benchmark: str, questions: dict[str, Any]) -> dict[str, Any]:
+    asked, groups = read_questions(run, benchmark), run.benchmarks[benchmark]["groups"]
+    ability_of = {key: question.ability or UNNAMED for key, question in asked.items()}
+    abilities = [*groups, *sorted(set(ability_of.values()) - set(groups))]
+    order = sorted(asked, key=lambda key: (abilities.index(ability_of[key]), str(key)))
+    text = json.dumps([[str(key), asked[key].asked] for key in order])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    found: dict[str, Any] = {"questions": digest}
+    for condition, file in CONDITIONS.items():
+        try:
+            credits = read_credits(run, benchmark, file)
+        except ValueError as error:
+            if condition == "model":
+                raise NoOutcomes(str(error)) from error
+            continue
+        if missing := [key for key in order if key not in credits]:
+            raise ReportError(
+                f"{run.directory}: {benchmark}: question {missing[0]!r} has no {condition} answer"
+            )
+        found[condition] = packed([credits[key] for key in order])
+    counts = Counter(ability_of.values())
+    questions[digest] = [[name, groups.get(name, ""), counts[name]] for name in abilities if counts[name]]
+    return found
+
+
+def packed(credits: Sequence[int | float]) -> str | list[float]:
+    """Outcomes as they are kept.
+
+    Example:
+      >>> packed([1, 0, 0, 1, 1]), packed([0.5, 1])
+      ('98', [0.5, 1.0])
+    """
+    if set(credits) <= {0, 1}:
+        return np.packbits(np.asarray(credits, bool)).tobytes().hex()
+    return [round(float(credit), 4) for credit in credits]
+
+
+def unpacked(outcomes: str | Sequence[int | float], count: int) -> Float[np.ndarray, " Q"]:
+    """What `packed` was given.
+
+    Raises:
+      ValueError: they are not `count` outcomes.
+    """
+    if isinstance(outcomes, str):
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(outcomes), np.uint8))
+        if bits.size != -(-count // 8) * 8:
+            raise ValueError(f"{bits.size} bits for {count} questions")
+        return bits[:count].astype(np.float64)
+    if len(outcomes) != count:
+        raise ValueError(f"{len(outcomes)} outcomes for {count} questions")
+    return np.asarray(outcomes, np.float64)
+
+
+def _stage(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    chosen = [
+        records[index] for index in np.unique(np.linspace(0, len(records) - 1, POINTS).round().astype(int))
+    ]
+    seconds = [record["step_seconds"] for record in records if "step_seconds" in record]
+    found = {"steps": records[-1]["step"], "at": [record["step"] for record in chosen]}
+    found["loss"] = [round(record["loss"], 4) for record in chosen]
+    if seconds:
+        found["step_seconds"] = round(statistics.median(seconds), 6)
+    return found
+
+
+def read_summary(path: str | Path) -> dict[str, Any]:
+    """A file that holds what `summarize` gives, or another of a study's kinds of results.
+
+    Raises:
+      ReportError: it does not.
+    """
+    try:
+        value = json.loads(read_text(as_path(path)))
+        check_shape(value, {"kind": str, "format": int}, str(path))
+        if value["format"] != FORMAT:
+            raise ValueError(f"format {value['format']} is not the one of this version, {FORMAT}")
+        if value["kind"] == "study":
+            check_shape(value, _SHAPE, str(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReportError(
+            f"{path} is no summary of a study ({error}); make it with `mllm-jax study collect`"
+        ) from None
+    return value

@@ -1,0 +1,85 @@
+"""Writes the pages of a study from its summaries: `study.md`, `study.html`, `report.csv`, `report.json` and charts."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from mllm_jax import files
+from mllm_jax.evaluation.report.page import render_markdown, render_page
+from mllm_jax.evaluation.report.runs import ReportError
+from mllm_jax.evaluation.study.content import make_sections
+from mllm_jax.evaluation.study.cost import cost_section
+from mllm_jax.evaluation.study.intervals import interval
+from mllm_jax.evaluation.study.results import Study, csv_rows
+from mllm_jax.evaluation.study.summary import read_summary
+from mllm_jax.storage import Path, as_path, make_folder
+
+IMAGES = "images/study"
+
+
+def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -> Path:
+    """Reports summaries of `mllm-jax study`.
+
+    Args:
+      sources: files of `study collect`, `study latency` and `study cost`.
+      out: folder of the pages; what is there of them is replaced.
+      baseline: connector that the others are compared with.
+
+    Returns:
+      The HTML page's path.
+
+    Raises:
+      ReportError: a file that is none of these, or whose runs cannot be compared.
+    """
+    out, sections, rows, facts = as_path(out), [], [], []
+    make_folder(out)
+    read = {source: read_summary(source) for source in sources}
+    latencies = {one["recipe"]: one["cells"] for one in read.values() if one["kind"] == "latency"}
+    for source, summary in read.items():
+        try:
+            if summary["kind"] == "latency":
+                continue
+            if summary["kind"] == "cost":
+                sections.append(cost_section(summary))
+                continue
+            study = Study(summary)
+            sections += make_sections(study, summary, baseline, out, IMAGES, latencies.get(study.recipe, {}))
+        except ReportError:
+            raise
+        except (KeyError, TypeError, ValueError, LookupError) as error:
+            raise ReportError(
+                f"{source} is damaged ({type(error).__name__}: {error}); collect it again"
+            ) from error
+        rows += csv_rows(study)
+        facts.append(_as_json(study))
+    title = "The study"
+    files.write_text(out / "study.md", render_markdown(title, sections))
+    files.write_text(out / "report.csv", _csv(rows))
+    files.write_json(out / "report.json", {"studies": facts})
+    page = out / "study.html"
+    files.write_text(page, render_page(title, sections, out))
+    return page
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _as_json(study: Study) -> dict[str, Any]:
+    """Scores of all abilities and groups with their intervals."""
+    found = {}
+    for name, benchmark in study.benchmarks.items():
+        found[name] = {
+            variant: {
+                score: dict(zip(("score", "low", "high"), interval(values), strict=True))
+                for score, values in samples.items()
+            }
+            for variant, samples in benchmark.samples.items()
+        }
+    return {"recipe": study.recipe, "scores": found}

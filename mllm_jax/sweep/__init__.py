@@ -1,0 +1,1 @@
+"""Many runs of one recipe: named configuration overrides, and what runs them."""

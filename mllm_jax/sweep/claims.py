@@ -1,0 +1,61 @@
+"""Claims: of several workers, on one machine or many, one gets a cell. See `lock` and `bucket_lock`."""
+
+import contextlib
+import time
+
+from mllm_jax import bucket_lock, files, lock, storage
+from mllm_jax.config import ConfigError
+from mllm_jax.storage import Path
+from mllm_jax.sweep.cells import CELLS, Cell
+
+NOTE = "cell.json"
+AGAIN = 30.0  # seconds between two looks at one claim of a holder that cannot be seen from here
+
+
+class Claims:
+    """The claims of a sweep's directory."""
+
+    def __init__(self, directory: Path, recipe: str):
+        self._directory, self._recipe = directory, recipe
+        self._looked: dict[str, float] = {}  # cell -> when its claim was watched
+
+    def place(self, cell: Cell) -> Path:
+        """The folder of the cell's claim and note."""
+        return self._directory / CELLS / cell.name
+
+    def take(self, cell: Cell, look: bool = False) -> contextlib.ExitStack | None:
+        """Claims a cell; closing what is returned gives it back. None: another worker has it.
+
+        Args:
+          look: also watch a claim whose worker cannot be seen from here, for it may have been left behind. That takes
+            up to a minute, and is done once in `AGAIN` seconds.
+        """
+        place, held = self.place(cell), contextlib.ExitStack()
+        if _alive(cell.workdir(self._directory) / "lock"):  # somebody trains in it without a claim
+            return None
+        if (alive := _alive(place / "lock")) or (alive is None and not (look and self._is_due(cell))):
+            return None
+        storage.make_folder(place)
+        locked = bucket_lock.locked if storage.is_bucket(place) else lock.locked
+        try:
+            held.enter_context(locked(place))
+        except ConfigError:
+            return None
+        files.write_json(place / NOTE, cell.note(self._recipe))
+        return held
+
+    def _is_due(self, cell: Cell) -> bool:
+        before, now = self._looked.get(cell.name, -AGAIN), time.monotonic()
+        if now - before < AGAIN:
+            return False
+        self._looked[cell.name] = now
+        return True
+
+
+def _alive(path: Path) -> bool | None:
+    """Whether the holder of a lock still runs; None if that cannot be seen from here, False without a lock."""
+    try:
+        holder = lock.parsed(storage.read_text(path, "replace"))
+    except FileNotFoundError:
+        return False
+    return None if storage.is_bucket(path) and holder is not None else lock.is_alive(holder)

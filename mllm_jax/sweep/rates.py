@@ -1,0 +1,73 @@
+"""Each connector's learning rate: a small grid of factors, of which a validation split chooses, and the choice on file.
+
+The grid is a factor on the recipe's rates for the connector's parameters in both stages; what the LLM learns at is the
+same for all. A connector without a choice trains at the recipe's own rates.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable
+
+from mllm_jax.schema import ConfigError
+from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
+
+FACTORS = (0.3, 1.0, 3.0)
+STAGES = ("pretrain", "finetune")
+
+
+def scaled(factor: float) -> Overrides:
+    """The overrides that multiply the connector's learning rates by `factor`."""
+    return {} if factor == 1 else {f"stages.{stage}.connector_rate_scale": factor for stage in STAGES}
+
+
+def grid(cells: Sweep) -> Sweep:
+    """Each cell at each of `FACTORS`: `linear-rate0.3`, `linear-rate1`, `linear-rate3`."""
+    return product(cells, {f"rate{factor:g}": scaled(factor) for factor in FACTORS})
+
+
+def with_chosen(cells: Sweep, file: pathlib.Path, scale: str) -> Sweep:
+    """The cells, each with its connector's choice.
+
+    Args:
+      cells: those whose overrides name a connector; others keep the recipe's rates.
+      file: the choices, `{scale: {connector: {"factor": ..., ...}}}`; need not be there.
+      scale: which of them.
+
+    Raises:
+      ConfigError: the file holds something else.
+    """
+    chosen = read(file, scale)
+    return chain(
+        *(
+            {name: {**overrides, **scaled(chosen.get(overrides.get("model.connector.name", ""), 1.0))}}
+            for name, overrides in cells.items()
+        )
+    )
+
+
+def read(file: pathlib.Path, scale: str) -> dict[str, float]:
+    """Connector -> chosen factor.
+
+    Raises:
+      ConfigError: the file holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")).get(scale, {}) if file.exists() else {}
+        return {connector: float(choice["factor"]) for connector, choice in values.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} does not hold choices of learning rates ({type(error).__name__}: {error}); "
+            "make it again with `mllm-jax study rates`"
+        ) from None
+
+
+def check_scale(argument: str, scales: Iterable[str], recipe: str) -> str:
+    """A recipe's argument that may be one of `scales`, or one with `-rates` behind it; returns the scale.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    scale = argument.removesuffix("-rates")
+    if scale not in scales:
+        raise ConfigError(f"{recipe}:{argument}: choose {', '.join(f'{s} or {s}-rates' for s in scales)}")
+    return scale

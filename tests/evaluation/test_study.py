@@ -1,0 +1,199 @@
+"""A study: intervals, what is asked of them, the choice of learning rates, and the pages."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mllm_jax.cli.main import main
+from mllm_jax.evaluation.report.runs import ReportError
+from mllm_jax.evaluation.study.cost import cell_cost
+from mllm_jax.evaluation.study.findings import (
+    ABSENT,
+    FAILS,
+    HOLDS,
+    OPEN,
+    answer,
+    as_dicts,
+    difference,
+    from_dicts,
+)
+from mllm_jax.evaluation.study.intervals import ALL, Bootstrap, interval
+from mllm_jax.evaluation.study.rates import choose
+from mllm_jax.evaluation.study.results import Study
+from mllm_jax.evaluation.study.summary import packed, unpacked
+from mllm_jax.planning.topology import parse
+from mllm_jax.recipes.mini import study_config
+
+ABILITIES = [
+    ["scene", "coarse", 60],
+    ["counting", "fine", 40],
+    ["reading", "fine", 80],
+    ["sum", "reasoning", 20],
+]
+COUNT = 200
+
+
+def outcomes(share, seed):
+    return (np.random.default_rng(seed).random(COUNT) < share).astype(float)
+
+
+def run(variant, connector, seed, share, scale=1.0, questions="q"):
+    overrides = {"model.connector.name": connector}
+    if scale != 1:
+        overrides["stages.pretrain.connector_rate_scale"] = scale
+    model = {"connector": connector, "visual_tokens": 144, "image_size": 84, "parameters": {"connector": 99}}
+    stage = {"steps": 20, "at": [10, 20], "loss": [2.0, 1.0], "step_seconds": 0.25}
+    benchmark = {
+        "questions": questions,
+        "model": packed(outcomes(share, seed).tolist()),
+        "blind": packed([0] * COUNT),
+    }
+    return {
+        "name": f"{variant}-seed{seed}", "variant": variant, "seed": seed, "order": 0, "overrides": overrides,
+        "model": model, "stages": {"pretrain": stage, "finetune": stage}, "benchmarks": {"mini": benchmark},
+    }  # fmt: skip
+
+
+def summary(runs, findings=()):
+    return {
+        "format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": as_dicts(findings),
+        "questions": {"q": ABILITIES, "other": ABILITIES}, "runs": runs,
+    }  # fmt: skip
+
+
+def test_outcomes_are_kept_as_bits():
+    values = outcomes(0.4, 0)
+    assert len(packed(values.tolist())) == COUNT / 4
+    np.testing.assert_array_equal(unpacked(packed(values.tolist()), COUNT), values)
+    np.testing.assert_array_equal(unpacked(packed([0.25, 1.0]), 2), [0.25, 1])
+    with pytest.raises(ValueError, match="bits for 300 questions"):
+        unpacked(packed(values.tolist()), 300)
+
+
+def test_intervals_are_those_of_a_mean():
+    """One seed, one ability: the normal approximation. Equal seeds add nothing when questions are the same."""
+    n = 900
+    layout, values = [("a", "g", n)], outcomes(0.5, 1)
+    values = np.resize(values, n)
+    value, low, high = interval(Bootstrap(layout, 1).scores(values[None])["a"])
+    error = np.sqrt(value * (1 - value) / n)
+    assert value == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.003)
+
+    same = np.stack([values] * 4)
+    crossed = interval(Bootstrap(layout, 4).scores(same)[ALL])
+    nested = interval(Bootstrap(layout, 4, crossed=False).scores(same)[ALL])
+    assert crossed[2] - crossed[1] == pytest.approx(high - low, rel=0.05)
+    assert nested[2] - nested[1] == pytest.approx((high - low) / 2, rel=0.1)
+
+
+def test_seeds_count_and_differences_are_paired():
+    bootstrap = Bootstrap([tuple(each) for each in ABILITIES], 3)
+    seeds = np.stack([outcomes(share, 5) for share in (0.3, 0.5, 0.7)])  # seeds that differ much
+    scores = bootstrap.scores(seeds)
+    assert scores["fine"][0] == pytest.approx((seeds[:, 60:100].mean() + seeds[:, 100:180].mean()) / 2)
+    assert scores[ALL][0] == pytest.approx(seeds.mean())
+    _, low, high = interval(scores[ALL])
+    assert high - low > 0.2
+    better = seeds.copy()
+    better[:, :60] = 1  # in one ability
+    other = bootstrap.scores(better)
+    assert interval(other["fine"] - scores["fine"]) == (0, 0, 0)
+    _, low, high = interval(other[ALL] - scores[ALL])
+    assert low > 0.05
+    assert high - low < 0.2
+
+
+def test_verdicts():
+    samples = {
+        name: {"fine": np.concatenate([[center], center + np.linspace(-0.02, 0.02, 101)])}
+        for name, center in (("kept-84px", 0.6), ("half-84px", 0.5), ("half-2-84px", 0.5), ("low", 0.3))
+    }
+    base = {"fine": np.full(102, 0.5)}
+    samples["base"] = base
+
+    def verdict(left, right, expect):
+        (one,) = from_dicts(as_dicts([difference("claim", left, right, "fine", expect)]))
+        return answer(one, samples).verdict
+
+    assert verdict("kept-*", "base", "above") == HOLDS
+    assert verdict("low", "base", "above") == FAILS
+    assert verdict("half-*", "base", "above") == OPEN
+    assert verdict("half-*", "base", "at least") == verdict("half-*", "base", "near") == HOLDS
+    assert verdict("kept-*", "base", "near") == FAILS
+    assert verdict("low|half-84px", "base", "at least") == FAILS  # their mean
+    assert verdict("none", "base", "near") == ABSENT
+
+
+def test_the_choice_of_learning_rates():
+    runs = [
+        run(f"{name}-rate{scale}", name, 0, share, scale)
+        for name, shares in (("linear", (0.3, 0.5, 0.9)), ("sci", (0.6, 0.6, 0.6)))
+        for scale, share in zip((0.3, 1.0, 3.0), shares, strict=True)
+    ]
+    chosen = choose(Study(summary(runs)))
+    assert chosen["linear"]["factor"] == 3
+    assert chosen["linear"]["scores"]["1"] == pytest.approx(outcomes(0.5, 0).mean())
+    assert chosen["sci"]["factor"] == 1  # of equal ones, what changes least
+    with pytest.raises(ReportError, match=r"factor 0\.3 only"):
+        choose(Study(summary(runs[:1])))
+
+
+def test_pages_of_a_study(tmp_path):
+    runs = [
+        run(variant, connector, seed, share)
+        for variant, connector, share in (("mlp", "mlp2x_gelu", 0.9), ("pool", "average_pool", 0.4))
+        for seed in (0, 1, 2)
+    ]
+    claims = [difference("keeping is better", "mlp", "pool", "fine")]
+    source, out = tmp_path / "summary.json", tmp_path / "docs"
+    source.write_text(json.dumps(summary([*runs, run("half", "linear", 0, 0.5)], claims)))
+    assert main(["study", "report", str(source), "--out", str(out)]) == 0
+
+    rows = list(csv.DictReader((out / "report.csv").open()))
+    assert len(rows) == 7 * len(ABILITIES)
+    row = next(
+        row for row in rows if (row["variant"], row["seed"], row["ability"]) == ("pool", "2", "reading")
+    )
+    part = outcomes(0.4, 2)[100:180]
+    assert (row["group"], row["n"], float(row["right"])) == ("fine", "80", part.sum())
+    assert float(row["accuracy"]) == pytest.approx(part.mean(), abs=1e-6)
+    assert (row["blind"], row["majority"], row["step_seconds_finetune"]) == ("0.0", "", "0.25")
+
+    page = (out / "study.md").read_text()
+    assert "half" in page.split("leaves out")[0]  # it ran with one seed of three
+    (claim,) = (line for line in page.splitlines() if "keeping is better" in line)
+    assert HOLDS in claim
+    facts = json.loads((out / "report.json").read_text())["studies"][0]["scores"]["mini"]
+    assert facts["pool"]["scene"]["low"] < facts["pool"]["scene"]["score"] < facts["pool"]["scene"]["high"]
+    html = (out / "study.html").read_text()
+    assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) >= 3
+
+
+def test_what_cannot_be_compared(tmp_path, capsys):
+    file = tmp_path / "summary.json"
+    file.write_text(
+        json.dumps(summary([run("a", "linear", 0, 0.5), run("b", "sci", 0, 0.5, questions="other")]))
+    )
+    assert main(["study", "report", str(file), "--out", str(tmp_path)]) == 1
+    assert "a and b were asked different questions of mini with seed 0" in capsys.readouterr().err
+    file.write_text("{}")
+    assert main(["study", "report", str(file), "--out", str(tmp_path)]) == 1
+    assert "mllm-jax study collect" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_costs_follow_the_visual_tokens():
+    machine = parse("v5e:2x2")
+    kept, pooled = (cell_cost(study_config(name), machine) for name in ("mlp2x_gelu", "average_pool"))
+    assert (kept["visual_tokens"], pooled["visual_tokens"]) == (144, 36)
+    assert kept["cache_bytes"] == 2 * 4 * 4 * 2 * 32 * (
+        144 + 64
+    )  # keys and values, float32, 4 blocks, 2 heads of 32
+    for key in ("prefill_flops", "cache_bytes"):
+        assert pooled[key] < kept[key]
+    for stage in ("pretrain", "finetune"):
+        one, other = kept["stages"][stage], pooled["stages"][stage]
+        assert other["flops"] < one["flops"] == one["steps"] * one["step_flops"]
