@@ -431,6 +431,10 @@ def _check_expressible(model: ModelConfig) -> None:
             "transformers' LLaVA sees square images only, not ones at their own aspect ratio (vision.max_patches); "
             "export plain safetensors or Orbax instead"
         )
+    if model.visual_layout.separated and not model.image_layout.separated:
+        raise ValueError(
+            "transformers' LLaVA has no newline of videos (video.newline); export plain safetensors or Orbax instead"
+        )
     if model.llm.head_bias or model.llm.logit_softcap is not None:
         what = "bias of its output head" if model.llm.head_bias else "soft cap on its logits"
         raise ValueError(

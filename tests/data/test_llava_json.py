@@ -234,7 +234,7 @@ def test_a_system_text_beside_the_turns(key, folder):
         (sample(system=7), "'system' must be a string"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "'role' 'tool' is none of 'user'"),
         ({"messages": [{"role": "user", "content": 7}]}, "'content' must be"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "no text and no image"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "no text, image or video"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "path": "x"}]}]},
             "under the sample's 'image'",

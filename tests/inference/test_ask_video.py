@@ -14,7 +14,7 @@ from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.images import ImageError
 from mllm_jax.data.video import frame_numbers
 from mllm_jax.data.video_layout import Video
-from mllm_jax.interop import native
+from mllm_jax.interop import checkpoints, native
 from mllm_jax.models import mllm
 
 SHORT = {"max_new_tokens": 5}
@@ -124,3 +124,7 @@ def test_how_a_model_reads_videos_is_kept(model, tmp_path, tiny_model, tiny_toke
     with pytest.raises(ValueError, match="newline='grid' needs a learned newline"):
         again.with_video(newline="grid")
     assert set(again.with_video(frames=5).params) == set(model.params)
+    learned = dataclasses.replace(config, connector="mlp2x_gelu", connector_options=())
+    learned = dataclasses.replace(learned, video=Video(3, newline="frame"))
+    with pytest.raises(ValueError, match=r"no newline of videos \(video\.newline\)"):
+        checkpoints.save_llava_hf(tmp_path / "hf", learned, {})
