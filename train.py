@@ -208,7 +208,9 @@ def train(config, directory, evaluate=True):
             batches = stage_iterator(
                 config, stage, model, tokenizer, sources[name], packing[name], cache, multiple, row_part(mesh)
             )
-            plan = StagePlan(config, name, mesh, stage.steps or batches.num_batches, batches.rows)
+            plan = StagePlan(
+                config, name, mesh, stage.steps or batches.num_batches, batches.rows, batches.label_tokens
+            )
             begun = begin_stage(plan, batches, params, directory)
             del params  # what earlier stages trained would stay on the devices beside the state
             try:

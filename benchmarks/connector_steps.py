@@ -55,7 +55,9 @@ class Training:
                 config, stage, model, tokenizer, sources, packing, row_multiple=num_row_shards(self.mesh)
             ) as batches,
         ):
-            self.plan = StagePlan(config, STAGE, self.mesh, batches.num_batches, batches.rows)
+            self.plan = StagePlan(
+                config, STAGE, self.mesh, batches.num_batches, batches.rows, batches.label_tokens
+            )
             params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
             self.parameters = paths.count(params["connector"])
             self.state, self.frozen = self.plan.create_state(params), self.plan.place_frozen(params)

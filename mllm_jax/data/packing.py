@@ -252,6 +252,20 @@ class PackingPlan:
                 self._extend()
         return max(1, round(samples * self._ends[0] / len(self._sizes)))
 
+    def most_label_tokens(self) -> int:
+        """Supervised tokens that no row of any epoch has more of; known below the limit where every epoch has the same
+        samples."""
+        limit = self._limits.label_tokens
+        if self._common is None:
+            return limit
+        kinds, places, ends = self._common
+        most = np.zeros(
+            kinds.max() + 1, np.int64
+        )  # of the samples of each kind, which are dealt anew every epoch
+        np.maximum.at(most, kinds, np.minimum(self._sizes[:, 2], limit))
+        rows = np.add.reduceat(most[np.sort(kinds)[places]], np.concatenate([[0], ends[:-1]]))
+        return int(min(limit, rows.max()))
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 

@@ -104,6 +104,7 @@ def make_train_iterator(
         parts[process_index::process_count],
         order=order,
         rows=rows,
+        label_tokens=None if packing is None else packing.most_label_tokens(),
         num_samples=None if epochs is None else len(numbers),
         num_batches=num_batches,
         num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
@@ -144,6 +145,7 @@ class TrainIterator:
 
     Attributes:
       rows: `B`, rows of a batch over all processes.
+      label_tokens: supervised tokens that no row has more of; None where samples were not measured.
       num_batches: of the whole run; None without an end.
       num_samples: of the whole run, over all processes; None without an end.
       skipped: how many samples this process has left out since the iterator was made.
@@ -155,12 +157,14 @@ class TrainIterator:
         *,
         order: dict[str, Any],
         rows: int,
+        label_tokens: int | None,
         num_samples: int | None,
         num_batches: int | None,
         num_threads: int,
         num_workers: int,
     ):
         self.rows = rows
+        self.label_tokens = label_tokens
         self.num_samples = num_samples
         self.num_batches = num_batches
         self.skipped = 0

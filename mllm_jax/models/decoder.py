@@ -259,13 +259,14 @@ class _Period(nn.Module):
         return carry, jnp.stack(hidden) if self.keep else None
 
 
-def _scanned(block: type[nn.Module], length: int) -> Callable[..., nn.Module]:
+def _scanned(block: type[nn.Module], length: int, unroll: bool = False) -> Callable[..., nn.Module]:
     return nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=length,
+        unroll=length if unroll else 1,
     )
 
 
@@ -293,6 +294,7 @@ class Decoder(nn.Module):
 
     Attributes:
       remat: of blocks; see `layers.remat`.
+      unroll: write equal blocks out one after the other in place of a loop over them (`ModelConfig.unroll`).
     """
 
     config: DecoderConfig
@@ -301,6 +303,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     lora: LoRA | None = None
+    unroll: bool = False
 
     def setup(self):
         cfg = self.config
@@ -313,7 +316,9 @@ class Decoder(nn.Module):
         self.period = cfg.window_period[: 1 if self.is_initializing() else None]
         size = len(self.period)
         if size == 1:
-            self.blocks = _scanned(remat(Block, self.remat), cfg.depth)(*fields, *self.period, keep)
+            self.blocks = _scanned(remat(Block, self.remat), cfg.depth, self.unroll)(
+                *fields, *self.period, keep
+            )
         else:
             scanned = _scanned_periods(size, cfg.depth // size)
             self.blocks = scanned(*fields, self.period, keep, self.remat)

@@ -42,6 +42,8 @@ class ModelConfig:
         nothing); 0 = images are brought to `image_size`.
       tiles: how images are cut into tiles; None = every image is one slot.
       video: how videos are read; None = there are none.
+      unroll: write the LLM's blocks out in place of a loop over them, which takes longer to compile and, where it is
+        long, saves CPUs the copies of what each block keeps.
     """
 
     vision: Encoder | EncodersConfig
@@ -59,6 +61,7 @@ class ModelConfig:
     max_patches: int = 0
     tiles: Tiles | None = None
     video: Video | None = None
+    unroll: bool = False
 
     def __post_init__(self):
         if self.max_patches and not getattr(self.vision, "native", False):
@@ -162,7 +165,7 @@ class MLLM(nn.Module):
             cfg.attention,
             cfg.lora,
         )
-        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora)
+        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora, cfg.unroll)
         if cfg.visual_layout.separated:
             self.separators = Separators(cfg.llm.width, param_dtype)
 

@@ -23,6 +23,8 @@ from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.params import abstract, place
 from mllm_jax.training.step import TrainState, init_state, make_train_step, state_shardings, with_shardings
 
+LABEL_MULTIPLE = 32  # so that little of a change in the data makes another program
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StagePlan:
@@ -44,6 +46,8 @@ class StagePlan:
       num_steps: length of the stage, which decides its learning-rate schedule; None takes the stage's `steps`, or 1 for
         one that counts epochs. Shapes and costs do not depend on it.
       rows: `B` of a packed stage, which its data decide (`TrainIterator.rows`); None = one sample a row.
+      most_labels: supervised tokens that no row has more of, as measured (`TrainIterator.label_tokens`);
+        None = what `data.label_tokens` allows.
     """
 
     config: ConfigDict
@@ -51,6 +55,7 @@ class StagePlan:
     mesh: Mesh | AbstractMesh
     num_steps: int | None = None
     rows: int | None = None
+    most_labels: int | None = None
 
     @property
     def stage(self) -> ConfigDict:
@@ -129,6 +134,14 @@ class StagePlan:
         """`T`, positions of a row."""
         return self.stage.seq_len or self.config.data.seq_len
 
+    @property
+    def label_tokens(self) -> int:
+        """Positions of a row whose logits are computed: none that is supervised is left out."""
+        limit = self.config.data.label_tokens or self.seq_len
+        if self.most_labels is None:
+            return limit
+        return min(limit, -(-max(self.most_labels, 1) // LABEL_MULTIPLE) * LABEL_MULTIPLE)
+
     @functools.cached_property
     def step(self) -> Any:
         """`step(state, frozen, batch) -> (state, metrics)`, jitted but not compiled; see `step.make_train_step`."""
@@ -138,7 +151,7 @@ class StagePlan:
             self.state,
             self.frozen,
             self.batch,
-            label_tokens=self.config.data.label_tokens or self.seq_len,
+            label_tokens=self.label_tokens,
             accumulation=self.stage.accumulation,
             seed=self.config.seed,
         )

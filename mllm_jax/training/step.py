@@ -1,6 +1,8 @@
 """One training step as a pure function, jitted with explicit shardings and a donated state."""
 
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -18,6 +20,10 @@ from mllm_jax.parallel.mesh import batch_shardings, replicated
 from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.parallel.sharding import param_shardings
 from mllm_jax.training.loss import weighted_loss
+
+# Elements of a block's output, and blocks, from which and up to which a step is faster on CPUs with the blocks written
+# out (docs/performance.md): smaller models compile for longer than they gain.
+UNROLLED_FROM, UNROLLED_DEPTH = 1 << 18, 12
 
 
 @flax.struct.dataclass
@@ -157,10 +163,19 @@ def _attention_pairs(config: ModelConfig, batch: Batch) -> Array:
     return sum(seen[window] for window in windows) / len(windows)
 
 
+def _unrolls(config: ModelConfig, mesh: Mesh | AbstractMesh, batch: Batch) -> bool:
+    """Whether to write the LLM's blocks out: on CPUs, where what they keep is large and they are few."""
+    kept = math.prod(batch.tokens.shape) * config.llm.width
+    return _on_cpu(mesh) and kept >= UNROLLED_FROM and config.llm.depth <= UNROLLED_DEPTH
+
+
+def _on_cpu(mesh: Mesh | AbstractMesh) -> bool:
+    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
+
+
 def _compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, Any] | None:
     """XLA's, for the devices of a mesh: vectors as wide as the CPU has them, where its default is half of AVX-512's."""
-    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_prefer_vector_width": 512} if on_cpu else None
+    return {"xla_cpu_prefer_vector_width": 512} if _on_cpu(mesh) else None
 
 
 def make_train_step(
@@ -189,13 +204,15 @@ def make_train_step(
       state, frozen, batch: arrays, or shapes with shardings.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
+    mesh = state.step.sharding.mesh
+    config = dataclasses.replace(config, unroll=_unrolls(config, mesh, batch))
 
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        compiler_options=_compiler_options(state.step.sharding.mesh),
+        compiler_options=_compiler_options(mesh),
         in_shardings=shardings,
-        out_shardings=(shardings[0], replicated(state.step.sharding.mesh)),
+        out_shardings=(shardings[0], replicated(mesh)),
     )
     def step(state: TrainState, frozen: Any, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

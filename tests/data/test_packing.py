@@ -52,6 +52,24 @@ def test_each_sample_is_in_one_row_and_rows_keep_all_limits(data):
         assert (sizes[row].sum(axis=0) <= limits.array).all()
 
 
+@pytest.mark.parametrize(
+    "limits", [RowLimits(200, 4, 200, 9), RowLimits(200, 4, 40, 9)], ids=["tokens", "labels"]
+)
+@pytest.mark.parametrize("kinds", [4, 4096])
+def test_no_row_of_any_epoch_has_more_supervised_tokens_than_is_said(limits, kinds, monkeypatch):
+    monkeypatch.setattr(packing, "KINDS", kinds)
+    rng = np.random.default_rng(0)
+    sizes = np.stack(
+        [rng.integers(20, 90, 80), rng.integers(0, 2, 80), rng.integers(0, 12, 80), np.ones(80, int)], 1
+    )
+    plan = PackingPlan(sizes, limits, seed=3, epochs=5)
+    found = [sizes[plan[row], 2].sum() for row in range(len(plan))]
+    assert max(found) <= plan.most_label_tokens() <= limits.label_tokens
+    assert plan.most_label_tokens() < 60  # of 200 where only tokens are limited
+    drawn = PackingPlan(sizes[:60], limits, seed=3, epochs=2, draws=draws)
+    assert drawn.most_label_tokens() == limits.label_tokens
+
+
 @pytest.mark.parametrize(("visual", "length", "share"), [(576, 4096, 0.975), (144, 2048, 0.99)])
 def test_useful_share_of_llava_like_lengths(visual, length, share):
     sizes = llava_like(4000, visual=visual)

@@ -68,6 +68,15 @@ def test_a_packed_stage_has_the_rows_of_its_data_and_its_own_slots(tiny_config, 
     assert packed.batch.tokens.shape == (3, packed.seq_len)
 
 
+def test_logits_are_computed_for_as_many_positions_as_the_data_supervise(tiny_config, mesh):
+    limit = tiny_config.data.label_tokens or StagePlan(tiny_config, "finetune", mesh).seq_len
+    tiny_config.data.label_tokens = limit + 32
+    assert StagePlan(tiny_config, "finetune", mesh).label_tokens == limit + 32
+    for measured, computed in ((0, 32), (32, 32), (33, 64), (limit + 32, limit + 32)):
+        plan = StagePlan(tiny_config, "finetune", mesh, rows=2, most_labels=measured)
+        assert plan.label_tokens == min(computed, limit + 32), measured
+
+
 def llama_7b(config, directory):
     """The tiny recipe with an LLM of 6.7 billion parameters, of which there is a `config.json` only."""
     directory.mkdir()

@@ -14,6 +14,7 @@ from mllm_jax.models import mllm, paths
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.parallel.mesh import batch_shardings, make_mesh, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training import step as training_step
 from mllm_jax.training.checkpoint import StageCheckpoints
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.params import place
@@ -62,6 +63,27 @@ def trainer(tiny_model, tiny_params, mesh):
         seed=0,
     )
     return step, fresh, frozen
+
+
+def test_blocks_that_are_written_out_compute_the_same(trainer, tiny_model, mesh, monkeypatch):
+    _, fresh, frozen = trainer
+    batch = to_device(tiny.make_batch(tiny_model, ROWS, LENGTH), mesh)
+    monkeypatch.setattr(training_step, "UNROLLED_FROM", 1)
+    stage = stage_config()
+    state = fresh()
+    optimizer, _ = make_optimizer(stage, state.params, 10)
+    given = (with_shardings(state, state_shardings(state, mesh, tiny_model)), frozen, batch)
+    results, loops = [], []
+    for depth in (0, tiny_model.llm.depth):
+        monkeypatch.setattr(training_step, "UNROLLED_DEPTH", depth)
+        made = make_train_step(tiny_model, optimizer, *given, label_tokens=8, accumulation=1, seed=0)
+        loops.append(made.lower(*given).as_text().count("stablehlo.while"))
+        results.append(made(fresh(), frozen, batch))
+    assert loops[1] < loops[0]
+    (looped, told), (out, told_out) = results
+    np.testing.assert_allclose(told_out["loss"], told["loss"], rtol=1e-6)
+    np.testing.assert_allclose(told_out["grad_norm"], told["grad_norm"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), out.params, looped.params)
 
 
 @pytest.fixture(scope="module")
