@@ -246,6 +246,7 @@ def test_waits_for_compilation_and_checkpoints_are_not_the_speed_of_training(
     assert max(record["step_seconds"] for record in metrics) < 0.4
 
 
+@pytest.mark.slow
 def test_a_stage_keeps_nothing_on_the_devices_that_it_does_not_use(train, tiny_config, tmp_path, monkeypatch):
     """Parameters that an earlier stage has trained are copied into the state and must not stay beside it."""
     config, earlier, alive = tiny_config, [], []

@@ -29,6 +29,7 @@ def moved(tiny_checkpoints, tiny_data, tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_prepared_data_train_the_same_without_their_sources(train, moved, tmp_path, monkeypatch, capsys):
     expected = train.train(moved, tmp_path / "run", evaluate=False)
     prepare(moved.copy_and_resolve_references(), tmp_path / "data", workers=2)

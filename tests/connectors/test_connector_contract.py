@@ -151,6 +151,7 @@ def test_whole_numbers_whose_default_is_not_positive_may_be_that(monkeypatch):
         connectors.create("shifted", spec, 8, {"shift": -1})
 
 
+@pytest.mark.slow
 def test_initial_scales_are_the_originals():
     """torch's default within 1/sqrt(fan in) for LLaVA-like projectors, N(0, 0.02) for Honeybee's and BERT's."""
     case = Case("mlp2x_gelu", width=64, llm=256)

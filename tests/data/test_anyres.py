@@ -90,6 +90,7 @@ def test_rounding(size, floor, rounded):
     assert of(rule, *size).num_tokens == rounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("several", ["tiles", "whole"])
 @pytest.mark.parametrize("merge", MERGES)
 def test_the_largest_layout_is_one_that_an_image_has(merge, several):

@@ -419,6 +419,7 @@ def test_images_of_many_strips_equal_those_of_one(compat, monkeypatch):
         np.testing.assert_array_equal(decode(data, compat=compat), expected)
 
 
+@pytest.mark.slow
 def test_memory_of_a_large_palette_image_with_transparency():
     """Composed whole, 100 million pixels took 13 bytes each; here the palette's byte and the result's three."""
     image = Image.new("P", (10_000, 10_000))

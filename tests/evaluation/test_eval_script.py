@@ -62,6 +62,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_trained_run_answers_published_benchmarks(evaluate, workdir, data, monkeypatch, capsys):
     names = {"workdir": workdir, "benchmarks": ["mmbench", "pope"], "data_dir": data, "likelihood": True}
     evaluate(**names, **SMALL)

@@ -251,6 +251,7 @@ def test_report_of_several_runs(tmp_path, capsys):
     assert report_verb.run(argparse.Namespace(runs=["x", "y"], out=None, groups=None, baseline=None)) == 2
 
 
+@pytest.mark.slow
 def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(content, "_WIDE", 1)
     write_report([make_run(tmp_path / "r0"), make_run(tmp_path / "r1", "linear", 36)], tmp_path / "out")
@@ -261,6 +262,7 @@ def test_many_runs_stand_under_each_other(tmp_path, monkeypatch):
     assert "<summary>mini: examples of r1</summary>" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_runs_that_were_asked_other_questions_are_said_to_be(tmp_path):
     runs = [make_run(tmp_path / name) for name in ("all", "few", "same")]
     summary = json.loads((runs[1] / "eval" / "summary.json").read_text())

@@ -130,6 +130,7 @@ def test_impossible_questions(model, files):
         model.likelihood(files[0], "what?", "an answer")
 
 
+@pytest.mark.slow
 def test_drawn_answers_belong_to_the_seed_and_the_prompts_number(model, files):
     settings = {"temperature": 2.0, "top_p": 0.95, "max_new_tokens": 8}
     prompts, images = ["what?", "why?", "what?", "how?", "what?"], [*files, None, files[0]]

@@ -63,6 +63,7 @@ def test_draws_are_numbered_by_the_answers_length():
 SAMPLING = Sampling(temperature=1.5, top_p=0.9, seed=11)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_batching_and_change_with_the_seed(config, params, expected):  # noqa: F811
     requests = make_requests()
     first = {a.id: a.tokens for a in run(config, params, requests, sampling=SAMPLING)}

@@ -124,6 +124,7 @@ def test_gradients_reach_all_of_mining_but_the_bias_that_cancels():
     assert all(size > 1e-5 for path, size in sizes.items() if path not in cancels), sizes
 
 
+@pytest.mark.slow
 def test_views_are_the_parts_of_the_image_and_the_whole():
     """Encoders see crops: an image whose parts differ gives as tokens of a view those of the part alone."""
     vision = EncodersConfig((SMALL, NARROW), (16, 64), "mining", 2, True)

@@ -207,6 +207,7 @@ def test_a_stage_that_trains_the_tower_is_refused(tiny_config):
         preflight.check_stages(tiny_config, model, tokenizer, mesh)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_and_does_not_run_the_tower(train, tiny_config, tmp_path, monkeypatch):
     """Stage 1 of the tiny recipe with `dci`, whose group means are cached too.
 

@@ -67,6 +67,7 @@ def run(model, trained, frozen, batch, key=KEY):
 # ------------------------------------------------------------------------------------- what one update computes
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_merged_weights_projected(tiny_model, tiny_params, batch):
     """With W' = W + s A B and G = dL/dW' of the plain model: dL/dA = s G B^T, dL/dB = s A^T G."""
     settings = LoRA(rank=3, alpha=6, dropout=0.0, targets=BOTH)
