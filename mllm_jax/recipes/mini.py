@@ -58,7 +58,7 @@ def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
     finetune.sources = {"instructions": _mini_world("finetune", "instruct", 4800)}
     # Conversations have 184 tokens on average, and 9 of 10 an image.
     finetune.samples_per_row = 8
-    finetune.image_slots = 2 if visual > 72 else 3
+    finetune.image_slots = 2 if visual > 72 else 4  # so that two devices have equally many rows
     finetune.seq_len = _rounded(finetune.image_slots * (186 + visual))
     finetune.batch_size = 16
     finetune.optimizer = "muon"
