@@ -184,7 +184,7 @@ BENCHMARK: Schema = {
 CONNECTOR: Schema = {
     "name": Key("mlp2x_gelu", "which connector (docs/connectors.md)", choices=tuple(connectors.CONNECTORS),
                 synonyms=("type", "mm_projector_type", "projector")),
-    "path": Key("", "a checkpoint whose connector training starts from; \"\" = fresh weights", path=True,
+    "path": Key("", "a checkpoint whose connector training starts from; \"\" = fresh weights", path=True, bucket=True,
                 synonyms=("pretrain_mm_mlp_adapter", "checkpoint")),
     "allow_mismatch": Key(False, "take its weights although it was trained as another model (docs/models.md)"),
     **{name: keys for name in connectors.CONNECTORS if (keys := connectors.declared_options(name))},
@@ -194,7 +194,7 @@ SCHEMA: Schema = {
     "model": {
         "connector": CONNECTOR,
         "vision": {
-            "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,
+            "path": Key("mini", "`mini`, a directory (also gs://), or a Hugging Face id", path=True, bucket=True,
                         synonyms=("vision_tower", "tower", "encoder", "name")),
             "image_size": Key(84, "side of the images that the encoder sees, in pixels", least=1,
                               synonyms=("resolution", "image_res", "size", "res")),
@@ -241,7 +241,7 @@ SCHEMA: Schema = {
                            synonyms=("mm_newline_position",)),
         },
         "llm": {
-            "path": Key("mini", "`mini`, a directory, or a Hugging Face id", path=True,
+            "path": Key("mini", "`mini`, a directory (also gs://), or a Hugging Face id", path=True, bucket=True,
                         synonyms=("model_name_or_path", "name", "base")),
             "remat": Key("full", "what is computed again in the backward pass to save memory", choices=REMAT,
                          resumable=True, synonyms=("gradient_checkpointing", "checkpointing", "rematerialize")),
@@ -258,7 +258,8 @@ SCHEMA: Schema = {
                        synonyms=("order",)),
     "seed": Key(42, "of fresh parameters, data order and dropout", least=0, synonyms=("random_seed", "rng")),
     "data": {
-        "dir": Key("", "where prepared data sets are kept; \"\" = WORKDIR/data", path=True, resumable=True,
+        "dir": Key("", "where prepared data sets are kept (with `data.prepared` also gs://); \"\" = WORKDIR/data",
+                   path=True, bucket=True, resumable=True,
                    synonyms=("data_dir", "cache_dir", "path")),
         "seed": Key(None, "of what is drawn here (the mini world and its benchmark); None = `seed`", of=int, least=0),
         "seq_len": Key(2048, "tokens a row holds, visual tokens included", least=1,
@@ -376,8 +377,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def map_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
-    """Replaces the value of every key that is a path by `change(value)`, in place.
+def map_paths(config: ConfigDict, change: Callable[[str, bool], str]) -> None:
+    """Replaces the value of every key that is a path by `change(value, whether it may be in a bucket)`, in place.
 
     Raises:
       ConfigError: `change` raised ValueError; the key is named.
@@ -385,7 +386,7 @@ def map_paths(config: ConfigDict, change: Callable[[str], str]) -> None:
     for key, node, place, name in list(_values(config, SCHEMA)):
         if node.path and isinstance(place[name], str):
             with config_key_error(key):
-                place[name] = change(place[name])
+                place[name] = change(place[name], node.bucket)
 
 
 def _values(config: ConfigDict, schema: Schema, path: str = "") -> Iterator[tuple[str, Key, ConfigDict, str]]:

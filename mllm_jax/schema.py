@@ -48,6 +48,7 @@ class Key:
       items: type of the items of a tuple.
       fault: says what is wrong with a value that passed all of the above, or None.
       path: whether it is a path on this machine, whose `~` is expanded.
+      bucket: whether that may be in a bucket, too.
       resumable: whether a stopped run may be continued with another value.
       synonyms: what people type who do not know the key.
     """
@@ -64,6 +65,7 @@ class Key:
     items: type | None = None
     fault: Callable[[Any], str | None] | None = None
     path: bool = False
+    bucket: bool = False
     resumable: bool = False
     synonyms: tuple[str, ...] = ()
 
@@ -94,7 +96,7 @@ class Key:
             return f"must be of type {name}, not {value!r}"
         if _is_number(value) and value not in self.special and not self._within(value):
             return f"must be {self.valid or 'finite'}, not {value!r}"
-        if self.path and (fault := storage.fault(value)):
+        if self.path and (fault := storage.fault(value, self.bucket)):
             return f"is {value!r}: it {fault}"
         return self.fault(value) if self.fault else None
 

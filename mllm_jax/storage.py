@@ -1,6 +1,7 @@
 """Paths as users type them: on this machine, or in a bucket of Google Cloud Storage (`gs://bucket/run`).
 
-A work directory may be either, everything else is on this machine. What takes a path below a work directory takes an
+A work directory may be either. Prepared data and checkpoints that are read may be in a bucket, too: they are copied to
+this machine first (`bucket_copy`). Everything else is on this machine. What takes a path below a work directory takes a
 `Path` and uses only what both kinds have: `/`, `name`, `parent`, `exists`, `is_dir`, `is_file`, `iterdir`, `glob`,
 `read_bytes` and `unlink`; for the rest there are the functions here, and it writes with `mllm_jax.files`.
 
@@ -21,29 +22,45 @@ from etils import epath
 Path = pathlib.Path | epath.Path  # what may be below a work directory
 STORAGE = re.compile(r"(gs|s3|az|abfss?|wasbs?|hdfs|hf|r2|oci)://")
 BUCKET = "gs://"
-LOCAL_ONLY = "is object storage, and only a work directory may be kept there: give a local folder (or a mounted bucket)"
+LOCAL_ONLY = (
+    "is object storage, and only a work directory, prepared data and checkpoints may be there: give a local file or "
+    "folder (or a mounted bucket)"
+)
 
 
-def fault(text: str) -> str | None:
-    """What keeps a path from being one on this machine, for `Key.fault`; None if nothing does."""
+def fault(text: str, buckets: bool = False) -> str | None:
+    """What keeps a path from being one that can be used, for `Key.fault`; None if nothing does.
+
+    Args:
+      buckets: it may also be in a bucket.
+    """
     if not STORAGE.match(text):
         return None
-    if text.startswith(BUCKET):
+    if not text.startswith(BUCKET):
+        return (
+            f"is object storage that is not supported: a work directory may be on {BUCKET}; give a local folder (or a "
+            "mounted bucket)"
+        )
+    if not buckets:
         return LOCAL_ONLY
-    return (
-        f"is object storage that is not supported: a work directory may be on {BUCKET}; give a local folder (or a "
-        "mounted bucket)"
-    )
+    try:
+        as_path(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def local_path(text: str) -> str:
+def local_path(text: str, buckets: bool = False) -> str:
     """A path with `~` expanded; an empty one stays empty.
+
+    Args:
+      buckets: one in a bucket stays as it is.
 
     Raises:
       ValueError: object storage, as in "gs://bucket/run".
     """
-    if problem := fault(text):
-        raise ValueError(f"{text} {problem}")
+    if problem := fault(text, buckets):
+        raise ValueError(problem if problem.startswith(BUCKET) else f"{text} {problem}")
     return os.path.expanduser(text)
 
 
@@ -145,10 +162,7 @@ def expand_arguments(arguments: Iterable[str], buckets: Collection[str] = ()) ->
         named = option or (before if before.startswith("-") and "=" not in before else "")
         before = argument
         try:
-            if value.startswith(BUCKET) and named.lstrip("-") in buckets:
-                as_path(value)
-            else:
-                value = local_path(value)
+            value = local_path(value, named.lstrip("-") in buckets)
         except ValueError as error:
             raise ValueError(f"{named}: {error}" if named else str(error)) from None
         expanded.append(f"{option}{equals}{value}")

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mllm_jax import bucket_lock, files, lock, storage
+from mllm_jax.bucket_copy import local_copy
 from mllm_jax.bucket_lock import BucketLock
 from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
 from mllm_jax.line_file import LineFile
@@ -30,15 +31,25 @@ SHOWN = 5  # further keys that an error names
 def data_dir(config: ConfigDict, workdir: Path) -> pathlib.Path:
     """Where a run's prepared data are, on this machine: `data.dir`, or `data/` in the work directory.
 
+    What `mllm-jax prepare` wrote and somebody put into a bucket is copied to this machine first.
+
     Raises:
-      ConfigError: neither is on this machine.
+      ConfigError: neither is on this machine, and data still have to be prepared.
     """
+    if config.data.dir.startswith(storage.BUCKET):
+        if not config.data.prepared:
+            raise ConfigError(
+                f"config key 'data.dir' is {config.data.dir}, from where only prepared data are read: run `mllm-jax "
+                "prepare` with a local folder, copy that into the bucket and give --config.data.prepared, or give a "
+                "local folder here"
+            )
+        return local_copy(storage.as_path(config.data.dir))
     if config.data.dir:
         return pathlib.Path(config.data.dir)
     if storage.is_bucket(workdir):
         raise ConfigError(
             f"config key 'data.dir' is not set and the work directory is {workdir}: prepared data are read from a "
-            "local folder; give --config.data.dir=FOLDER (see docs/operating.md)"
+            "local folder, or copied into one; give --config.data.dir=FOLDER (see docs/operating.md)"
         )
     return workdir / "data"
 
@@ -63,7 +74,7 @@ def saved_config(workdir: Path) -> ConfigDict:
     ) as error:  # ConfigDict takes few names of keys
         raise ConfigError(f"{workdir / CONFIG}: {error}") from error
     bases = _bases(workdir)
-    map_paths(config, lambda path: _located(path, bases))
+    map_paths(config, lambda path, _: _located(path, bases))
     return config
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 
 import object_store
@@ -10,8 +11,10 @@ import test_train
 import tiny
 from absl.testing import flagsaver
 
-from mllm_jax import bucket_lock, files, line_file, lock, storage
+from mllm_jax import bucket_copy, bucket_lock, files, line_file, lock, storage
+from mllm_jax.bucket_copy import local_copy
 from mllm_jax.cli.main import main
+from mllm_jax.cli.prepare import prepare
 from mllm_jax.config import ConfigError
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
@@ -187,6 +190,118 @@ def test_of_several_that_want_the_lock_one_gets_it(bucket):
     held[0].check()
 
 
+# ----------------------------------------------------------------------------------------- what is copied from there
+
+
+@pytest.fixture
+def copies(monkeypatch, tmp_path):
+    """Where copies are kept, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local_copy.cache_clear()
+    yield bucket_copy.home()
+    local_copy.cache_clear()
+
+
+def copied(capsys):
+    """How many files the copies since the last call have copied."""
+    local_copy.cache_clear()
+    return sum(int(found) for found in re.findall(r"copying (\d+) files", capsys.readouterr().out))
+
+
+def test_a_folder_is_copied_once_and_then_what_has_changed(bucket, copies, capsys):
+    there = bucket / "data"
+    for name in ("a.txt", "b/c.txt", "b/d.txt"):
+        files.write_text(there / name, name)
+    folder = local_copy(there)
+    assert {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*.txt")} == {
+        name: name for name in ("a.txt", "b/c.txt", "b/d.txt")
+    }
+    assert copied(capsys) == 3
+    (folder / "sizes").write_text("made here")
+    assert local_copy(there) == folder
+    assert copied(capsys) == 0
+    files.write_text(there / "a.txt", "other")  # of the same size: the generation tells
+    (there / "b" / "c.txt").unlink()
+    (folder / "b" / "d.txt").write_text("cut o")
+    local_copy(there)
+    assert copied(capsys) == 2
+    assert (folder / "a.txt").read_text() == "other"
+    assert (folder / "b" / "d.txt").read_text() == "b/d.txt"
+    assert not (folder / "b" / "c.txt").exists()
+    assert (folder / "sizes").read_text() == "made here"
+    assert local_copy(there / "a.txt") == folder / "a.txt"
+    assert copied(capsys) == 0
+
+
+def test_a_copy_that_was_stopped_goes_on(bucket, copies, capsys, monkeypatch):
+    there, replace, done = bucket / "stopped", os.replace, []
+    for number in range(4):
+        files.write_text(there / f"{number}.txt", f"{number}")
+
+    def stops(source, target):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(bucket_copy, "THREADS", 1)
+    monkeypatch.setattr(bucket_copy.os, "replace", stops)
+    with pytest.raises(KeyboardInterrupt):
+        local_copy(there)
+    monkeypatch.setattr(bucket_copy.os, "replace", replace)
+    capsys.readouterr()
+    folder = local_copy(there)
+    assert copied(capsys) == 2
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".jsonl") == [
+        f"{number}.txt" for number in range(4)
+    ]
+
+
+def test_what_cannot_be_copied_is_named(bucket, copies, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="gs://bucket/nothing holds nothing"):
+        local_copy(bucket / "nothing")
+    files.write_text(bucket / "large" / "a", "text")
+    usage = bucket_copy.shutil.disk_usage("/")._replace(free=3)
+    monkeypatch.setattr(bucket_copy.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"gs://bucket/large needs 4 B in .* where 3 B are free; make room"):
+        local_copy(bucket / "large")
+    assert bucket_copy._leads_out("a/../../b")
+    assert bucket_copy._leads_out("a//b")
+    assert not bucket_copy._leads_out("a..b/c")
+
+
+def test_data_are_not_prepared_in_a_bucket(train, tiny_config, bucket, copies):
+    tiny_config.data.dir = f"{bucket}/data"
+    with pytest.raises(
+        ConfigError, match=r"'data\.dir' is gs://bucket/data, .* give --config\.data\.prepared"
+    ):
+        train.train(tiny_config, bucket / "not_prepared", evaluate=False)
+
+
+def upload(folder, there):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.write_bytes(there / path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+@pytest.mark.slow
+def test_a_run_trains_from_checkpoints_and_prepared_data_in_a_bucket(
+    train, tiny_checkpoints, tiny_data, bucket, copies, tmp_path
+):
+    config = tiny.recipe(tiny_checkpoints, tiny_data)
+    prepare(config, tmp_path / "data", workers=1)
+    config.data.prepared = True
+    train.train(config, tmp_path / "local", evaluate=False)
+    upload(tmp_path / "data", bucket / "prepared")
+    for name, path in tiny_checkpoints.items():
+        upload(path, bucket / "models" / name)
+        config.model[name].path = f"{bucket}/models/{name}"
+    config.data.dir = f"{bucket}/prepared"
+    train.train(config, bucket / "from_bucket", evaluate=False)
+    assert test_train.curve(bucket / "from_bucket") == test_train.curve(tmp_path / "local")
+    assert main(["inspect", f"{bucket}/models/llm"]) == 0
+
+
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -255,13 +370,14 @@ def test_parameters_that_were_not_written_whole_do_not_count(train, finished):
 
 
 @pytest.mark.slow
-def test_a_run_is_exported(finished, bucket, tmp_path, capsys):
+def test_a_run_is_exported(finished, bucket, tmp_path, capsys, monkeypatch):
     _, directory = finished
     assert main(["export", f"--from={directory}", f"--to={tmp_path}/out", "--format=orbax"]) == 0
     assert (tmp_path / "out" / "model.json").is_file()
-    files.write_text(bucket / "no_run" / "config.json", "{}")
-    assert main(["export", f"--from={bucket}/no_run", f"--to={tmp_path}/other"]) == 1
-    assert "no_run is no work directory" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files.write_text(bucket / "no_model" / "config.json", "{}")
+    assert main(["export", f"--from={bucket}/no_model", f"--to={tmp_path}/other"]) == 1
+    assert "no_model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_a_bucket_is_taken_where_it_can_be_used_and_other_storage_nowhere(monkey
     for given in (["--workdir=gs://b/run"], ["--workdir", "gs://b/run"], ["-x", "y", "--workdir=gs://b/run"]):
         assert storage.expand_arguments(given, buckets=("workdir",)) == given
     assert storage.expand_arguments(["gs://b/run"], buckets=("",)) == ["gs://b/run"]
-    with pytest.raises(ValueError, match=r"^--json: gs://b/x is object storage, and only a work directory"):
+    with pytest.raises(ValueError, match=r"^--json: gs://b/x is object storage, and only a work directory, "):
         storage.expand_arguments(["--json", "gs://b/x"], buckets=("workdir", ""))
     with pytest.raises(ValueError, match=r"^--workdir: s3://b/run is object storage that is not supported"):
         storage.expand_arguments(["--workdir=s3://b/run"], buckets=("workdir",))

@@ -23,7 +23,7 @@ import re
 from typing import Any
 
 from mllm_jax.console import complain
-from mllm_jax.storage import Path, as_path, is_bucket
+from mllm_jax.storage import Path, as_path
 
 BUCKETS = ("from",)
 
@@ -221,10 +221,6 @@ def load_any(source: str, stage: str | None = None):
 
     if runs.is_run(as_path(source)):
         return _load_run(as_path(source), stage)
-    if is_bucket(as_path(source)):
-        raise FileNotFoundError(
-            f"{source} is no work directory of train.py, which is all that is read from a bucket"
-        )
     model, params, _ = checkpoints.load_model(source)
     directory = resolve_path(source)
     has_tokenizer = any(

@@ -13,10 +13,10 @@
   dtype); such a checkpoint can also be used as it is, as model.vision.path or model.llm.path. `--part vision` and
   `--part llm` take this part out of a larger checkpoint, also of one that is not supported as a whole.
 
-`--from` is a directory or a hub id (the user's cache and token are used; `.bin` is read only where there is no
-safetensors). Every key of its config.json that changes the computation is understood or refused by name; tensors that
-no parameter takes are listed, or an error when they are unknown. Peak memory is the model and twice its largest tensor;
-with `--form orbax` Orbax holds a second copy while it writes.
+`--from` is a directory, also in a bucket (gs://), or a hub id (the user's cache and token are used; `.bin` is read only
+where there is no safetensors). Every key of its config.json that changes the computation is understood or refused by
+name; tensors that no parameter takes are listed, or an error when they are unknown. Peak memory is the model and twice
+its largest tensor; with `--form orbax` Orbax holds a second copy while it writes.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import pathlib
 from mllm_jax.console import complain
 from mllm_jax.data.templates import check_name
 
+BUCKETS = ("from", "base", "tower")
 FORMS = ("safetensors", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
 DUAL = (

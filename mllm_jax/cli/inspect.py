@@ -20,6 +20,8 @@ from typing import Any
 
 from mllm_jax.console import complain, make_console, print_table, say, size_text
 
+BUCKETS = ("",)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's arguments."""

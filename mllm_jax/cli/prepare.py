@@ -30,7 +30,7 @@ from mllm_jax.evaluation.run import open_benchmark
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
-from mllm_jax.storage import as_path
+from mllm_jax.storage import as_path, local_path
 from mllm_jax.training import preflight
 from mllm_jax.training.sources import prepare_stage
 from mllm_jax.workdir import data_dir
@@ -93,6 +93,8 @@ def main(arguments: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)  # tensorflow-datasets tells what it writes
         if not (config.value.data.dir or workdir.value):
             raise ConfigError("config key 'data.dir' is not set: give a folder for the data, or --workdir")
+        with config_key_error("data.dir"):
+            local_path(config.value.data.dir)
         folder = data_dir(config.value, as_path(workdir.value or "."))
         chosen = None
         if names.value:

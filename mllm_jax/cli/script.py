@@ -57,7 +57,7 @@ USER_ERRORS = (
     SampleError,
     StoreError,
 )
-BUCKETS = ("workdir", "out")  # options that take a path in a bucket, too
+BUCKETS = ("workdir", "out", "model", "tower", "tokenizer")  # options that take a path in a bucket, too
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 flags.DEFINE_string(

@@ -25,7 +25,7 @@ from mllm_jax.interop.native import DTYPES
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.parallel.sharding import param_shardings
-from mllm_jax.storage import Path, as_path, is_bucket
+from mllm_jax.storage import Path, as_path
 from mllm_jax.workdir import saved_config
 
 
@@ -49,6 +49,7 @@ def load(
     Args:
       path: the work directory of a run of train.py, also in a bucket (gs://); a directory that `mllm-jax import` or
         `export` wrote; a checkpoint in the llava-hf, llava or honeybee layout, as a directory or a Hugging Face id.
+        Directories may be in a bucket.
       template: name of the conversation template that the model was trained with (`data.templates`). A run and what
         is exported from it record it; a published checkpoint does not, so there it must be given ("vicuna_v1" for
         LLaVA-1.5).
@@ -77,10 +78,6 @@ def load(
         return _load_run(directory, stage, template, mesh)
     if stage is not None:
         raise ConfigError(f"stage={stage!r} is of a run of train.py, and {path} is none; leave it out")
-    if is_bucket(directory):
-        raise ConfigError(
-            f"{directory} is no work directory of train.py, which is all that is read from a bucket"
-        )
     return _load_checkpoint(path, template, aspect, dtype, tower, tokenizer, mesh)
 
 

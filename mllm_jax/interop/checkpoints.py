@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax import files
+from mllm_jax.bucket_copy import local_copy
 from mllm_jax.interop import families, native, recorded, special_tokens, tile_fields
 from mllm_jax.interop.assemble import Placement, Report, Shape, read_tree, write_plan
 from mllm_jax.interop.composite import EXTENSION, Composite, read_composite
@@ -36,6 +37,7 @@ from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.models.positions import resize_position_table
 from mllm_jax.models.vit import VisionConfig
+from mllm_jax.storage import BUCKET, as_path
 
 CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
 
@@ -213,7 +215,7 @@ def load_connector(
       ValueError: no layout in which this connector is published is there, a tensor that does not fit, or a checkpoint
         whose own description differs from `model`; both values are named.
     """
-    path = pathlib.Path(path).expanduser()
+    path = local_copy(as_path(path)) if str(path).startswith(BUCKET) else pathlib.Path(path).expanduser()
     directory = path.parent if path.is_file() else resolve_path(path)
     if not allow_mismatch:
         recorded.check(directory, model, template)

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm_jax import limits
+from mllm_jax.bucket_copy import local_copy
 from mllm_jax.data.preprocessing import ImageProcessor, UnsupportedProcessorError
 from mllm_jax.schema import nearest
+from mllm_jax.storage import BUCKET, as_path
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 MINI = "mini"
@@ -41,8 +43,8 @@ def resolve_path(path: str | pathlib.Path, shipped: str = "mini_llm") -> pathlib
     """The local directory of a checkpoint.
 
     Args:
-      path: "mini" (an asset of this package), an existing directory, or a hub id, downloaded by
-        huggingface_hub into the user's cache with the user's token.
+      path: "mini" (an asset of this package), an existing directory, one in a bucket (gs://), which is copied into
+        the user's cache, or a hub id, downloaded by huggingface_hub into the user's cache with the user's token.
       shipped: which asset "mini" means: "mini_llm" or "mini_vit".
 
     Raises:
@@ -55,6 +57,8 @@ def resolve_path(path: str | pathlib.Path, shipped: str = "mini_llm") -> pathlib
                 f"{directory} is missing: reinstall mllm-jax or run configs/mini_foundation.py"
             )
         return directory
+    if str(path).startswith(BUCKET):
+        return local_copy(as_path(str(path)))
     local = pathlib.Path(path).expanduser()
     if local.is_dir():
         return local
