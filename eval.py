@@ -4,6 +4,7 @@
     python eval.py --workdir=runs/quickstart --stage=pretrain --out=runs/quickstart/after_pretrain
     python eval.py --workdir=runs/mine --benchmark=vqa --path=test.json --images=images
     python eval.py --workdir=runs/mine --benchmarks=mmbench,mme,pope --data_dir=benchmarks
+    python eval.py --workdir=runs/quickstart --benchmark=mini_video --out=runs/quickstart_video
     python eval.py --model=models/llava --template=vicuna_v1 --benchmarks=vqav2:split=test-dev2015 \\
         --data_dir=benchmarks --out=runs/llava
 
@@ -59,7 +60,14 @@ PREPARED = flags.DEFINE_string(
     "",
     "Folder where --benchmarks are first written as tensorflow-datasets data, and read from then on.",
 )
-BLIND = flags.DEFINE_bool("blind", True, "Also answer with the image replaced by its mean.")
+VIDEO = flags.DEFINE_list(
+    "video",
+    [],
+    "How videos are read: KEY=VALUE of model.video (docs/config.md), by commas (default: the model's way).",
+)
+BLIND = flags.DEFINE_bool(
+    "blind", True, "Also answer with the image replaced by its mean, or a video by a frame."
+)
 LIKELIHOOD = flags.DEFINE_bool("likelihood", False, "Also score multiple choice by the options' likelihood.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Prompts at once (default: the run's).", lower_bound=1)
 MAX_NEW_TOKENS = flags.DEFINE_integer(
@@ -95,8 +103,26 @@ def check_flags() -> None:
             raise ConfigError("--model has no benchmarks of its own: give --benchmarks or --benchmark")
     if BENCHMARKS.value and not DATA_DIR.value:
         raise ConfigError("--benchmarks needs --data_dir, the folder that holds a folder per benchmark")
+    video_settings()
     if BENCHMARKS.value and BENCHMARK.value:
         raise ConfigError("give either --benchmarks (published ones) or --benchmark with --path (your own)")
+
+
+def video_settings() -> dict[str, int | str]:
+    """`--video` as keys of `model.video` and their values.
+
+    Raises:
+      ConfigError: no such key, or no value of it.
+    """
+    found: dict[str, int | str] = {}
+    for pair in VIDEO.value:
+        name, _, text = pair.partition("=")
+        key = declared(f"model.video.{name}")
+        value = int(text) if key.kind is int and text.isdecimal() else text
+        if problem := key.problem(value):
+            raise ConfigError(f"--video: {name!r} {problem}")
+        found[name] = value
+    return found
 
 
 def main(_):
@@ -138,7 +164,8 @@ def main(_):
         )
 
         # ------------------------------------------------------------------------- answers, scores and report
-        run.evaluate(model, eval_config(config, workdir), as_path(OUT.value or workdir))
+        out = as_path(OUT.value or workdir)
+        run.evaluate(model, eval_config(config, workdir), out, video=video_settings())
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ STAGE: Schema = {
 
 # One benchmark that `eval.py` answers.
 BENCHMARK: Schema = {
-    "kind": Key("mini", "`mini`, `vqa`, `caption` or a published one (docs/benchmarks.md)", synonyms=("type", "name"),
-                resumable=True),
+    "kind": Key("mini", "`mini`, `mini_video`, `vqa`, `caption` or a published one (docs/benchmarks.md)",
+                synonyms=("type", "name"), resumable=True),
     "path": Key("", "its question file, or a published one's folder; mini: \"\" = made in the work directory",
                 path=True, synonyms=("json", "questions", "file", "question_file")),
     "images": Key("", "folder that its image paths are relative to", path=True, resumable=True,

@@ -51,6 +51,7 @@ USER_ERRORS = (
     DatasetMismatchError,
     ImageError,
     LockLostError,
+    ModuleNotFoundError,
     NonFiniteLoss,
     OSError,
     OtherProcessError,

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from mllm_jax import limits
 from mllm_jax.data.images import MAX_PIXELS, ImageError
 
-INSTALL = "videos are read with PyAV, which is not installed: pip install 'mllm-jax[video]'"
+INSTALL = "videos are read and written with PyAV, which is not installed: pip install 'mllm-jax[video]'"
 AGAIN = "write the file anew (ffmpeg -i FILE NEW.mp4) or leave it out"
 
 # Containers that hold one file's own frames; others name further files or addresses, which are not opened.

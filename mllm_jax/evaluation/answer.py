@@ -4,6 +4,7 @@ A folder holds one benchmark's answers by one model:
 
     manifest.json       whose answers these are
     predictions.jsonl   the model's answers          predictions_open.jsonl   the same questions without options
+    single_frame.jsonl  shown one frame of a video   single_frame_open.jsonl
     blind.jsonl         the model without images     blind_open.jsonl
     majority.jsonl      the majority answer          majority_open.jsonl
     likelihood.jsonl    the option that the model finds likeliest
@@ -12,23 +13,20 @@ A folder holds one benchmark's answers by one model:
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 from rich.console import Console
 
 from mllm_jax import files
 from mllm_jax.console import progress_bar
-from mllm_jax.data.batch import Size
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.conversations import IMAGE, SampleError, Turn, render
-from mllm_jax.data.layout import VisualLayout, layouts
 from mllm_jax.data.tokens import encode_prompt, encode_sample
-from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, Benchmark, Question
+from mllm_jax.evaluation.benchmarks.base import MAIN, OPEN, VIDEOS, Benchmark, Question
+from mllm_jax.evaluation.media import BLIND, PREDICTIONS, SINGLE_FRAME, Media, watching
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.batching import DEFAULT_BUCKETS, Request
 from mllm_jax.inference.generate import generate
@@ -39,18 +37,20 @@ from mllm_jax.storage import Path
 
 Rows = Iterator[dict[str, Any]]
 OnBatch = Callable[[int], None]  # takes how many questions are answered
-PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD = "predictions", "blind", "majority", "likelihood"
+MAJORITY, LIKELIHOOD = "majority", "likelihood"
+CONDITIONS = (PREDICTIONS, SINGLE_FRAME, BLIND, MAJORITY, LIKELIHOOD)
 MEETING = 64  # answers after which the processes of a run make sure that all of them have been written
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a model is asked; only `max_new_tokens` and `overlong` can change an answer.
+    """How a model is asked; only `max_new_tokens`, `overlong` and `video` can change an answer.
 
     Attributes:
       max_new_tokens: at most so many tokens per answer.
       overlong: what becomes of a prompt that does not fit the LLM's context together with `max_new_tokens`: "error", or
         "empty": the answer is empty, its row says `too_long`, and the scorer counts it as an empty answer.
+      video: how videos are read, where not as the model does or as in Dense Connector; see `Model.with_video`.
       batch_size: prompts at once.
       buckets: lengths to which what follows an image is padded.
       threads: threads that decode images.
@@ -58,6 +58,7 @@ class Settings:
 
     max_new_tokens: int = 16
     overlong: str = "error"
+    video: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 16
     buckets: tuple[int, ...] = DEFAULT_BUCKETS
     threads: int = 4
@@ -83,12 +84,12 @@ def answer_benchmark(
 
     Args:
       name: the benchmark's, for the progress bar.
-      blind: also without images, and the majority answer.
+      blind: also without images, of videos with a single frame, and the majority answer.
       likelihood: multiple choice also by the options' likelihood.
 
     Returns:
       The contents of `scores.json`: the score contract's object for the model's answers and, under `blind`,
-      `majority`, `likelihood` and `open` (with the three conditions inside), those of the other files.
+      `single_frame`, `majority`, `likelihood` and `open` (with the conditions inside), those of the other files.
 
     Raises:
       StoreError: the folder holds answers of another model, benchmark or setting, or the processes do not see the same.
@@ -108,13 +109,19 @@ def answer_benchmark(
         identity["overlong"] = settings.overlong
     if benchmark.sampling is not None:
         identity["sampling"] = dataclasses.asdict(benchmark.sampling)
+    videos = [question.medium == VIDEOS for question in benchmark.questions]
+    if any(videos):
+        model = watching(model, benchmark, settings.video)
+        identity["video"] = dataclasses.asdict(model.config.video)
     with processes.together("manifest checked"):
         if _is_first_process():
             check_manifest(directory, identity)
     asking = _Asking(model, benchmark, directory, settings, name, console)
-    asking.generate(blind=False)
+    asking.generate(PREDICTIONS)
     if blind and benchmark.has_baselines:
-        asking.generate(blind=True)
+        if all(videos):
+            asking.generate(SINGLE_FRAME)
+        asking.generate(BLIND)
     if likelihood and any(question.options for question in benchmark.questions):
         asking.compare_options()
     scores: dict[str, Any] = {}
@@ -138,17 +145,17 @@ class _Asking:
     name: str
     console: Console | None
 
-    def generate(self, blind: bool) -> None:
-        """Generates the answers that are missing in `predictions` (or `blind`) files."""
+    def generate(self, condition: str) -> None:
+        """Generates the answers that are missing in a condition's files."""
         model, settings = self.model, self.settings
         template = resolve_template(model.template, model.tokenizer)
+        media = Media(model, self.benchmark, condition)
 
         def request(question: Question) -> Request:
             which, turns = str(question.row["question_id"]), [question_turn(question)]
-            found = self._layouts(question.images, blind)
+            found = media.layouts(question)
             prompt = encode_prompt(template, turns, model.tokenizer, found, sample=which)
-            # Blind, all images are the same one.
-            return Request(which, prompt, ("",) * len(question.images) if blind else question.images)
+            return Request(which, prompt, media.keys(question))
 
         def fits(question: Question) -> bool:
             if settings.overlong == "error":  # found out by `generate`, without encoding twice
@@ -163,7 +170,7 @@ class _Asking:
                 model.params,
                 (request(question) for question, fit in zip(questions, fitting, strict=True) if fit),
                 model.tokenizer,
-                load_image=self._load_blind if blind else self._load_image,
+                load_image=media.load,
                 max_new_tokens=settings.max_new_tokens,
                 stop_ids=ids,
                 stop_text=stop_text,
@@ -181,23 +188,24 @@ class _Asking:
                     row = self.benchmark.answer_row(question, "", (None, "too_long"))
                     yield row | {"stopped": False, "new_tokens": 0}
 
-        condition, title = (BLIND, f"{self.name}, blind") if blind else (PREDICTIONS, self.name)
+        title = self.name if condition == PREDICTIONS else f"{self.name}, {condition.replace('_', ' ')}"
         self._append_missing(self.benchmark.questions, condition, title, answers)
 
     def compare_options(self) -> None:
         """Answers multiple choice by the likeliest option, in `likelihood.jsonl`."""
         model = self.model
         template = resolve_template(model.template, model.tokenizer)
+        media = Media(model, self.benchmark)
 
         def requests(questions: Sequence[Question]) -> Iterator[list[Request]]:
             for question in questions:
-                found, which = self._layouts(question.images), str(question.row["question_id"])
+                found, which = media.layouts(question), str(question.row["question_id"])
                 options = []
                 for option in question.options:
                     turns = [question_turn(question), Turn("gpt", (option,))]
                     spans = render(template, turns, sample=which)
                     sample = encode_sample(spans, model.tokenizer, found, sample=which)
-                    options.append(Request(which, sample, question.images))
+                    options.append(Request(which, sample, media.keys(question)))
                 yield options
 
         def answers(questions: Sequence[Question], on_batch: OnBatch) -> Rows:
@@ -205,7 +213,7 @@ class _Asking:
                 model.config,
                 model.params,
                 requests(questions),
-                load_image=self._load_image,
+                load_image=media.load,
                 **self._batching,
             )
             for question, scores in zip(questions, found, strict=True):
@@ -220,28 +228,6 @@ class _Asking:
     @property
     def _batching(self) -> dict[str, Any]:
         return {name: getattr(self.settings, name) for name in ("batch_size", "buckets", "threads")}
-
-    def _layouts(self, images: Sequence[str], blind: bool = False) -> list[VisualLayout]:
-        """How each image of a question becomes visual tokens."""
-
-        def read_size(name: str) -> Size:
-            if blind:
-                return self.model.blind_image().shape[:2]
-            return self.model.image_size(self.benchmark.read_image(name), self._source(name))
-
-        return layouts(
-            self.model.config.visual_layout, [functools.partial(read_size, name) for name in images]
-        )
-
-    def _load_image(self, name: str, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
-        return self.model.image(self.benchmark.read_image(name), self._source(name), layout)
-
-    def _load_blind(self, _: str, layout: VisualLayout) -> UInt8[np.ndarray, "n H W 3"]:
-        image = self.model.blind_image()
-        return np.broadcast_to(image, (len(layout.slots), *image.shape))
-
-    def _source(self, name: str) -> str:
-        return f"question {self.benchmark.question_about(name)!r}, {name}"
 
     def _append_missing(
         self,
@@ -298,7 +284,7 @@ def answer_by_majority(benchmark: Benchmark, directory: Path) -> None:
 def score_files(benchmark: Benchmark, directory: Path) -> dict[str, Any]:
     """Scores every file of answers in a folder; see `answer_benchmark`."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for condition in (PREDICTIONS, BLIND, MAJORITY, LIKELIHOOD):
+    for condition in CONDITIONS:
         for part in _parts(benchmark):
             path = answers_file(directory, condition, part)
             if path.exists() and (result := benchmark.score_answers(path)) is not None:
@@ -307,11 +293,12 @@ def score_files(benchmark: Benchmark, directory: Path) -> dict[str, Any]:
         rows = AnswerFile(answers_file(directory, PREDICTIONS, MAIN), writable=False).rows.values()
         unparsed = sum(row["parsed"] is None for row in rows)
         empty: dict[str, Any] = {"score": None, "subtasks": {}, "groups": {}}
-        return {"benchmark": benchmark.name, "n": len(rows), "unparsed": unparsed} | empty
-    scores = dict(found[PREDICTIONS, MAIN])
-    scores |= {c: found[c, MAIN] for c in (BLIND, MAJORITY, LIKELIHOOD) if (c, MAIN) in found}
+        scores = {"benchmark": benchmark.name, "n": len(rows), "unparsed": unparsed} | empty
+        return scores | benchmark.unasked()
+    scores = dict(found[PREDICTIONS, MAIN]) | benchmark.unasked()
+    scores |= {c: found[c, MAIN] for c in CONDITIONS[1:] if (c, MAIN) in found}
     if (PREDICTIONS, OPEN) in found:
-        scores["open"] = {c: found[c, OPEN] for c in (PREDICTIONS, BLIND, MAJORITY) if (c, OPEN) in found}
+        scores["open"] = {c: found[c, OPEN] for c in CONDITIONS if (c, OPEN) in found}
     return scores
 
 

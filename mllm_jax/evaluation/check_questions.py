@@ -9,7 +9,9 @@ from mllm_jax.data.llava_json import Problem
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.validate import Report
+from mllm_jax.data.video import read_frames
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.benchmarks.base import VIDEOS
 from mllm_jax.storage import Path
 
 
@@ -22,7 +24,7 @@ def check_questions(
     max_image_pixels: int = MAX_PIXELS,
     num_threads: int | None = None,
 ) -> Report:
-    """Reads a benchmark's questions and all their images.
+    """Reads a benchmark's questions, all their images, and a frame of every video.
 
     Args:
       name: of the benchmark.
@@ -40,15 +42,23 @@ def check_questions(
         empty = {"answers": 0, "images": 0, "text_only": 0, "several_images": 0}
         return Report(str(path), 0, 0, 0, (problem,), empty)
     users: dict[str, dict[str, None]] = collections.defaultdict(dict)
+    videos: set[str] = set()
     shown: dict[str, int] = {}
     for question in benchmark.questions:
         which = str(question.row["question_id"])
         shown[which] = len(question.images)
         for image in question.images:
             users[image][which] = None
+            if question.medium == VIDEOS:
+                videos.add(image)
 
     def check(image: str) -> tuple[int, int] | str:
         try:
+            if image in videos:
+                (pixels,) = read_frames(
+                    benchmark.video_file(image), 1, compat=compat, max_pixels=max_image_pixels
+                )
+                return pixels.shape[:2]
             data = benchmark.read_image(image)
             pixels = decode_image(
                 data, source=str(benchmark.images / image), compat=compat, max_pixels=max_image_pixels

@@ -3,18 +3,23 @@
 import base64
 import io
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from mllm_jax.data.images import decode_image
+from mllm_jax.data.video import read_frames
 from mllm_jax.evaluation.answer import PREDICTIONS, answers_file
-from mllm_jax.evaluation.benchmarks.base import MAIN, Benchmark
+from mllm_jax.evaluation.benchmarks.base import MAIN, VIDEOS, Benchmark, Question
 from mllm_jax.evaluation.store import AnswerFile, key_of
 from mllm_jax.inference.model import Model
 from mllm_jax.storage import Path
 
 HALF = 0.5  # an answer worth at least this is shown as right: soft scores have values in between
+SHOWN_FRAMES = 4  # of a video
 SHOWN_SIDE = 224  # pixels of an example's longer side at most
 _SMALL = 160  # images up to this side stay PNG: drawings suffer from JPEG
 
@@ -55,7 +60,7 @@ def pick_examples(benchmark: Benchmark, directory: Path, count: int) -> list[dic
 
 
 def make_examples(model: Model, benchmark: Benchmark, directory: Path, count: int) -> list[dict[str, Any]]:
-    """Examples with small copies of their images, as JSON-able dicts.
+    """Examples with small copies of their images or of a few frames, as JSON-able dicts.
 
     Returns:
       Dicts of `pictures` (data URIs), `question`, `answers` (accepted ones), `text` (the model's), `right` (True,
@@ -66,7 +71,7 @@ def make_examples(model: Model, benchmark: Benchmark, directory: Path, count: in
     found = []
     for row in pick_examples(benchmark, directory, count):
         question = questions[key_of(row)]
-        pictures = [_thumbnail(model, benchmark.read_image(name), name) for name in question.images]
+        pictures = [_thumbnail(pixels) for pixels in _pictures(model, benchmark, question)]
         answers = row["captions"] if "captions" in row else row.get("gold", row.get("answer"))
         answers = answers if isinstance(answers, list) else [answers] if answers is not None else []
         found.append(
@@ -83,8 +88,19 @@ def make_examples(model: Model, benchmark: Benchmark, directory: Path, count: in
     return found
 
 
-def _thumbnail(model: Model, data: bytes, name: str) -> str:
-    pixels = decode_image(data, source=name, compat=model.compat, max_pixels=model.max_image_pixels)
+def _pictures(model: Model, benchmark: Benchmark, question: Question) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The images of a question, or a few frames of its video."""
+    limits = {"compat": model.compat, "max_pixels": model.max_image_pixels}
+    for name in question.images:
+        if question.medium == VIDEOS:
+            yield from read_frames(
+                benchmark.video_file(name), SHOWN_FRAMES, segment=question.segment, **limits
+            )
+        else:
+            yield decode_image(benchmark.read_image(name), source=name, **limits)
+
+
+def _thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     buffer = io.BytesIO()

@@ -1,17 +1,20 @@
-"""The benchmarks of a recipe, with the mini benchmark made where it is not given."""
+"""The benchmarks of a recipe, with those of the mini world made where they are not given."""
 
 from ml_collections import ConfigDict
 
 from mllm_jax.config import data_seed
-from mllm_jax.mini.world import dataset as mini_dataset
+from mllm_jax.mini.world import dataset, videos
 from mllm_jax.parallel import processes
 from mllm_jax.storage import Path
 from mllm_jax.turns import taking_turns
 from mllm_jax.workdir import data_dir
 
+DRAWN = {"mini": dataset.write_benchmark, "mini_video": videos.write_benchmark}  # kind -> what writes it
+COUNT = 40  # questions per ability of one that is asked by its name alone
+
 
 def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """`config.eval` with the mini benchmark written under the data folder where a path is not given.
+    """`config.eval` with the mini world's benchmarks written under the data folder where a path is not given.
 
     The first process writes, then the others read, or write on a disk of their own.
     """
@@ -19,12 +22,12 @@ def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
 
     def write() -> None:
         for benchmark in values.benchmarks.values():
-            if benchmark.kind == "mini" and not benchmark.path:
+            if benchmark.kind in DRAWN and not benchmark.path:
                 seed = data_seed(config) if benchmark.seed is None else benchmark.seed
-                root = data_dir(config, workdir) / f"mini_benchmark_{benchmark.count}_{seed}"
-                with taking_turns(root, "drawing the mini benchmark"):
-                    benchmark.path = str(mini_dataset.write_benchmark(root, benchmark.count, seed))
-                benchmark.images = str(root / "images")
+                count = benchmark.count or COUNT
+                root = data_dir(config, workdir) / f"{benchmark.kind}_benchmark_{count}_{seed}"
+                with taking_turns(root, f"drawing the {benchmark.kind} benchmark"):
+                    benchmark.path = str(DRAWN[benchmark.kind](root, count, seed))
 
     processes.first_then_others(write, "mini benchmark written")
     return values

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 from mllm_jax.config import ConfigError, check_paths, config_key_error
 from mllm_jax.data.chat_template import check_template, resolve_template
 from mllm_jax.evaluation.benchmarks import Benchmark, read_benchmark
+from mllm_jax.evaluation.benchmarks.base import VIDEOS
+from mllm_jax.evaluation.own_benchmarks import DRAWN
 
 
 def check_benchmarks(config: ConfigDict, tokenizer: Any) -> None:
@@ -24,7 +26,7 @@ def check_benchmarks(config: ConfigDict, tokenizer: Any) -> None:
 
 
 def _check_benchmark(values: ConfigDict, key: str) -> None:
-    if values.kind == "mini" and not values.path:  # made when it is needed
+    if values.kind in DRAWN and not values.path:  # made when it is needed
         if not values.count:
             raise ConfigError(f"config key '{key}.count' is 0; give the number of questions per ability")
         return
@@ -36,9 +38,11 @@ def _check_benchmark(values: ConfigDict, key: str) -> None:
     if type(benchmark).read_image is not Benchmark.read_image:  # images that are not files
         return
     for question in benchmark.questions:
-        for image in question.images:
-            if not (benchmark.images / image).is_file():
+        for name in question.images:
+            video = question.medium == VIDEOS
+            file = benchmark.video_file(name) if video else benchmark.images / name
+            if not (file.exists() if video else file.is_file()):
                 raise FileNotFoundError(
-                    f"config key '{key}': question {question.row['question_id']!r} of {values.path} needs the image "
-                    f"{benchmark.images / image}, which is not there"
+                    f"config key '{key}': question {question.row['question_id']!r} of {values.path} needs the "
+                    f"{'video' if video else 'image'} {file}, which is not there"
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.evaluation.benchmarks import BenchmarkError, Published, get_asked
-from mllm_jax.evaluation.benchmarks.base import Question
+from mllm_jax.evaluation.benchmarks.base import VIDEOS, Question
 
 _FIELDS = ("row", "prompt", "options", "interleaved")
 
@@ -41,6 +41,8 @@ def prepare(
     if not issubclass(published, Published):
         raise BenchmarkError(f"{name!r} is read from your own file; there is nothing to prepare")
     benchmark = published(path, images, **options)
+    if any(question.medium == VIDEOS for question in benchmark.questions):
+        raise BenchmarkError(f"{name}: prepared data hold images; ask about videos without --prepared")
     sets = []
     groups = itertools.groupby(enumerate(benchmark.questions), lambda pair: pair[1].images or pair[0])
     for _, group in groups:

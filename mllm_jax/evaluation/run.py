@@ -1,5 +1,6 @@
 """Evaluates a model on the benchmarks of a configuration and writes what there is to look at."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from rich.console import Console
 from mllm_jax import files
 from mllm_jax.console import make_console, say
 from mllm_jax.data.reading import read_object
-from mllm_jax.evaluation.answer import Settings, answer_benchmark
+from mllm_jax.evaluation.answer import CONDITIONS, Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import Benchmark, BenchmarkError, Published, read_benchmark
 from mllm_jax.evaluation.examples import make_examples
 from mllm_jax.evaluation.grouping import ability_of
@@ -23,7 +24,11 @@ from mllm_jax.storage import Path, as_path
 
 
 def evaluate(
-    model: Model, config: ConfigDict, workdir: str | Path, console: Console | None = None
+    model: Model,
+    config: ConfigDict,
+    workdir: str | Path,
+    console: Console | None = None,
+    video: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Answers, scores and reports; what is answered already is kept.
 
@@ -41,6 +46,7 @@ def evaluate(
         limit holds, and where there is none the common one.
       workdir: the run's work directory.
       console: where progress and tables are shown.
+      video: how videos are read; see `answer.Settings`.
 
     Returns:
       The contents of `summary.json`; benchmarks that the same model answered earlier are in it too.
@@ -68,8 +74,12 @@ def evaluate(
     for name, limit in limits.items():
         check_limit(model, name, limit)
     for name, benchmark in benchmarks.items():
-        if isinstance(benchmark, Published) and (outside := benchmark.ungrouped):
+        if not isinstance(benchmark, Published):
+            continue
+        if outside := benchmark.ungrouped:
             say(console, f"{name}: sub-tasks outside the groups, with own rows: {', '.join(outside)}")
+        if benchmark.missing_videos:
+            say(console, f"{name}: {benchmark.missing_videos}")
     described = describe(model)
     with processes.together("earlier summary read"):
         summary = earlier_summary(out, described)
@@ -78,6 +88,7 @@ def evaluate(
         settings = Settings(
             max_new_tokens=limits[name],
             overlong=config.get("overlong", "error"),
+            video=video or {},
             batch_size=config.batch_size,
             buckets=tuple(config.get("buckets", DEFAULT_BUCKETS)),
             threads=config.get("threads", 4),
@@ -162,8 +173,8 @@ def _summary_line(name: str, scores: dict[str, Any]) -> str:
     """The headline in one line, for scores that are no fractions and benchmarks that are not scored here."""
     if scores["score"] is None:
         return f"{name}: {scores['n']} answers, {scores['unparsed']} unparsed; no score here"
-    others = {c: scores[c]["score"] for c in ("blind", "majority", "likelihood") if c in scores}
-    beside = "".join(f", {c} {_rounded(value)}" for c, value in others.items())
+    others = {c: scores[c]["score"] for c in CONDITIONS[1:] if c in scores}
+    beside = "".join(f", {c.replace('_', ' ')} {_rounded(value)}" for c, value in others.items())
     unit = "" if scores["unit"] == "fraction" else f" {scores['unit']}"
     unread = f"{scores['unparsed']} of {scores.get('rows', scores['n'])} answers unparsed"
     return f"{name}: {_rounded(scores['score'])}{unit}{beside}; {unread}"

@@ -12,10 +12,12 @@ from mllm_jax.console import print_table
 # Column -> where the score contract's object of that condition is found in `scores.json`.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "model": (),
+    "single frame": ("single_frame",),
     "blind": ("blind",),
     "majority": ("majority",),
     "likelihood": ("likelihood",),
     "open": ("open", "predictions"),
+    "open single frame": ("open", "single_frame"),
     "open blind": ("open", "blind"),
     "open majority": ("open", "majority"),
 }

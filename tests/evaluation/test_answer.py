@@ -12,6 +12,7 @@ from mllm_jax.data.images import ImageError
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.tokens import SampleTooLong
+from mllm_jax.data.video import read_frames
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
@@ -19,6 +20,7 @@ from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.beam_sampling import BeamSampling
 from mllm_jax.inference.generate import Generation
 from mllm_jax.inference.model import Model
+from mllm_jax.mini.world.videos import write_benchmark
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
@@ -123,6 +125,43 @@ def test_mini_end_to_end(model, mini, tmp_path):
     likely = lines(out / "likelihood.jsonl")
     assert all(r["text"] == r["options"][int(np.argmax(r["log_likelihoods"]))] for r in likely)
     assert all(max(r["log_likelihoods"]) < 0 for r in likely)
+
+
+def test_questions_about_videos(model, tmp_path):
+    pytest.importorskip("av")
+    path = write_benchmark(tmp_path / "mini_video", 1, seed=0, progress=False)
+    scores = run(model, "mini_video", path, tmp_path / "out")
+    assert (scores["n"], set(scores["subtasks"])) == (3, {"direction", "order", "count"})
+    assert set(scores["open"]) == {"predictions", "single_frame", "blind", "majority"}
+    found = {
+        name: lines(tmp_path / "out" / f"{name}.jsonl") for name in ("predictions", "single_frame", "blind")
+    }
+    assert [len(rows) for rows in found.values()] == [12, 12, 12]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["video"]["frames"] == 8
+    for whole, single in zip(found["predictions"], found["single_frame"], strict=True):
+        video = path.parent / "videos" / whole["video"]
+        asked = {"prompt": whole["prompt"], "max_new_tokens": 3}
+        assert model.generate(video=video, **asked) == whole["text"]
+        assert model.generate(read_frames(video, 1)[0], **asked) == single["text"]
+    assert any(a["text"] != b["text"] for a, b in zip(*list(found.values())[:2], strict=True))
+
+
+def test_own_questions_about_folders_of_frames(model, tmp_path):
+    (tmp_path / "videos" / "clip").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 12, 3), dtype=np.uint8)
+    for number, frame in enumerate(pixels):
+        Image.fromarray(frame).save(tmp_path / "videos" / "clip" / f"{number}.png")
+    row = {"question_id": "1", "video": "clip", "question": "what is it?", "answer": "x"}
+    (tmp_path / "vqa.json").write_text(json.dumps([row]))
+    run(model, "vqa", tmp_path / "vqa.json", tmp_path / "out", blind=False)
+    (found,) = lines(tmp_path / "out" / "predictions.jsonl")
+    assert (
+        model.generate(video=tmp_path / "videos" / "clip", prompt=found["prompt"], max_new_tokens=3)
+        == found["text"]
+    )
+    (tmp_path / "vqa.json").write_text(json.dumps([row | {"image": "a.png"}]))
+    with pytest.raises(BenchmarkError, match="without an 'image' beside it"):
+        read_benchmark("vqa", tmp_path / "vqa.json")
 
 
 def test_blind_answers_do_not_depend_on_the_picture(model, mini, tmp_path):

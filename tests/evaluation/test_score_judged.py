@@ -3,7 +3,7 @@ from scoring_helpers import lines, one
 
 from mllm_jax.evaluation.benchmarks import get_benchmark
 from mllm_jax.evaluation.benchmarks.llava_bench import parse_review
-from mllm_jax.evaluation.benchmarks.video_qa import parse_judgement, read_score, read_verdict
+from mllm_jax.evaluation.benchmarks.video_judgements import parse_judgement, read_score, read_verdict
 from mllm_jax.evaluation.predictions import PredictionError
 
 

@@ -15,6 +15,7 @@ from mllm_jax.evaluation.benchmarks.judged import JudgeTask
 from mllm_jax.evaluation.benchmarks.llava_bench import LlavaBench
 from mllm_jax.evaluation.benchmarks.mathvista import MathVista
 from mllm_jax.evaluation.benchmarks.mini import Mini
+from mllm_jax.evaluation.benchmarks.mini_video import MiniVideo
 from mllm_jax.evaluation.benchmarks.mm_vet import MmVet
 from mllm_jax.evaluation.benchmarks.mmbench import CcBench, MmBench, MmBenchCn
 from mllm_jax.evaluation.benchmarks.mme import Mme
@@ -29,7 +30,8 @@ from mllm_jax.evaluation.benchmarks.relaxed_accuracy import RelaxedAccuracy
 from mllm_jax.evaluation.benchmarks.scienceqa import ScienceQa
 from mllm_jax.evaluation.benchmarks.seed_bench import SeedBench
 from mllm_jax.evaluation.benchmarks.textvqa import TextVqa
-from mllm_jax.evaluation.benchmarks.video_qa import ActivityNetQa, MsrvttQa, MsvdQa, VideoChatGpt
+from mllm_jax.evaluation.benchmarks.video_chatgpt import VideoChatGpt
+from mllm_jax.evaluation.benchmarks.video_qa import ActivityNetQa, MsrvttQa, MsvdQa, TgifQa
 from mllm_jax.evaluation.benchmarks.vizwiz import VizWiz
 from mllm_jax.evaluation.benchmarks.vqa import Vqa
 from mllm_jax.evaluation.benchmarks.vqav2 import OkVqa, VqaV2
@@ -40,14 +42,14 @@ from mllm_jax.storage import Path, as_path
 _FAMILIES: tuple[tuple[type[Benchmark], ...], ...] = (
     # multiple choice
     (CcBench, MmBench, MmBenchCn, ScienceQa, SeedBench, NextQa),
-    (Blink, MathVista, Mini, Mmmu, MmmuPro, MmmuProVision, QBench, QBenchZh),
+    (Blink, MathVista, Mini, MiniVideo, Mmmu, MmmuPro, MmmuProVision, QBench, QBenchZh),
     # yes or no
     (Mme, Pope),
     # a word or two
     (ChartQa, Gqa, OkVqa, RelaxedAccuracy, TextVqa, VizWiz, Vqa, VqaV2),
     # sentences, which a judge or references decide about
     (Caption, Captions, refcoco.RegionCaption, refcoco.RegionCaptionG, refcoco.RegionCaptionPlus),
-    (ActivityNetQa, LlavaBench, MmVet, MsrvttQa, MsvdQa, VideoChatGpt),
+    (ActivityNetQa, LlavaBench, MmVet, MsrvttQa, MsvdQa, TgifQa, VideoChatGpt),
     # numbers
     (QBenchA3, refcoco.RefCoco, refcoco.RefCocoG, refcoco.RefCocoPlus),
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from mllm_jax.data.conversations import IMAGE
-from mllm_jax.data.reading import read_image_file
+from mllm_jax.data.reading import read_image_file, safe_path
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.judged import Files, Judged, JudgeTask
@@ -23,6 +23,7 @@ from mllm_jax.inference.beam_sampling import BeamSampling
 from mllm_jax.storage import Path, as_path
 
 MAIN, OPEN = "main", "open"
+IMAGES, VIDEOS = "images", "videos"
 # What files with other types or fields than they should have lead to.
 UNUSABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -39,7 +40,9 @@ class Question:
       row: what is kept with the answer; holds `question_id`, further `rotation` where a question is asked
         several times, and what the scorer needs.
       prompt: the words behind the images.
-      images: names that `Benchmark.read_image` understands.
+      images: names that `Benchmark.read_image` understands, or the one name of a video (`Benchmark.video_file`).
+      medium: "images" or "videos", which `images` names.
+      segment: of a video, from where to where it is shown: whole numbers count frames, others seconds.
       options: multiple choice: the possible answers, in the order of the prompt.
       part: "main", or "open" for the same questions asked without options.
       interleaved: images stand where the prompt says `<image>`, not before it.
@@ -51,6 +54,8 @@ class Question:
     options: tuple[str, ...] = ()
     part: str = MAIN
     interleaved: bool = False
+    medium: str = IMAGES
+    segment: tuple[int | float, int | float] | None = None
 
     @property
     def key(self) -> Key:
@@ -83,6 +88,7 @@ class Benchmark(abc.ABC):
       judge: what a GPT model decides (`mllm-jax judge`).
       max_new_tokens: the official limit of an answer; 0 = the evaluation's.
       questions: all prompts; those about one image stand together.
+      listed: the same with what cannot be asked here.
       has_baselines: whether blind answers and the majority answer say something about it.
     """
 
@@ -327,10 +333,12 @@ class Benchmark(abc.ABC):
     # --- asking ---------------------------------------------------------------------------------------------------
 
     def __init__(self, path: str | Path, images: str | Path | None = None):
-        """Takes the benchmark's JSON file and the folder of its images (default: `images` beside it)."""
+        """Takes the benchmark's JSON file and the folder of its media (default: `images` and `videos` beside it)."""
         self.path = as_path(path)
-        self.images = as_path(images) if images else self.path.parent / "images"
-        self.set_questions(self.read())
+        self.images = as_path(images) if images else self.path.parent / IMAGES
+        self.videos = as_path(images) if images else self.path.parent / VIDEOS
+        self.listed = self.read()
+        self.set_questions(self.listed)
 
     def set_questions(self, questions: Sequence[Question]) -> None:
         """Keeps the prompts, after a look at their ids and at marks that would be read as text."""
@@ -417,6 +425,14 @@ class Benchmark(abc.ABC):
         """Where an image is; None where it is inside a table."""
         return self.images / name
 
+    def video_file(self, name: str) -> Path:
+        """Where a video is: a file, or a folder of frames.
+
+        Raises:
+          DataError: a path that leaves the folder of videos.
+        """
+        return safe_path(self.videos, name)
+
     def question_about(self, image: str) -> str:
         """The id of the first question about an image, for messages."""
         return self._first_question.get(image, image)
@@ -429,11 +445,15 @@ class Benchmark(abc.ABC):
                 found.setdefault(image, str(question.row["question_id"]))
         return found
 
+    def unasked(self) -> dict[str, Any]:
+        """Further entries of `scores.json`: what could not be asked; nothing if all could."""
+        return {}
+
     @property
     def fingerprint(self) -> str:
         """A digest of all prompts, images' names and expected answers."""
         digest = hashlib.sha256()
-        for q in self.questions:
+        for q in self.listed:
             digest.update(json.dumps([q.part, q.row, q.prompt, q.images, q.options], sort_keys=True).encode())
         return digest.hexdigest()[:16]
 

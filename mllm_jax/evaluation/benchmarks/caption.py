@@ -10,7 +10,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 
 
 class Caption(Benchmark):
-    """A folder of images, or rows {image} with optional question_id, question and captions (references)."""
+    """A folder of images, or rows {image or video} with optional question_id, question and captions (references)."""
 
     name = "caption"
     not_scored = "these captions are there to look at; `captions` scores captions of COCO's images"
@@ -26,14 +26,15 @@ class Caption(Benchmark):
             return [Question(row, PROMPT, (row["image"],)) for row in rows]
         questions = []
         for row in read_list(self.path):
-            images = row.images()
-            if not images:
+            shown = row.shown()
+            if not shown["images"]:
                 raise BenchmarkError(f"{row.where} has no 'image' to describe")
             prompt = row.typed("question", str) if "question" in row else PROMPT
             captions = row.typed("captions", list) if "captions" in row else []
-            number = str(row.get("question_id", row.get("id", images[0])))
-            kept = {"question_id": number, "image": row["image"], "captions": captions}
-            questions.append(Question(kept, prompt, images))
+            number = str(row.get("question_id", row.get("id", shown["images"][0])))
+            medium = "video" if "video" in row else "image"
+            kept = {"question_id": number, medium: row[medium], "captions": captions}
+            questions.append(Question(kept, prompt, **shown))
         return questions
 
     @classmethod

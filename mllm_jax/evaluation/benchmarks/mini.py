@@ -56,7 +56,7 @@ def _rotation(row: Row) -> int:
 
 
 class Mini(Benchmark):
-    """Questions {question_id, image, ability, group, question, options, answer}."""
+    """Questions {question_id, image or video, ability, group, question, options, answer}."""
 
     name = "mini"
     rule = "this project; circular evaluation as in MMBench"
@@ -75,13 +75,13 @@ class Mini(Benchmark):
                     f"{row.where}: 'options' must be 2 to {len(OFFERED)} different texts with the answer "
                     f"{row['answer']!r} among them, found {options!r}"
                 )
-            images = row.images()
+            shown = row.shown()
             for turn, rotated in enumerate(rotations(options)):
                 kept = row | {"rotation": turn, "options": list(rotated)}
                 prompt = choice_prompt(row["question"], rotated)
-                questions.append(Question(kept, prompt, images, tuple(rotated)))
+                questions.append(Question(kept, prompt, options=tuple(rotated), **shown))
             kept = row | {"rotation": 0, "options": []}
-            questions.append(Question(kept, f"{row['question']}\n{OPEN_SUFFIX}", images, part=OPEN))
+            questions.append(Question(kept, f"{row['question']}\n{OPEN_SUFFIX}", part=OPEN, **shown))
         return sorted(questions, key=lambda q: q.images)  # the same image's prompts together; stable
 
     @classmethod

@@ -3,21 +3,36 @@
 Follows the official `eval_mc.py`: the type TP (previous / next) is counted as TN (before and after).
 """
 
-from typing import Any
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
+from mllm_jax import files
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
-from mllm_jax.evaluation.benchmarks.base import Benchmark
-from mllm_jax.evaluation.benchmarks.video_qa import NO_VIDEOS
+from mllm_jax.evaluation.benchmarks.base import VIDEOS, Question
+from mllm_jax.evaluation.benchmarks.published import (
+    LETTER,
+    SHORT_TOKENS,
+    File,
+    Option,
+    Published,
+    Upload,
+    lettered,
+)
+from mllm_jax.evaluation.benchmarks.question_files import read_json
 from mllm_jax.evaluation.option_match import match_option
 from mllm_jax.evaluation.predictions import Row, by_key, take
 from mllm_jax.evaluation.table_files import read_whole_table
 from mllm_jax.storage import Path
 
+COLUMNS = ("video", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4")
+_PAGE = "https://github.com/doc-doc/NExT-QA"
 GROUPS = {"Acc_C": ("CW", "CH"), "Acc_T": ("TN", "TC"), "Acc_D": ("DC", "DL", "DO")}
 
 
-class NextQa(Benchmark):
-    """NExT-QA: stored indices 0 to 4, or texts that name one of the five options."""
+class NextQa(Published):
+    """NExT-QA: five options, each with its letter; answers that name one, or stored indices 0 to 4."""
 
     name = "nextqa"
     unit = "percent"
@@ -27,7 +42,60 @@ class NextQa(Benchmark):
     id_keys = ("id", "question_id")
     text_keys = ("prediction", "text", "answer")
     keyed = True
-    not_asked = NO_VIDEOS
+    max_new_tokens = SHORT_TOKENS
+    annotations_name = "annotations.csv"
+    upload = Upload("{name}.json", "NExT-QA's eval_mc.py")
+    options: ClassVar = {"split": Option("val", "which questions", ("val", "test"))}
+    files: ClassVar = {
+        "questions": File(("{split}.csv", "dataset/nextqa/{split}.csv"), _PAGE),
+        "folders": File(("map_vid_vidorID.json", "dataset/nextqa/map_vid_vidorID.json"), _PAGE, needed=False),
+        "videos": File(("NExTVideo", "videos"), _PAGE),
+    }
+
+    def items(self) -> Iterator[Question]:
+        folders = {
+            key: str(value) for path in self.paths("folders") for key, value in read_json(path).items()
+        }
+        for row in self.rows():
+            options, video = [row[f"a{i}"] for i in range(5)], str(row["video"])
+            number, right = f"{video}_{row['qid']}", int(row["answer"])
+            yield self.question(
+                number,
+                f"{row['question'].strip()}\n{lettered(options)}\n{LETTER}",
+                [folders[video] if self._in_folders(folders.get(video)) else video],
+                "ABCDE"[right],
+                "ABCDE",
+                ability={"TP": "TN"}.get(row["type"], row["type"]),
+                truth={name: row[name] for name in COLUMNS},
+                medium=VIDEOS,
+            )
+
+    def _in_folders(self, name: str | None) -> bool:
+        """Whether the videos lie as VidOR numbers them, `1164/3238737531.mp4`."""
+        return name is not None and self.video_files.find(name) is not None
+
+    @classmethod
+    def parse(cls, text: str, item: Row) -> tuple[str | None, str]:
+        options = [item[f"a{i}"] for i in range(5)]
+        index, how = match_option(text, options)
+        return None if index is None else "ABCDE"[index], how
+
+    def write_annotations(self, questions: Sequence[Question], path: Path) -> None:
+        """The official table of these questions."""
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, COLUMNS)
+        table.writeheader()
+        table.writerows(question.row["truth"] for question in questions)
+        files.write_text(path, text.getvalue())
+
+    def submission(self, rows: Sequence[Row]) -> Any:
+        return {
+            row["question_id"]: {
+                "prediction": -1 if row["parsed"] is None else "ABCDE".index(row["parsed"]),
+                "answer": int(row["truth"]["answer"]),
+            }
+            for row in rows
+        }
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[str, Row]:

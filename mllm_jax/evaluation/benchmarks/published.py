@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from mllm_jax import files
 from mllm_jax.data.reading import DataError
-from mllm_jax.evaluation.benchmarks.base import UNUSABLE, Benchmark, Question
+from mllm_jax.evaluation.benchmarks.base import IMAGES, UNUSABLE, VIDEOS, Benchmark, Question
 from mllm_jax.evaluation.benchmarks.question_files import EmbeddedImages, FileRow, read_rows
+from mllm_jax.evaluation.benchmarks.video_files import VideoFiles
 from mllm_jax.evaluation.grouping import Entry, load_groups
 from mllm_jax.evaluation.option_match import LETTERS
 from mllm_jax.evaluation.predictions import BenchmarkError, Row
@@ -27,6 +28,14 @@ from mllm_jax.storage import Path, as_path, make_folder
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 SHORT_TOKENS, LONG_TOKENS = 128, 1024
+VIDEO_SUFFIXES = (
+    "",
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+)  # tried in this order, as upstream; some names have theirs
+_SHOWN = 3  # missing videos that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +93,9 @@ class Published(Benchmark):
     """A published benchmark, read from its official files.
 
     Attributes:
-      files: role -> file; "questions" is the one that `path` may name, "images" the folder of images.
+      files: role -> file; "questions" is the one that `path` may name, "images" the folder of images, "videos" that of
+        videos.
+      video_prefix: what the files of videos may have before the names in the questions.
       options: name -> option.
       folder_name: of its folder below the data folder; "" = the name.
       judged: whether a GPT model decides what an answer is worth, so that answers alone have no score.
@@ -95,6 +106,7 @@ class Published(Benchmark):
       answers_known: whether all right answers are known and no judge is needed.
       files_read: the question and annotation files.
       source: where prompts and images come from, if the benchmark was prepared; see `evaluation.prepared`.
+      listed: all questions; `questions` are those whose videos are there.
     """
 
     files: ClassVar[Mapping[str, File]]
@@ -106,6 +118,7 @@ class Published(Benchmark):
     comparable: ClassVar[bool] = True
     grouping: ClassVar[str] = ""
     upload: ClassVar[Upload | None] = None
+    video_prefix: ClassVar[str] = ""
 
     def __init__(self, path: str | Path, images: str | Path | None = None, **options: bool | str):
         """Takes the benchmark's folder with its files under their default names, or its question file.
@@ -163,7 +176,15 @@ class Published(Benchmark):
         self.embedded = EmbeddedImages()
 
     def _finish(self, questions: Sequence[Question]) -> None:
-        self.set_questions(questions)
+        self.listed = there = questions
+        self._has_videos = any(question.medium == VIDEOS for question in questions)
+        if self._has_videos:
+            there = self.video_files.resolve(questions)
+            if not there:
+                raise BenchmarkError(
+                    f"{self.name}: {self.missing_videos}; get them from {self.files['videos'].where}"
+                )
+        self.set_questions(there)
         known = all(question.row["gold"] is not None for question in questions)
         self.answers_known = known and not self.judged
         self.has_baselines = self.answers_known and self.comparable
@@ -185,10 +206,33 @@ class Published(Benchmark):
         together: dict[tuple[str, ...] | int, list[Question]] = {}
         for number, item in enumerate(items):
             together.setdefault(item.images or number, []).append(item)
-        embedded = any(image in self.embedded for item in items for image in item.images)
-        if items and "images" in self.files and not embedded:
+        shown = [item for item in items if item.medium == IMAGES]
+        embedded = any(image in self.embedded for item in shown for image in item.images)
+        if shown and "images" in self.files and not embedded:
             self.images = self.paths("images")[0]
         return [item for group in together.values() for item in group]
+
+    @functools.cached_property
+    def video_files(self) -> VideoFiles:
+        """The videos.
+
+        Raises:
+          BenchmarkError: there is no folder of them.
+        """
+        return VideoFiles(self.paths("videos")[0], self.video_prefix)
+
+    @property
+    def videos(self) -> Path:
+        """The folder of videos."""
+        return self.video_files.folder
+
+    @property
+    def missing_videos(self) -> str:
+        """How many videos are not there, in words; "" if none is."""
+        return self.video_files.told if self._has_videos else ""
+
+    def unasked(self) -> dict[str, Any]:
+        return self.video_files.as_scores() if self._has_videos else {}
 
     def question(
         self,
@@ -203,13 +247,15 @@ class Published(Benchmark):
         truth: Row | None = None,
         rotation: int = 0,
         interleaved: bool = False,
+        medium: str = IMAGES,
+        segment: tuple[int | float, int | float] | None = None,
     ) -> Question:
         """A question with its stored row.
 
         Args:
           number: its id, unique together with `rotation`.
           prompt: the words, instruction included.
-          images: names that `read_image` understands.
+          images: names that `read_image` understands, or the name of a video without suffix.
           gold: the right answer, or those of several people; None where it is not public.
           options: answers whose likelihood can be compared; letters of multiple choice.
           ability: the sub-task.
@@ -217,6 +263,7 @@ class Published(Benchmark):
           truth: what the scorer's annotations say of this question.
           rotation: of a question id that occurs several times.
           interleaved: whether `<image>` in the prompt marks where the images go (else they stand before it).
+          medium, segment: see `Question`.
         """
         row: dict[str, Any] = {"question_id": number, **(fields or {}), "gold": gold, "truth": truth or {}}
         if rotation:
@@ -224,7 +271,8 @@ class Published(Benchmark):
         if ability:
             row["ability"] = ability
             row["group"] = self._groups[ability].group if ability in self._groups else ""
-        return Question(row, prompt, tuple(images), tuple(options), interleaved=interleaved)
+        shown = {"interleaved": interleaved, "medium": medium, "segment": segment}
+        return Question(row, prompt, tuple(images), tuple(options), **shown)
 
     @functools.cached_property
     def _groups(self) -> Mapping[str, Entry]:
@@ -246,7 +294,7 @@ class Published(Benchmark):
         """
         if role == "questions" and self.path.is_file():
             return [self.path]
-        if role == "images" and self._images is not None:
+        if role in ("images", "videos") and self._images is not None:
             return [self._images]
         file = self.files[role]
         names = [name.format(**self.values) for name in file.names]
@@ -297,7 +345,7 @@ class Published(Benchmark):
 
     def annotations_for(self, predictions: Path) -> Path:
         """Written beside the answers, so that `mllm-jax score` repeats the score without the benchmark."""
-        questions, path = self.questions, predictions.parent / self.annotations_name
+        questions, path = self.listed, predictions.parent / self.annotations_name
         if predictions.stem == "likelihood":  # open questions have no options
             questions = [question for question in questions if question.options]
             path = path.with_stem(f"{path.stem}_likelihood")

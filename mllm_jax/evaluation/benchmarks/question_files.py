@@ -18,6 +18,7 @@ from typing import Any
 from mllm_jax import limits
 from mllm_jax.data.reading import DataError, parse_json, parse_json_lines, read_json_rows, read_text
 from mllm_jax.data.sample_keys import SYSTEM, media_problems
+from mllm_jax.evaluation.benchmarks.base import IMAGES, VIDEOS
 from mllm_jax.evaluation.predictions import BenchmarkError
 from mllm_jax.evaluation.table_files import TABLES, read_whole_table
 from mllm_jax.storage import Path
@@ -87,13 +88,15 @@ class FileRow(dict[str, Any]):
             )
         return value
 
-    def images(self) -> tuple[str, ...]:
-        """`image`: one name, a list of names, or absent.
+    def shown(self) -> dict[str, Any]:
+        """`images` and `medium` of the question (`base.Question`): under `image` one name, a list of names, or nothing;
+        under `video` the name of one.
 
         Raises:
           BenchmarkError: something else, or a key that names another medium or a system text, which are not read.
         """
-        for problem in media_problems(self):
+        video = self.get("video")
+        for problem in media_problems(self, videos=True):
             raise BenchmarkError(f"{self.where}: {problem}")
         for key in SYSTEM:
             if self.get(key):
@@ -102,10 +105,16 @@ class FileRow(dict[str, Any]):
                     "choose a template that has it (eval.template)"
                 )
         value = self.get("image")
+        if video is not None:
+            if not isinstance(video, str) or not video or value:
+                raise BenchmarkError(
+                    f"{self.where}: 'video' must be one file name, without an 'image' beside it"
+                )
+            return {"images": (video,), "medium": VIDEOS}
         names = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise BenchmarkError(f"{self.where}: 'image' must be a file name or a list of them")
-        return tuple(names)
+        return {"images": tuple(names), "medium": IMAGES}
 
 
 def read_rows(path: Path, images: "EmbeddedImages", key: str = "") -> list[FileRow]:

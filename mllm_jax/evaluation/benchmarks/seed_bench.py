@@ -9,10 +9,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
-from mllm_jax.evaluation.benchmarks.base import Question
-from mllm_jax.evaluation.benchmarks.published import LETTER, SHORT_TOKENS, File, Published, Upload, lettered
+from mllm_jax.evaluation.benchmarks.base import VIDEOS, Question
+from mllm_jax.evaluation.benchmarks.published import (
+    LETTER,
+    SHORT_TOKENS,
+    File,
+    Option,
+    Published,
+    Upload,
+    lettered,
+)
 from mllm_jax.evaluation.grouping import grouped, load_groups
-from mllm_jax.evaluation.predictions import Row, as_text
+from mllm_jax.evaluation.predictions import BenchmarkError, Row, as_text
 from mllm_jax.storage import Path
 
 DIMENSIONS = {
@@ -30,6 +38,12 @@ DIMENSIONS = {
     12: "Procedure Understanding",
 }
 IMAGE = frozenset(DIMENSIONS[i] for i in range(1, 10))
+# Where the three data sets that the videos come from keep them: Something-Something v2, EPIC-KITCHENS and Breakfast.
+FOLDERS = {
+    10: "SSV2/videos",
+    11: "EPIC-KITCHENS/3h91syskeag572hl6tvuovwv4d/videos/test",
+    12: "BreakfastII_15fps_qvga_sync",
+}
 _HUB = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench"
 
 
@@ -42,7 +56,7 @@ def _is_video(key: str, item: Row) -> bool:
 
 
 class SeedBench(Published):
-    """SEED-Bench-1; asked are the nine dimensions about single images, the video questions are left out."""
+    """SEED-Bench-1; asked are the nine dimensions about single images, or (`part`) the three about videos."""
 
     name = "seed_bench"
     rule = "SEED-Bench eval.py; LLaVA convert_seed_for_submission.py"
@@ -53,30 +67,44 @@ class SeedBench(Published):
     rows_key = "questions"
     max_new_tokens = SHORT_TOKENS
     upload = Upload("{name}.jsonl", "SEED-Bench's leaderboard")
+    options: ClassVar = {"part": Option("image", "which questions", ("image", "video", "all"))}
     files: ClassVar = {
         "questions": File(("SEED-Bench.json", "llava-seed-bench.jsonl"), _HUB),
         "images": File(("SEED-Bench-image",), _HUB),
+        "videos": File((".",), "DATASET.md of https://github.com/AILab-CVC/SEED-Bench"),
     }
 
     def items(self) -> Iterator[Question]:
         for row in self.rows("questions", "questions"):
             number = str(row["question_id"])
-            if row.get("data_type", "video" if number.startswith("v") else "image") != "image":
+            medium = row.get("data_type", "video" if number.startswith("v") else "image")
+            if self.values["part"] not in (medium, "all"):
                 continue
+            video = medium == "video"
+            if video and "text" in row:
+                raise BenchmarkError(
+                    f"{row.where}: LLaVA's file shows one frame of each video; part={self.values['part']} needs "
+                    f"SEED-Bench.json, from {_HUB}"
+                )
             if "text" in row:  # LLaVA's file has no answers
                 yield self.question(number, row["text"], [row["image"].split("/")[-1]], options="ABCD")
                 continue
             choices = lettered([row[f"choice_{letter}"] for letter in "abcd"])
-            fields = {key: row[key] for key in ("question_type_id", "data_type") if key in row}
+            fields = {key: row[key] for key in ("question_type_id", "data_type", "segment") if key in row}
+            name, shown = str(row["data_id"]), {}
+            if video:
+                name = f"{FOLDERS[int(row['question_type_id'])]}/{name}"
+                shown = {"medium": VIDEOS, "segment": tuple(row["segment"]) if "segment" in row else None}
             yield self.question(
                 number,
                 f"{row['question']}\n{choices}\n{LETTER}",
-                [str(row["data_id"])],
+                [name],
                 row["answer"],
                 "ABCD",
                 ability=DIMENSIONS[int(row["question_type_id"])] if "question_type_id" in row else "",
                 fields=fields,
                 truth=fields | {"answer": row["answer"]},
+                **shown,
             )
 
     @classmethod
@@ -97,6 +125,7 @@ class SeedBench(Published):
     def figures(cls, answers: Answers, groups: Path | None = None) -> dict[str, Any]:
         media, cells, means = answers.parts("medium"), answers.cells(), answers.rates()
         image, video = (media.get(name, Answers()) for name in ("image", "video"))
+        headline = image or video  # the video questions count where they alone were asked
         inside = {name: cell for name, cell in cells.items() if name in IMAGE}
         grouping = grouped("seed_bench", inside, load_groups(groups))
         summary = {
@@ -104,8 +133,8 @@ class SeedBench(Published):
             for name, part in (("image", image), ("video", video), ("all", answers))
         }
         return {
-            "n": len(image),
-            "score": image.mean(),
+            "n": len(headline),
+            "score": headline.mean(),
             "subtasks": {name: means[name] for name in DIMENSIONS.values() if name in means},
             "groups": grouping["micro"],
             **summary,

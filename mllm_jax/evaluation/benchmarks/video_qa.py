@@ -1,67 +1,34 @@
-"""Judged video benchmarks: MSVD-QA, MSRVTT-QA, ActivityNet-QA and the five Video-ChatGPT scores.
+"""Open questions about videos: MSVD-QA, MSRVTT-QA, ActivityNet-QA and TGIF-QA, judged as in Video-ChatGPT.
 
-Scores stored judgements (`mllm-jax judge` makes them), as in the Video-ChatGPT evaluation (Maaz et al.
-2024): accuracy is the share of "yes" among "yes" and "no" (other verdicts are in neither, and counted
-as unparsed); scores are integers 0-5, averaged. A judgement that cannot be read leaves its question
-unanswered: the official scripts ask again until all are there.
+Accuracy is the share of "yes" among the judge's "yes" and "no" (other verdicts are in neither, and counted as
+unparsed); the second figure is the mean of its scores.
 """
 
-import ast
-import functools
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax import files
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers, ratio
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Unanswered, find_file
+from mllm_jax.evaluation.benchmarks.base import VIDEOS, Question
 from mllm_jax.evaluation.benchmarks.judged import Case, Files, Judged, JudgeTask, read_answers, texts
-from mllm_jax.evaluation.predictions import PredictionError, Problems, Row, as_text, take
+from mllm_jax.evaluation.benchmarks.published import File, Upload
+from mllm_jax.evaluation.benchmarks.video_judgements import (
+    SYSTEM,
+    JudgedVideos,
+    parse_reply,
+    read_verdict,
+    write_judgements,
+)
+from mllm_jax.evaluation.predictions import BenchmarkError, Problems, Row
 from mllm_jax.storage import Path
 
-NO_VIDEOS = "models cannot be shown videos yet; `mllm-jax score` scores answers that were made elsewhere"
-MAX_SCORE = 5
-ASPECTS = {"CI": "correctness", "DO": "detail", "CU": "context", "TU": "temporal", "CO": "consistency"}
-_DICT = re.compile(r"\{[^{}]*\}")
+_MATCH = (
+    "Compare the predicted answer with the correct one: they match if they mean the same; synonyms and paraphrases are "
+    "fine."
+)
 
 
-def parse_judgement(text: str) -> dict[str, Any] | None:
-    """The Python dict in a judge's reply, or None.
-
-    Example:
-        >>> parse_judgement("{'pred': 'yes', 'score': 4}")
-        {'pred': 'yes', 'score': 4}
-    """
-    for candidate in (text.strip(), *_DICT.findall(text)):
-        try:
-            value = ast.literal_eval(candidate)
-        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-            continue
-        if isinstance(value, dict):
-            return value
-    return None
-
-
-def read_score(judgement: Row | None) -> int | None:
-    """The integer score 0-5 of a judgement, or None."""
-    value = None if judgement is None else judgement.get("score")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        score = int(value)
-    except (ValueError, OverflowError):
-        return None
-    return score if 0 <= score <= MAX_SCORE else None
-
-
-def read_verdict(judgement: Row | None) -> str | None:
-    """`yes` or `no` by substring, yes first (as upstream), or None."""
-    said = as_text(None if judgement is None else judgement.get("pred")).lower()
-    return "yes" if "yes" in said else "no" if "no" in said else None
-
-
-def _video_items(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
+def _judged(predictions: Path, annotations: Path | None, problems: Problems) -> Iterator[Case]:
     gold, said = None if annotations is None else VideoQa.read_annotations(annotations), ("pred", "text")
     for key, row in read_answers(predictions, gold, VideoQa.id_keys, said, problems).items():
         yield (
@@ -71,128 +38,87 @@ def _video_items(predictions: Path, annotations: Path | None, problems: Problems
         )
 
 
-def _aspect_items(
-    aspect: str, predictions: Path, annotations: Path | None, problems: Problems
-) -> Iterator[Case]:
-    stem = {"temporal": "temporal_qa", "consistency": "consistency_qa"}.get(aspect, "generic_qa")
-    path = find_file(predictions, stem)
-    if path is None:
-        raise PredictionError(f"{predictions}: no {stem}.jsonl (or .json) with the model's answers")
-    keys = {"answer": "A", "question": "Q", "prediction": "pred"}
-    if aspect == "consistency":
-        keys |= {"question": "Q1", "question2": "Q2", "prediction": "pred1", "prediction2": "pred2"}
-    for number, row in enumerate(reading.read_rows(path, problems)):
-        where = f"{path}: row {number}"
-        yield f"{take(row, ('video_name',), where)}_{number}", texts(row, where, **keys), {}
-
-
-def _parse_video(reply: str) -> dict[str, Any] | None:
-    judgement = parse_judgement(reply)
-    return judgement if read_score(judgement) is not None else None
-
-
-_SYSTEM = "You judge answers to questions about videos. "
-_MATCH = (
-    "Compare the predicted answer with the correct one: they match if they mean the same; synonyms and paraphrases are "
-    "fine."
-)
-_ASPECT_RULES = {
-    "correctness": "how factually accurate the prediction is against the correct answer, without misreadings",
-    "detail": "how complete and how specific the prediction is, compared with the correct answer",
-    "context": "how well the prediction fits the overall context and the main themes of the video",
-    "temporal": "whether the prediction gets the order of events in the video right",
-    "consistency": "whether the two predictions agree with each other and with the correct answer",
-}
-
-
 def _judge(name: str) -> tuple[JudgeTask]:
-    model, system = "gpt-3.5-turbo-0125", _SYSTEM + _MATCH
-    return (JudgeTask(name, model, None, 64, 16, system, "video_qa", _video_items, _parse_video),)
+    model, system = "gpt-3.5-turbo-0125", SYSTEM + _MATCH
+    return (JudgeTask(name, model, None, 64, 16, system, "video_qa", _judged, parse_reply),)
 
 
-def _judge_aspect(aspect: str) -> JudgeTask:
-    prompt = "video_chatgpt_two" if aspect == "consistency" else "video_chatgpt"
-    system = f"{_SYSTEM}Judge {_ASPECT_RULES[aspect]}."
-    items = functools.partial(_aspect_items, aspect)
-    name = f"video_chatgpt.{aspect}"
-    return JudgeTask(name, "gpt-3.5-turbo", None, 64, 12, system, prompt, items, _parse_video)
+def _files(folder: str, *videos: str) -> dict[str, File]:
+    """The files of Video-LLaVA's collection, which Dense Connector's and FreeVA's scripts read as well."""
+    where = f"{folder} of GPT_Zero_Shot_QA, https://github.com/PKU-YuanGroup/Video-LLaVA"
+    return {
+        "questions": File(("test_q.json",), where),
+        "answers": File(("test_a.json",), where),
+        "videos": File(videos, where),
+    }
 
 
-class VideoQa(Benchmark):
-    """Questions about videos whose answers a judge has compared with the right ones."""
+class VideoQa(JudgedVideos):
+    """The question alone; the right answer is a word or two."""
 
     rule = "Video-ChatGPT evaluate_activitynet_qa.py"
-    answers_format = "judgements: JSON id -> [{pred, score}, item], or JSON lines {id, judgement or content}"
-    id_keys = ("id", "question_id")
-    not_asked = NO_VIDEOS
-    stores_text = False
+    upload = Upload("{name}.jsonl", "`mllm-jax judge`, or Video-ChatGPT's evaluate_activitynet_qa.py")
 
-    @classmethod
-    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
-        rows = [request.judgement("id", reply) for request, reply in judged]
-        files.write_json_lines(folder / "judgements.jsonl", rows)
-        return folder / "judgements.jsonl", None
+    def items(self) -> Iterator[Question]:
+        questions, answers = self.rows(), self.rows("answers")
+        if len(questions) != len(answers):
+            raise BenchmarkError(
+                f"{self.name}: {len(questions)} questions, but {len(answers)} answers; the two files belong together "
+                "line by line: fetch both again"
+            )
+        for row, right in zip(questions, answers, strict=True):
+            number = str(row["question_id"])
+            if (other := str(right.get("question_id", number))) != number:
+                raise BenchmarkError(
+                    f"{right.where}: stands where the answer to {number!r} is expected, not {other!r}"
+                )
+            fields = {"question": str(row["question"]), "answer": str(right["answer"])}
+            yield self.question(
+                number,
+                fields["question"],
+                [str(row["video_name"])],
+                fields["answer"],
+                fields=fields,
+                truth=fields,
+                medium=VIDEOS,
+            )
 
-    @classmethod
-    def read_answers(cls, path: Path, problems: Problems) -> list[dict[str, Any]]:
-        """Rows {id, judgement, model} of an official file (id -> [judgement, question]) or JSON lines.
-
-        JSON lines hold `id` and either `judgement` (a dict) or `content` (the judge's reply).
-        """
-        out = []
-        value = reading.read_json(path, problems)
-        rows = isinstance(value, list) or bool(set(cls.id_keys) & set(value))
-        for key, row in reading.entries(value, cls.id_keys, path, problems):
-            if not rows:
-                row = {"judgement": row[0] if isinstance(row, list) and row else row}
-            judgement = row.get("judgement")
-            if not isinstance(judgement, dict):
-                judgement = parse_judgement(as_text(row.get("content", judgement)))
-            out.append({"id": key, "judgement": judgement, "model": row.get("model")})
-        return out
+    def submission(self, rows: Sequence[Row]) -> Any:
+        return [
+            {
+                "id": row["question_id"],
+                "question": row["question"],
+                "answer": row["answer"],
+                "pred": row["text"],
+            }
+            for row in rows
+        ]
 
     @classmethod
     def read_annotations(cls, path: Path) -> dict[str, Row]:
         return reading.by_id(reading.read_annotation_rows(path), ("question_id", "id"), path)
 
     @classmethod
-    def stored(cls, row: Row, where: str) -> Any:
-        return row["judgement"]
-
-    @classmethod
-    def match(cls, rows: Any, gold: Any, predictions: Path, *rest: Any) -> Answers:
-        answers = super().match(rows, gold, predictions, *rest)
-        if not answers:
-            raise PredictionError(f"{predictions}: no readable judgement in it")
-        return answers
+    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
+        write_judgements(folder / "judgements.jsonl", judged)
+        return folder / "judgements.jsonl", None
 
     @classmethod
     def grade(cls, answer: Answer) -> None:
+        super().grade(answer)
         verdict = read_verdict(answer.row["judgement"])
         answer.parsed, answer.credit = verdict is not None, verdict == "yes"
-        answer.notes["score"] = _score(answer)
 
     @classmethod
-    def figures(cls, answers: Answers) -> dict[str, Any]:
+    def figures(cls, answers: Answers, **options: Any) -> dict[str, Any]:
         decided, yes = sum(answer.parsed for answer in answers), int(answers.earned)
         return {
             "score": ratio(yes, decided),
             "yes": yes,
             "no": decided - yes,
             "average_score": answers.mean("score"),
-            "judge_models": _models(answers),
+            **super().figures(answers),
         }
-
-
-def _score(answer: Answer) -> int:
-    score = read_score(answer.row["judgement"])
-    if score is None:
-        raise Unanswered("no readable judgement")
-    return score
-
-
-def _models(answers: Answers) -> list[str]:
-    return sorted({answer.row["model"] for answer in answers if answer.row["model"]})
 
 
 class MsvdQa(VideoQa):
@@ -200,6 +126,7 @@ class MsvdQa(VideoQa):
 
     name = "msvd_qa"
     judge = _judge(name)
+    files: ClassVar = _files("MSVD_Zero_Shot_QA", "videos")
 
 
 class MsrvttQa(VideoQa):
@@ -207,45 +134,21 @@ class MsrvttQa(VideoQa):
 
     name = "msrvtt_qa"
     judge = _judge(name)
+    files: ClassVar = _files("MSRVTT_Zero_Shot_QA", "videos/all", "videos")
 
 
 class ActivityNetQa(VideoQa):
-    """ActivityNet-QA."""
+    """ActivityNet-QA, whose questions name videos without the `v_` of their files."""
 
     name = "activitynet_qa"
     judge = _judge(name)
+    video_prefix = "v_"
+    files: ClassVar = _files("Activitynet_Zero_Shot_QA", "all_test", "videos")
 
 
-class VideoChatGpt(VideoQa):
-    """The five Video-ChatGPT scores, a file of judgements each."""
+class TgifQa(VideoQa):
+    """TGIF-QA, its questions about a frame."""
 
-    name = "video_chatgpt"
-    unit = "points"
-    rule = "Video-ChatGPT evaluate_benchmark_*.py"
-    answers_format = "folder with correctness, detail, context, temporal and consistency (.json or .jsonl)"
-    parts: ClassVar = ASPECTS
-    judge = tuple(map(_judge_aspect, ASPECTS.values()))
-
-    @classmethod
-    def store_judgements(cls, folder: Path, judged: Sequence[Judged], said: Files) -> Files:
-        for task in cls.judge:
-            rows = [request.judgement("id", reply) for request, reply in judged if request.task == task]
-            if rows:
-                files.write_json_lines(folder / f"{task.name.partition('.')[2]}.jsonl", rows)
-        return folder, None
-
-    @classmethod
-    def grade_files(cls, predictions: Path, annotations: Path | None, problems: Problems) -> Answers:
-        """Judgements hold all that counts: questions and answers, if given, are not read."""
-        return super().grade_files(predictions, None, problems)
-
-    @classmethod
-    def grade(cls, answer: Answer) -> None:
-        answer.notes["score"] = score = _score(answer)
-        answer.credit = score / MAX_SCORE
-
-    @classmethod
-    def figures(cls, answers: Answers) -> dict[str, Any]:
-        means = {short: part.mean("score") for short, part in answers.parts().items()}
-        score = ratio(sum(means.values()), len(means))
-        return {"score": score, "subtasks": means, "judge_models": _models(answers)}
+    name = "tgif_qa"
+    judge = _judge(name)
+    files: ClassVar = _files("TGIF_Zero_Shot_QA", "mp4", "videos")

@@ -17,7 +17,7 @@ from mllm_jax.storage import Path
 
 
 class Vqa(Benchmark):
-    """Rows {question_id, image, question, answer} and, if wanted, ability and group."""
+    """Rows {question_id, image or video, question, answer} and, if wanted, ability and group."""
 
     name = "vqa"
     rule = "this project; exact match after VQA normalisation"
@@ -32,7 +32,7 @@ class Vqa(Benchmark):
             for name in ("question_id", "question", "answer"):
                 if not str(row.typed(name, str)).strip():
                     raise BenchmarkError(f"{row.where}: {name!r} is empty")
-            questions.append(Question(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", row.images()))
+            questions.append(Question(dict(row), f"{row['question']}\n{OPEN_SUFFIX}", **row.shown()))
         return sorted(questions, key=lambda question: question.images)
 
     @classmethod

@@ -145,7 +145,7 @@ def _about(name: str, runs: Sequence[Run]) -> list[Part]:
         said += f" Answers that could not be read count as wrong: {unread[0]}."
     elif any(unread):
         said += " Answers that could not be read count as wrong; how many, stands under “Models and cost”."
-    if runs[0].benchmarks[name]["kind"] == "mini":
+    if runs[0].benchmarks[name]["kind"] in ("mini", "mini_video"):
         said += (
             " A question counts if it is answered right under every rotation of its options (circular evaluation); "
             "“open” asks the same without options."

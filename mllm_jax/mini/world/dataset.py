@@ -83,17 +83,19 @@ def _is_complete(root: Path, name: str, parameters: dict[str, Any]) -> bool:
     return True
 
 
-def _write(
+def write_dataset(
     root: str | os.PathLike[str],
     name: str,
     parameters: dict[str, Any],
     records: Callable[[Path, bool], Iterable[dict[str, Any]]],
     total: int,
     progress: bool,
+    media: str = "images",
 ) -> Path:
-    """Writes images, then the list of records, then the manifest; returns the list's path.
+    """Writes images (or videos), then the list of records, then the manifest; returns the list's path.
 
     Args:
+        media: the folder of the images.
         records: writes the images into a folder and gives their records in order. It is told whether to keep those
             that are there: a call with the same parameters was stopped.
     """
@@ -101,13 +103,13 @@ def _write(
     path, begun = root / f"{name}.json", root / f".{name}.begun"
     if _is_complete(root, name, parameters):
         return path
-    (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / media).mkdir(parents=True, exist_ok=True)
     text = json.dumps(parameters, indent=1)
     keep = begun.is_file() and begun.read_text(encoding="utf-8") == text
     if not keep:
         files.write_text(begun, text)
     rows = []
-    for record in records(root / "images", keep):
+    for record in records(root / media, keep):
         rows.append(record)
         if progress and len(rows) % _PROGRESS_EVERY == 0:
             print(f"mini world: {name} {len(rows)}/{total}", flush=True)
@@ -229,7 +231,7 @@ def write_split(
             for _, drawn in map_in_order(draw, chunks, workers, ahead=2):
                 yield from drawn
 
-    return _write(root, split, parameters, records, n, progress)
+    return write_dataset(root, split, parameters, records, n, progress)
 
 
 def benchmark_questions(n_per_ability: int, seed: int) -> list[tuple[int, Question]]:
@@ -330,4 +332,4 @@ def write_benchmark(
         "n_per_ability": n_per_ability, "seed": seed,
         "generator": _fingerprint(BENCHMARK), "look": LOOK_VERSION,
     }  # fmt: skip
-    return _write(root, BENCHMARK, parameters, records, n_per_ability * len(ABILITIES), progress)
+    return write_dataset(root, BENCHMARK, parameters, records, n_per_ability * len(ABILITIES), progress)
