@@ -185,7 +185,9 @@ def _show(report: Report, console: Console, show: int, seconds: float) -> None:
     say(
         console,
         f"{report.path}: {report.samples} samples, {stats['answers']} answers, "
-        f"{stats['images']} images, {stats['text_only']} text-only samples, "
+        f"{stats['images']} images, "
+        + (f"{stats['videos']} videos, " if "videos" in stats else "")
+        + f"{stats['text_only']} text-only samples, "
         f"{stats['several_images']} with several images; read in {seconds:.1f} s",
     )
     for key, unit in (("widths", "pixels"), ("heights", "pixels"), ("tokens", "per sample")):

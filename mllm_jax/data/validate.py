@@ -174,7 +174,10 @@ def validate(
 
     named = [entry for entry in entries if entry.sample]  # a file that cannot be read has no samples
     bad = {problem.sample for problem in problems}
-    stats = _statistics(records, len(users), sizes, lengths, supervised)
+    shown_videos = len(videos.intersection(users))
+    stats = _statistics(records, len(users) - shown_videos, sizes, lengths, supervised)
+    if shown_videos:
+        stats["videos"] = shown_videos
     sound = sum(entry.sample not in bad for entry in named)
     return Report(str(json_path), len(named), sound, len(broken), tuple(problems), stats)
 

@@ -218,7 +218,9 @@ def test_validate_reads_videos(data, folder, tmp_path, capsys):
     assert "bad.mp4: " in problem["message"]
     lengths = ["--template", "mini", "--tokenizer", "mini", "--seq-len", "200", "--tokens-per-image", "16"]
     assert main([*given, str(data), *lengths, "--video-frames", "4"]) == 0
-    longest = json.loads(report.read_text())["stats"]["tokens"][2]
+    stats = json.loads(report.read_text())["stats"]
+    assert (stats["images"], stats["videos"]) == (1, 3)
+    longest = stats["tokens"][2]
     assert 7 * 8 < longest < 7 * 8 + 40  # seven frames in one sample, pooled by two
     capsys.readouterr()
 
