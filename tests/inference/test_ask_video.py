@@ -72,6 +72,7 @@ def test_frames_are_images_one_after_the_other(model):
     np.testing.assert_allclose(mean.llm[0][mean.image_of == 0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_any_size_beside_videos(tmp_path, tiny_model, tiny_tokenizer):
     tiles = Tiles(((1, 2), (2, 1), (2, 2)))
     model = saved(tmp_path / "m", dataclasses.replace(tiny_model, tiles=tiles), tiny_tokenizer)

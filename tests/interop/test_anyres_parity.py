@@ -118,6 +118,23 @@ def our_logits(model, prompts, requests):
     return jax.jit(lambda p, b: mllm.apply(config, p, b))(model.params, rows)
 
 
+def test_frames_of_a_video_are_pooled_and_end_as_in_onevision(case):
+    theirs, _, _, model = case
+    if "Onevision" not in type(theirs).__name__:
+        pytest.skip("LLaVA-NeXT reads images alone")
+    frames = np.random.default_rng(0).integers(0, 256, (9, SIDE, SIDE, 3), np.uint8)
+    picked = frames[np.linspace(0, 8, 4, dtype=int)].transpose(0, 3, 1, 2)
+    pixels = torch.tensor((picked / np.float32(255) - np.float32(0.5)) / np.float32(0.5))[None]
+    keys = ("vision_feature_layer", "vision_feature_select_strategy")
+    with torch.no_grad():
+        found = theirs.get_video_features(pixels, **{key: getattr(theirs.config, key) for key in keys})
+    (expected,) = found.pooler_output
+    ours = model.with_video(frames=4, sampling="linspace", pool="bilinear2d", newline="one_token")
+    states = ours.hidden_states(video=frames, prompt="what?")
+    assert len(expected) == 4 * 2 * 2 + 1
+    assert_close(states.llm[0][states.image_of == 0], expected, "video")
+
+
 def test_logits_of_several_aspect_ratios_and_text_in_one_batch(case):
     theirs, processor, _, model = case
     assert model.config.tiles == Tiles(
