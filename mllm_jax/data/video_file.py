@@ -23,7 +23,7 @@ INSTALL = "videos are read and written with PyAV, which is not installed: pip in
 AGAIN = "write the file anew (ffmpeg -i FILE NEW.mp4) or leave it out"
 
 # Containers that hold one file's own frames; others name further files or addresses, which are not opened.
-_CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,asf,gif,ogg,nut,rawvideo,h264,hevc,mpegvideo,m4v,3gp,mp4,webm"
+_CONTAINERS = "mov,matroska,avi,mpeg,mpegts,flv,asf,gif,ogg,nut,h264,hevc,mpegvideo,m4v,3gp,mp4,webm"
 _TIMED = ("mov", "matroska", "avi")  # whose header says how long the file is
 _LOST = 0.5  # seconds by which a file may be shorter than its header says
 
