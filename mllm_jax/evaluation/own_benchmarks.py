@@ -9,7 +9,7 @@ from mllm_jax.storage import Path
 from mllm_jax.turns import taking_turns
 from mllm_jax.workdir import data_dir
 
-DRAWN = {"mini": dataset.write_benchmark, "mini_video": videos.write_benchmark}  # kind -> what writes it
+DRAWN = {"mini": dataset, "mini_video": videos}  # kind -> the module that writes it
 COUNT = 40  # questions per ability of one that is asked by its name alone
 
 
@@ -27,7 +27,7 @@ def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
                 count = benchmark.count or COUNT
                 root = data_dir(config, workdir) / f"{benchmark.kind}_benchmark_{count}_{seed}"
                 with taking_turns(root, f"drawing the {benchmark.kind} benchmark"):
-                    benchmark.path = str(DRAWN[benchmark.kind](root, count, seed))
+                    benchmark.path = str(DRAWN[benchmark.kind].write_benchmark(root, count, seed))
 
     processes.first_then_others(write, "mini benchmark written")
     return values
