@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -146,10 +147,13 @@ class Runner:
             claim.close()
             return
         status.log, status.since = self._log_of(cell), time.monotonic()
-        arguments = [sys.executable, "-m", "mllm_jax.sweep.child", str(os.getpid()), *self._command(cell)]
+        command = self._command(cell)
+        arguments = [sys.executable, "-m", "mllm_jax.sweep.child", str(os.getpid()), *command]
         try:
             status.log.parent.mkdir(parents=True, exist_ok=True)
             with open(status.log, "ab") as log:
+                log.write(f"$ {shlex.join(command)}\n".encode())
+                log.flush()
                 process = subprocess.Popen(
                     arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
