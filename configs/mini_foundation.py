@@ -2,8 +2,8 @@
 
     mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
 
-takes about an hour and a half on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on
-where it was. The shipped LLM is this recipe's; the shipped tower is of an earlier one (docs/results.md).
+takes about two hours on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on
+where it was. The shipped tower and LLM are of an earlier recipe (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
                 "emphasis": {
                     "digit": ((600, 1), (700, 4)),
                     "word": ((600, 1), (700, 2)),
-                    "shape": ((1600, 1), (1620, 4)),
+                    "shape": ((600, 1), (700, 2)),
                 },
                 "geometry": {
                     "width": 128,
@@ -46,10 +46,10 @@ def get_config() -> ConfigDict:
                         (0, 0),
                         (50, 1),
                         (100, 1),
-                        (600, 0.87),
-                        (1200, 0.609),
-                        (1600, 0.3224),
-                        (1950, 0),
+                        (800, 0.9),
+                        (1800, 0.6),
+                        (2500, 0.3),
+                        (3000, 0),
                     ),
                     "b2": 0.98,
                     "weight_decay": 0.01,
@@ -60,20 +60,73 @@ def get_config() -> ConfigDict:
             "llm": {
                 "seed": 0,
                 "first_text": 10_000_000,  # scenes that the tower never sees
-                # short contexts first: looking words up is learned there many times sooner
+                # An answer about one of several things takes steps that are of no use without each other: fetch the
+                # words of its name, look the thing up, carry what is found to the end of the prompt. Drills need them
+                # one at a time (`foundation.notes.drill`), in short notes; each phase ends when its answers are right.
                 "phases": (
-                    _phase(250, rows=26, length=192, things=2, grids=(6,)),
-                    _phase(1000, rows=26, length=192, things=9, grids=(6,)),
-                    _phase(4350, rows=16, length=320, things=9, grids=(6, 8, 12)),
+                    _phase(
+                        2000,
+                        until=0.88,
+                        rates=((0, 0), (30, 1), (800, 1), (2000, 0.3)),
+                        rows=8,
+                        length=160,
+                        things=3,
+                        grids=(3, 4),
+                        questions=18,
+                        abilities=LOOKUPS,
+                        drill=1.0,
+                    ),
+                    _phase(
+                        2000,
+                        until=0.9,
+                        rates=((0, 1), (400, 1), (2000, 0.3)),
+                        rows=12,
+                        length=192,
+                        things=5,
+                        grids=(3, 4),
+                        questions=12,
+                        abilities=LOOKUPS,
+                        drill=0.5,
+                    ),
+                    _phase(
+                        2000,
+                        until=0.9,
+                        rates=((0, 0.7), (2000, 0.3)),
+                        rows=16,
+                        length=224,
+                        grids=(4, 6),
+                        questions=10,
+                        drill=0.3,
+                        bare=0.7,
+                        crowded=0.4,
+                    ),
+                    _phase(
+                        4000,
+                        rates=((0, 0.5), (4000, 0)),
+                        rows=16,
+                        length=320,
+                        grids=(6, 8, 12),
+                        questions=8,
+                        drill=0.1,
+                        bare=0.4,
+                        crowded=0.25,
+                        keep=0.85,
+                        notes=0.9,
+                        describe=0.1,
+                    ),
                 ),
                 "embedding_std": 0.1,
                 "geometry": {
                     "width": 128,
                     "depth": 4,
                     "heads": 4,
-                    "kv_heads": 2,
+                    "kv_heads": 4,
                     "head_width": 32,
-                    "mlp_width": 384,
+                    "mlp_width": 336,
+                    # With 1e4 six of a head's 16 channel pairs turn by less than a radian over a note of 12 x 12 cells
+                    # and a question, with 1e6 nine: those are the ones that compare words whatever their distance.
+                    "rope_theta": 1e6,
+                    "tied": True,
                     "max_positions": 2048,
                 },
                 "fit": {
@@ -81,8 +134,6 @@ def get_config() -> ConfigDict:
                     "optimizer": "muon",
                     "learning_rate": 5e-4,
                     "matrix_learning_rate": 0.02,
-                    # Most is learned below a third of the highest rates.
-                    "schedule": ((0, 0), (50, 1), (400, 1), (1000, 0.35), (5600, 0)),
                     "b2": 0.98,
                     "weight_decay": 0.1,
                     "log_every": 25,
@@ -93,18 +144,29 @@ def get_config() -> ConfigDict:
     )
 
 
-def _phase(steps: int, *, rows: int, length: int, things: int, grids: tuple[int, ...]) -> dict:
-    """A phase of the LLM, see `foundation.text.phased_batches`; short rows get short sentences."""
+LOOKUPS = ("localization", "attribute", "reading", "structured_reading")
+
+
+def _phase(steps: int, *, rows: int, length: int, until: float | None = None, **others) -> dict:
+    """A phase of the LLM, see `foundation.text.packed_batches`; short rows get short sentences.
+
+    Args:
+      until: share of the answers that are right, at which it ends.
+    """
     return {
         "steps": steps,
+        "until": None if until is None else ("answer_accuracy", until),
         "batch": rows,
         "length": length,
         "context_weight": 0.02,
-        "notes": 0.9,
+        "notes": 1.0,
         "short": length < 320,
-        "things": things,
-        "grids": grids,
-        "questions": 6,
-        "describe": 0.1,
+        "things": 9,
+        "crowded": 0.5,
+        "keep": 1.0,
+        "abilities": (),
+        "bare": 1.0,
+        "describe": 0.0,
         "describe_weight": 0.1,
+        **others,
     }

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mllm_jax.mini.foundation import assets, train
+    from mllm_jax.mini.foundation import assets, llm, train
 
     spec = importlib.util.spec_from_file_location("recipe", args.config)
     recipe = importlib.util.module_from_spec(spec)
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.only in (None, "tower"):
         train.train_tower(config.tower, args.workdir / "tower")
     if args.only in (None, "llm"):
-        train.train_llm(config.llm, tokenizer, args.workdir / "llm")
+        llm.train_llm(config.llm, tokenizer, args.workdir / "llm")
     if args.only in (None, "export"):
         out = args.out or args.workdir / "assets"
         print(f"wrote {out}: {assets.export(config, args.workdir, out)}")

@@ -14,7 +14,8 @@ from PIL import Image
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.interop import save_llm, save_vision
-from mllm_jax.mini.foundation.train import llm_geometry, prepare_tokenizer, vision_geometry
+from mllm_jax.mini.foundation.llm import llm_geometry
+from mllm_jax.mini.foundation.train import prepare_tokenizer, vision_geometry
 from mllm_jax.mini.world import render_array, sample_scene
 from mllm_jax.models.paths import path_of
 from mllm_jax.models.vit import VisionConfig, VisionTransformer

@@ -8,26 +8,25 @@ and no tower is run. A connector that maps patches to words then finds an LLM th
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from mllm_jax.data.conversations import Turn, render
+from mllm_jax.data.conversations import Span, Turn, render
 from mllm_jax.data.layout import Slot, WholeImage
 from mllm_jax.data.tokens import EncodedSample, encode_sample
 from mllm_jax.mini.world import ABILITIES, Scene, long_caption, make_questions, sample_scene
 from mllm_jax.mini.world.captions import has_lighting
 from mllm_jax.mini.world.questions import PLURALS, Question
-from mllm_jax.mini.world.scene import Thing
+from mllm_jax.mini.world.scene import COLORS, Thing, dense_scene
 from mllm_jax.mini.world.targets import patch_owners
 from mllm_jax.mini.world.text import CAPTION_PROMPTS, ask
 
 WORDS_PER_CELL = 10
-# Share of the questions that are kept: those about the whole image are learned first, those for a color last.
-COARSE, OTHERS = 0.2, 0.5
-COLOR_FORMS = ("color", "extreme_color", "extent_color", "bar_extreme")
+COARSE = 0.2  # share of the questions about the whole image that are kept: they are learned first
 KEEP_THING, KEEP_BACKGROUND = 0.85, 0.6  # chance of each word to be written down
 
 
@@ -52,9 +51,12 @@ def background_words(scene: Scene) -> list[str]:
 
 
 def cells(
-    scene: Scene, grid: int, rng: np.random.Generator, tokenizer: Any
+    scene: Scene, grid: int, rng: np.random.Generator, tokenizer: Any, keep: float = KEEP_THING
 ) -> Int32[np.ndarray, "cells words"]:
-    """The scene as bags of token ids, int32 [grid * grid, WORDS_PER_CELL] in raster order, 0 where there is none."""
+    """The scene as bags of token ids, int32 [grid * grid, WORDS_PER_CELL] in raster order, 0 where there is none.
+
+    Each word of a thing is written into a cell with the chance `keep`, but the cell of its center has all of them.
+    """
     table = np.zeros((1 + len(scene.things), WORDS_PER_CELL), np.int32)
     for row, words in enumerate(
         [background_words(scene), *(thing_words(scene, thing) for thing in scene.things)]
@@ -63,8 +65,12 @@ def cells(
         table[row, : len(ids)] = ids
     owners = patch_owners(scene, grid)
     bags = table[owners]
-    keep = np.where(owners == 0, KEEP_BACKGROUND, KEEP_THING)[:, None]
-    bags[rng.random(bags.shape) >= keep] = 0
+    chance = np.where(owners == 0, KEEP_BACKGROUND, keep)
+    for number, thing in enumerate(scene.things, start=1):
+        center = min(int(thing.y * grid), grid - 1) * grid + min(int(thing.x * grid), grid - 1)
+        if owners[center] == number:
+            chance[center] = 1
+    bags[rng.random(bags.shape) >= chance[:, None]] = 0
     return bags
 
 
@@ -90,28 +96,74 @@ class NotedSample:
         return len(self.encoded)
 
 
-def pick(scene: Scene, rng: np.random.Generator, most: int) -> list[Question]:
-    """At most `most` questions about a scene; those that are learned early are thinned out."""
-    everything = make_questions(scene, rng)
-    asked = [q for q in everything if rng.random() < _share(q)]
-    return [asked[i] for i in rng.permutation(len(asked))[:most]] or everything[:1]
+def pick(scene: Scene, rng: np.random.Generator, most: int, abilities: Sequence[str]) -> list[Question]:
+    """At most `most` different questions about a scene, of the given abilities (none: of all).
+
+    Those about the whole image are thinned out.
+    """
+    everything = {q.text: q for _ in range(1 + most // 4) for q in make_questions(scene, rng)}
+    asked = [
+        q
+        for q in everything.values()
+        if (q.ability in abilities or not abilities)
+        and (ABILITIES[q.ability].group != "coarse" or rng.random() < COARSE)
+    ]
+    return [asked[i] for i in rng.permutation(len(asked))[:most]] or list(everything.values())[:1]
 
 
-def _share(question: Question) -> float:
-    if question.form in COLOR_FORMS:
-        return 1.0
-    return COARSE if ABILITIES[question.ability].group == "coarse" else OTHERS
+def noted_scene(seed: int, index: int, most: int, crowded: bool) -> Scene:
+    """A scene of the split "foundation" with at most `most` things, and as many bars.
+
+    Args:
+      seed, index: as for `sample_scene`.
+      most: at least 2, as some questions are about two bars.
+      crowded: whether it is one of the crowded scenes, of which every word card but one is left out: questions tell
+        cards with numbers apart by color, and there is one word to read.
+    """
+    scene = dense_scene(seed, index) if crowded else sample_scene(seed, index, "foundation")
+    things = [*scene.of_kind("shape", "digit"), *scene.of_kind("word")[:1]]
+    rng = np.random.default_rng([0x5CE7E, seed, index])
+
+    def few(kept: Sequence[Thing]) -> set[int]:
+        return {id(kept[i]) for i in rng.permutation(len(kept))[:most]}
+
+    chosen = few(things) | few(scene.bars)
+    return dataclasses.replace(scene, things=tuple(t for t in scene.things if id(t) in chosen))
+
+
+def drill(pairs: Sequence[tuple[str, str]]) -> list[Span]:
+    """Questions about one image, each followed at once by its answer; see `drilled_text`.
+
+    An answer then takes one look into the note, at the name that stands before it, and where the color is last it takes
+    that one word. In a conversation a thing is looked up at its name and fetched from there at the end of the prompt,
+    and the card of "red card" is looked up with a word that was fetched before. No such step is of use without the
+    next, so a model that starts with conversations learns none of them for hundreds of steps.
+    """
+    spans = [Span("<image>", image=True)]
+    for question, answer in pairs:
+        spans += [Span(f" {question}"), Span(f" {answer}", learn=True)]
+    return spans
+
+
+def drilled_text(question: str, rng: np.random.Generator) -> str:
+    """A question without its end, every other time with the color last in what it names ("card red")."""
+    text = question.rstrip("?.")
+    return _COLORED.sub(r"\2 \1", text) if rng.random() < 0.5 else text
+
+
+_COLORED = re.compile(rf"\b({'|'.join(COLORS)}) (\w+)")
 
 
 def fit_turns(
     pairs: list[tuple[str, str]], length: int, encode: Callable[[list[tuple[str, str]]], EncodedSample]
 ) -> EncodedSample:
     """The conversation with as many of its questions, at least one, as fit into `length` tokens."""
-    for count in range(len(pairs), 0, -1):
-        encoded = encode(pairs[:count])
-        if len(encoded) <= length:
-            break
-    return encoded
+    encoded = encode(pairs)
+    if len(encoded) <= length:
+        return encoded
+    learned = np.append(encoded.loss_weights > 0, False)
+    ends = 1 + np.flatnonzero(learned[:-1] & ~learned[1:])  # of the answers
+    return encode(pairs[: max(np.searchsorted(ends, length, side="right"), 1)])
 
 
 def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
@@ -121,30 +173,36 @@ def note_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSampl
       tokenizer: whose words are written.
       seed: which stream.
       index: number of the conversation; its scene is of the split "foundation".
-      phase: `things` (at most so many of a scene are kept, bars apart), `grids` (lattices, cells per side, of which
-        one is drawn), `questions` (at most so many are asked, and as fit into `length` tokens), `describe` (share of
-        conversations that ask for the long caption instead, half of them as the `plain` template does) and
+      phase: `things` and `crowded` (most things of a scene, share of crowded scenes, see `noted_scene`), `grids`
+        (lattices, cells per side, of which one is drawn), `keep` (see `cells`), `questions` (at most so many are
+        asked, and as fit into `length` tokens), `abilities` (that they test; () for all), `drill` (share of notes with
+        a `drill` in place of a conversation), `bare` (share of a conversation's questions that are asked without
+        options and without saying how to answer, in half the tokens), `describe` (share of the other conversations,
+        those about crowded scenes apart, that ask for the long caption, half of them as the `plain` template does) and
         `describe_weight` (of a caption's tokens in the loss; there are many, and few depend on the notes).
     """
     rng = np.random.default_rng([0x207E5, seed, index])
-    scene = sample_scene(seed, index, "foundation")
-    things = scene.of_kind("shape", "digit", "word")
-    few = [things[i] for i in sorted(rng.permutation(len(things))[: phase["things"]])]
-    scene = dataclasses.replace(scene, things=(*few, *scene.bars))
-    bags = cells(scene, int(rng.choice(phase["grids"])), rng, tokenizer)
+    crowded = rng.random() < phase["crowded"]
+    scene = noted_scene(seed, index, phase["things"], crowded)
+    bags = cells(scene, int(rng.choice(phase["grids"])), rng, tokenizer, phase["keep"])
+    drilled = rng.random() < phase["drill"]
     template, weight = "mini", 1.0
-    if rng.random() < phase["describe"]:
+    if not (drilled or crowded) and rng.random() < phase["describe"]:
         pairs = [(CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))], long_caption(scene, rng))]
         template, weight = "plain" if rng.random() < 0.5 else "mini", phase["describe_weight"]
     else:
-        pairs = [ask(question, rng) for question in pick(scene, rng, phase["questions"])]
+        asked = pick(scene, rng, phase["questions"], phase["abilities"])
+        pairs = [ask(q, rng) if rng.random() >= phase["bare"] else (q.text, q.answer) for q in asked]
+        if drilled:
+            pairs = [(drilled_text(q.text, rng), q.answer) for q in asked]
 
     cells_layout = WholeImage(Slot(len(bags)))()  # the note stands for an image
 
     def encode(pairs: list[tuple[str, str]]) -> EncodedSample:
         turns = turns_of(pairs)
         turns[0] = Turn("human", ("", "\n" + pairs[0][0]))
-        return encode_sample(render(template, turns), tokenizer, [cells_layout], sample=f"note {index}")
+        spans = drill(pairs) if drilled else render(template, turns)
+        return encode_sample(spans, tokenizer, [cells_layout], sample=f"note {index}")
 
     encoded = fit_turns(pairs, phase["length"], encode)
     weights = (weight * encoded.loss_weights).astype(np.float32)

@@ -126,8 +126,8 @@ def pool_batches(
     shares: list[int],
     batch: int,
     seed: int,
-    start: int,
     weights: Mapping[str, Sequence[tuple[int, int | float]]],
+    start: int,
 ) -> Iterator[dict]:
     """Batches from several pools (one resolution each), in a fixed cycle by `shares`, shuffled anew every epoch.
 

@@ -54,7 +54,7 @@ def conversation(seed: int, index: int, short: bool) -> list[tuple[str, str]]:
 
 
 def pretraining_sample(tokenizer: Any, seed: int, index: int, phase: Any) -> NotedSample:
-    """Conversation `index` of a phase: about sentences, or about notes (see `phased_batches`).
+    """Conversation `index` of a phase: about sentences, or about notes (see `packed_batches`).
 
     Its answers weigh 1 and its other text weighs `phase["context_weight"]` in the loss.
     """
@@ -82,12 +82,26 @@ def layout_notes(samples: Sequence[NotedSample], length: int) -> dict[str, np.nd
     return {name: getattr(row, name) for name in names} | {"bags": bags}
 
 
-def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of packed conversations, endlessly, from sample `start` on; one longer than a row is an error."""
-    index, length = start, phase["length"]
-    waiting = pretraining_sample(tokenizer, seed, index, phase)
-    while True:
-        rows = []
+def packed_batches(
+    tokenizer: Any, seed: int, phase: Any, first: int = 0, start: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of packed conversations, endlessly, from batch `start` on.
+
+    Each batch has numbers of its own, so that a resumed run goes on with the batches of one in a piece.
+
+    Args:
+      phase: `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer), `notes` (share of
+        conversations about notes; the others are about sentences), `short` (of sentences, see `conversation`), and
+        what `note_sample` reads.
+      first: number of the first conversation of batch 0.
+
+    Raises:
+      SampleTooLong: a conversation is longer than a row.
+    """
+    length, most = phase["length"], conversations(phase)
+    for number in itertools.count(start):
+        index, rows = first + number * most, []
+        waiting = pretraining_sample(tokenizer, seed, index, phase)
         for _ in range(phase["batch"]):
             samples, used = [], 0
             if len(waiting) > length:
@@ -101,24 +115,9 @@ def packed_batches(tokenizer: Any, seed: int, phase: Any, start: int = 0) -> Ite
         yield {key: np.stack([row[key] for row in rows]) for key in rows[0]} | {"noise_seed": np.int32(index)}
 
 
-def phased_batches(
-    tokenizer: Any, seed: int, phases: Sequence[Any], first: int, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of all phases one after the other, from step `start` on.
+LEAST_TOKENS = 16  # of a conversation
 
-    Args:
-      phases: each with `steps`, `batch` rows of `length` tokens, `context_weight` (loss weight of what is no answer),
-        `notes` (share of conversations about notes; the others are about sentences), `short` (of sentences, see
-        `conversation`), and what `note_sample` reads.
-      first: number of the first conversation.
-    """
-    begin = 0
-    for phase in phases:
-        first_step = max(start, begin)
-        if first_step < begin + phase["steps"]:
-            # A batch uses at most so many conversations; a resumed run leaves some out but repeats none.
-            most = phase["batch"] * (phase["length"] // 24)
-            packed = packed_batches(tokenizer, seed, phase, start=first + first_step * most)
-            yield from itertools.islice(packed, begin + phase["steps"] - first_step)
-        begin += phase["steps"]
-        first += phase["steps"] * 1000
+
+def conversations(phase: Any) -> int:
+    """How many conversations a batch has at most."""
+    return phase["batch"] * (phase["length"] // LEAST_TOKENS)

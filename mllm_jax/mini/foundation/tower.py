@@ -5,10 +5,13 @@ Two objectives at once, plain supervised losses on rendered images whose content
 * dense labels: linear heads on the penultimate hidden state name, for every patch, the shape, color, size,
   digit, word and bar height it shows, in which ninth of the image that is and how many of its kind there are;
 * image labels: linear heads on the mean of the last hidden state name scene, lighting, style, quality, topic and
-  counts, and heads on every patch of the penultimate one name those of `EVERYWHERE`.
+  counts, and heads on every patch of the penultimate one name those of `EVERYWHERE`; a head on the mean of the
+  penultimate one names the ninth of the image that its only thing is in.
 
 The heads are thrown away; the blocks are the tower.
 """
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -24,6 +27,8 @@ from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 # Image labels that each single patch has to know as well.
 EVERYWHERE = ("scene", "lighting", "style", "quality", "topic", "things", "bars")
+# Those that the mean of the penultimate hidden states has to tell, as connectors that pool read them.
+POOLED = ("position",)
 
 
 class TowerPretraining(nn.Module):
@@ -39,15 +44,16 @@ class TowerPretraining(nn.Module):
             features.hidden[depth - 1]
         )
         last = layer_norm(vision.eps, jnp.float32, jnp.float32, "post_norm")(features.hidden[depth])
-        pooled = last.mean(1)
 
-        def heads(kind: str, names, x: Array) -> dict[str, Array]:
-            classes = PATCH_CLASSES | GLOBAL_CLASSES
-            return {key: Dense(len(classes[key]), name=f"{kind}_{key}")(x) for key in names}
+        def heads(kind: str, names: Sequence[str], x: Array) -> dict[str, Array]:
+            sizes = [len((PATCH_CLASSES | GLOBAL_CLASSES)[key]) for key in names]
+            logits = Dense(sum(sizes), name=kind)(x)  # one product; many small ones take a quarter of a step
+            return dict(zip(names, jnp.split(logits, np.cumsum(sizes)[:-1], axis=-1), strict=True))
 
         return {
-            "patch": heads("patch", PATCH_CLASSES, penultimate),
-            "image": heads("image", GLOBAL_CLASSES, pooled),
+            "patch": heads("patch", tuple(PATCH_CLASSES), penultimate),
+            "image": heads("image", tuple(k for k in GLOBAL_CLASSES if k not in POOLED), last.mean(1)),
+            "pooled": heads("pooled", POOLED, penultimate.mean(1)),
             "everywhere": heads("everywhere", EVERYWHERE, penultimate),
         }
 
@@ -60,7 +66,7 @@ def tower_loss(vision: VisionConfig, params, batch) -> tuple[Array, dict[str, Ar
     """
     logits = TowerPretraining(vision).apply({"params": params}, batch["images"])
     xent = optax.softmax_cross_entropy_with_integer_labels
-    metrics, patch_loss, image_loss, every_loss = {}, 0.0, 0.0, 0.0
+    metrics, patch_loss, image_loss, pooled_loss, every_loss = {}, 0.0, 0.0, 0.0, 0.0
 
     def mean(values, which):
         return (values * which).sum() / jnp.maximum(which.sum(), 1)
@@ -69,12 +75,18 @@ def tower_loss(vision: VisionConfig, params, batch) -> tuple[Array, dict[str, Ar
         losses, named = xent(logits["patch"][key], target), target > 0
         patch_loss += batch["emphasis"][key] * 0.5 * (mean(losses, named) + mean(losses, ~named))
         metrics[f"patch_{key}"] = mean(logits["patch"][key].argmax(-1) == target, named)
-    for key, target in batch["image"].items():
-        image_loss += xent(logits["image"][key], target).mean()
-        metrics[f"image_{key}"] = (logits["image"][key].argmax(-1) == target).mean()
+    for key, each in logits["image"].items():
+        target = batch["image"][key]
+        image_loss += xent(each, target).mean()
+        metrics[f"image_{key}"] = (each.argmax(-1) == target).mean()
+    for key, each in logits["pooled"].items():
+        target = batch["image"][key]
+        named = target > 0
+        pooled_loss += mean(xent(each, target), named)
+        metrics[f"image_{key}"] = mean(each.argmax(-1) == target, named)
     for key, each in logits["everywhere"].items():
         every_loss += xent(each, jnp.broadcast_to(batch["image"][key][:, None], each.shape[:2])).mean()
-    loss = patch_loss + 0.25 * (image_loss + every_loss)
+    loss = patch_loss + pooled_loss + 0.25 * (image_loss + every_loss)
     return loss, metrics | {"loss": loss, "patch_loss": patch_loss}
 
 

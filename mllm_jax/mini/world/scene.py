@@ -416,8 +416,8 @@ DENSE_MOST = 8  # things of a dense scene; more would be beyond the counts that 
 def dense_scene(seed: int, index: int, difficulty: Difficulty = STANDARD) -> Scene:
     """A crowded scene of the split "foundation", in which every ninth of the image that has room holds a thing.
 
-    Most are cards, so that a tower sees many digits and words in an image. There may be more cards than a question can
-    tell apart: such scenes are for targets per patch.
+    Three in five are cards, so that a tower sees many digits and words in an image. There may be more cards than a
+    question can tell apart: such scenes are for targets per patch.
 
     Args:
         seed: which world.
@@ -429,9 +429,9 @@ def dense_scene(seed: int, index: int, difficulty: Difficulty = STANDARD) -> Sce
     things: list[Thing | None] = []
     for _ in range(DENSE_MOST):
         draw = rng.random()
-        if draw < 0.6:
+        if draw < 0.45:
             things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
-        elif draw < 0.75:
+        elif draw < 0.6:
             things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
         else:
             things.append(s.shape(s.pick(SHAPES), s.pick(COLORS), s.pick(SIZES)))

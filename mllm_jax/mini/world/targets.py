@@ -42,6 +42,7 @@ GLOBAL_CLASSES: dict[str, tuple[str, ...]] = {
     "things": tuple(str(n) for n in range(MAX_COUNT + 1)),
     "bars": tuple(str(n) for n in range(5)),
     **{f"count_{shape}": tuple(str(n) for n in range(MAX_COUNT + 1)) for shape in SHAPES},
+    "position": (NONE, *POSITIONS),  # of the only thing beside a chart's bars
 }
 
 _SUB = 6  # samples per patch and axis
@@ -123,4 +124,6 @@ def global_targets(scene: Scene) -> dict[str, int]:
     }
     for shape in SHAPES:
         out[f"count_{shape}"] = sum(t.shape == shape for t in scene.shapes)
+    things = scene.of_kind("shape", "digit", "word")
+    out["position"] = GLOBAL_CLASSES["position"].index(things[0].position if len(things) == 1 else NONE)
     return out

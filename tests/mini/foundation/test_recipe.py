@@ -11,7 +11,7 @@ import pytest
 from mllm_jax import interop
 from mllm_jax.cli.main import main
 from mllm_jax.connectors.base import FeatureRequest
-from mllm_jax.mini.foundation import assets, train
+from mllm_jax.mini.foundation import assets, llm
 from mllm_jax.models.vit import VisionTransformer
 
 RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "mini_foundation.py"
@@ -27,12 +27,12 @@ def get_config():
     c.tower.pictures, c.tower.sizes, c.tower.shares, c.tower.batch = (24, 12), (28, 42), (2, 1), 4
     c.tower.geometry.update(dict(width=16, depth=2, heads=2, mlp_width=32, patch=7, image_size=28))
     c.llm.geometry.update(dict(width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=32))
-    c.llm.phases = tuple(
-        dict(phase, steps=2, batch=2, length=max(phase["length"], 320)) for phase in c.llm.phases
-    )
-    for fit, steps in ((c.tower.fit, 4), (c.llm.fit, 2 * len(c.llm.phases))):
+    ends = (c.llm.phases[0], c.llm.phases[-1])
+    c.llm.phases = tuple(dict(phase, steps=2, batch=2, length=320, rates=((0, 1), (2, 0))) for phase in ends)
+    c.tower.fit.schedule = ((0, 0), (1, 1), (4, 0))
+    for fit in (c.tower.fit, c.llm.fit):
         fit.optimizer = "adamw"  # Muon compiles for minutes where cores are shared
-        fit.schedule, fit.log_every, fit.save_every = ((0, 0), (1, 1), (steps, 0)), 2, 2
+        fit.log_every = fit.save_every = 2
     return c
 """
 
@@ -57,7 +57,7 @@ def test_the_recipe_makes_loadable_directories(tmp_path):
 
 
 def test_note_embeddings_are_sums_over_the_root_of_the_number(monkeypatch):
-    monkeypatch.setattr(train, "NOTE_NOISE", 0.0)
+    monkeypatch.setattr(llm, "NOTE_NOISE", 0.0)
     table = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
 
     def apply(ids, method):
@@ -65,7 +65,7 @@ def test_note_embeddings_are_sums_over_the_root_of_the_number(monkeypatch):
         return jnp.asarray(table)[ids]
 
     bags = np.array([[[3, 5, 0, 0], [0, 0, 0, 0], [7, 0, 9, 11]]], np.int32)
-    out = train.note_embeddings(apply, {"bags": bags, "noise_seed": np.int32(0)})
+    out = llm.note_embeddings(apply, {"bags": bags, "noise_seed": np.int32(0)})
     expected = np.stack([(table[3] + table[5]) / 2**0.5, 0 * table[0], table[[7, 9, 11]].sum(0) / 3**0.5])
     np.testing.assert_allclose(out[0], expected, atol=1e-6)
 
@@ -74,10 +74,10 @@ def test_noise_has_the_stated_size():
     table = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32) * 0.1
     bags = np.random.default_rng(1).integers(1, 50, (4, 100, 3)).astype(np.int32)
     batch = {"bags": bags, "noise_seed": np.int32(3)}
-    noisy = train.note_embeddings(lambda ids, method: jnp.asarray(table)[ids], batch)
+    noisy = llm.note_embeddings(lambda ids, method: jnp.asarray(table)[ids], batch)
     clean = table[bags].sum(2) / 3**0.5
     rms = np.sqrt(np.mean(table[bags] ** 2))
-    assert np.std(np.asarray(noisy) - clean) == pytest.approx(train.NOTE_NOISE * rms, rel=0.03)
+    assert np.std(np.asarray(noisy) - clean) == pytest.approx(llm.NOTE_NOISE * rms, rel=0.03)
 
 
 def test_a_scaled_residual_stream_scales_hidden_states_and_nothing_else():

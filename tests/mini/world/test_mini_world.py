@@ -222,6 +222,8 @@ def test_global_targets(scenes):
         )  # fmt: skip
         assert sum(targets[f"count_{shape}"] for shape in SHAPES) == len(scene.shapes)
         assert targets["things"] + targets["bars"] == len(scene.things)
+        (*more, only) = scene.of_kind("shape", "digit", "word") or (None, None)
+        assert named["position"] == ("none" if more or only is None else only.position)
 
 
 def test_contact_sheet_shows_all_pictures():
