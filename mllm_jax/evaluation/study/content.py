@@ -47,7 +47,7 @@ def make_sections(
             )
         sections.append(Section(f"{title}Scores", (METHOD, _scores(benchmark, benchmark.groups)), 3))
         if pairs := _pairs(study, benchmark, baseline):
-            about = f"Differences from `{baseline}` at the same resolution, in points."
+            about = f"Differences from {baseline} at the same resolution, in points."
             sections.append(
                 Section(f"{title}Differences from {baseline}", (about, _differences(benchmark, pairs)), 3)
             )
@@ -75,7 +75,7 @@ def _slug(text: str) -> str:
 
 def _about(study: Study) -> str:
     seeds = sorted({seed for variant in study.variants for seed in variant.runs})
-    said = f"{len(study.variants)} cells with seeds {', '.join(map(str, seeds))}."
+    said = f"{len(study.variants)} cells, seeds {', '.join(map(str, seeds))}."
     for benchmark in study.benchmarks.values():
         if benchmark.incomplete:
             said += (
@@ -248,7 +248,8 @@ def _times(
 def _time(seconds: float | None, before: float | None) -> str:
     if not seconds:
         return "–"
-    return f"{1000 * seconds:,.3g} ms" + (f" ({seconds / before:.2f}×)" if before else "")
+    shown = f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+    return f"{shown} ms" + (f" ({seconds / before:.2f}×)" if before else "")
 
 
 def _losses(study: Study, out: Path, stem: str) -> Figures:
