@@ -978,7 +978,7 @@ def test_selection(tmp_path):
     assert [entry.path for entry in shared.values()] == [str(tmp_path / n) for n in ("mmbench", "refcoco+")]
     for names, message in (
         (["mmbensh"], "no benchmark 'mmbensh'; did you mean 'mmbench'"),
-        (["msvd_qa"], "'msvd_qa' cannot be asked: models cannot be shown videos yet"),
+        (["q_bench_a3"], "'q_bench_a3' cannot be asked: it needs the logits"),
         (["mini"], "--benchmark=mini --path"),
         (["vqav2:splt=val2014"], "unknown option 'splt'; did you mean 'split'"),
         (["vqav2:split=train"], "'train' is none of val2014, test-dev2015, test2015"),

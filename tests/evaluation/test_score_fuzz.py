@@ -162,6 +162,8 @@ SAME = {
     "relaxed_accuracy": "chartqa",
     "msrvtt_qa": "msvd_qa",
     "activitynet_qa": "msvd_qa",
+    "tgif_qa": "msvd_qa",
+    "mini_video": "mini",
     "refcoco+": "refcoco",
     "refcocog": "refcoco",
     "refcoco_caption": "captions",
