@@ -224,11 +224,16 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"{name}: the video file is empty")
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        with av.open(f"file:{path.absolute()}", container_options=options) as container:
+        # What a file says about itself may be in any encoding.
+        with av.open(
+            f"file:{path.absolute()}", container_options=options, metadata_errors="replace"
+        ) as container:
             videos = [one for one in container.streams.video if not _is_cover(one)]
             if not videos:
                 held = ", ".join(sorted({one.type or "data" for one in container.streams})) or "nothing"
                 raise VideoError(f"{name}: no video in the file, which holds {held}")
+            if videos[0].codec_context is None:
+                raise VideoError(f"{name}: its video is in a format that cannot be decoded; {AGAIN}")
             yield container, videos[0]
     except av.FFmpegError as error:
         raise VideoError(f"{name}: not a video, or damaged: {error.strerror}; {AGAIN}") from error

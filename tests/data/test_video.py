@@ -275,23 +275,36 @@ def test_one_frame_and_a_wrong_name(clips, tmp_path):
     np.testing.assert_array_equal(read_frames(misnamed, 4), read_frames(clips / "vp9.webm", 4))
 
 
-def test_file_cut_behind_its_header(clips, tmp_path):
+def remuxed(source, path, title="", **options):
+    """The same packets in another file."""
     import av
 
-    path = tmp_path / "fast.mp4"
-    with (
-        av.open(os.fspath(clips / "h264.mp4")) as source,
-        av.open(os.fspath(path), "w", options={"movflags": "faststart"}) as container,
-    ):
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
+    with av.open(os.fspath(source)) as old, av.open(os.fspath(path), "w", options=options) as new:
+        new.metadata["title"] = title
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
             if packet.size:
                 packet.stream = stream
-                container.mux(packet)
+                new.mux(packet)
+    return path
+
+
+def test_file_cut_behind_its_header(clips, tmp_path):
+    path = remuxed(clips / "h264.mp4", tmp_path / "fast.mp4", movflags="faststart")
     assert len(read_frames(path, 4)) == 4
     path.write_bytes(cut(0.9)(path.read_bytes()))
     with pytest.raises(VideoError, match="its header says 32 frames, but"):
         read_frames(path, 4)
+
+
+def test_titles_in_any_encoding_and_fragments(clips, tmp_path):
+    expected = read_frames(clips / "h264.mp4", 4)
+    for name, options in (("v.mp4", {}), ("v.mkv", {}), ("f.mp4", {"movflags": "frag_keyframe+empty_moov"})):
+        path = remuxed(clips / "h264.mp4", tmp_path / name, "cafe!", **options)
+        data = path.read_bytes()
+        assert b"cafe!" in data
+        path.write_bytes(data.replace(b"cafe!", b"caf\xe9!"))  # Latin-1
+        np.testing.assert_array_equal(read_frames(path, 4), expected)
 
 
 def test_playlists_open_nothing_else(clips, tmp_path):
