@@ -80,7 +80,7 @@ def video_index(path: str | os.PathLike, name: str = "") -> VideoIndex:
             raise VideoError(f"{name}: the video has no pixels ({context.width} x {context.height})")
         times: list[int | None] = []
         entries, end = [], 0.0
-        for packet in container.demux():
+        for packet in _packets(container):
             if packet.pts is not None and packet.time_base:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index or not packet.size or packet.is_discard:
@@ -188,7 +188,7 @@ def _frames(container: Any, stream: Any, name: str, entry: int | None = None) ->
     import av
 
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(_packets(container, stream)):
             if entry is not None and number == 0 and packet.pts != entry:
                 return
             for frame in packet.decode():
@@ -199,6 +199,15 @@ def _frames(container: Any, stream: Any, name: str, entry: int | None = None) ->
                 yield frame
     except av.FFmpegError as error:
         raise VideoError(f"{name}: damaged: {error.strerror}; {AGAIN}") from error
+
+
+def _packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of these streams, or of all, and an empty one behind those of each stream.
+
+    Where a stream begins only behind the header (FLV, MPEG-TS), PyAV may trip over it when all packets have been read.
+    """
+    with contextlib.suppress(IndexError):
+        yield from container.demux(*streams)
 
 
 def _clock(seconds: float | None) -> str:

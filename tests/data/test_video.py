@@ -1,6 +1,7 @@
 """Videos as picked frames: which, exactly which pixels, and one clear error for every kind of bad file."""
 
 import builtins
+import contextlib
 import math
 import os
 
@@ -305,6 +306,34 @@ def test_titles_in_any_encoding_and_fragments(clips, tmp_path):
         assert b"cafe!" in data
         path.write_bytes(data.replace(b"cafe!", b"caf\xe9!"))  # Latin-1
         np.testing.assert_array_equal(read_frames(path, 4), expected)
+
+
+def test_streams_that_begin_behind_the_header(clips, monkeypatch):
+    """As PyAV 18 and 19 end where a stream has appeared meanwhile."""
+    import av
+
+    expected, demux = read_frames(clips / "stream.ts", 4), av.container.InputContainer.demux
+
+    class Container:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def demux(self, *streams):
+            yield from demux(self.container, *streams)
+            raise IndexError("list index out of range")
+
+    opened = video_file._opened
+
+    @contextlib.contextmanager
+    def late(*arguments):
+        with opened(*arguments) as (container, stream):
+            yield Container(container), stream
+
+    monkeypatch.setattr(video_file, "_opened", late)
+    np.testing.assert_array_equal(read_frames(clips / "stream.ts", 4), expected)
 
 
 def test_playlists_open_nothing_else(clips, tmp_path):
