@@ -4,7 +4,7 @@ The plain case is Llama: RMSNorm, rotary positions, grouped-query attention, gat
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -141,6 +141,28 @@ def apart_params(params: dict[str, Any]) -> dict[str, Any]:
     depth = len(jax.tree.leaves(params["blocks"])[0])
     blocks = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth))
     return {**params, "blocks": blocks}
+
+
+def head(
+    config: DecoderConfig, params: Mapping[str, Any]
+) -> tuple[Float[Array, "D V"], Float[Array, " V"] | None]:
+    """The output head of a decoder's parameters: its matrix, and its bias if it has one."""
+    return params["embedding"].T if config.tied else params["head"], params.get("head_bias")
+
+
+def head_logits(
+    config: DecoderConfig,
+    hidden: Float[Array, "... D"],
+    kernel: Float[Array, "... D V"],
+    bias: Float[Array, "..."] | None,
+) -> Float[Array, "... V"]:
+    """Next-token logits in float32, of hidden states in the kernel's dtype; the bias is broadcast."""
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    if config.logit_softcap is not None:
+        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    return logits
 
 
 def _norm(config: DecoderConfig, dtype: Any, param_dtype: Any, name: str | None = None) -> nn.Module:
@@ -339,14 +361,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Float[Array, "*b D"]) -> Float[Array, "*b V"]:
         """Next-token logits in float32."""
-        cfg = self.config
-        head = self.embedding.T if cfg.tied else self.head
-        logits = jnp.matmul(hidden, head.astype(self.dtype), preferred_element_type=jnp.float32)
-        if cfg.head_bias:
-            logits = logits + self.head_bias.astype(jnp.float32)
-        if cfg.logit_softcap is not None:
-            logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-        return logits
+        kernel, bias = head(self.config, self.variables["params"])
+        return head_logits(self.config, hidden, kernel.astype(self.dtype), bias)
 
     def __call__(
         self,

@@ -28,6 +28,7 @@ ACTIVATION_RULES = (
     ("embed", None),
     ("heads", "tensor"),
     ("row_heads", ("tensor", "sequence")),
+    ("vocab", "tensor"),
     ("images", AXES),
 )
 ANSWERING_RULES = (
@@ -36,6 +37,7 @@ ANSWERING_RULES = (
     ("embed", None),
     ("heads", "tensor"),
     ("row_heads", "tensor"),
+    ("vocab", "tensor"),
     ("images", AXES),
 )
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]

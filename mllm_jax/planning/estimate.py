@@ -137,7 +137,7 @@ def memory(plan: StagePlan, attention: str) -> Memory:
     gradients = given["parameters"] * (2 if plan.stage.accumulation > 1 else 1)
     vocabulary = cfg.vocab / size.tensor
     logits = 3 * 4 * size.micro_rows * min(CHUNK, size.labels) * vocabulary
-    head = width * cfg.width * vocabulary * (2 if size.fsdp > 1 else 1)
+    head = size.head_bytes + size.head_gradient
     after_blocks = gradients + logits + head + boundary * (cfg.depth if size.backward else 1)
     return Memory(**given, temporaries=max(gradients + activations + gathered, after_blocks) + size.images)
 
@@ -171,6 +171,10 @@ class _Sizes:
         self.last_share = sum(
             leaf.size for path, leaf in blocks.items() if re.search(r"/(down|fc2)/", path)
         ) / max(1, sum(leaf.size for leaf in blocks.values()))
+        head = plan.model.llm.width * plan.model.llm.vocab / self.tensor
+        self.head_bytes = width * head  # as a chip uses it; its gradient there, before chips add theirs up:
+        trained_head = "llm/embedding" if plan.model.llm.tied else "llm/head"
+        self.head_gradient = 4 * head * (trained_head in trained)
         self.images = self._encoder_bytes(plan, width)
 
     def _encoder_bytes(self, plan: StagePlan, width: int) -> float:
@@ -179,7 +183,8 @@ class _Sizes:
             return 0.0
         grid, vision = plan.model.vision_spec.grid, plan.model.vision
         slots = self.micro_rows * self.slots
-        images, tokens = math.ceil(slots / self.sequence) * vision.views, grid[0] * grid[1] + 1
+        sharing = self.sequence * self.tensor  # chips with the same rows, which divide their images
+        images, tokens = math.ceil(slots / sharing) * vision.views, grid[0] * grid[1] + 1
         states = 4 * images * tokens * vision.width  # float32 sums of hidden states
         request = plan.model.make_connector().request()
         held = len(request.hidden) + len(request.means) + len(request.normalized_means)
@@ -225,7 +230,7 @@ def useful_counts(plan: StagePlan) -> dict[str, int | float]:
 
 
 def executed_flops(plan: StagePlan, attention: str) -> float:
-    """Operations that a step carries out: padding, empty slots, recomputation and the logits' second time included."""
+    """Operations that a step carries out: padding, empty slots and recomputation included."""
     size, flops, rows = _Sizes(plan), plan.flops, plan.rows or plan.stage.batch_size
     full = batch_counts(plan.model, rows, plan.seq_len, size.labels, size.slots)
     if attention == "xla":  # also what the causal rule leaves out
@@ -236,24 +241,23 @@ def executed_flops(plan: StagePlan, attention: str) -> float:
     total += forward["tokens"] * (1 - size.last_share) * again
     products = 2 + (2 * (plan.model.remat != "none") + BACKWARD_PRODUCTS[attention]) * size.backward
     total += forward["attention_pairs"] * products / 2
-    total += forward["label_tokens"] * size.backward
     return total + forward["images"] * (size.encoder and plan.model.vision_remat == "full")
 
 
 def network_bytes(plan: StagePlan, slices: int) -> tuple[float, float]:
     """Bytes that a chip sends over the fast network and between slices in a step, by formula.
 
-    Weights are gathered over `fsdp` for the forward and the backward pass, gradients of what is trained are scattered
-    back and added up over `data`; `tensor` adds up two activations a block and pass. `sequence` shares parameters like
-    `fsdp`, and trades queries, keys, values and outputs around attention in each pass.
+    Weights of blocks are gathered over `fsdp` for the forward and the backward pass, the head once; gradients of what
+    is trained are scattered back (the head's in float32) and added up over `data`; `tensor` adds up two activations a
+    block and pass. `sequence` shares parameters like `fsdp`, and trades queries, keys, values and outputs around
+    attention in each pass.
     """
     size, parts, cfg = _Sizes(plan), plan.stage.accumulation, plan.model.llm
     width = jnp.dtype(plan.model.dtype).itemsize
     share = (size.fsdp - 1) / size.fsdp
     weights = cfg.depth * size.block_bytes / size.tensor
-    chunks = math.ceil(size.labels / CHUNK)
-    head = width * cfg.width * cfg.vocab / size.tensor
-    sent = parts * share * (2 * weights + size.trained_block_bytes / size.tensor + (2 * chunks + 1) * head)
+    blocks = 2 * weights + size.trained_block_bytes / size.tensor
+    sent = parts * share * (blocks + size.head_bytes + size.head_gradient)
     gradients = chip_bytes(plan.state.params)
     inside = size.data // math.gcd(size.data, slices)
     sent += parts * 2 * gradients * (inside - 1) / inside

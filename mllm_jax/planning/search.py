@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError
+from mllm_jax.inference import runs
 from mllm_jax.models.heads import split
 from mllm_jax.planning.estimate import Memory, Roofline, attention_backend, memory, roofline, rows_of
 from mllm_jax.planning.topology import Machine
@@ -15,6 +16,7 @@ from mllm_jax.training.stage import StagePlan
 
 OVERLAP_LOST = 0.1  # of what could be hidden behind the slowest resource
 SAME = 1.03  # times of which one is this much longer than the other are taken as equal
+SHARING = 16  # most chips that share a row: more are slower than what else there is
 MARGIN = 0.92  # of the memory may be used by an estimate: what is left is for what it does not know
 
 
@@ -25,30 +27,28 @@ def stage_plan(config: ConfigDict, stage: str, mesh: Any) -> StagePlan:
 
 
 def candidates(config: ConfigDict, stage: str, machine: Machine) -> Iterator[tuple[dict[str, int], int]]:
-    """Every (mesh, accumulation) that the batch and the heads allow."""
+    """Every (mesh, accumulation) that batch, heads and rows allow, with at most `SHARING` chips to a row."""
     settings, count = config.stages[stage], machine.count
-    model = StagePlan(config, stage, machine.abstract_mesh({"data": -1})).model
-    packed = settings.samples_per_row > 1
-    for tensor in _divisors(min(count, 16)):
-        if tensor > 1 and (
-            machine.chips % tensor or split(model.llm.heads, model.llm.kv_heads, tensor)[0] == 1
-        ):
+    llm, packed = runs.model_config(config).llm, settings.samples_per_row > 1
+    lengths = [each.seq_len or config.data.seq_len for each in config.stages.values()]
+    for sharing in _divisors(machine.chips):
+        if sharing > SHARING or (sharing > 1 and split(llm.heads, llm.kv_heads, sharing)[0] == 1):
             continue
-        for fsdp in _divisors(count // tensor):
-            data = count // tensor // fsdp
-            if (data * fsdp) % machine.slices:
+        for fsdp, tensor in itertools.product(_divisors(count // sharing), _divisors(sharing)):
+            data, sequence = count // sharing // fsdp, sharing // tensor
+            if (data * fsdp) % machine.slices or any(length % sequence for length in lengths):
                 continue
             for parts in _divisors(settings.batch_size):
                 if parts <= 16 and (packed or settings.batch_size % (data * fsdp * parts) == 0):
-                    yield {"data": data, "fsdp": fsdp, "sequence": 1, "tensor": tensor}, parts
+                    yield {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}, parts
 
 
 def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict, Memory, Roofline]:
     """The recipe with the mesh and accumulation that fit and take the least time; where none fits, with those that need
     the least memory.
 
-    Of nearly equally fast ones the simplest is taken: the smallest tensor axis, then the least accumulation, then what
-    leaves most memory.
+    Of nearly equally fast ones the simplest is taken: the fewest chips to a row, then the smallest tensor axis, then
+    the least accumulation, then what leaves most memory.
 
     Raises:
       ConfigError: no mesh of the machine suits batch and heads.
@@ -66,7 +66,8 @@ def search(config: ConfigDict, stage: str, machine: Machine) -> tuple[ConfigDict
         if needed.total <= MARGIN * machine.chip.memory:
             hidden = bound.compute + bound.memory + bound.network + bound.slow_network
             cost = bound.seconds + OVERLAP_LOST * hidden
-            fast.append((cost, (sizes["tensor"], parts, needed.total), found))
+            sharing = sizes["sequence"] * sizes["tensor"]
+            fast.append((cost, (sharing, sizes["tensor"], parts, needed.total), found))
     if small is None:
         raise ConfigError(
             f"config key 'stages.{stage}.batch_size' ({config.stages[stage].batch_size}) cannot be shared by "

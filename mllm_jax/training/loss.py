@@ -1,4 +1,14 @@
-"""The training loss: weighted next-token cross-entropy, with logits only where a token is supervised."""
+"""The training loss: weighted next-token cross-entropy, with logits only where a token is supervised.
+
+Devices that share parameters each need the whole head (its part of the vocabulary, under `tensor`). It is gathered once
+a step, not for every chunk of logits, and each device adds up its own gradient over the chunks, so that one sum over
+the devices is left. The other way, a head that stays split over the vocabulary, needs all positions of the batch on
+every device: 128 rows of 2,048 are twice as many as Llama 3 has tokens and eight times Vicuna's, each as wide as a
+column of the head. What gathering costs is memory: the head in the computation's dtype and, where it is trained, its
+gradient in float32, at a time when no activations of a block are there.
+
+Loss and gradients are made in one pass, so logits are made once, although none are kept.
+"""
 
 import functools
 from typing import Any
@@ -6,13 +16,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import custom_vjp_primal_tree_values
 from jaxtyping import Array, Float, Shaped
 
 from mllm_jax.data.batch import Batch
 from mllm_jax.models import mllm
+from mllm_jax.models.decoder import DecoderConfig, head, head_logits
 from mllm_jax.models.heads import devices_over
 from mllm_jax.models.mllm import ModelConfig
 
+Head = tuple[Array, Array | None]  # matrix and bias
 CHUNK = 128  # most positions of a row whose logits exist at a time
 
 
@@ -52,21 +65,103 @@ def weighted_loss(
     weights, targets = (jnp.take_along_axis(x, order, axis=2) for x in (weights, targets))
     hidden = jnp.take_along_axis(hidden, order[..., None], axis=2)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(carry, inputs):
-        hidden, targets, weights = inputs
-        logits = mllm.apply(config, params, hidden, method="logits")
-        label = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - label
-        # A position without weight must not matter, whatever its logits are.
-        return carry + jnp.where(weights != 0, losses * weights, 0.0).sum(), None
-
     chunks = -(-targets.shape[2] // CHUNK)
     size = -(-targets.shape[2] // chunks)  # as even as can be: no last chunk that is mostly padding
-    pad = chunks * size - targets.shape[2]
-    parts = [
-        jnp.pad(x, [(0, 0)] * 2 + [(0, pad)] + [(0, 0)] * (x.ndim - 3)) for x in (hidden, targets, weights)
-    ]
-    parts = [jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0) for x in parts]
-    total, _ = jax.lax.scan(chunk, jnp.float32(0), tuple(parts))
+    devices = devices_over("batch")
+    groups = devices if targets.shape[0] % devices == 0 else 1  # of rows, one on each device
+
+    def chunked(x: Shaped[Array, "B P L ..."]) -> Shaped[Array, "n G P m ..."]:
+        x = jnp.pad(x, [(0, 0)] * 2 + [(0, chunks * size - x.shape[2])] + [(0, 0)] * (x.ndim - 3))
+        x = x.reshape(groups, -1, pieces, chunks, size, *x.shape[3:])
+        x = jnp.moveaxis(x, (3, 0, 2, 1), (0, 1, 2, 3))
+        return _on_devices(x.reshape(chunks, groups, pieces, -1, *x.shape[5:]), 1)
+
+    kernel, bias = (
+        None if leaf is None else jnp.atleast_2d(leaf).astype(jnp.float32)
+        for leaf in head(config.llm, params["llm"])
+    )
+    total = _summed(config.llm, (kernel, bias), *map(chunked, (hidden, targets, weights)))
     return total, weights.sum()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(config: DecoderConfig, head: Head, hidden: Array, targets: Array, weights: Array) -> Array:
+    """Sum of loss * weight.
+
+    Args:
+      head: float32, of which a device gets a copy in the dtype of the hidden states.
+      hidden: [n, G, P, m, D]: n chunks, of which device (g, p) has [:, g, p].
+      targets, weights: [n, G, P, m].
+    """
+    own = _copies(head, hidden)
+
+    def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
+        return total + _chunk_loss(config, own, *chunk), None
+
+    return jax.lax.scan(add, jnp.float32(0), (hidden, targets, weights))[0]
+
+
+def _with_gradients(
+    config: DecoderConfig, head: Any, hidden: Any, targets: Any, weights: Any
+) -> tuple[Array, tuple[Head | None, Array | None]]:
+    """The sum, and its gradients by head and hidden states, each where something trained needs it."""
+    wanted = [any(leaf.perturbed for leaf in jax.tree.leaves(each)) for each in (head, hidden)]
+    argnums = tuple(index for index in (0, 1) if wanted[index])
+    head, hidden, targets, weights = custom_vjp_primal_tree_values((head, hidden, targets, weights))
+    own = _copies(head, hidden)
+    zeros = jax.tree.map(lambda leaf: _of_head(jnp.zeros(leaf.shape, jnp.float32)), own)
+
+    def add(carry: tuple[Array, Head | None], chunk: tuple[Array, ...]) -> tuple[Any, Array | None]:
+        total, sums = carry
+        given, *rest = chunk
+        value, found = jax.value_and_grad(lambda own, given: _chunk_loss(config, own, given, *rest), argnums)(
+            own, given
+        )
+        grads = dict(zip(argnums, found, strict=True))
+        if 0 in grads:
+            sums = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, grads[0])
+        return (total + value, sums), grads.get(1)
+
+    start = (jnp.float32(0), zeros if wanted[0] else None)
+    (total, sums), by_hidden = jax.lax.scan(add, start, (hidden, targets, weights))
+    by_head = jax.tree.map(lambda each: each.sum((0, 1)), sums)  # here the devices add up theirs
+    return total, (by_head, by_hidden)
+
+
+def _scaled(
+    _: DecoderConfig, found: tuple[Head | None, Array | None], scale: Array
+) -> tuple[Head | None, Array | None, None, None]:
+    head, hidden = jax.tree.map(lambda each: (scale * each).astype(each.dtype), found)
+    return head, hidden, None, None
+
+
+_summed.defvjp(_with_gradients, _scaled, symbolic_zeros=True)
+
+
+def _copies(head: Head, hidden: Array) -> Head:
+    """The head as each device uses it: matrix [G, P, D, V], in the hidden states' dtype, and bias [G, P, 1, V]."""
+    kernel, bias = head
+
+    def copies(leaf: Float[Array, "R V"]) -> Float[Array, "G P R V"]:
+        return _of_head(jnp.broadcast_to(leaf, (*hidden.shape[1:3], *leaf.shape)))
+
+    return copies(kernel.astype(hidden.dtype)), None if bias is None else copies(bias)
+
+
+def _of_head(x: Float[Array, "G P R V"]) -> Float[Array, "G P R V"]:
+    return _on_devices(x, 0, None if x.shape[3] % devices_over("vocab") else "vocab")
+
+
+def _on_devices(x: Array, axis: int, last: str | None = None) -> Array:
+    """`x` with [G, P] from `axis` on, where G and P are on the devices that they are made for."""
+    groups = "batch" if x.shape[axis] > 1 else None
+    between = (None,) * (x.ndim - axis - 3)
+    return nn.with_logical_constraint(x, (*(None,) * axis, groups, "length", *between, last))
+
+
+def _chunk_loss(config: DecoderConfig, head: Head, hidden: Array, targets: Array, weights: Array) -> Array:
+    logits = head_logits(config, hidden, *head)
+    label = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - label
+    # A position without weight must not matter, whatever its logits are.
+    return jnp.where(weights != 0, losses * weights, 0.0).sum()

@@ -16,6 +16,7 @@ from mllm_jax.planning.compiled import _temporaries, compile_step
 from mllm_jax.planning.decoding import decoding
 from mllm_jax.planning.describe import describe_stage
 from mllm_jax.planning.estimate import (
+    _Sizes,
     arguments,
     attention_backend,
     chip_bytes,
@@ -160,13 +161,67 @@ def test_packed_rows_and_what_they_hold_without_data(config):
 def test_the_search_finds_a_mesh_that_fits_and_prefers_the_simple(config):
     config.stages.finetune.batch_size = 256  # enough that the chips' peak is the bound
     changed, needed, bound = search.search(config, "finetune", parse("v5e-16"))
-    assert changed.mesh.tensor == 1
+    assert (changed.mesh.sequence, changed.mesh.tensor) == (1, 1)
     assert changed.stages.finetune.accumulation == 1
     assert needed.total < 15.75 * 2**30
     assert 0 < bound.mfu <= 1
-    config.stages.finetune.batch_size = 4  # 16 chips cannot share 4 rows without the tensor axis
+    config.stages.finetune.batch_size = 4  # 16 chips can share 4 rows by positions or heads alone
     changed, _, _ = search.search(config, "finetune", parse("v5e-16"))
-    assert changed.mesh.tensor >= 4
+    assert changed.mesh.sequence * changed.mesh.tensor >= 4
+
+
+def test_the_search_knows_every_axis_and_what_rows_and_heads_allow(config):
+    """8 heads; each mesh that training would take is there once, with any accumulation."""
+    config.stages.finetune.batch_size = 16
+
+    def meshes(machine):
+        found = [
+            tuple(sizes.values())
+            for sizes, parts in search.candidates(config, "finetune", machine)
+            if parts == 1
+        ]
+        assert len(set(found)) == len(found)
+        return set(found)
+
+    divisors = (1, 2, 4, 8, 16)
+    machine = parse("v5e-16")
+    every = {
+        (16 // fsdp // sequence // tensor, fsdp, sequence, tensor)
+        for fsdp in divisors
+        for sequence in divisors
+        for tensor in divisors
+        if fsdp * sequence * tensor <= 16 and sequence * tensor <= 8
+    }
+    assert meshes(machine) == every
+    config.stages.pretrain.seq_len = 1022  # the other stage takes the same mesh
+    assert meshes(machine) == {sizes for sizes in every if sizes[2] <= 2}
+    config.stages.pretrain.seq_len = 1024
+    for data, fsdp, sequence, tensor in meshes(parse("v5e-4", slices=4)):
+        assert sequence * tensor <= 4  # they stay inside a slice
+        assert data * fsdp % 4 == 0
+
+
+def test_a_row_that_is_long_is_shared_by_its_positions(config):
+    """Two rows of many images each: no chip holds one, and heads alone do not divide what the blocks keep of it."""
+    config.stages.finetune.batch_size = 2
+    config.stages.finetune.seq_len = config.data.seq_len = 1 << 16
+    changed, needed, _ = search.search(config, "finetune", parse("v5e-16"))
+    assert changed.mesh.sequence > 1
+    assert needed.total < 15.75 * 2**30
+
+
+def test_chips_that_share_rows_divide_their_images(config):
+    """Trained encoder, whose activations are kept: each of 8 chips encodes an eighth of the images of their rows."""
+    config.stages.finetune.trainable = ("vision/.*", "connector/.*", "llm/.*")
+    config.stages.finetune.image_slots = 64
+    machine, found = parse("v5e-8"), {}
+    for axis in ("data", "sequence", "tensor"):
+        plan = StagePlan(config, "finetune", machine.abstract_mesh({axis: 8}))
+        found[axis] = _Sizes(plan).images
+    # 2 rows on each, or 16 on all: as many images on a chip, of which the tokens of the rows' embeddings come back
+    assert found["sequence"] == found["tensor"]
+    tokens = 64 * 4 * 14 * 2 * 1024 * 4
+    assert found["tensor"] - found["data"] == pytest.approx(tokens)
 
 
 def test_a_stage_that_does_not_fit_says_what_would_help(config):
