@@ -6,7 +6,8 @@ import pytest
 
 from mllm_jax.models import attention
 from mllm_jax.models.attention import AttentionMask, Use
-from mllm_jax.parallel.mesh import make_mesh, row_sharding, use_mesh
+from mllm_jax.parallel.mesh import row_sharding, use_mesh
+from mllm_jax.planning.topology import parse
 from mllm_jax.training.stage import StagePlan
 
 pytest.importorskip("libtpu", reason="compiles for a TPU topology")
@@ -22,10 +23,7 @@ CASES = {  # heads, kv heads, head width, length, causal, window, soft cap
 
 @pytest.fixture(scope="module")
 def mesh():
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(TOPOLOGY, "tpu").devices
-    return make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, devices)
+    return parse(TOPOLOGY).mesh({"fsdp": 2, "tensor": 2})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,24 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.row_parts import row_part
+from mllm_jax.planning.topology import parse
 from mllm_jax.training.stage import StagePlan
 
 pytest.importorskip("libtpu")
-
-
-@pytest.fixture(autouse=True)
-def not_alone(monkeypatch):
-    """There is no TPU that a second process could disturb, so libtpu's lock may be held by another test."""
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-
-
-def devices(topology, **options):
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(topology, "tpu", **options).devices
 
 
 def slices(mesh):
@@ -32,14 +19,14 @@ def slices(mesh):
 def test_a_step_whose_rows_are_cut_compiles(tiny_config):
     """With splash attention, which sees whole rows of a device's heads."""
     tiny_config.model.dtype = "bfloat16"
-    mesh = make_mesh({"fsdp": 2, "sequence": 2}, devices("v5p:2x2x1"))
+    mesh = parse("v5p:2x2x1").mesh({"fsdp": 2, "sequence": 2})
     text = StagePlan(tiny_config, "finetune", mesh).lower().compile().as_text()
     assert text.count("tpu_custom_call") == 4  # forward of the tower; forward, dq and dkv of the LLM
     assert len(re.findall(r" all-to-all(?:-start)?\(", text)) >= 4
 
 
 def test_two_slices_are_split_by_fsdp_and_nothing_else():
-    mesh = make_mesh({"fsdp": -1, "sequence": 2, "tensor": 2}, devices("v5p:2x2x2", num_slices=2))
+    mesh = parse("v5p:2x2x2", slices=2).mesh({"fsdp": -1, "sequence": 2, "tensor": 2})
     assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "sequence": 2, "tensor": 2}
     assert (slices(mesh)[:, :2] == 0).all()
     assert (slices(mesh)[:, 2:] == 1).all()
@@ -47,7 +34,7 @@ def test_two_slices_are_split_by_fsdp_and_nothing_else():
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])  # 8 is no product of 4, 4 and 4
 def test_hosts_of_a_slice_read_all_rows_once_or_together(tensor):
-    mesh = make_mesh({"fsdp": -1, "tensor": tensor}, devices("v5p:4x4x4"))
+    mesh = parse("v5p:4x4x4").mesh({"fsdp": -1, "tensor": tensor})
     found = [row_part(mesh, host) for host in range(16)]
     assert {part.index for part in found} == set(range(found[0].count))
     assert sum(part.first for part in found) == found[0].count == (16 if tensor <= 4 else 8)
