@@ -11,12 +11,14 @@ Loss and gradients are made in one pass, so logits are made once, although none 
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import custom_vjp_primal_tree_values
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped
 
 from mllm_jax.data.batch import Batch
@@ -24,7 +26,9 @@ from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig, head, head_logits
 from mllm_jax.models.heads import devices_over
 from mllm_jax.models.mllm import ModelConfig
+from mllm_jax.parallel.sharding import param_shardings
 
+Specs = tuple[P, P | None]
 Head = tuple[Array, Array | None]  # matrix and bias
 CHUNK = 128  # most positions of a row whose logits exist at a time
 
@@ -80,15 +84,28 @@ def weighted_loss(
         None if leaf is None else jnp.atleast_2d(leaf).astype(jnp.float32)
         for leaf in head(config.llm, params["llm"])
     )
-    total = _summed(config.llm, (kernel, bias), *map(chunked, (hidden, targets, weights)))
-    return total, weights.sum()
+    parts = map(chunked, (hidden, targets, weights))
+    return _summed(config.llm, _head_specs(config, params["llm"]), (kernel, bias), *parts), weights.sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(config: DecoderConfig, head: Head, hidden: Array, targets: Array, weights: Array) -> Array:
+def _head_specs(config: ModelConfig, params: Mapping[str, Any]) -> Specs | None:
+    """How the head's matrix and bias [1, V] are sharded; None without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    llm = param_shardings({"llm": dict(params)}, mesh, config)["llm"]
+    kernel = P(*reversed(llm["embedding"].spec)) if config.llm.tied else llm["head"].spec
+    return kernel, P(None, *llm["head_bias"].spec) if "head_bias" in llm else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed(
+    config: DecoderConfig, specs: Specs | None, head: Head, hidden: Array, targets: Array, weights: Array
+) -> Array:
     """Sum of loss * weight.
 
     Args:
+      specs: of the head's gradient.
       head: float32, of which a device gets a copy in the dtype of the hidden states.
       hidden: [n, G, P, m, D]: n chunks, of which device (g, p) has [:, g, p].
       targets, weights: [n, G, P, m].
@@ -102,7 +119,7 @@ def _summed(config: DecoderConfig, head: Head, hidden: Array, targets: Array, we
 
 
 def _with_gradients(
-    config: DecoderConfig, head: Any, hidden: Any, targets: Any, weights: Any
+    config: DecoderConfig, specs: Specs | None, head: Any, hidden: Any, targets: Any, weights: Any
 ) -> tuple[Array, tuple[Head | None, Array | None]]:
     """The sum, and its gradients by head and hidden states, each where something trained needs it."""
     wanted = [any(leaf.perturbed for leaf in jax.tree.leaves(each)) for each in (head, hidden)]
@@ -125,11 +142,13 @@ def _with_gradients(
     start = (jnp.float32(0), zeros if wanted[0] else None)
     (total, sums), by_hidden = jax.lax.scan(add, start, (hidden, targets, weights))
     by_head = jax.tree.map(lambda each: each.sum((0, 1)), sums)  # here the devices add up theirs
+    if specs is not None and by_head is not None:
+        by_head = jax.tree.map(jax.lax.with_sharding_constraint, by_head, specs)
     return total, (by_head, by_hidden)
 
 
 def _scaled(
-    _: DecoderConfig, found: tuple[Head | None, Array | None], scale: Array
+    _: DecoderConfig, __: Specs | None, found: tuple[Head | None, Array | None], scale: Array
 ) -> tuple[Head | None, Array | None, None, None]:
     head, hidden = jax.tree.map(lambda each: (scale * each).astype(each.dtype), found)
     return head, hidden, None, None
