@@ -30,12 +30,12 @@ from mllm_jax.training.stage import StagePlan
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
-def llama(directory, depth=4, width=1024):
+def llama(directory, depth=4, width=1024, positions=4096):
     """A directory with the `config.json` of a small Llama, without weights."""
     fields = {
         "model_type": "llama", "vocab_size": 8192, "hidden_size": width, "intermediate_size": 4 * width,
         "num_hidden_layers": depth, "num_attention_heads": width // 128, "num_key_value_heads": width // 128,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": positions, "rms_norm_eps": 1e-5,
     }  # fmt: skip
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(fields))
@@ -201,8 +201,9 @@ def test_the_search_knows_every_axis_and_what_rows_and_heads_allow(config):
         assert data * fsdp % 4 == 0
 
 
-def test_a_row_that_is_long_is_shared_by_its_positions(config):
-    """Two rows of many images each: no chip holds one, and heads alone do not divide what the blocks keep of it."""
+def test_a_row_that_is_long_is_shared_by_its_positions(config, tmp_path):
+    """Two rows of many positions: no chip holds one, and heads alone do not divide what is kept of each block."""
+    config.model.llm.path = llama(tmp_path / "long", positions=1 << 16)
     config.stages.finetune.batch_size = 2
     config.stages.finetune.seq_len = config.data.seq_len = 1 << 16
     changed, needed, _ = search.search(config, "finetune", parse("v5e-16"))
