@@ -141,9 +141,12 @@ def _with_gradients(
 
     start = (jnp.float32(0), zeros if wanted[0] else None)
     (total, sums), by_hidden = jax.lax.scan(add, start, (hidden, targets, weights))
-    by_head = jax.tree.map(lambda each: each.sum((0, 1)), sums)  # here the devices add up theirs
-    if specs is not None and by_head is not None:
-        by_head = jax.tree.map(jax.lax.with_sharding_constraint, by_head, specs)
+    by_head = None
+    if sums is not None:
+        each = zip(sums, specs or (None, None), strict=True)
+        by_head = tuple(None if leaf is None else _added_up(leaf, spec) for leaf, spec in each)
+        # Before the blocks' backward pass, which needs the memory of what was added up.
+        by_head, by_hidden = jax.lax.optimization_barrier((by_head, by_hidden))
     return total, (by_head, by_hidden)
 
 
@@ -165,6 +168,22 @@ def _copies(head: Head, hidden: Array) -> Head:
         return _of_head(jnp.broadcast_to(leaf, (*hidden.shape[1:3], *leaf.shape)))
 
     return copies(kernel.astype(hidden.dtype)), None if bias is None else copies(bias)
+
+
+def _added_up(x: Float[Array, "G P R V"], spec: P | None) -> Float[Array, "R V"]:
+    """The sum over the devices, each of which gets its part (the compiler would make it whole on all of them first)."""
+    rules = dict(nn.get_logical_axis_rules())
+    if spec is None or x.shape[0] != devices_over("batch") or "batch" not in rules:
+        return x.sum((0, 1))
+    parts = spec[0] if isinstance(spec[0], tuple) else (spec[0],) if spec[0] else ()
+    rows, pieces = rules["batch"], rules["length"]
+    whole = tuple(axis for axis in (*rows, pieces) if axis not in parts)
+
+    def add(own: Array) -> Array:
+        total = jax.lax.psum(own[0, 0], whole)
+        return jax.lax.psum_scatter(total, parts, tiled=True) if parts else total
+
+    return jax.shard_map(add, in_specs=P(rows, pieces, None, spec[1]), out_specs=spec, check_vma=False)(x)
 
 
 def _of_head(x: Float[Array, "G P R V"]) -> Float[Array, "G P R V"]:

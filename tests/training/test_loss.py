@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mllm_jax.models import mllm
+from mllm_jax.models import mllm, paths
 from mllm_jax.training import loss as loss_module
 from mllm_jax.training.loss import weighted_loss
 
@@ -76,6 +76,29 @@ def test_gradients_equal_dense(tiny_model, params, batch, dense, monkeypatch):
     grads = jax.jit(jax.grad(lambda p: weighted_loss(tiny_model, p, batch, MOST_LABELS)[0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), grads, dense[2])
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0.1  # there is something to compare
+
+
+@pytest.mark.parametrize("trained", ["all", "head", "body"])
+def test_gradients_of_a_tied_head_with_bias_and_cap(tiny_model, batch, monkeypatch, trained):
+    """As Phi-2 and Gemma 2 have them; also where only the head, or only what is before it, is trained."""
+    monkeypatch.setattr(loss_module, "CHUNK", 4)
+    llm = dataclasses.replace(tiny_model.llm, tied=True, head_bias=True, logit_softcap=5.0)
+    model = dataclasses.replace(tiny_model, llm=llm)
+    params = jax.tree.map(jnp.asarray, tiny.random_params(mllm.abstract_params(model)))
+    of_head = ("llm/embedding", "llm/head_bias")
+    patterns = {"all": (".*",), "head": of_head, "body": (r"(?!llm/(embedding|head_bias)).*",)}[trained]
+    learned, frozen = paths.split(params, patterns)
+
+    def dense(learned):
+        losses, weights = dense_losses(model, paths.merge(learned, frozen), batch)
+        return (losses * weights).sum()
+
+    def chunked(learned):
+        return weighted_loss(model, paths.merge(learned, frozen), batch, MOST_LABELS)[0]
+
+    found, expected = (jax.jit(jax.grad(each))(learned) for each in (chunked, dense))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(found)) > 0.1
 
 
 def test_logits_exist_only_for_supervised_positions_in_chunks(tiny_model, params, batch, monkeypatch):
