@@ -137,7 +137,7 @@ def memory(plan: StagePlan, attention: str) -> Memory:
     gradients = given["parameters"] * (2 if plan.stage.accumulation > 1 else 1)
     vocabulary = cfg.vocab / size.tensor
     logits = 3 * 4 * size.micro_rows * min(CHUNK, size.labels) * vocabulary
-    head = size.head_bytes + size.head_gradient
+    head = size.head_bytes + 2 * size.head_gradient  # of this chip, and the sum of all before it is cut
     after_blocks = gradients + logits + head + boundary * (cfg.depth if size.backward else 1)
     return Memory(**given, temporaries=max(gradients + activations + gathered, after_blocks) + size.images)
 
