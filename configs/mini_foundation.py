@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
                 "emphasis": {
                     "digit": ((600, 1), (700, 4)),
                     "word": ((600, 1), (700, 2)),
-                    "shape": ((600, 1), (700, 2)),
+                    "shape": ((400, 1), (500, 3)),
                 },
                 "geometry": {
                     "width": 128,
