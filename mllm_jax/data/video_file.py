@@ -233,10 +233,7 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[tuple[Any, Any]]:
         raise VideoError(f"{name}: the video file is empty")
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        # What a file says about itself may be in any encoding.
-        with av.open(
-            f"file:{path.absolute()}", container_options=options, metadata_errors="replace"
-        ) as container:
+        with av.open(f"file:{path.absolute()}", container_options=options, **_any_encoding(av)) as container:
             videos = [one for one in container.streams.video if not _is_cover(one)]
             if not videos:
                 held = ", ".join(sorted({one.type or "data" for one in container.streams})) or "nothing"
@@ -246,6 +243,11 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[tuple[Any, Any]]:
             yield container, videos[0]
     except av.FFmpegError as error:
         raise VideoError(f"{name}: not a video, or damaged: {error.strerror}; {AGAIN}") from error
+
+
+def _any_encoding(av: Any) -> dict[str, str]:
+    """What a file says about itself may be in any encoding; PyAV 19 takes it so by itself."""
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def _is_cover(stream: Any) -> bool:
