@@ -44,7 +44,7 @@ def emit(form: str, cells: Sequence[Cell], command: Command, recipe: str, image:
       recipe: as given to --config.
       image: container image of Kubernetes jobs.
     """
-    title = kubernetes_name(re.sub(r".*/", "", recipe).replace(".py", "").replace(":", "-"))
+    title = kubernetes_name(re.sub(r".*/", "", recipe).replace(".py", "").replace(":", "-").replace("_", "-"))
     commands = [shlex.join(command(cell)) for cell in cells]
     if form == "commands":
         return "".join(f"{line}\n" for line in commands)
