@@ -131,7 +131,8 @@ def make_cells(
     Raises:
       ConfigError: with the errors of all cells.
     """
-    cells, faults = [], []
+    cells: list[Cell] = []
+    faults: dict[str, list[str]] = {}  # message -> variants
     for order, (variant, overrides) in enumerate(sweep.items()):
         names = {seed: f"{variant}-seed{seed}" for seed in seeds}
         chosen = [s for s, name in names.items() if not only or any(_matches(p, name, variant) for p in only)]
@@ -143,11 +144,13 @@ def make_cells(
                 )
             made = [_make(Cell(names[s], variant, s, overrides, base, order), directory) for s in chosen]
         except (ValueError, OSError) as error:
-            faults.append(f"{variant}: {error}")
+            faults.setdefault(str(error), []).append(variant)
         else:
             cells += made
     if faults:
-        raise ConfigError(f"{len(faults)} of {len(sweep)} cells cannot run:\n  " + "\n  ".join(faults))
+        count = sum(map(len, faults.values()))
+        lines = (f"{', '.join(variants)}: {fault}" for fault, variants in faults.items())
+        raise ConfigError(f"{count} of {len(sweep)} cells cannot run:\n  " + "\n  ".join(lines))
     if not cells:
         raise ConfigError(f"no cell is called {' or '.join(only)}; --list shows them" if only else "no cell")
     return sorted(cells, key=lambda cell: seeds.index(cell.seed))
