@@ -16,6 +16,7 @@ from mllm_jax.data.video import read_frames
 from mllm_jax.evaluation import answer as answer_module
 from mllm_jax.evaluation.answer import Settings, answer_benchmark
 from mllm_jax.evaluation.benchmarks import BenchmarkError, read_benchmark
+from mllm_jax.evaluation.media import BLIND, PREDICTIONS, SINGLE_FRAME, Media, watching
 from mllm_jax.evaluation.store import AnswerFile, StoreError, check_manifest
 from mllm_jax.inference.beam_sampling import BeamSampling
 from mllm_jax.inference.generate import Generation
@@ -138,12 +139,14 @@ def test_questions_about_videos(model, tmp_path):
     }
     assert [len(rows) for rows in found.values()] == [12, 12, 12]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["video"]["frames"] == 8
-    for whole, single in zip(found["predictions"], found["single_frame"], strict=True):
-        video = path.parent / "videos" / whole["video"]
-        asked = {"prompt": whole["prompt"], "max_new_tokens": 3}
-        assert model.generate(video=video, **asked) == whole["text"]
-        assert model.generate(read_frames(video, 1)[0], **asked) == single["text"]
-    assert any(a["text"] != b["text"] for a, b in zip(*list(found.values())[:2], strict=True))
+    assert [row["text"] for row in found["predictions"]] != [row["text"] for row in found["single_frame"]]
+    whole, single = ([row for row in rows if not row["rotation"]] for rows in list(found.values())[:2])
+    videos = [path.parent / "videos" / row["video"] for row in whole]
+    prompts = [row["prompt"] for row in whole]
+    said = model.generate(video=videos, prompt=prompts, max_new_tokens=3)
+    assert said == [row["text"] for row in whole]
+    frames = [read_frames(video, 1)[0] for video in videos]
+    assert model.generate(frames, prompts, max_new_tokens=3) == [row["text"] for row in single]
 
 
 def test_own_questions_about_folders_of_frames(model, tmp_path):
@@ -153,12 +156,21 @@ def test_own_questions_about_folders_of_frames(model, tmp_path):
         Image.fromarray(frame).save(tmp_path / "videos" / "clip" / f"{number}.png")
     row = {"question_id": "1", "video": "clip", "question": "what is it?", "answer": "x"}
     (tmp_path / "vqa.json").write_text(json.dumps([row]))
-    run(model, "vqa", tmp_path / "vqa.json", tmp_path / "out", blind=False)
-    (found,) = lines(tmp_path / "out" / "predictions.jsonl")
-    assert (
-        model.generate(video=tmp_path / "videos" / "clip", prompt=found["prompt"], max_new_tokens=3)
-        == found["text"]
-    )
+    benchmark = read_benchmark("vqa", tmp_path / "vqa.json")
+    (question,) = benchmark.questions
+    seeing = watching(model, benchmark, {"frames": 2})
+    shown = {}
+    for condition in (PREDICTIONS, SINGLE_FRAME, BLIND):
+        media = Media(seeing, benchmark, condition)
+        (layout,), (key,) = media.layouts(question), media.keys(question)
+        shown[condition] = media.load(key, layout)
+        assert len(shown[condition]) == len(layout.slots)
+    assert [len(slots) for slots in shown.values()] == [2, 1, 2]
+    np.testing.assert_array_equal(shown[PREDICTIONS], [model.processor(pixels[i]) for i in (0, 1)])
+    np.testing.assert_array_equal(shown[SINGLE_FRAME][0], model.processor(pixels[1]))
+    assert len(np.unique(shown[BLIND])) == 1
+    with pytest.raises(BenchmarkError, match=r"wider than|more than a frame"):
+        watching(model, benchmark, {"window": 99})
     (tmp_path / "vqa.json").write_text(json.dumps([row | {"image": "a.png"}]))
     with pytest.raises(BenchmarkError, match="without an 'image' beside it"):
         read_benchmark("vqa", tmp_path / "vqa.json")
