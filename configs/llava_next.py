@@ -89,6 +89,7 @@ def _mini(config: ConfigDict) -> ConfigDict:
 
     config.eval.benchmarks = {"mini": benchmark_config()}
     config.eval.benchmarks.mini.count = 40
+    config.eval.benchmarks.mini.framed = True  # of many aspect ratios, as in training
     config.eval.batch_size = 32
     config.eval.max_new_tokens = 8
     return config

@@ -176,6 +176,7 @@ BENCHMARK: Schema = {
                   synonyms=("image_folder", "image_dir")),
     "count": Key(0, "mini: questions per ability", least=0, resumable=True, synonyms=("num_questions",)),
     "seed": Key(None, "mini: of its scenes and questions; None = data.seed", of=int, least=0, resumable=True),
+    "framed": Key(False, "mini, where it is made: scenes on canvases of many aspect ratios", resumable=True),
     "max_new_tokens": Key(0, "0 = the official limit, or eval.max_new_tokens where there is none", least=0,
                           resumable=True, synonyms=("max_tokens",)),
     "options": Key({}, "of a published benchmark (docs/benchmarks.md)", of=dict, resumable=True),

@@ -80,6 +80,7 @@ class VisionFeatures:
       grid: (rows, columns), rows * columns = N.
       normalized_means: one [B, N, C] per requested group.
       fine: features of the P positions of each token's cell, of another encoder; None where there is none.
+      maps: what `fine` is made of, every map [b, y, x, a] at its encoder's own resolution; also a ConvNeXt's stages.
     """
 
     hidden: dict[int, Float[Array, "B N C"]]
@@ -87,6 +88,7 @@ class VisionFeatures:
     grid: Grid = flax.struct.field(pytree_node=False, default=(0, 0))
     normalized_means: tuple[Float[Array, "B N C"], ...] = ()
     fine: Float[Array, "B N P A"] | None = None
+    maps: tuple[Float[Array, "_ _ _ _"], ...] = ()
 
 
 def normalize(x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:

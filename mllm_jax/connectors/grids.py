@@ -1,6 +1,7 @@
 """Row-major token grids: adaptive pooling and bilinear resizing as small matrices, exact on any backend."""
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +53,13 @@ def pool_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "
 def resize_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "B M C"]:
     """Bilinear interpolation of row-major tokens from `grid` to `out`, in float32."""
     return _apply(x, grid, bilinear_matrix(grid[0], out[0]), bilinear_matrix(grid[1], out[1]))
+
+
+def joined_maps(maps: Sequence[Float[Array, "B _ _ _"]], grid: Grid) -> Float[Array, "B y x A"]:
+    """Maps side by side on the channel axis, those of other resolutions brought to `grid`."""
+    flat = [(x.reshape(x.shape[0], -1, x.shape[-1]), x.shape[1:3]) for x in maps]
+    resized = [x if own == grid else resize_grid(x, own, grid) for x, own in flat]
+    return jnp.concatenate(resized, axis=-1).reshape(maps[0].shape[0], *grid, -1)
 
 
 def square_side(tokens: int, option: str) -> int:

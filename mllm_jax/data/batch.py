@@ -6,6 +6,7 @@ filled are empty, so that a row without images runs the same program as one with
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -73,7 +74,8 @@ class Batch:
       images: pixels before normalisation, 0 in empty slots; None in rows of features and in rows without slots.
       grids: rows and columns of patches of every slot, 0 in empty ones, where slots hold the patches of images at their
         own aspect ratio (`data.naflex`).
-      features: in place of `images`, what the vision encoder gave for them (`data.feature_cache`).
+      features: in place of `images`, what the vision encoder gave for them, an array for every grid
+        (`data.feature_cache`).
     """
 
     # JAX builds instances from placeholders, shapes and shardings too, so construction is not checked under pytest.
@@ -89,7 +91,7 @@ class Batch:
     image_mask: Bool[Any, "*b I"] | None = _field(np.bool_, "slots", optional=True)
     images: UInt8[Any, "*b I H W 3"] | None = _field(np.uint8, "slots", optional=True)
     grids: Int32[Any, "*b I 2"] | None = _field(np.int32, "slots", optional=True)
-    features: Float[Any, "*b I F N C"] | None = _field(None, "slots", optional=True)
+    features: tuple[Float[Any, "*b I _ _ _"], ...] | None = _field(None, "slots", optional=True)
 
     @classmethod
     def spec(
@@ -98,7 +100,7 @@ class Batch:
         length: int,
         slots: int = 0,
         image_size: Size | None = None,
-        features: jax.ShapeDtypeStruct | None = None,
+        features: Sequence[jax.ShapeDtypeStruct] | None = None,
         labels: bool = True,
         grids: bool = False,
         combination: Combination = SELECT,
@@ -112,7 +114,7 @@ class Batch:
           length: `T`.
           slots: `I`; 0 for rows without images.
           image_size: `H, W`; None for rows of features.
-          features: shape `[F, N, C]` and dtype of one slot's features.
+          features: shape `[F, N, C]` and dtype of each array of a slot's features.
           labels: whether there are `loss_weights`.
           grids: whether there are `grids` (`Slot.native`).
           combination: of the model (`LayoutRule.combination`).
@@ -132,16 +134,17 @@ class Batch:
                 shapes["images"] = (slots, *image_size, 3)
             if grids:
                 shapes["grids"] = (slots, 2)
-            if features is not None:
-                shapes["features"] = (slots, *features.shape)
-        return cls(
+        spec = cls(
             **{
-                field.name: jax.ShapeDtypeStruct(
-                    (*rows, *shapes[field.name]), field.metadata["dtype"] or features.dtype
-                )
+                field.name: jax.ShapeDtypeStruct((*rows, *shapes[field.name]), field.metadata["dtype"])
                 for field in dataclasses.fields(cls)
                 if field.name in shapes
             }
+        )
+        if not slots or features is None:
+            return spec
+        return spec.replace(
+            features=tuple(jax.ShapeDtypeStruct((*rows, slots, *x.shape), x.dtype) for x in features)
         )
 
     def empty(self) -> "Batch":
@@ -150,5 +153,12 @@ class Batch:
 
     def map(self, function: Any) -> "Batch":
         """`function(leaf, metadata)` of every field that is there; `metadata` has `dtype`, `axes` and `empty`."""
-        there = [field for field in dataclasses.fields(self) if getattr(self, field.name) is not None]
-        return Batch(**{f.name: function(getattr(self, f.name), f.metadata) for f in there})
+        there = {
+            field.name: (getattr(self, field.name), field.metadata) for field in dataclasses.fields(self)
+        }
+        return Batch(
+            **{
+                name: jax.tree.map(lambda leaf, metadata=metadata: function(leaf, metadata), value)
+                for name, (value, metadata) in there.items()
+            }
+        )

@@ -3,6 +3,8 @@
     DIR/KEY/key.json            what the features were computed with, in full
     DIR/KEY/*.features          shards: the images' digests, then their features, records of one size
 
+A record is one array [F, N, C] for every grid of features (`models.features`), one behind the other.
+
 `KEY` is a digest of everything in `key.json`: the tower's weights and geometry, the hidden states asked for,
 resolution, preprocessing and dtype. Other values have another folder, and a folder whose `key.json` says something
 else is refused, so features of another model are never read. An image is found by the digest of its bytes, a tile by
@@ -12,6 +14,7 @@ when they are complete: what a killed run has written so far is used.
 
 import hashlib
 import json
+import math
 import pathlib
 import uuid
 from collections.abc import Sequence
@@ -60,25 +63,28 @@ class FeatureCache:
     Safe to read from several threads and to send to worker processes.
 
     Attributes:
-      shape: of one image's features, [F, N, C].
-      dtype: of them.
+      spec: shape [F, N, C] and dtype of every array of one image's features.
       directory: of this key.
     """
 
-    def __init__(self, root: str | pathlib.Path, key: dict[str, Any], shape: Sequence[int], dtype: Any):
+    def __init__(self, root: str | pathlib.Path, key: dict[str, Any], spec: Sequence[jax.ShapeDtypeStruct]):
         """Opens the folder of `key` below `root`, or makes it.
 
         Args:
           key: JSON-able values that decide the features.
+          spec: as the attribute; all of one dtype.
 
         Raises:
           FeatureCacheError: the folder holds features of another key, or a damaged shard.
         """
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        whole = {"format": FORMAT, "shape": list(self.shape), "dtype": self.dtype.name, **key}
+        self.spec = tuple(spec)
+        first, *others = ([*each.shape] for each in self.spec)
+        whole = {"format": FORMAT, "shape": first, "dtype": self.dtype.name, **key}
+        whole |= {"maps": others} if others else {}
         text = json.dumps(whole, indent=1, sort_keys=True)
         self.directory = pathlib.Path(root) / hashlib.sha256(text.encode()).hexdigest()[:20]
-        self.record = int(np.prod(self.shape)) * self.dtype.itemsize  # bytes
+        self._sizes = [math.prod(each.shape) for each in self.spec]
+        self.record = sum(self._sizes) * self.dtype.itemsize  # bytes
         self._where: dict[bytes, tuple[str, int]] = {}  # digest -> (shard, offset)
         self._seen: set[str] = set()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -93,9 +99,9 @@ class FeatureCache:
         return len(self._where)
 
     @property
-    def spec(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of one image's features."""
-        return jax.ShapeDtypeStruct(self.shape, self.dtype)
+    def dtype(self) -> np.dtype:
+        """Of all features."""
+        return np.dtype(self.spec[0].dtype)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._where
@@ -119,7 +125,7 @@ class FeatureCache:
                 self._where[image] = (path.name, count * DIGEST + index * self.record)
             self._seen.add(path.name)
 
-    def read(self, digest: bytes) -> Shaped[np.ndarray, "F N C"]:
+    def read(self, digest: bytes) -> tuple[Shaped[np.ndarray, "_ _ _"], ...]:
         """The features of an image by its digest.
 
         Raises:
@@ -128,7 +134,7 @@ class FeatureCache:
         if digest not in self._where:
             raise FeatureCacheError(f"{self.directory} has no features of an image; start the run again")
         name, offset = self._where[digest]
-        count = self.record // self.dtype.itemsize
+        count = sum(self._sizes)
         try:
             found = np.fromfile(self.directory / name, self.dtype, count, offset=offset)
         except OSError as error:
@@ -137,16 +143,23 @@ class FeatureCache:
             raise FeatureCacheError(
                 f"{self.directory / name} has become shorter; remove it and start the run again"
             )
-        return found.reshape(self.shape)
+        arrays = np.split(found, np.cumsum(self._sizes[:-1]))
+        return tuple(array.reshape(each.shape) for array, each in zip(arrays, self.spec, strict=True))
 
-    def write(self, digests: Sequence[bytes], features: Shaped[np.ndarray, "n F N C"]) -> None:
-        """Adds a shard, complete or not at all."""
-        if features.shape != (len(digests), *self.shape) or features.dtype != self.dtype:
-            raise ValueError(
-                f"features {features.shape} {features.dtype} of {len(digests)} images; "
-                f"expected {self.shape} {self.dtype} each"
-            )
+    def write(self, digests: Sequence[bytes], features: Sequence[Shaped[np.ndarray, "n _ _ _"]]) -> None:
+        """Adds a shard, complete or not at all.
+
+        Args:
+          features: of all images, an array for every one of `spec`.
+        """
+        count = len(digests)
+        for array, each in zip(features, self.spec, strict=True):
+            if array.shape != (count, *each.shape) or array.dtype != each.dtype:
+                raise ValueError(
+                    f"features {array.shape} {array.dtype} of {count} images; expected {each.shape} {each.dtype} each"
+                )
+        records = np.concatenate([array.reshape(count, -1) for array in features], axis=1)
         path = self.directory / f"{uuid.uuid4().hex}{SUFFIX}"
         with files.replacing(path) as file:
             file.write(b"".join(digests))
-            file.write(np.ascontiguousarray(features).view(np.uint8).data)
+            file.write(np.ascontiguousarray(records).view(np.uint8).data)

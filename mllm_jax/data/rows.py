@@ -175,7 +175,7 @@ class RowEncoder:
             length=seq_len,
             slots=image_slots,
             image_size=size,
-            features=features and features.spec,
+            features=None if features is None else features.spec,
             grids=visual_layout.slot.native and features is None,
             combination=visual_layout.combination,
         )
@@ -228,7 +228,9 @@ class RowEncoder:
                 row.images[slots] = self.read_image(kept[which], index, layout)
             else:
                 found = digests(kept[which].images[index], layout)
-                row.features[slots] = np.stack([self.features.read(digest) for digest in found])
+                for slot, digest in enumerate(found, slots.start):
+                    for array, values in zip(row.features, self.features.read(digest), strict=True):
+                        array[slot] = values
         return Row(row, ", ".join(sample.id for sample in kept), tuple(skipped))
 
 

@@ -25,9 +25,12 @@ def eval_config(config: ConfigDict, workdir: Path) -> ConfigDict:
             if benchmark.kind in DRAWN and not benchmark.path:
                 seed = data_seed(config) if benchmark.seed is None else benchmark.seed
                 count = benchmark.count or COUNT
-                root = data_dir(config, workdir) / f"{benchmark.kind}_benchmark_{count}_{seed}"
+                options = {"framed": True} if benchmark.framed else {}
+                name = "_".join([benchmark.kind, "benchmark", str(count), str(seed), *options])
+                root = data_dir(config, workdir) / name
                 with taking_turns(root, f"drawing the {benchmark.kind} benchmark"):
-                    benchmark.path = str(DRAWN[benchmark.kind].write_benchmark(root, count, seed))
+                    drawn = DRAWN[benchmark.kind].write_benchmark(root, count, seed, **options)
+                    benchmark.path = str(drawn)
 
     processes.first_then_others(write, "mini benchmark written")
     return values

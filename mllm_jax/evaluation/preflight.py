@@ -26,6 +26,10 @@ def check_benchmarks(config: ConfigDict, tokenizer: Any) -> None:
 
 
 def _check_benchmark(values: ConfigDict, key: str) -> None:
+    if values.framed and (values.kind != "mini" or values.path):
+        raise ConfigError(
+            f"config key '{key}.framed': only the benchmark 'mini' that is drawn here has canvases"
+        )
     if values.kind in DRAWN and not values.path:  # made when it is needed
         if not values.count:
             raise ConfigError(f"config key '{key}.count' is 0; give the number of questions per ability")

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 
 from mllm_jax import limits
 from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures
-from mllm_jax.connectors.grids import resize_grid
+from mllm_jax.connectors.grids import joined_maps
+from mllm_jax.data.batch import Size
 from mllm_jax.models.layers import ACTIVATIONS, Dense, layer_norm, remat
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.single_encoder import SingleEncoder
@@ -75,6 +76,11 @@ class ConvNextConfig(SingleEncoder):
           height, width: in pixels; without a width the image is square.
         """
         return (height // PATCH, (height if width is None else width) // PATCH)
+
+    def maps(self, size: Size) -> tuple[tuple[Grid, int], ...]:
+        """Those of its stages."""
+        rows, columns = self.grid(*size)
+        return tuple(((rows >> k, columns >> k), width) for k, width in enumerate(self.widths))
 
     def resolve_layer(self, layer: int) -> int:
         """1, the only feature, for 1 or -1.
@@ -154,7 +160,7 @@ class ConvNext(nn.Module):
         """Encodes images [B, H, W, 3], uint8 or normalised already.
 
         Returns:
-          hs[1]: the maps of all stages, [B, N, C].
+          hs[1]: the maps of all stages at the resolution of the first, [B, N, C]; and `maps`, as they are.
 
         Raises:
           ValueError: other features are asked for.
@@ -175,12 +181,9 @@ class ConvNext(nn.Module):
                 x
             )
             x = nn.with_logical_constraint(x, ("batch", None, None, "embed"))
-            maps.append(resize_grid(_flat(x), x.shape[1:3], grid) if index else _flat(x))
-        return VisionFeatures({1: jnp.concatenate(maps, axis=-1)}, grid=grid)
-
-
-def _flat(x: Float[Array, "B h w C"]) -> Float[Array, "B N C"]:
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+            maps.append(x)
+        joined = joined_maps(maps, grid).reshape(x.shape[0], grid[0] * grid[1], -1)
+        return VisionFeatures({1: joined}, grid=grid, maps=tuple(maps))
 
 
 def _patches(x: Float[Array, "B h w c"], side: int) -> Float[Array, "B y x F"]:

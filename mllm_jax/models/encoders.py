@@ -18,6 +18,7 @@ with `overview` the whole image at that size before them: the views of a slot, w
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_jax.connectors.base import FeatureRequest, Grid, VisionFeatures
-from mllm_jax.connectors.grids import resize_grid
+from mllm_jax.connectors.grids import joined_maps, resize_grid
 from mllm_jax.data.batch import Size
 from mllm_jax.models.convnext import ConvNext, ConvNextConfig
 from mllm_jax.models.lora import LoRA
@@ -188,6 +189,10 @@ class EncodersConfig:
         side = tower.grid(*own)[0] // (rows * self.split)
         return (side * side, sum(tower.width for tower, _ in others))
 
+    def maps(self, slot: Size) -> tuple[tuple[Grid, int], ...]:
+        """Grid and channels of every map of the encoders behind the first, for image slots of this size."""
+        return tuple(one for tower, size in self.inputs(slot)[1:] for one in tower.maps(size))
+
     def resolve_layer(self, layer: int) -> int:
         """0..L for a hidden-state index that may be negative; see `VisionConfig.resolve_layer`."""
         return self.towers[0].with_depth(self.depth).resolve_layer(layer)
@@ -256,16 +261,30 @@ class Encoders(nn.Module):
             whole = normalize_pixels(whole, first.mean, first.std)
             views = jnp.concatenate([_resized(whole, size)[:, None], _tiles(whole, split)], axis=1)
         coarse = self._tower(0, self.request)(views.reshape(-1, *views.shape[2:]))
-        maps = []
+        maps: list[Array] = []
         for index, (tower, own) in enumerate(others, 1):
             request = FeatureRequest(hidden=(tower.fine_layer,))
-            features = self._tower(index, request)(resized(images, own, tower))
-            maps.append(features.hidden[tower.fine_layer].reshape(images.shape[0], *features.grid, -1))
-        fine = jnp.concatenate(maps, axis=-1)
-        views = _tiles(fine, split)
-        if overview:
-            views = jnp.concatenate([_resized(fine, views.shape[2:4])[:, None], views], axis=1)
-        return coarse.replace(fine=_cells(views.reshape(-1, *views.shape[2:]), coarse.grid))
+            found = self._tower(index, request)(resized(images, own, tower))
+            alone = found.hidden[tower.fine_layer].reshape(images.shape[0], *found.grid, -1)
+            maps += found.maps or (alone,)
+        return coarse.replace(fine=fine_cells(self.config, images.shape[1:3], maps), maps=tuple(maps))
+
+
+def fine_cells(
+    config: EncodersConfig, slot: Size, maps: Sequence[Float[Array, "b _ _ _"]]
+) -> Float[Array, "B N P A"]:
+    """The fine features of every token's cell, of all views, made of the maps of the encoders behind the first.
+
+    Args:
+      slot: height and width of an image slot.
+      maps: as `EncodersConfig.maps` lists them.
+    """
+    (first, size), (tower, own), *_ = config.inputs(slot)
+    fine = joined_maps(maps, tower.grid(*own))
+    views = _tiles(fine, config.split)
+    if config.overview:
+        views = jnp.concatenate([_resized(fine, views.shape[2:4])[:, None], views], axis=1)
+    return _cells(views.reshape(-1, *views.shape[2:]), first.grid(*size))
 
 
 def resized(images: Array, size: Size, tower: Encoder) -> Array:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from mllm_jax import connectors
-from mllm_jax.connectors.base import VisionFeatures
 from mllm_jax.data.anyres import AnyRes, Tiles
 from mllm_jax.data.batch import SEPARATOR, Batch, Size
 from mllm_jax.data.layout import LayoutRule, Slot, WholeImage
@@ -19,7 +18,7 @@ from mllm_jax.data.naflex import NativeAspect
 from mllm_jax.data.video_layout import Video, WithVideo
 from mllm_jax.models.decoder import Cache, Decoder, DecoderConfig, init_cache
 from mllm_jax.models.encoders import Encoder, EncodersConfig, vision_encoder
-from mllm_jax.models.features import stack, unstack
+from mllm_jax.models.features import kept_shapes, stack, unstack
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.slots import for_each_slot
 
@@ -108,6 +107,12 @@ class ModelConfig:
             module_name,
         )
 
+    @property
+    def features_spec(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape `[F, N, C]` and dtype of each array that `MLLM.features` gives for an image slot."""
+        shapes = kept_shapes(self.vision, self.make_connector().request(), self.slot_size)
+        return tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in shapes)
+
     @functools.cached_property
     def image_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
@@ -178,24 +183,31 @@ class MLLM(nn.Module):
             return None
 
         def encode(*slots: Array) -> Float[Array, "n M D"]:
-            features = self.vision(*slots) if batch.features is None else self._unstack(*slots)
+            if batch.features is None:
+                features = self.vision(*slots)
+            else:
+                request, kept = self.connector.request(), [x.astype(self.config.dtype) for x in slots]
+                features = unstack(kept, self.config.vision, request, self.config.slot_size)
             tokens = self.connector(features, deterministic)
             return tokens.reshape(
                 slots[0].shape[0], -1, tokens.shape[2]
             )  # a slot's views one after the other
 
-        given = (batch.images, batch.grids) if batch.features is None else (batch.features,)
+        given = (batch.images, batch.grids) if batch.features is None else batch.features
         tokens = for_each_slot(encode, *(slots for slots in given if slots is not None))
         tokens = tokens * batch.image_mask[..., None, None].astype(tokens.dtype)
         return tokens.reshape(tokens.shape[0], -1, tokens.shape[3])
 
-    def features(self, images: UInt8[Array, "n H W 3"]) -> Float[Array, "n F N C"]:
-        """What the vision encoder gives the connector of each image, as one array: what a feature cache keeps."""
-        return stack(self.vision(images), self.connector.request())
+    def features(
+        self, images: UInt8[Array, "n H W 3"], grids: Int[Array, "n 2"] | None = None
+    ) -> tuple[Float[Array, "n _ _ _"], ...]:
+        """What the vision encoder gives the connector of each image slot: what a feature cache keeps.
 
-    def _unstack(self, features: Float[Array, "n F N C"]) -> VisionFeatures:
-        stacked = features.astype(self.config.dtype)
-        return unstack(stacked, self.connector.request(), self.config.vision_spec.grid)
+        Args:
+          images, grids: as in `Batch`, without rows.
+        """
+        given = (images,) if grids is None else (images, grids)
+        return stack(self.vision(*given), self.config.vision, self.connector.request())
 
     def embed(self, batch: Batch, visual: Float[Array, "B IM D"] | None) -> Float[Array, "B T D"]:
         """Token embeddings, and what is made of the row's slot tokens `visual` where visual tokens stand.

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from mllm_jax.connectors.base import Grid
 from mllm_jax.data.batch import Size
 
 
@@ -31,6 +32,10 @@ class SingleEncoder:
     def fine(self, slot: Size) -> tuple[int, int]:
         """Fine features of each token's cell, and their channels: there are none."""
         return (0, 0)
+
+    def maps(self, size: Size) -> tuple[tuple[Grid, int], ...]:
+        """Grid and channels of every map that its feature is made of, for inputs of this size."""
+        return ((self.grid(*size), self.width),)
 
     def with_depth(self, depth: int) -> "SingleEncoder":
         """The encoder cut to so many blocks."""

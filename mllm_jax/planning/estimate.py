@@ -179,8 +179,6 @@ class _Sizes:
 
     def _encoder_bytes(self, plan: StagePlan, width: int) -> float:
         """Activations of encoder and connector."""
-        if plan.stage.cache_features:
-            return 0.0
         grid, vision = plan.model.vision_spec.grid, plan.model.vision
         slots = self.micro_rows * self.slots
         sharing = self.sequence * self.tensor  # chips with the same rows, which divide their images
@@ -196,6 +194,8 @@ class _Sizes:
         )
         positions, channels = plan.model.vision_spec.fine
         fine = images * tokens * positions * channels * width  # in cells, as one map, and while that is made
+        if plan.stage.cache_features:
+            return 3.0 * fine
         visual = slots * plan.model.visual_layout.slot.num_tokens * width * plan.model.llm.width
         states = (1 + held) * states + kept * images * tokens * width * vision.width
         return float(states + block + 3 * fine + 4 * visual)

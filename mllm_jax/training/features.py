@@ -25,7 +25,6 @@ from mllm_jax.data.rows import ImageReader
 from mllm_jax.data.samples import Sample, Source
 from mllm_jax.data.threads import map_in_order
 from mllm_jax.models import mllm, paths
-from mllm_jax.models.features import num_features
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.parallel import processes
 from mllm_jax.parallel.mesh import AXES, make_mesh, replicated, row_sharding, use_mesh
@@ -93,15 +92,7 @@ def open_cache(
         "compat": reader.compat,
         "decoders": decoder_versions(),
     }
-    spec = features_spec(model)
-    return FeatureCache(root, key, spec.shape, spec.dtype)
-
-
-def features_spec(model: ModelConfig) -> jax.ShapeDtypeStruct:
-    """Shape `[F, N, C]` and dtype of what the cache holds of one image."""
-    rows, columns = model.vision_spec.grid
-    shape = (num_features(model.make_connector().request()), rows * columns, model.vision.width)
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(model.dtype))
+    return FeatureCache(root, key, model.features_spec)
 
 
 def fingerprint(params: Any, dtype: str) -> str:
@@ -219,7 +210,7 @@ def _missing(
 
 def _check_room(cache: FeatureCache, count: int, console: Console) -> None:
     need, free = count * cache.record, shutil.disk_usage(cache.directory).free
-    size = " x ".join(map(str, cache.shape))
+    size = " + ".join(" x ".join(map(str, each.shape)) for each in cache.spec)
     if jax.process_index() == 0:
         say(
             console,
@@ -248,33 +239,40 @@ def _compute(
     size = PER_DEVICE * mesh.size
     per_shard = max(1, shard_bytes // cache.record)
 
-    def load(one: Wanted) -> list[tuple[bytes, Any]]:
+    def load(one: Wanted) -> list[tuple[bytes, Any, Any]]:
         (name, index, image), slots = one
         sample = sources[name][index]
-        pixels = reader(sample, image, _layouts(sample, model.visual_layout, reader)[image])
-        return [(found, pixels[slot]) for slot, found in slots.items() if found not in cache]
+        layout = _layouts(sample, model.visual_layout, reader)[image]
+        pixels = reader(sample, image, layout)
+        return [(found, pixels[slot], layout.grid) for slot, found in slots.items() if found not in cache]
 
-    def encode(params: Any, images: Any) -> Any:
-        return mllm.apply(model, {"vision": params}, images, method="features")
+    def encode(params: Any, *slots: Any) -> Any:
+        return mllm.apply(model, {"vision": params}, *slots, method="features")
+
+    native = model.visual_layout.slot.native
 
     with use_mesh(mesh), _progress(console) as progress:
         task = progress.add_task("feature cache: encoding", total=sum(len(slots) for _, slots in wanted))
-        run = jax.jit(encode, in_shardings=(replicated(mesh), row_sharding(mesh)))
+        run = jax.jit(encode, in_shardings=(replicated(mesh), *[row_sharding(mesh)] * (2 if native else 1)))
         params = jax.device_put(tower, replicated(mesh))
         done: list[bytes] = []
-        parts: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         loaded = (item for _, items in map_in_order(load, wanted, threads) for item in items)
         for batch in _batches(loaded, size):
             images = np.zeros((size, *model.slot_size, 3), np.uint8)
-            images[: len(batch)] = [image for _, image in batch]
-            done += [found for found, _ in batch]
-            parts.append(np.asarray(run(params, images))[: len(batch)])
+            images[: len(batch)] = [image for _, image, _ in batch]
+            slots = [images]
+            if native:
+                slots.append(np.zeros((size, 2), np.int32))
+                slots[1][: len(batch)] = [grid for _, _, grid in batch]
+            done += [found for found, _, _ in batch]
+            parts.append(tuple(np.asarray(each)[: len(batch)] for each in run(params, *slots)))
             if len(done) >= per_shard:
-                cache.write(done, np.concatenate(parts))
+                cache.write(done, [*map(np.concatenate, zip(*parts, strict=True))])
                 done, parts = [], []
             progress.advance(task, len(batch))
         if done:
-            cache.write(done, np.concatenate(parts))
+            cache.write(done, [*map(np.concatenate, zip(*parts, strict=True))])
 
 
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -16,6 +16,7 @@ import jax
 
 from mllm_jax.flops import count_flops
 from mllm_jax.models import mllm, paths
+from mllm_jax.models.encoders import fine_cells
 from mllm_jax.models.lora import ADAPTERS
 from mllm_jax.models.mllm import ModelConfig, Params
 
@@ -59,7 +60,7 @@ def step_flops(
     Args:
       model: with the stage's adapters.
       trained, frozen: shapes of the parameters that the stage trains and of the others, adapters included.
-      cached_features: the encoder is not run.
+      cached_features: the encoders are not run.
     """
     flat, learned = paths.flatten(paths.merge(trained, frozen)), paths.flatten(trained)
     encoder = any(path.startswith("vision/") for path in learned)
@@ -106,11 +107,19 @@ def _image_flops(
     forward = both = module.flops(grid) * model.vision.views
     if encoder or connector:
         both = module.flops(grid, params=connector, features=encoder) * model.vision.views
-    if not cached:
-        seen = _encoder_flops(model, (), trained + frozen)
-        forward += seen
-        both += _encoder_flops(model, trained, frozen) if encoder else seen
+    seen = _cells_flops(model) if cached else _encoder_flops(model, (), trained + frozen)
+    forward += seen
+    both += _encoder_flops(model, trained, frozen) if encoder and not cached else seen
     return forward, both
+
+
+def _cells_flops(model: ModelConfig) -> int:
+    """Of making the cells that are mined of cached maps."""
+    vision, slot = model.vision, model.slot_size
+    if not vision.mining:
+        return 0
+    maps = [jax.ShapeDtypeStruct((1, *grid, width), model.dtype) for grid, width in vision.maps(slot)]
+    return count_flops(lambda *maps: fine_cells(vision, slot, maps), *maps)
 
 
 def _encoder_flops(model: ModelConfig, trained: Leaves, frozen: Leaves) -> int:

@@ -69,17 +69,6 @@ def check_stages(
                 lora.target_paths(params, runs.lora_settings(stage))
         with config_key_error(f"{here}.trainable"):
             trained, _ = adapters.abstract_split(params, stage)
-        if stage.cache_features and model.max_patches:
-            raise ConfigError(
-                f"config key '{here}.cache_features': features of images at their own aspect ratio "
-                "(model.vision.max_patches) are not cached; set it to False"
-            )
-        if stage.cache_features and model.vision.mining:
-            raise ConfigError(
-                f"config key '{here}.cache_features': the fine features that are mined are as large as the image at "
-                f"{' x '.join(map(str, model.slot_size))} pixels times their channels; set it to False, or "
-                "model.vision.combine to 'channels'"
-            )
         if stage.cache_features and "vision" in trained:
             raise ConfigError(
                 f"config key '{here}.cache_features': this stage trains the vision tower, so its features change; set "

@@ -17,7 +17,6 @@ from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import batch_shardings, use_mesh
 from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.training import adapters
-from mllm_jax.training.features import features_spec
 from mllm_jax.training.flops import StepFlops, step_flops
 from mllm_jax.training.optimizer import make_optimizer
 from mllm_jax.training.params import abstract, place
@@ -112,7 +111,7 @@ class StagePlan:
     @functools.cached_property
     def batch(self) -> Batch:
         """Shapes, dtypes and shardings of a batch, over all processes."""
-        features = features_spec(self.model) if self.stage.cache_features else None
+        features = self.model.features_spec if self.stage.cache_features else None
         spec = Batch.spec(
             self.rows or self.stage.batch_size,
             length=self.seq_len,

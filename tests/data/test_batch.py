@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from mllm_jax.data.batch import Batch
 from mllm_jax.parallel.mesh import ROWS, batch_shardings, make_mesh
 
-FEATURES = jax.ShapeDtypeStruct((2, 9, 5), "bfloat16")
+FEATURES = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in ((2, 9, 5), (1, 36, 4))]
 TEXT = {"tokens", "positions", "segment_ids", "visual_index"}
 SPECS = {
     "images": (
@@ -39,7 +39,8 @@ def test_fields_shapes_and_empty_rows(kind):
 def test_shapes_of_slots():
     images, features = SPECS["images"][0], SPECS["features"][0]
     assert (images.images.shape, images.images.dtype) == ((4, 3, 28, 42, 3), np.uint8)
-    assert (features.features.shape, features.features.dtype) == ((4, 3, 2, 9, 5), FEATURES.dtype)
+    assert [x.shape for x in features.features] == [(4, 3, 2, 9, 5), (4, 3, 1, 36, 4)]
+    assert {x.dtype for x in features.features} == {FEATURES[0].dtype}
     assert images.image_mask.shape == (4, 3)
     assert Batch.spec(length=7, slots=3).image_mask.shape == (3,)  # a single row
 

@@ -1,5 +1,6 @@
 """docs/python.md and the README's lines of Python run as printed, with a tiny model in the places that they name."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,7 +10,10 @@ import pytest
 import tiny
 from PIL import Image
 
+from mllm_jax.data.anyres import Tiles
 from mllm_jax.interop import native, saved_params
+from mllm_jax.models import mllm
+from mllm_jax.models.vit import VisionConfig
 
 pytestmark = pytest.mark.slow
 
@@ -22,11 +26,21 @@ def blocks(path):
 
 @pytest.fixture
 def places(tmp_path, monkeypatch, tiny_model, tiny_params, tiny_tokenizer, tiny_checkpoints):
-    """models/llava, runs/quickstart and images in the current folder."""
+    """models/..., runs/quickstart and images in the current folder."""
     native.save_native(
         tmp_path / "models" / "llava", tiny_model, jax.tree.map(lambda leaf: 2 * leaf, tiny_params)
     )
     tiny_tokenizer.save_pretrained(tmp_path / "models" / "llava")
+    native_aspect = VisionConfig(12, 2, 2, 10, 4, 12, class_token=False, interpolation="bilinear_antialias")
+    for name, changes in {
+        "llava_next": {"tiles": Tiles()},
+        "naflex": {
+            "vision": native_aspect, "max_patches": 20, "connector": "mlp2x_gelu", "connector_options": (),
+        },
+    }.items():  # fmt: skip
+        model, directory = dataclasses.replace(tiny_model, **changes), tmp_path / "models" / name
+        native.save_native(directory, model, tiny.random_params(mllm.abstract_params(model)))
+        tiny_tokenizer.save_pretrained(directory)
     run = tmp_path / "runs" / "quickstart"
     config = tiny.recipe(
         tiny_checkpoints, dict.fromkeys(("captions", "instructions"), ("data.json", "images"))

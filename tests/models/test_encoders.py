@@ -15,6 +15,7 @@ from mllm_jax import interop
 from mllm_jax.cli.main import main
 from mllm_jax.config import ConfigError
 from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop import native, recorded
 from mllm_jax.interop.checkpoints import load_model, save_llava_hf
@@ -233,10 +234,14 @@ def test_a_run_that_mines_fine_features(train, tiny_config, tmp_path):
     np.testing.assert_array_equal(*answers)
 
     recipe.stages.pretrain.cache_features = True
-    with pytest.raises(
-        ConfigError, match=r"stages.pretrain.cache_features.*the fine features that are mined"
-    ):
-        train.train(recipe, tmp_path / "cached", evaluate=False)
+    train.train(recipe, tmp_path / "cached", evaluate=False)
+    (key,) = (tmp_path / "cached" / "data" / "features").glob("*/key.json")
+    assert json.loads(key.read_text())["maps"] == [[1, 16 * 16, 6], [1, 8 * 8, 10]]
+    plain, cached = (
+        read_metrics(tmp_path / name / "metrics.jsonl")["pretrain"] for name in ("run", "cached")
+    )
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(cached[0][name], plain[0][name], rtol=1e-5)
     recipe.stages.pretrain.cache_features = False
     recipe.model.vision.path = str(tmp_path / "clip")
     with pytest.raises(

@@ -14,16 +14,21 @@ from mllm_jax.config import ConfigError
 from mllm_jax.data.anyres import Tiles
 from mllm_jax.data.feature_cache import FeatureCache, FeatureCacheError, digest, digests
 from mllm_jax.data.images import ImageError
-from mllm_jax.data.rows import ImageReader
+from mllm_jax.data.naflex import NaFlexProcessor
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.rows import ImageReader, RowEncoder, stack_rows
 from mllm_jax.data.samples import Sample
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
-from mllm_jax.models.vit import VisionTransformer
+from mllm_jax.models.convnext import ConvNextConfig
+from mllm_jax.models.encoders import EncodersConfig
+from mllm_jax.models.vit import VisionConfig, VisionTransformer
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.parallel.processes import OtherProcessError
 from mllm_jax.training import features, preflight
+from mllm_jax.training.step import loss_and_grads
 
 STEPS = 3
 
@@ -60,9 +65,9 @@ def test_every_picture_is_encoded_once_and_as_the_model_does(
     assert "free)" in said
     layout = tiny_model.visual_layout()
     images = np.concatenate([reader(sample, 0, layout) for sample in data["a"][:5]])
-    expected = jax.jit(lambda p, x: mllm.apply(tiny_model, p, x, method="features"))(tiny_params, images)
+    (expected,) = jax.jit(lambda p, x: mllm.apply(tiny_model, p, x, method="features"))(tiny_params, images)
     for sample, one in zip(data["a"][:5], expected, strict=True):
-        np.testing.assert_allclose(cache.read(digest(sample.images[0])), one, atol=1e-5)
+        np.testing.assert_allclose(cache.read(digest(sample.images[0]))[0], one, atol=1e-5)
     again, count = open_and_fill(tmp_path, tiny_model, tiny_params, reader, data)
     assert (len(again), count) == (9, 0)
     assert "take" not in capsys.readouterr().out
@@ -78,10 +83,60 @@ def test_tiles_are_kept_slot_by_slot(tmp_path, tiny_model, tiny_params, reader):
     assert count == len(cache) == sum(len(layout.slots) for layout in layouts) == 3 + 4 + 5
     encode = jax.jit(lambda p, x: mllm.apply(model, p, x, method="features"))
     for sample, layout in zip(data, layouts, strict=True):
-        expected = encode(tiny_params, reader(sample, 0, layout))
+        (expected,) = encode(tiny_params, reader(sample, 0, layout))
         for one, found in zip(expected, digests(sample.images[0], layout), strict=True):
-            np.testing.assert_allclose(cache.read(found), one, atol=1e-5)
+            np.testing.assert_allclose(cache.read(found)[0], one, atol=1e-5)
     assert open_and_fill(tmp_path, model, tiny_params, reader, {"a": data})[1] == 0
+
+
+NAFLEX = VisionConfig(
+    width=12, depth=2, heads=2, mlp_width=10, patch=4, image_size=12, class_token=False, pre_norm=False,
+    patch_bias=True, interpolation="bilinear_antialias",
+)  # fmt: skip
+MINED = (VisionConfig(12, 2, 2, 10, 7, 14), ConvNextConfig((6, 10), (1, 1), 32))
+SEVERAL_GRIDS = {
+    "mining": ({"vision": EncodersConfig(MINED, (28, 32), "mining"), "image_size": 32}, 3),
+    "views": (
+        {"vision": EncodersConfig(MINED, (14, 64), "mining_all", 2, True), "image_size": 64},
+        3,
+    ),
+    "own aspect ratio": ({"vision": NAFLEX, "max_patches": 20}, 1),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL_GRIDS)
+def test_several_grids_train_from_the_cache_as_from_images(kind, tmp_path, tiny_model, tiny_tokenizer):
+    """Mined maps, views of a slot, and images of grids of their own: one loss and one gradient of the connector."""
+    changes, grids = SEVERAL_GRIDS[kind]
+    model = dataclasses.replace(tiny_model, connector="dci", connector_options=(("groups", 1),), **changes)
+    assert len(model.features_spec) == grids
+    params = tiny.random_params(mllm.abstract_params(model))
+    processor = NaFlexProcessor.of(model) if model.max_patches else ImageProcessor.clip(model.image_size)
+    turns = ({"from": "human", "value": "<image><image>q"}, {"from": "gpt", "value": "ok"})
+    data = [Sample(f"s{i}", (tiny.png(i, (40, 25)), tiny.png(9, (20, 60))), turns) for i in range(2)]
+    reader = ImageReader(processor)
+    cache, count = open_and_fill(tmp_path, model, params, reader, {"a": data})
+    assert count == 3
+
+    def trained(features):
+        encoder = RowEncoder(
+            reader, model.visual_layout, tiny_tokenizer, "plain", seq_len=96, image_slots=3, features=features
+        )
+        batch = stack_rows([encoder([sample]) for sample in data]).arrays
+        assert (batch.images is None) == (features is not None)
+
+        def run(connector, frozen, batch):
+            return loss_and_grads(model, {"connector": connector}, frozen, batch, 16, 1, jax.random.key(0))[
+                :2
+            ]
+
+        frozen = {part: tree for part, tree in params.items() if part != "connector"}
+        return jax.jit(run)(params["connector"], frozen, batch)
+
+    (loss, grads), (cached_loss, cached_grads) = trained(None), trained(cache)
+    np.testing.assert_allclose(cached_loss, loss, rtol=1e-6)
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), grads, cached_grads)
 
 
 def test_a_stopped_run_goes_on_with_the_shards_that_it_has(

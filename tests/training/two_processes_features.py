@@ -43,6 +43,6 @@ with use_mesh(make_mesh({"data": -1, "fsdp": 1, "tensor": 1})):
         wrote.clear()
         cache = features.open_cache(root / place, model, tower, reader, "float32")
         missing = features.fill(cache, {"a": source}, model, tower, reader, shard_bytes=1)
-        values = b"".join(cache.read(digest(sample.images[0])).tobytes() for sample in source)
+        values = b"".join(cache.read(digest(sample.images[0]))[0].tobytes() for sample in source)
         found.append([missing, len(set(wrote)), len(wrote), hashlib.sha256(values).hexdigest()])
 print(json.dumps(found))

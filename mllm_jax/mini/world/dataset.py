@@ -286,12 +286,19 @@ def _balanced(pool: list[tuple[int, Question]], n: int) -> list[tuple[int, Quest
     return chosen
 
 
-def _scene_image(seed: int, index: int) -> Image.Image:
-    return render(sample_scene(seed, index, BENCHMARK))
+def _scene_image(seed: int, index: int, framed: bool) -> Image.Image:
+    image = render(sample_scene(seed, index, BENCHMARK))
+    if not framed:
+        return image
+    return _framed(image, np.random.default_rng(np.random.SeedSequence([0xF3A3, seed, index])))
 
 
 def write_benchmark(
-    root: str | os.PathLike[str], n_per_ability: int, seed: int, progress: bool = True
+    root: str | os.PathLike[str],
+    n_per_ability: int,
+    seed: int,
+    progress: bool = True,
+    framed: bool = False,
 ) -> Path:
     """Writes the held-out `mini` benchmark, unless it is there already.
 
@@ -300,6 +307,7 @@ def write_benchmark(
         n_per_ability: questions for each of the twelve abilities.
         seed: which world.
         progress: print a line now and then.
+        framed: as in `write_split`; the questions are the same.
 
     Returns:
         Path of `mini.json`: a list of {question_id, image, ability, group, question, options, answer}, one
@@ -323,13 +331,13 @@ def write_benchmark(
                     "options": list(question.options),
                     "answer": question.answer,
                 },
-                None if index in drawn else functools.partial(_scene_image, seed, index),
+                None if index in drawn else functools.partial(_scene_image, seed, index, framed),
                 keep,
             )
             drawn.add(index)
 
     parameters = {
         "n_per_ability": n_per_ability, "seed": seed,
-        "generator": _fingerprint(BENCHMARK), "look": LOOK_VERSION,
+        "generator": _fingerprint(BENCHMARK), "look": LOOK_VERSION, **({"framed": True} if framed else {}),
     }  # fmt: skip
     return write_dataset(root, BENCHMARK, parameters, records, n_per_ability * len(ABILITIES), progress)

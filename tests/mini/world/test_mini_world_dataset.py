@@ -238,6 +238,10 @@ def test_benchmark_rows(tmp_path):
     before = listing(tmp_path)
     write_benchmark(tmp_path, 6, seed=0, progress=False)
     assert listing(tmp_path) == before
+    framed = write_benchmark(tmp_path / "framed", 1, seed=0, progress=False, framed=True)
+    sizes = {Image.open(path).size for path in (framed.parent / "images").iterdir()}
+    assert len(sizes) > 5
+    assert all(min(size) == 112 and max(size) <= 112 * 2.2 for size in sizes)
     with pytest.raises(DatasetMismatchError, match="n_per_ability is 6, asked for 7"):
         write_benchmark(tmp_path, 7, seed=0, progress=False)
 
