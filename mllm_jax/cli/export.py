@@ -11,6 +11,8 @@ Formats:
 * `adapter`: the LoRA adapters of the LLM in PEFT's format, for the LLM alone.
 * `llava-hf-adapter`: all that a stage with LoRA trained, in PEFT's format, for a llava-hf model: adapters of LLM and
   vision tower, the connector and other modules as a whole (`modules_to_save`).
+* `llava-adapter`: the same in LLaVA's layout: the LLM's adapters in PEFT's format, connector and newline beside them in
+  `non_lora_trainables.bin`, and LLaVA's config.json.
 
 `--from` is a run of `train.py` (its last finished stage, or `--stage`), a model directory, or any checkpoint that
 `mllm-jax import` reads. Export followed by import gives the same parameters bit for bit.
@@ -27,7 +29,16 @@ from mllm_jax.storage import Path, as_path
 
 BUCKETS = ("from",)
 
-FORMATS = ("llava-hf", "safetensors", "orbax", "llm", "vision", "adapter", "llava-hf-adapter")
+FORMATS = (
+    "llava-hf",
+    "safetensors",
+    "orbax",
+    "llm",
+    "vision",
+    "adapter",
+    "llava-hf-adapter",
+    "llava-adapter",
+)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -112,8 +123,10 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str) -> int:
-    from mllm_jax.interop import peft_export
+    from mllm_jax.inference import runs
+    from mllm_jax.interop import llava_adapter, peft_export
     from mllm_jax.models import lora
+    from mllm_jax.workdir import saved_config
 
     if model.lora is None:
         raise ValueError(f"{args.source} has no LoRA adapters")
@@ -123,6 +136,13 @@ def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str)
         peft_export.save_model_adapter(args.to, model.lora, model, params, trained, args.base or "")
         if not args.base:
             print("give --base NAME, the llava-hf model that it belongs to, for PEFT to find it by itself")
+    elif args.format == "llava-adapter":
+        if not runs.is_run(as_path(args.source)):
+            raise ValueError(f"{args.source} is no run, so where its vision tower is from is not known")
+        config = saved_config(as_path(args.source))
+        tower, aspect = config.model.vision.path, config.data.aspect
+        base = args.base or llm
+        llava_adapter.save_llava_adapter(args.to, model.lora, model, params, trained, tower, base, aspect)
     else:
         if lora.split({"vision": params["vision"]})[1]:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from mllm_jax.interop.tile_fields import is_anyres
 from mllm_jax.models.encoders import Encoder, EncodersConfig
+from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
 DENSE = ("sti", "sci", "dci")
@@ -99,6 +100,20 @@ def connector_of(fields: Mapping[str, Any], where: str) -> str:
     if projector != "mlp2x_gelu":
         raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
     return dense
+
+
+def write_fields(model: ModelConfig) -> dict[str, Any]:
+    """The entries that say connector and hidden state, as they are read by `connector_of` and `select_layer_of`."""
+    dense = {"mm_dense_connector_type": model.connector} if model.connector in DENSE else {}
+    return {
+        "mm_projector_type": "mlp2x_gelu" if dense else model.connector,
+        **dense,
+        "mm_hidden_size": model.vision.width,
+        "mm_vision_select_layer": model.select_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+    }
 
 
 def encoders_of(fields: Mapping[str, Any], where: str, first: VisionConfig, fine: Encoder) -> EncodersConfig:

@@ -90,7 +90,7 @@ def save_model_adapter(
     if "separators/newline" in trained:
         raise ValueError(
             "PEFT saves modules, and the newline of images in tiles (separators/newline), which was trained, is in "
-            "none; export another format, with the adapters merged"
+            "none; export LLaVA's format (llava-adapter), or another one with the adapters merged"
         )
     depth = blocks_of(params["vision"])
     parts = [

@@ -44,7 +44,7 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
     """
     here, there = {}, {}
     if native.is_native(directory):
-        here, there = _whole(model), _whole(native.load_config(directory))
+        here, there = described(model), described(native.load_config(directory))
         known = native.load_extras(directory).get("template")
         if template and known and not same_template(template, known):
             here["eval.template"], there["eval.template"] = template, known
@@ -52,7 +52,7 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
         if "mm_vision_tower" in fields:  # the tower itself need not be here
             here, there = _of_llava(model, fields, str(file))
         else:
-            here, there = _whole(model), _whole(read_composite(directory).model)
+            here, there = described(model), described(read_composite(directory).model)
     different = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in sorted(here.keys() | there.keys())
@@ -65,7 +65,7 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
         )
 
 
-def _whole(model: ModelConfig) -> dict[str, Any]:
+def described(model: ModelConfig) -> dict[str, Any]:
     """What decides the tokens that a connector makes, by config key."""
     name, options = model.connector, dict(model.connector_options)
     values = {"model.connector.name": name, "model.vision.image_size": model.image_size}
@@ -96,8 +96,8 @@ def _of_llava(
     trained = dataclasses.replace(model, select_layer=layer, connector=name, connector_options=())
     if name == model.connector:  # this layout knows no options: they are ours to say
         trained = dataclasses.replace(trained, connector_options=model.connector_options)
-    there = _whole(trained) | {MINED: MINING["mining"] if fields.get("mm_vision_tower_aux") else ""}
-    return _whole(model), there
+    there = described(trained) | {MINED: MINING["mining"] if fields.get("mm_vision_tower_aux") else ""}
+    return described(model), there
 
 
 def _plain(value: Any) -> Any:

@@ -117,6 +117,22 @@ def _in_tiles(pairs: Any, where: str, key: str, side: int) -> Pinpoints:
     return tuple((one // side, other // side) for one, other in pairs)
 
 
+def write_llava(tiles: Tiles | None, side: int, aspect: str) -> dict[str, Any]:
+    """The entries of LLaVA's config.json that `read_llava` reads.
+
+    Args:
+      aspect: how an image that is not square is brought to size where there are no tiles.
+    """
+    if tiles is None:
+        return {"image_aspect_ratio": aspect}
+    most = f"_max_{tiles.max_tiles}" if tiles.max_tiles else ""
+    return {
+        "image_aspect_ratio": f"anyres{most}",
+        "mm_patch_merge_type": tiles.merge,
+        "image_grid_pinpoints": [[columns * side, rows * side] for columns, rows in tiles.pinpoints],
+    }
+
+
 def write_hf(tiles: Tiles | None, side: int) -> tuple[str, dict[str, Any]]:
     """The model_type of transformers that computes these tiles, and the entries of its config.json that say so.
 

@@ -11,7 +11,9 @@ import tiny
 
 from mllm_jax.cli.export import load_any
 from mllm_jax.cli.main import main
+from mllm_jax.data.anyres import Tiles
 from mllm_jax.interop.checkpoints import load_model, merged_model, save_llava_hf
+from mllm_jax.interop.llava_adapter import save_llava_adapter
 from mllm_jax.interop.peft_export import save_model_adapter
 from mllm_jax.interop.source import Source
 from mllm_jax.models import lora, mllm
@@ -244,3 +246,49 @@ def test_transformers_and_peft_find_every_module(vision, text, rank_stabilized, 
     assert set(files[0]) == set(files[1])
     for name in files[0]:
         np.testing.assert_array_equal(files[0].read(name), files[1].read(name), name)
+
+
+def test_a_trained_newline_goes_beside_the_adapter_as_in_llava(
+    tiny_model, tiny_params, tiny_checkpoints, tmp_path
+):
+    """Connector and newline in `non_lora_trainables.bin`; read again, the same parameters."""
+    changes = {
+        "connector": "mlp2x_gelu",
+        "connector_options": (),
+        "tiles": Tiles(max_tiles=2, several="whole"),
+    }
+    model = dataclasses.replace(tiny_model, **changes)
+    targets = r"llm/blocks/(q|down)/kernel"
+    base = {part: tiny_params[part] for part in ("vision", "llm")}  # as in the checkpoints
+    params = adapted(model, tiny.random_params(mllm.abstract_params(model)) | base, targets)
+    settings, places = (
+        LoRA(2, 6.0, 0.0, targets),
+        {name: str(path) for name, path in tiny_checkpoints.items()},
+    )
+    trained = ["connector/layer_0/kernel", "separators/newline"]
+    with pytest.raises(ValueError, match=r"separators/newline.*llava-adapter"):
+        save_model_adapter(tmp_path / "peft", settings, model, params, trained)
+    for other, message in (
+        (
+            dataclasses.replace(model, tiles=Tiles(rounding="round")),
+            "config.json cannot say model.tiles=Tiles",
+        ),
+        (dataclasses.replace(model, image_size=56), "cannot say model.vision.image_size=56"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_llava_adapter(
+                tmp_path / "a", settings, other, params, trained, places["vision"], places["llm"]
+            )
+    with pytest.raises(ValueError, match="'llm/head' was trained itself"):
+        save_llava_adapter(tmp_path / "a", settings, model, params, ["llm/head"], places["vision"])
+    save_llava_adapter(tmp_path / "a", settings, model, params, trained, places["vision"], places["llm"])
+    beside = Source(tmp_path / "a", [tmp_path / "a" / "non_lora_trainables.bin"])
+    assert {name.removeprefix("base_model.model.model.") for name in beside} == {
+        "image_newline", *(f"mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")),
+    }  # fmt: skip
+    run("import", "--from", tmp_path / "a", "--to", tmp_path / "merged")
+    found, again, _ = load_model(tmp_path / "merged")
+    assert found.tiles == model.tiles
+    wanted = jax.device_get(lora.merge(params, settings))
+    for path, leaf in flatten(wanted).items():
+        np.testing.assert_array_equal(flatten(again)[path], leaf, path)
