@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllm_jax.data.images import image_size
 from mllm_jax.data.llava_json import iter_problems, read_records
 from mllm_jax.mini.world import (
     ABILITIES,
@@ -239,7 +240,7 @@ def test_benchmark_rows(tmp_path):
     write_benchmark(tmp_path, 6, seed=0, progress=False)
     assert listing(tmp_path) == before
     framed = write_benchmark(tmp_path / "framed", 1, seed=0, progress=False, framed=True)
-    sizes = {Image.open(path).size for path in (framed.parent / "images").iterdir()}
+    sizes = {image_size(path.read_bytes(), source=path.name) for path in (framed.parent / "images").iterdir()}
     assert len(sizes) > 5
     assert all(min(size) == 112 and max(size) <= 112 * 2.2 for size in sizes)
     with pytest.raises(DatasetMismatchError, match="n_per_ability is 6, asked for 7"):
