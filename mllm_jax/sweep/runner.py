@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from mllm_jax.config import ConfigError
+from mllm_jax.files import no_links
 from mllm_jax.storage import Path, is_bucket
 from mllm_jax.sweep.cells import Cell, is_done
 from mllm_jax.sweep.claims import Claims
@@ -151,7 +152,7 @@ class Runner:
         arguments = [sys.executable, "-m", "mllm_jax.sweep.child", str(os.getpid()), *command]
         try:
             status.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(status.log, "ab") as log:
+            with open(status.log, "ab", opener=no_links) as log:
                 log.write(f"$ {shlex.join(command)}\n".encode())
                 log.flush()
                 process = subprocess.Popen(

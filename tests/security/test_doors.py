@@ -30,13 +30,12 @@ def _writes(name, call):
         modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
         texts = [one.value for one in modes if isinstance(one, ast.Constant) and isinstance(one.value, str)]
         guarded = any(keyword.arg == "opener" for keyword in call.keywords)
-        descriptor = (
-            isinstance(call.args[0], ast.Name) and call.args[0].id == "descriptor" if call.args else False
-        )
+        first = call.args[0] if call.args else None
+        opened = isinstance(first, ast.Name) and first.id in ("descriptor", "file")  # which `files` gave
         return (
             any(set("wax+") & set(text) and len(text) <= 3 for text in texts)
             and not guarded
-            and not descriptor
+            and not opened
         )
     return name in (
         "np.save",
