@@ -33,9 +33,7 @@ def _writes(name, call):
         first = call.args[0] if call.args else None
         opened = isinstance(first, ast.Name) and first.id in ("descriptor", "file")  # which `files` gave
         return (
-            any(set("wax+") & set(text) and len(text) <= 3 for text in texts)
-            and not guarded
-            and not opened
+            any(set("wax+") & set(text) and len(text) <= 3 for text in texts) and not guarded and not opened
         )
     return name in (
         "np.save",
