@@ -9,7 +9,8 @@ It starts from the connector of LLaVA-1.5's first stage, whose images are whole:
 LLaVA's `mm_projector.bin`. Learning rates and canvases are the published ones; rows hold the 4,096 tokens of Vicuna.
 
 The argument `mini` (`--config=configs/llava_next.py:mini`) is both stages at the mini tower's scale: tiles of 56 px
-of mini-world images with many aspect ratios, in minutes on two CPU cores. Any connector whose tokens lie on a grid:
+of mini-world images with many aspect ratios, and then the mini benchmark on such images, in minutes on two CPU cores.
+Any connector whose tokens lie on a grid:
 `--config.model.connector.name=dci`; others with `--config.model.tiles.merge=flat`.
 """
 

@@ -231,7 +231,11 @@ def test_missing_key_is_named(tiny_config):
             "'model.connector.sti.layers' must be of type tuple of integers",
         ),
         ("model.connector.resampler.depth", 0, "'model.connector.resampler.depth' must be at least 1, not 0"),
-        ("data.dir", "gs://bucket/data", "'data.dir' is 'gs://bucket/data': it is object storage"),
+        (
+            "eval.benchmarks",
+            ConfigDict({"mine": {**benchmark_config(), "images": "gs://bucket/data"}}),
+            "'eval.benchmarks.mine.images' is 'gs://bucket/data': it is object storage",
+        ),
         ("mesh.data", 0, "'mesh.data' must be at least 1 or -1, not 0"),
         ("eval.blind", 1, "'eval.blind' must be of type bool"),
         (
