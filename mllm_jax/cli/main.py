@@ -28,8 +28,10 @@ NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
+    "ask": ("mllm_jax.cli.ask", "ask a model about images or a video, once or in a conversation"),
     "config": ("mllm_jax.cli.config", "every configuration key: type, default, meaning"),
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
+    "eval": ("mllm_jax.cli.eval", "eval.py: answer benchmarks with a model, score them, write the report"),
     "export": (
         "mllm_jax.cli.export",
         "write a model for transformers, as safetensors or as Orbax parameters",
@@ -49,6 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "score-all": ("mllm_jax.cli.score_all", "score a folder of answer files against the official results"),
     "study": ("mllm_jax.cli.study", "collect a sweep's results, compare them and write the study's pages"),
     "sweep": ("mllm_jax.cli.sweep", "run the cells of a recipe's sweep, several at once or as jobs"),
+    "train": ("mllm_jax.cli.train", "train.py: train a recipe's stages and evaluate the model"),
     "validate": ("mllm_jax.cli.validate", "read a data set before training and report every problem in it"),
 }
 

@@ -23,6 +23,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from mllm_jax import compilation_cache
+from mllm_jax.cli import shipped
 from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
 from mllm_jax.console import complain, write_anything
@@ -84,7 +85,7 @@ class RecipeParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> ConfigDict:
         try:
-            config = self.load(argument)
+            config = self.load(shipped.recipe(argument))
         except ValueError as error:  # ml_collections puts a traceback into its message
             raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
         for key in _overridden(self.arguments):
@@ -100,8 +101,11 @@ class RecipeParser(flags.ArgumentParser):
 
 
 def define_config() -> flags.FlagHolder:
-    """Defines `--config=RECIPE.py` or `--config=RECIPE.py:ARGUMENT`, and `--config.KEY=VALUE` for each of its keys."""
-    text = "The recipe: FILE.py, or FILE.py:ARGUMENT. --config.KEY=VALUE sets any of its keys."
+    """Defines `--config=RECIPE` or `--config=RECIPE:ARGUMENT`, and `--config.KEY=VALUE` for each of its keys.
+
+    RECIPE is a file or the name of a shipped recipe.
+    """
+    text = "The recipe: FILE.py, FILE.py:ARGUMENT, or a shipped one's NAME. --config.KEY=VALUE sets any of its keys."
     holder = config_flags.DEFINE_config_file("config", None, text, lock_config=True)
     FLAGS["config"].parser = RecipeParser(FLAGS["config"].parser.parse)
     flags.mark_flag_as_required("config")
@@ -162,8 +166,11 @@ def _parse(arguments: list[str]) -> list[str]:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for recipe in values_of(arguments, "config"):
-            if not pathlib.Path(recipe.partition(":")[0]).is_file():
-                raise ConfigError(f"--config: there is no recipe {recipe.partition(':')[0]}")
+            if not pathlib.Path(shipped.recipe(recipe).partition(":")[0]).is_file():
+                raise ConfigError(
+                    f"--config: there is no recipe {recipe.partition(':')[0]}; give a file or one that comes "
+                    f"with the library: {', '.join(shipped.names())}"
+                )
         left = app.parse_flags_with_usage(arguments)
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")

@@ -138,9 +138,10 @@ def _list(cells: Any, directory: Any) -> None:
 
 
 def _recipe(arguments: list[str]) -> str:
+    from mllm_jax.cli import shipped
     from mllm_jax.cli.script import values_of
 
-    return os.path.expanduser(values_of(arguments, "config")[-1])
+    return shipped.recipe(os.path.expanduser(values_of(arguments, "config")[-1]))
 
 
 def _find_train(recipe: str) -> str:

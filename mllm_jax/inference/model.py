@@ -96,6 +96,8 @@ class Model:
         prompt: str | Sequence[str] | None = None,
         *,
         video: Any = None,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
         max_new_tokens: int = 128,
         temperature: float | int = 0.0,
         top_p: float | int = 1.0,
@@ -110,11 +112,15 @@ class Model:
             model.generate(["cat.jpg", "dog.jpg"], "What is <image> doing that <image> is not?")
             model.generate(["cat.jpg", None], ["What is this?", "What is a cat?"], temperature=0.7, seed=1)
             model.generate(video="clip.mp4", prompt="What happens?")
+            model.generate("cat.jpg", "What colour is it?", history=[("What is this?", "A cat.")])
 
         Args:
           images: of the prompt, or for a list of prompts a list with those of each (one image alone serves all).
           prompt: one, or a list.
           video: of the prompt, or for a list of prompts a list with those of each (one video alone serves all).
+          history: of one prompt: earlier questions of the conversation with their answers. Images and videos then
+            belong to its first question.
+          system: a system text in place of the template's own.
           max_new_tokens: at most so many tokens per answer.
           temperature: 0 = the likeliest token at every place; above it tokens are drawn, more freely the higher it is.
           top_p: draw from the most probable tokens only that have this probability together.
@@ -126,10 +132,11 @@ class Model:
           ImageError, FileNotFoundError, TypeError: an image or video that cannot be used.
           ModuleNotFoundError: a video file, and PyAV is not installed.
           SampleTooLong: prompt and answer do not fit the LLM's context.
-          SampleError: `<image>` stands more or less often in a prompt than it has images; likewise `<video>`.
-          ValueError: a setting out of range.
+          SampleError: `<image>` stands more or less often in a prompt than it has images; likewise `<video>`; or the
+            template has no place for a history or a system text.
+          ValueError: a setting out of range, or a history of several prompts.
         """
-        prompts = self._prompts(images, prompt, video)
+        prompts = self._prompts(images, prompt, video, history, system)
         ids, texts = self.stops
         with self._on_mesh():
             found = generate(
@@ -255,11 +262,18 @@ class Model:
             )
         return dataclasses.replace(self, config=config)
 
-    def _prompts(self, images: Any, prompt: str | Sequence[str] | None, video: Any) -> Prompts:
+    def _prompts(
+        self,
+        images: Any,
+        prompt: str | Sequence[str] | None,
+        video: Any,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ) -> Prompts:
         if prompt is None:
             raise TypeError("no prompt was given")
         reads = video is None or self.config.video is not None
-        return Prompts(self if reads else self.with_video(), images, prompt, video)
+        return Prompts(self if reads else self.with_video(), images, prompt, video, history, system)
 
     @contextlib.contextmanager
     def _on_mesh(self) -> Iterator[None]:

@@ -96,19 +96,32 @@ class Prompts:
       prompts: one, or a list of several.
       videos: of each prompt: one video, a list of several, or None. For one prompt its video or videos. A list of
         images is one video.
+      history: of one prompt: earlier questions with their answers; its images and videos belong to the first question.
+      system: a system text in place of the template's own; None = the template's.
 
     Attributes:
       single: whether it was one prompt and not a list.
       texts: the prompts as a list.
 
     Raises:
-      ValueError: the lists have different lengths.
+      ValueError: the lists have different lengths, or several prompts have a history.
     """
 
-    def __init__(self, model: Any, images: Any, prompts: str | Sequence[str], videos: Any = None):
+    def __init__(
+        self,
+        model: Any,
+        images: Any,
+        prompts: str | Sequence[str],
+        videos: Any = None,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ):
         self.model = model
         self.single = isinstance(prompts, str)
         self.texts = [prompts] if self.single else list(prompts)
+        if history and not self.single:
+            raise ValueError("a history is of one prompt; ask several conversations one after the other")
+        self._history, self._system = history, system
         self._images: dict[Hashable, Any] = {}
         self._videos: dict[Hashable, Any] = {}
         self._opened: dict[Hashable, OpenVideo] = {}  # counting frames reads a file
@@ -156,14 +169,18 @@ class Prompts:
         name, model = str(index), self.model
         images, videos = self._keys[index], self._video_keys[index]
         template = resolve_template(model.template, model.tokenizer)
-        turn, shown = human_turn(self.texts[index], len(images), len(videos), sample=name)
+        questions = [*(question for question, _ in self._history), self.texts[index]]
+        turn, shown = human_turn(questions[0], len(images), len(videos), sample=name)
+        turns = [turn] if self._system is None else [Turn("system", (self._system,)), turn]
+        for (_, said), question in zip(self._history, questions[1:], strict=True):
+            turns += [Turn("gpt", (said,)), human_turn(question, 0, sample=name)[0]]
         left = {IMAGE: iter(images), VIDEO: iter(videos)}
         keys = tuple((kind, next(left[kind])) for kind in shown)
         found = layouts(model.config.visual_layout, [self._shown(key) for key in keys], sample=name)
         if answer is None:
-            sample = encode_prompt(template, [turn], model.tokenizer, found, sample=name)
+            sample = encode_prompt(template, turns, model.tokenizer, found, sample=name)
         else:
-            spans = render(template, [turn, Turn("gpt", (answer,))], sample=name)
+            spans = render(template, [*turns, Turn("gpt", (answer,))], sample=name)
             sample = encode_sample(spans, model.tokenizer, found, sample=name)
         return Request(name, sample, keys)
 
