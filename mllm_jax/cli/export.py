@@ -14,6 +14,9 @@ Formats:
 * `llava-adapter`: the same in LLaVA's layout: the LLM's adapters in PEFT's format, connector and newline beside them in
   `non_lora_trainables.bin`, and LLaVA's config.json.
 
+A model card is written beside the model (README.md, unless there is one): how to load it and, of a run, its recipe, the
+fingerprints of its data and its scores.
+
 `--from` is a run of `train.py` (its last finished stage, or `--stage`), a model directory, or any checkpoint that
 `mllm-jax import` reads. Export followed by import gives the same parameters bit for bit.
 """
@@ -59,8 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports; 1 with a message when the model cannot be expressed in the format."""
+    from mllm_jax.evaluation import model_card
+
     try:
-        return _export(args)
+        code = _export(args)
+        model_card.write(pathlib.Path(args.to), args.source, args.format, args.stage)
+        return code
     except (OSError, ValueError) as error:
         complain(f"mllm-jax export: {error}")
         return 1

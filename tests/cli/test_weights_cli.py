@@ -63,6 +63,7 @@ def test_export_then_import_is_the_identity(form, dtype, tmp_path, capsys):
     assert again == config or again == config.__class__(**{**vars(config), **kept})
     output = capsys.readouterr().out
     assert "written to" in output
+    assert f"as `{form}` by mllm-jax" in (tmp_path / "out" / "README.md").read_text()
     # nothing is overwritten
     assert main(["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 1
     assert "exists; choose another directory" in capsys.readouterr().err
