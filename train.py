@@ -47,6 +47,7 @@ from mllm_jax.training.profile import StepProfiler
 from mllm_jax.training.sources import is_drawn, packing_plan, prepare_sources, read_noted, stage_iterator
 from mllm_jax.training.stage import StagePlan
 from mllm_jax.training.step import to_device
+from mllm_jax.training.tracking import check_tracking, tracked
 
 CONFIG = script.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept: a folder or gs://.", required=True)
@@ -76,14 +77,14 @@ def begin_stage(plan, batches, params, directory):
     return checkpoints, state, frozen, plan.unused(params)
 
 
-def train_stage(plan, batches, begun, directory, check_held):
+def train_stage(plan, batches, begun, directory, check_held, track):
     """Trains one stage from what `begin_stage` gave and returns the whole model's parameters on the mesh."""
     profile = plan.config.profile
     stage, steps = plan.stage, plan.steps
     checkpoints, state, frozen, unused = begun
     start = int(state.step)
     flops, peak = count_flops(plan), peak_flops(plan.mesh.devices.flat)
-    log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, flops, peak)
+    log = RunLog(directory, plan.name, steps, start, jax.process_index() == 0, flops, peak, track)
     reads_first = row_part(plan.mesh).first  # of the processes that read the same rows
     late = processes.Postponed()
     first_traced = start + profile.start if profile.start else 0
@@ -162,6 +163,7 @@ def train(config, directory, evaluate=True):
     # ------------------------------------------------------------------- check everything before any compute
     with processes.together("everything checked"):
         check(config)
+        check_tracking(config)
         mesh = make_mesh(config.mesh.to_dict())
         workdir.data_dir(config, directory)
         model = runs.model_config(config)
@@ -173,7 +175,11 @@ def train(config, directory, evaluate=True):
     for line in (*announce.model_lines(config, model, mesh), *announce.attention_lines(config, model)):
         say(line)
 
-    with use_mesh(mesh), workdir.open_run(directory, resolved(config)) as check_held:
+    with (
+        use_mesh(mesh),
+        workdir.open_run(directory, resolved(config)) as check_held,
+        tracked(config, directory) as track,
+    ):
         # ------------------------------------------------------------------- stages; finished ones are skipped
         finished = runs.finished_stages(directory, config)
         remaining = config.stage_order
@@ -214,7 +220,7 @@ def train(config, directory, evaluate=True):
             begun = begin_stage(plan, batches, params, directory)
             del params  # what earlier stages trained would stay on the devices beside the state
             try:
-                params = train_stage(plan, batches, begun, directory, check_held)
+                params = train_stage(plan, batches, begun, directory, check_held, track)
                 del begun
                 keep_held()
                 save_params(directory / "params" / name, params)

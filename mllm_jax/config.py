@@ -300,6 +300,11 @@ SCHEMA: Schema = {
                      least=0, resumable=True),
         "steps": Key(3, "traced, into WORKDIR/profile", least=1, resumable=True, synonyms=("num_steps",)),
     },
+    "tracking": {
+        "service": Key("none", "gets the figures of training too, beside metrics.jsonl and TensorBoard",
+                       choices=("none", "wandb", "trackio"), resumable=True, synonyms=("report_to", "logger")),
+        "project": Key("mllm-jax", "that the run belongs to there", resumable=True, synonyms=("wandb_project",)),
+    },
     "eval": {
         "template": Key("vicuna_v1", "conversation template (docs/data.md)", resumable=True,
                         synonyms=("conv_mode", "prompt_template")),

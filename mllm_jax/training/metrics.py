@@ -1,4 +1,4 @@
-"""What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard.
+"""What a run tells while it trains: terminal, `metrics.jsonl`, TensorBoard, and a service (`training.tracking`).
 
 `metrics.jsonl` is only ever appended to. A run that was killed and goes on from its last checkpoint repeats some
 steps, so a step can stand there twice: readers take the last (`report.losses.read_metrics`). Only a line that a kill
@@ -21,6 +21,7 @@ from mllm_jax.line_file import LineFile, whole_lines
 from mllm_jax.parallel import processes
 from mllm_jax.storage import Path
 from mllm_jax.training.flops import StepFlops
+from mllm_jax.training.tracking import Log
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -47,6 +48,7 @@ class RunLog:
       write: False on all processes but the first.
       flops: model FLOPs of a step as a function of what its batch held (`training.flops`); None leaves speed in tokens.
       peak: operations per second of all devices, for MFU; None where it is not known.
+      track: takes the figures too (`tracking.tracked`).
 
     Attributes:
       skipped: samples that this process has left out; `metrics.jsonl` has the sum over all processes.
@@ -61,9 +63,10 @@ class RunLog:
         write: bool = True,
         flops: StepFlops | None = None,
         peak: float | None = None,
+        track: Log | None = None,
     ):
         self.stage = stage
-        self._flops, self._peak = flops, peak
+        self._flops, self._peak, self._track = flops, peak, track
         self.window: list[_Pending] = []
         self._loss_sum = self._weight_sum = 0.0  # since the last checkpoint
         self.skipped = 0
@@ -147,6 +150,8 @@ class RunLog:
                 for key, value in record.items():
                     if isinstance(value, float):
                         self._board.add_scalar(f"{self.stage}/{key}", value, record["step"])
+        if self._track:
+            self._track(self.stage, {key: value for key, value in record.items() if key != "stage"})
         self._progress.update(
             self._task,
             shown=f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
