@@ -42,6 +42,11 @@ tokenizer = AutoTokenizer.from_pretrained("{place}")""",
 model = AutoModel.from_pretrained("{place}")""",
     "adapter": _PEFT,
     "llava-hf-adapter": _PEFT,
+    "llava-adapter": """# first, in a shell: mllm-jax import --from {place} --base LLM --to merged
+import mllm_jax
+
+model = mllm_jax.load("merged")
+print(model.generate("image.jpg", "What is this?"))""",
 }
 
 

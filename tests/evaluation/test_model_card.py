@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mllm_jax.cli.export import FORMATS
 from mllm_jax.config import resolved
 from mllm_jax.evaluation import model_card
 
@@ -37,6 +38,10 @@ def run(tmp_path, tiny_config):
     (directory / "sources.json").write_text(json.dumps(noted))
     (directory / "eval" / "summary.json").write_text(json.dumps(SUMMARY))
     return directory
+
+
+def test_every_format_says_how_it_is_loaded():
+    assert set(model_card.LOADING) == set(FORMATS)
 
 
 def test_of_a_run(run, tmp_path, tiny_config):
