@@ -158,7 +158,8 @@ def _mini(base: ConfigDict, connector: str, options: dict) -> Overrides:
 def _full(base: ConfigDict, encoder: str, llm: str, connector: str, options: dict) -> Overrides:
     config = _published(llm, encoder)
     config.model.connector.name = connector
-    config.model.connector[connector].update(_at_depth(options, DEPTH["full"]))
+    if options:  # a connector without options has no place for them
+        config.model.connector[connector].update(_at_depth(options, DEPTH["full"]))
     return {"model.connector.name": connector, **changes(base, config)}
 
 

@@ -89,17 +89,35 @@ def _finished(directory: Path) -> list[tuple[dict[str, Any], Path]]:
     from mllm_jax.sweep.cells import CELLS, RUNS
     from mllm_jax.sweep.claims import NOTE
 
-    notes = [json.loads(read_text(path)) for path in (directory / CELLS).glob(f"*/{NOTE}")]
+    notes = [_note(path) for path in (directory / CELLS).glob(f"*/{NOTE}")]
     notes.sort(key=lambda note: (note["order"], note["seed"]))
     runs = [(note, directory / RUNS / note["name"]) for note in notes]
     done = [(note, run) for note, run in runs if (run / "eval" / "summary.json").exists()]
     if not done:
         raise ReportError(
-            f"{directory} holds no finished run of a sweep; give the --workdir of `mllm-jax sweep`"
+            f"{directory} holds no finished run of a sweep; give the --workdir of `mllm-jax sweep` (of cells that ran "
+            "by --emit, that command without --emit takes note)"
         )
     if len(done) < len(notes):
         complain(f"{len(notes) - len(done)} of {len(notes)} runs are not evaluated yet, and left out")
     return done
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What a sweep noted of a cell."""
+    from mllm_jax.evaluation.report.runs import ReportError
+    from mllm_jax.evaluation.report.shapes import check_shape
+
+    try:
+        note = json.loads(read_text(path))
+        check_shape(
+            note,
+            {"name": str, "variant": str, "seed": int, "order": int, "overrides": {}, "recipe": str},
+            "it",
+        )
+    except ValueError as error:
+        raise ReportError(f"{path} is damaged: {error}; the sweep's command writes it again") from None
+    return note
 
 
 def _summary(directory: Path) -> dict[str, Any]:
@@ -150,8 +168,11 @@ def _write(out: str, text: str) -> None:
 def _rates(args: argparse.Namespace) -> int:
     from mllm_jax.evaluation.study.rates import choose
     from mllm_jax.evaluation.study.results import Study
+    from mllm_jax.sweep.rates import read
 
-    summary, out = _summary(as_path(args.directory)), pathlib.Path(args.out)
+    out = pathlib.Path(args.out)
+    read(out, args.scale)  # refuses a damaged file
+    summary = _summary(as_path(args.directory))
     held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     chosen = choose(Study(summary))
     held[args.scale] = {**held.get(args.scale, {}), **chosen}

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
         logging.set_verbosity(logging.WARNING)
         directory, recipe = as_path(workdir.value), _recipe(arguments)
-        given = [argument for argument in arguments if re.match(r"--?(no)?config\.", argument)]
+        given = _given(arguments, flags.FLAGS)
         base = config.value
         if not base.data.dir and not is_bucket(directory):
             base.data.dir = str(directory / "data")  # shared: what is drawn or computed of it is, once
@@ -135,6 +135,19 @@ def _list(cells: Any, directory: Any) -> None:
         for cell in cells
     ]
     print_table(make_console(), ("cell", "state", "sets"), rows, f"{len(cells)} cells", text_columns=3)
+
+
+def _given(arguments: list[str], known: Any) -> list[str]:
+    """The options that set keys of the configuration, each in one piece: `--config.KEY VALUE` takes two."""
+    given = []
+    for index, argument in enumerate(arguments):
+        if not re.match(r"--?(no)?config\.", argument):
+            continue
+        name = argument.lstrip("-")
+        if "=" not in name and name in known and not known[name].boolean:
+            argument = f"{argument}={arguments[index + 1]}"
+        given.append(argument)
+    return given
 
 
 def _recipe(arguments: list[str]) -> str:

@@ -93,7 +93,8 @@ def study_config(
       options: of the connector, beside those of its size.
     """
     config = mini_config(connector, tokens)
-    config.model.connector[connector].update(options or {})
+    if options:  # a connector without options has no place for them
+        config.model.connector[connector].update(options)
     config.model.vision.image_size = image_size
     config.data.seed = 0
     visual = visual_tokens(connector, tokens, image_size, options)

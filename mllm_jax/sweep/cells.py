@@ -86,7 +86,8 @@ def read_sweep(recipe: str, connectors: Sequence[str] = ()) -> Sweep:
       connectors: names of those whose cells are taken, all if none; with `+` before a name its cells are added.
 
     Raises:
-      ConfigError: a recipe without a sweep, or that cannot take further connectors; an unknown connector.
+      ConfigError: a recipe without a sweep, or that cannot take further connectors; an unknown connector, or one that
+        cannot take the sweep's sizes.
     """
     path, _, argument = recipe.partition(":")
     function = load_recipe(pathlib.Path(path)).get_sweep
@@ -103,7 +104,12 @@ def read_sweep(recipe: str, connectors: Sequence[str] = ()) -> Sweep:
         if "added" not in inspect.signature(function).parameters:
             raise ConfigError(f"--connectors=+{added[0]}: get_sweep of {path} has no parameter `added`")
         options["added"] = added
-    sweep = function(argument, **options) if argument else function(**options)
+    try:
+        sweep = function(argument, **options) if argument else function(**options)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a connector that cannot take one of the sizes
+        raise ConfigError(f"{recipe}: a cell of the sweep cannot be made: {error}") from error
     check_names(sweep)
     if kept:
         sweep = {name: o for name, o in sweep.items() if o.get(CONNECTOR) in (*kept, *added)}
@@ -170,7 +176,9 @@ def _make(cell: Cell, directory: Path) -> Cell:
     check(config)
     with shipped_geometry():
         runs.model_config(config)
-    data_dir(config, cell.workdir(directory))
+    # Prepared data in a bucket are copied to the machine that trains, which may be another one.
+    if not (config.data.prepared and config.data.dir.startswith(storage.BUCKET)):
+        data_dir(config, cell.workdir(directory))
     check_same(cell.workdir(directory), resolved(config))
     return cell
 
@@ -184,11 +192,15 @@ def is_done(cell: Cell, directory: Path) -> bool:
     workdir, config = cell.workdir(directory), cell.config
     if not (workdir / "config.json").exists():
         return False
-    if any(key.startswith("eval.benchmarks") for key in check_same(workdir, resolved(config))):
+    if any(_changes_scores(key) for key in check_same(workdir, resolved(config))):
         return False
     if config.stage_order[-1] not in runs.finished_stages(workdir, config):
         return False
     return not config.eval.benchmarks or set(config.eval.benchmarks) <= set(summary(workdir)["benchmarks"])
+
+
+def _changes_scores(key: str) -> bool:
+    return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
 
 
 def summary(workdir: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Claims: of several workers, on one machine or many, one gets a cell. See `lock` and `bucket_lock`."""
 
 import contextlib
+import json
 import time
 
 from mllm_jax import bucket_lock, files, lock, storage
@@ -41,8 +42,17 @@ class Claims:
             held.enter_context(locked(place))
         except ConfigError:
             return None
-        files.write_json(place / NOTE, cell.note(self._recipe))
+        self.note(cell)
         return held
+
+    def note(self, cell: Cell) -> None:
+        """Writes down what the cell is, unless that stands there already; `mllm-jax study` reads it."""
+        place, note = self.place(cell), cell.note(self._recipe)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads(storage.read_text(place / NOTE)) == note:
+                return
+        storage.make_folder(place)
+        files.write_json(place / NOTE, note)
 
     def _is_due(self, cell: Cell) -> bool:
         before, now = self._looked.get(cell.name, -AGAIN), time.monotonic()

@@ -93,6 +93,7 @@ class Runner:
         """
         for cell in self.cells:
             if is_done(cell, self._directory):
+                self._claims.note(cell)  # a program of its own (`--emit`) leaves none
                 self.states[cell.name].state = DONE
         with _signals() as received:
             try:

@@ -130,7 +130,32 @@ def test_verdicts():
     assert verdict("half-*", "base", "at least") == verdict("half-*", "base", "near") == HOLDS
     assert verdict("kept-*", "base", "near") == FAILS
     assert verdict("low|half-84px", "base", "at least") == FAILS  # their mean
-    assert verdict("none", "base", "near") == ABSENT
+    assert verdict("none", "base", "near") == verdict("low|none", "base", "at least") == ABSENT
+
+
+def test_seeds_that_are_compared():
+    """Those that most cells share: neither one cell with further seeds nor one with fewer takes the others out."""
+
+    def compared(**seeds):
+        runs = [run(name, "linear", seed, 0.5) for name, its in seeds.items() for seed in its]
+        benchmark = Study(summary(runs)).benchmarks["mini"]
+        assert all(len(benchmark.outcomes(v.name)) == len(benchmark.seeds) for v in benchmark.variants)
+        return benchmark.seeds, [v.name for v in benchmark.variants], benchmark.incomplete
+
+    assert compared(a=(0, 1), b=(0, 1), c=(0,)) == ([0, 1], ["a", "b"], ["c"])
+    assert compared(a=(0, 1), b=(0, 1), c=range(5)) == ([0, 1], ["a", "b", "c"], [])
+    assert compared(a=(0, 1, 2), b=(0, 1), c=(0, 1)) == ([0, 1], ["a", "b", "c"], [])
+
+
+def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
+    note, rates = tmp_path / "cells" / "linear-seed0" / "cell.json", tmp_path / "rates.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"name": "linear-seed0", "seed"')
+    assert main(["study", "collect", str(tmp_path), f"--out={tmp_path / 'summary.json'}"]) == 1
+    assert f"{note} is damaged" in capsys.readouterr().err
+    rates.write_text("[]")
+    assert main(["study", "rates", str(tmp_path), "--scale=mini", f"--out={rates}"]) == 1
+    assert f"{rates} does not hold choices" in capsys.readouterr().err
 
 
 def test_the_choice_of_learning_rates():

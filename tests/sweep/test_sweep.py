@@ -1,10 +1,12 @@
 """Running the cells of a sweep: failures, several workers, kills, and what is emitted for others to run."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,15 @@ from collections import Counter
 import pytest
 import sweep_worker
 import yaml
+from absl import flags
 
-from mllm_jax.cli.sweep import run_cells
+from mllm_jax.cli.sweep import _given, run_cells
 from mllm_jax.config import ConfigError
+from mllm_jax.connectors import CONNECTORS, Connector, PreservingConnector
+from mllm_jax.connectors.grids import divided
 from mllm_jax.recipes.mini import study_config
 from mllm_jax.sweep import emit
-from mllm_jax.sweep.cells import make_cells, read_sweep
+from mllm_jax.sweep.cells import is_done, make_cells, read_sweep
 from mllm_jax.sweep.claims import Claims
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,6 +71,12 @@ def test_a_failed_cell_stops_no_other_and_is_run_again(tmp_path, capsys):
     assert run_cells(cells, tmp_path, "x.py", working, 1, None) == 0
     assert starts(tmp_path) == {"linear-seed0": 1, bad: 2, "average_pool-seed0": 1}
     assert not list((tmp_path / "cells").glob("*/lock"))
+
+    shutil.rmtree(tmp_path / "cells")  # as after programs that ran by --emit
+    assert run_cells(cells, tmp_path, "x.py", working, 1, None) == 0
+    notes = [json.loads(path.read_text())["name"] for path in (tmp_path / "cells").glob("*/cell.json")]
+    assert sorted(notes) == sorted(cell.name for cell in cells)
+    assert starts(tmp_path) == {"linear-seed0": 1, bad: 2, "average_pool-seed0": 1}
 
 
 def test_two_sweeps_on_one_directory_share_the_cells(tmp_path, script_environment):
@@ -153,15 +164,58 @@ def test_another_configuration_in_a_cells_folder_is_refused(tmp_path):
     cells = sweep_worker.cells_in(tmp_path, (0,))
     assert run_cells(cells, tmp_path, "x.py", sweep_worker.command_in(tmp_path, 0), 3, None) == 0
     base = study_config("mlp2x_gelu")
+    base.eval.batch_size = 3  # changes no score
+    assert all(is_done(cell, tmp_path) for cell in _cells(base, tmp_path))
+    base.eval.max_new_tokens = 3
+    assert not any(is_done(cell, tmp_path) for cell in _cells(base, tmp_path))
     base.stages.finetune.learning_rate = 1e-3
     with pytest.raises(ConfigError, match=r"(?s)3 of 3 .*learning_rate"):
-        make_cells(
-            {name: {"model.connector.name": name} for name in sweep_worker.CONNECTORS},
-            base,
-            (),
-            (0,),
-            tmp_path,
-        )
+        _cells(base, tmp_path)
+
+
+def _cells(base, directory):
+    variants = {name: {"model.connector.name": name} for name in sweep_worker.CONNECTORS}
+    return make_cells(variants, base, (), (0,), directory)
+
+
+class Plain(PreservingConnector):
+    """Without options."""
+
+
+class Thirds(Connector):
+    """For grids that 3 divides."""
+
+    def num_tokens(self, grid):
+        return divided(grid, 3, "thirds.side")[0] ** 2
+
+
+def test_own_connectors_without_options_or_for_some_sizes(monkeypatch):
+    # Stand-ins for rows that were added to the table: neither has options of its own in the configuration.
+    monkeypatch.setitem(CONNECTORS, "plain", (Plain, {"reduction": 1, "reduced_grid": ()}))
+    monkeypatch.setitem(CONNECTORS, "thirds", (Thirds, {}))
+    for recipe, name, connector in (
+        ("preserve_or_compress.py:mini", "plain-84px", "plain"),
+        ("dense_connector.py:mini", "thirds", "thirds"),
+        ("dense_connector.py", "clip-vicuna-7b-plain", "plain"),
+    ):
+        cells = read_sweep(f"{ROOT}/configs/{recipe}", [f"+{connector}"])
+        assert cells[name]["model.connector.name"] == connector
+    with pytest.raises(ConfigError, match=r"thirds\.side=3 does not divide the 8x8"):
+        read_sweep(f"{ROOT}/configs/preserve_or_compress.py:mini", ["+thirds"])
+
+
+def test_options_in_two_pieces_reach_the_cells():
+    known = flags.FlagValues()
+    flags.DEFINE_integer("config.model.vision.select_layer", 0, "", flag_values=known)
+    flags.DEFINE_bool("config.data.prepared", False, "", flag_values=known)
+    arguments = [
+        "--config=x.py",
+        "--config.data.prepared",
+        "--config.model.vision.select_layer",
+        "-3",
+        "--list",
+    ]
+    assert _given(arguments, known) == ["--config.data.prepared", "--config.model.vision.select_layer=-3"]
 
 
 def test_own_connectors_join_by_name():

@@ -77,6 +77,8 @@ def _about(study: Study) -> str:
     seeds = sorted({seed for variant in study.variants for seed in variant.runs})
     said = f"{len(study.variants)} cells, seeds {', '.join(map(str, seeds))}."
     for benchmark in study.benchmarks.values():
+        if benchmark.seeds != seeds:
+            said += f" {benchmark.name} compares seeds {', '.join(map(str, benchmark.seeds))}."
         if benchmark.incomplete:
             said += (
                 f" Not all of these ran {', '.join(benchmark.incomplete)}, which {benchmark.name} leaves out."

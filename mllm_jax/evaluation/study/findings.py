@@ -59,14 +59,15 @@ def answer(finding: Finding, samples: Mapping[str, Mapping[str, Float[np.ndarray
     """Looks a finding up in the results.
 
     Args:
-      samples: variant -> score's name -> the score and its resamples.
+      samples: variant -> score's name -> the score and its resamples. Where a part of a pattern matches none, the claim
+        has not been put to the test.
     """
     total = 0.0
-    for sign, pattern in finding.terms:
-        found = [one[finding.score] for name, one in samples.items()
-                 if matches(name, pattern) and finding.score in one]  # fmt: skip
-        if not found:
+    for sign, patterns in finding.terms:
+        known = {name: one[finding.score] for name, one in samples.items() if finding.score in one}
+        if not all(any(matches(name, pattern) for name in known) for pattern in patterns.split("|")):
             return Answer(finding, np.nan, np.nan, np.nan, ABSENT)
+        found = [values for name, values in known.items() if matches(name, patterns)]
         total = total + sign * np.mean(found, axis=0)
     value, low, high = interval(total)
     return Answer(finding, value, low, high, _verdict(finding.expect, low, high))

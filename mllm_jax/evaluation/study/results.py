@@ -57,7 +57,7 @@ class Benchmark:
     Attributes:
       name: of the benchmark.
       abilities: (ability, group, number of questions), in order.
-      seeds: of the runs that are compared.
+      seeds: of the runs that are compared: those that make most runs comparable.
       crossed: all seeds were asked the same questions.
       variants: the cells that ran with all of these seeds.
       incomplete: the names of those that did not.
@@ -76,21 +76,21 @@ class Benchmark:
             }
             for v in variants
         }
-        self.seeds = sorted({seed for runs in asked.values() for seed in runs})
-        self.variants = [v for v in variants if len(asked[v.name]) == len(self.seeds)]
+        self.seeds = _most_shared([frozenset(runs) for runs in asked.values() if runs])
+        self.variants = [v for v in variants if asked[v.name].keys() >= set(self.seeds)]
         self.incomplete = [v.name for v in variants if asked[v.name] and v not in self.variants]
         self._asked = asked
-        digests = []
-        for seed in self.seeds:
+        digests = {}  # seed -> of its questions
+        for seed in sorted({seed for runs in asked.values() for seed in runs}):
             found = {runs[seed]["questions"]: variant for variant, runs in asked.items() if seed in runs}
             if len(found) > 1:
                 raise ReportError(
                     f"{' and '.join(list(found.values())[:2])} were asked different questions of {name} with seed "
                     f"{seed}, so they cannot be compared; evaluate them again with one configuration"
                 )
-            digests += found
-        self.crossed = len(set(digests)) == 1
-        layouts = {tuple(map(tuple, questions[digest])) for digest in digests}
+            (digests[seed],) = found
+        self.crossed = len({digests[seed] for seed in self.seeds}) == 1
+        layouts = {tuple(map(tuple, questions[digest])) for digest in digests.values()}
         if len(layouts) > 1:
             raise ReportError(f"the seeds of {name} have different abilities or numbers of questions")
         self.abilities: list[tuple[str, str, int]] = list(layouts.pop())
@@ -180,6 +180,15 @@ def csv_rows(study: Study) -> list[dict[str, Any]]:
                         row[f"step_seconds_{stage}"] = run["stages"].get(stage, {}).get("step_seconds", "")
                     rows.append(row)
     return rows
+
+
+def _most_shared(seeds: Sequence[frozenset[int]]) -> list[int]:
+    """Of several cells' seeds those that compare most runs: cells that have them all, times their number."""
+
+    def compared(chosen: frozenset[int]) -> tuple[int, int, list[int]]:
+        return len(chosen) * sum(chosen <= one for one in seeds), len(chosen), sorted(chosen, reverse=True)
+
+    return sorted(max(seeds, key=compared))
 
 
 def _runs(variants: Sequence[Variant]) -> Iterator[Mapping[str, Any]]:
