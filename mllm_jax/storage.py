@@ -124,6 +124,16 @@ def size(path: Path) -> int:
     return status.length if is_bucket(path) else status.st_size
 
 
+def modified(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch.
+
+    Raises:
+      OSError: there is none.
+    """
+    status = path.stat()
+    return status.mtime if is_bucket(path) else status.st_mtime
+
+
 def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a UTF-8 file, without its byte order mark.
 

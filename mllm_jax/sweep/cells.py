@@ -20,7 +20,7 @@ from mllm_jax.interop.published import shipped_geometry
 from mllm_jax.schema import did_you_mean
 from mllm_jax.storage import Path
 from mllm_jax.sweep.overrides import Overrides, Sweep, apply, check_names, flags
-from mllm_jax.workdir import check_same, data_dir
+from mllm_jax.workdir import HISTORY, check_same, data_dir
 
 RUNS, CELLS = "runs", "cells"  # below the sweep's directory
 CONNECTOR = "model.connector.name"
@@ -194,13 +194,29 @@ def is_done(cell: Cell, directory: Path) -> bool:
         return False
     if any(_changes_scores(key) for key in check_same(workdir, resolved(config))):
         return False
-    if config.stage_order[-1] not in runs.finished_stages(workdir, config):
+    if config.stage_order[-1] not in runs.finished_stages(workdir, config) or _is_outdated(workdir):
         return False
     return not config.eval.benchmarks or set(config.eval.benchmarks) <= set(summary(workdir)["benchmarks"])
 
 
 def _changes_scores(key: str) -> bool:
     return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
+
+
+def _is_outdated(workdir: Path) -> bool:
+    """Whether the run has been started with another evaluation since its last one, and has not come to its end."""
+    try:
+        lines = storage.read_text(workdir / HISTORY, "replace").splitlines()
+        changed = [key for line in lines for key in json.loads(line)["changed"]]
+        written = [storage.modified(path) for path in (workdir / "eval" / "summary.json", workdir / HISTORY)]
+    except (
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # nothing changed, or a line that a kill cut off
+        return False
+    return any(map(_changes_scores, changed)) and written[0] < written[1]
 
 
 def summary(workdir: Path) -> dict[str, Any]:

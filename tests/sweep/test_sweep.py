@@ -19,7 +19,7 @@ import yaml
 from absl import flags
 
 from mllm_jax.cli.sweep import _given, run_cells
-from mllm_jax.config import ConfigError
+from mllm_jax.config import ConfigError, resolved
 from mllm_jax.connectors import CONNECTORS, Connector, PreservingConnector
 from mllm_jax.connectors.grids import divided
 from mllm_jax.recipes.mini import study_config
@@ -167,7 +167,15 @@ def test_another_configuration_in_a_cells_folder_is_refused(tmp_path):
     base.eval.batch_size = 3  # changes no score
     assert all(is_done(cell, tmp_path) for cell in _cells(base, tmp_path))
     base.eval.max_new_tokens = 3
-    assert not any(is_done(cell, tmp_path) for cell in _cells(base, tmp_path))
+    changed = _cells(base, tmp_path)
+    assert not any(is_done(cell, tmp_path) for cell in changed)
+    for cell in changed:  # starts of train.py that did not come to the end of the new evaluation
+        workdir = cell.workdir(tmp_path)
+        (workdir / "config.json").write_text(json.dumps(resolved(cell.config)))
+        (workdir / "history.jsonl").write_text('{"changed": {"eval.max_new_tokens": [8, 3]}}\n')
+        os.utime(workdir / "eval" / "summary.json", (0, 0))
+    assert not any(is_done(cell, tmp_path) for cell in changed)
+    assert run_cells(changed, tmp_path, "x.py", sweep_worker.command_in(tmp_path, 0), 3, None) == 0
     base.stages.finetune.learning_rate = 1e-3
     with pytest.raises(ConfigError, match=r"(?s)3 of 3 .*learning_rate"):
         _cells(base, tmp_path)
