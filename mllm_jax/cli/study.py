@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; 1 with a message if something cannot be read."""
     from mllm_jax.evaluation.report.runs import ReportError  # slow to import: matplotlib
+    from mllm_jax.interop.saved_params import CheckpointError
     from mllm_jax.schema import ConfigError
 
     try:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             "report": _report,
         }
         return verbs[args.verb](args)
-    except (ReportError, ConfigError, OSError) as error:
+    except (ReportError, ConfigError, CheckpointError, OSError) as error:
         complain(f"mllm-jax study {args.verb}: {error}")
         return 1
 

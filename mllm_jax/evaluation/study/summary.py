@@ -155,6 +155,8 @@ def read_summary(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"format {value['format']} is not the one of this version, {FORMAT}")
         if value["kind"] == "study":
             check_shape(value, _SHAPE, str(path))
+        else:
+            check_shape(value, {"recipe": str, "cells": {...: {}}}, str(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(
             f"{path} is no summary of a study ({error}); make it with `mllm-jax study collect`"
