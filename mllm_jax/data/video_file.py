@@ -79,21 +79,27 @@ def video_index(path: str | os.PathLike, name: str = "") -> VideoIndex:
         if context.width < 1 or context.height < 1:
             raise VideoError(f"{name}: the video has no pixels ({context.width} x {context.height})")
         times: list[int | None] = []
-        entries, end = [], 0.0
+        entries, end, places = [], 0.0, 0
         for packet in _packets(container):
             if packet.pts is not None and packet.time_base:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index or not packet.size or packet.is_discard:
                 continue
             times.append(packet.pts)
+            places = max(places, (packet.dts or 0) + 1)
             if packet.is_keyframe and packet.pts is not None and _resets(packet, context):
                 entries.append(packet.pts)
         if not times:
             raise VideoError(f"{name}: the video has no frames; {AGAIN}")
-        _check_whole(name, container, stream, len(times), end)
+        _check_whole(name, container, stream, len(times), places, end)
         rate = float(stream.average_rate) if stream.average_rate else None
+        reordered = bool(context.has_b_frames)
     known = None not in times and len(set(times)) == len(times)
     shown = tuple(sorted(times)) if known else None
+    if known and reordered and list(shown) == times:
+        shown = (
+            None  # AVI keeps no times, and FFmpeg's guess for H.264 is the order in which frames are decoded
+        )
     size = (context.height, context.width)
     return VideoIndex(name, size, len(times), rate, shown, tuple(sorted(entries)))
 
@@ -255,12 +261,20 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 
-def _check_whole(name: str, container: Any, stream: Any, total: int, end: float) -> None:
-    """Refuses a file of which a part is missing, as far as its header tells."""
+def _check_whole(name: str, container: Any, stream: Any, total: int, places: int, end: float) -> None:
+    """Refuses a file of which a part is missing, as far as its header tells.
+
+    Args:
+      total: frames that are there.
+      places: in AVI the same with frames that were dropped when it was made, but for those behind the last one; its
+        header counts all of them.
+      end: when the last packet ends, in seconds.
+    """
     held = container.format.name.split(",")[0]
     # The header of MP4 counts frames of which it then leaves some out (edit lists); its index does not.
     told = sum(not one.is_discard for one in stream.index_entries) if held == "mov" else stream.frames
-    if told and told != total:
+    dropped = held == "avi" and 0 <= told - places < places / total
+    if told and told != total and not dropped:
         raise VideoError(
             f"{name}: its header says {told} frames, but {total} are there: the file is cut off or damaged; {AGAIN}"
         )

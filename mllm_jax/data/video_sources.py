@@ -99,7 +99,7 @@ def _numbers(video: OpenVideo, segment: Segment) -> range:
                 f"{video.name}: seconds {first} to {last} of a video that does not say how many frames a second has; "
                 "give the segment in frames (whole numbers)"
             )
-        first, last = (min(int(max(each * video.rate, 0)), video.total - 1) for each in segment)
+        first, last = (int(min(max(each * video.rate, 0), video.total - 1)) for each in segment)
     found = range(video.total)[first:last]
     if not found or first < 0:
         raise VideoError(

@@ -76,6 +76,7 @@ FILES = {
     "stream.ts": {"bf": "2"},
     "hevc.mp4": {"codec": "libx265", "x265-params": "log-level=none"},
     "mpeg4.avi": {"codec": "mpeg4", "bf": "2"},
+    "h264.avi": {"bf": "2"},  # FFmpeg makes up times that are not those of the frames
     "vp9.webm": {"codec": "libvpx-vp9"},
     "mjpeg.avi": {"codec": "mjpeg", "format": "yuvj420p"},
     "animated.gif": {"codec": "gif", "format": "rgb8"},
@@ -131,6 +132,20 @@ def test_little_is_decoded_where_the_codec_allows_it(clips, monkeypatch):
         assert 1 <= len(seen) <= most, name
 
 
+def test_segments_in_seconds_and_frames(clips):
+    whole = decoded(clips / "h264.mp4")  # 25 frames a second
+    for segment, first, last in (
+        ((0.2, 0.8), 5, 20), ((0.2, math.inf), 5, 31), ((-1.0, 0.2), 0, 5), ((3, 9), 3, 9), ((3, 99), 3, 32)
+    ):  # fmt: skip
+        assert num_frames(clips / "h264.mp4", segment) == last - first
+        found = read_frames(clips / "h264.mp4", 3, segment=segment)
+        for number, frame in zip(frame_numbers(last - first, 3), found, strict=True):
+            np.testing.assert_array_equal(frame, whole[first + number])
+    for segment in ((0.8, 0.2), (99.0, 100.0), (-3, 9), (40, 50)):
+        with pytest.raises(VideoError, match=r"h264\.mp4: no frame in the segment"):
+            read_frames(clips / "h264.mp4", 3, segment=segment)
+
+
 def test_frames_that_come_at_any_time(tmp_path):
     """Frames are counted, not timed, as by the originals."""
     times = np.cumsum([40, 5, 300, 40, 1, 900, 33, 33, 2, 500, 40, 40])
@@ -138,6 +153,19 @@ def test_frames_that_come_at_any_time(tmp_path):
     whole = decoded(path)
     for number, frame in zip(frame_numbers(12, 4), read_frames(path, 4), strict=True):
         np.testing.assert_array_equal(frame, whole[number])
+
+
+def test_avi_counts_frames_that_were_dropped_when_it_was_made(tmp_path):
+    times = 40 * np.array([0, 1, 2, 6, 7, 8, 9, 10, 14, 15, 16, 17])
+    path = tiny.write_video(tmp_path / "v.avi", tiny.moving_square(12), codec="mpeg4", times=times, bf="2")
+    whole = decoded(path)
+    assert num_frames(path) == len(whole) == 12
+    for number, frame in zip(frame_numbers(12, 5), read_frames(path, 5), strict=True):
+        np.testing.assert_array_equal(frame, whole[number])
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"idx1") // 2])
+    with pytest.raises(VideoError, match="cut off or damaged"):
+        read_frames(path, 4)
 
 
 # Display matrices (a, b, c, d of ISO/IEC 14496-12 8.3.2), and what a viewer shows of the stored frame.
