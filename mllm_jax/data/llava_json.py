@@ -346,6 +346,8 @@ def _usable_id(entry: Json) -> str | None:
 def _paths(entry: Json, kind: str) -> Sequence[str] | None:
     """The paths of a sample's images or videos; empty where it has none; None when the value is not paths."""
     value = entry.get(kind) if isinstance(entry, dict) else None
+    if kind == "video" and value == "":  # as the other keys of media (`media_problems`)
+        value = None
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         return None

@@ -84,8 +84,9 @@ def test_videos_stand_where_they_are_named(data, folder):
     message = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": " What?"}]}
     chat = {"id": "1", "video": "clip.mp4", "messages": [message, {"role": "assistant", "content": "A."}]}
     first = entry("2", "<video> and <image>", image="image.png", video="clip.mp4")
-    word = entry("3", "What does <video> mean in HTML?")
+    word = entry("3", "What does <video> mean in HTML?", video="")  # as tables hold it where there is none
     one, two, three = llava_json.read_records(write(folder / "more.json", [chat, first, word]), folder)
+    assert three.videos == ()
     assert one.conversations[0]["value"] == "<image> What?"
     assert (two.images, two.videos) == (("clip.mp4", "image.png"), (0,))
     assert three.conversations[0]["value"] == "What does <video> mean in HTML?"

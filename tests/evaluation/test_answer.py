@@ -356,10 +356,12 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
     assert not (tmp_path / "folder" / "blind.jsonl").exists()
     assert not any("\n" in row["text"] for row in found)
     path = tmp_path / "captions.json"
-    path.write_text(json.dumps([{"image": "b.png", "captions": ["one", "two"], "question_id": "b"}]))
+    path.write_text(
+        json.dumps([{"image": "b.png", "video": "", "captions": ["one", "two"], "question_id": "b"}])
+    )
     run(plain, "caption", path, tmp_path / "list")
     (row,) = lines(tmp_path / "list" / "predictions.jsonl")
-    assert row["captions"] == ["one", "two"]
+    assert (row["image"], row["captions"]) == ("b.png", ["one", "two"])
     assert row["text"] == found[1]["text"]
 
 

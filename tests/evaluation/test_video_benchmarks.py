@@ -158,6 +158,8 @@ def test_next_qa_is_asked_with_letters_and_scored_like_its_files(tmp_path):
     }
     (tmp_path / "NExTVideo" / "12.mp4").unlink()
     fewer = read_benchmark("nextqa", tmp_path)
+    (tmp_path / "NExTVideo" / "0001" / "12.mp4").touch()  # as in a download that goes on: answers are kept
+    assert {fewer.fingerprint, read_benchmark("nextqa", tmp_path).fingerprint} == {benchmark.fingerprint}
     scores = fewer.score_answers(answered(fewer, tmp_path / "fewer", "D"))
     assert (scores["score"], scores["problems"]["missing"]["count"], scores["partial"]["score"]) == (
         None,

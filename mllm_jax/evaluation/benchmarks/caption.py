@@ -1,7 +1,7 @@
 """Captions of images, to look at: from a folder of images, or from a JSON list with or without references."""
 
 from mllm_jax.data.images import FORMATS
-from mllm_jax.evaluation.benchmarks.base import Benchmark, Question
+from mllm_jax.evaluation.benchmarks.base import VIDEOS, Benchmark, Question
 from mllm_jax.evaluation.benchmarks.question_files import read_list
 from mllm_jax.evaluation.predictions import BenchmarkError, Row
 
@@ -32,7 +32,7 @@ class Caption(Benchmark):
             prompt = row.typed("question", str) if "question" in row else PROMPT
             captions = row.typed("captions", list) if "captions" in row else []
             number = str(row.get("question_id", row.get("id", shown["images"][0])))
-            medium = "video" if "video" in row else "image"
+            medium = "video" if shown["medium"] == VIDEOS else "image"
             kept = {"question_id": number, medium: row[medium], "captions": captions}
             questions.append(Question(kept, prompt, **shown))
         return questions

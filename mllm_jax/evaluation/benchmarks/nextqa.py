@@ -53,26 +53,21 @@ class NextQa(Published):
     }
 
     def items(self) -> Iterator[Question]:
-        folders = {
-            key: str(value) for path in self.paths("folders") for key, value in read_json(path).items()
-        }
+        for path in self.paths("folders"):  # videos may lie as VidOR numbers them, `1164/3238737531.mp4`
+            self.video_files.elsewhere |= {key: str(value) for key, value in read_json(path).items()}
         for row in self.rows():
             options, video = [row[f"a{i}"] for i in range(5)], str(row["video"])
             number, right = f"{video}_{row['qid']}", int(row["answer"])
             yield self.question(
                 number,
                 f"{row['question'].strip()}\n{lettered(options)}\n{LETTER}",
-                [folders[video] if self._in_folders(folders.get(video)) else video],
+                [video],
                 "ABCDE"[right],
                 "ABCDE",
                 ability={"TP": "TN"}.get(row["type"], row["type"]),
                 truth={name: row[name] for name in COLUMNS},
                 medium=VIDEOS,
             )
-
-    def _in_folders(self, name: str | None) -> bool:
-        """Whether the videos lie as VidOR numbers them, `1164/3238737531.mp4`."""
-        return name is not None and self.video_files.find(name) is not None
 
     @classmethod
     def parse(cls, text: str, item: Row) -> tuple[str | None, str]:

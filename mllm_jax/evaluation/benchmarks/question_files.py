@@ -105,8 +105,8 @@ class FileRow(dict[str, Any]):
                     "choose a template that has it (eval.template)"
                 )
         value = self.get("image")
-        if video is not None:
-            if not isinstance(video, str) or not video or value:
+        if video not in (None, "", []):
+            if not isinstance(video, str) or value:
                 raise BenchmarkError(
                     f"{self.where}: 'video' must be one file name, without an 'image' beside it"
                 )

@@ -20,11 +20,13 @@ class VideoFiles:
       prefix: what a file's name may have before the name in the questions.
 
     Attributes:
+      elsewhere: name -> where it may also be below the folder.
       missing: videos that are not there -> how many questions are about each.
     """
 
     def __init__(self, folder: Path, prefix: str):
         self.folder, self.prefix = folder, prefix
+        self.elsewhere: dict[str, str] = {}
         self.missing: dict[str, int] = {}
         self._found: dict[str, str | None] = {}
         self._wanted = self._questions = 0
@@ -36,8 +38,9 @@ class VideoFiles:
           DataError: a name that leaves the folder.
         """
         if name not in self._found:
-            prefixes = dict.fromkeys((self.prefix, ""))
-            names = (f"{prefix}{name}{suffix}" for prefix in prefixes for suffix in SUFFIXES)
+            prefixed = f"{self.prefix}{name}"
+            stems = dict.fromkeys((self.elsewhere.get(name, prefixed), prefixed, name))
+            names = (f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES)
             there = (each for each in names if safe_path(self.folder, each).exists())
             self._found[name] = next(there, None)
         return self._found[name]
