@@ -71,7 +71,7 @@ def told() -> Iterator[None]:
             raise
         if _is_loss(error):
             if _spoken.locked():
-                _exit(1)
+                _leave(error)
             _say(_missing(error))
         elif not _failed.is_set():
             _failed.set()
@@ -148,8 +148,10 @@ def _listen(stop: threading.Event) -> None:
             if not answered and any(kind == "asked" for kind, _ in found):
                 answered = True
                 _tell("here", global_state.process_id)
-        except jax.errors.JaxRuntimeError:  # the first process is gone, with the service: JAX ends this one
-            return
+        except (
+            jax.errors.JaxRuntimeError
+        ):  # the service does not answer; where it stays so, JAX ends this process
+            continue
         if ended := _ended(found):
             _say(ended)
             stop.wait(CLOSING if _failed.is_set() else ANSWERED)  # it may be about to tell of its own error

@@ -180,8 +180,9 @@ def _added_up(x: Float[Array, "G P R V"], spec: P | None) -> Float[Array, "R V"]
     whole = tuple(axis for axis in (*rows, pieces) if axis not in parts)
 
     def add(own: Array) -> Array:
-        total = jax.lax.psum(own[0, 0], whole)
-        return jax.lax.psum_scatter(total, parts, tiled=True) if parts else total
+        # Cut first, so that less is added up over `data`, which may have a slow network between its devices.
+        part = jax.lax.psum_scatter(own[0, 0], parts, tiled=True) if parts else own[0, 0]
+        return jax.lax.psum(part, whole)
 
     return jax.shard_map(add, in_specs=P(rows, pieces, None, spec[1]), out_specs=spec, check_vma=False)(x)
 

@@ -14,12 +14,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 import tiny
+from jax.sharding import PartitionSpec as P
 
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.vit import VisionConfig
 from mllm_jax.parallel.mesh import make_mesh, replicated, row_sharding, use_mesh
 from mllm_jax.parallel.sharding import param_shardings
+from mllm_jax.training import loss
 
 KINDS = ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter")
 HEADS = {"32/32": (32, 32), "28/4": (28, 4), "8/2": (8, 2)}
@@ -40,7 +42,7 @@ def count(model, part, method, arguments, devices, axis="tensor", backward=True)
     mesh = make_mesh({axis: devices}, jax.devices()[:devices])
     params = {part: mllm.abstract_params(model)[part]}
 
-    def loss(params, *arguments):
+    def summed(params, *arguments):
         return mllm.apply(model, params, *arguments, method=method).astype(jnp.float32).sum()
 
     shardings = param_shardings(params, mesh, model)
@@ -48,12 +50,20 @@ def count(model, part, method, arguments, devices, axis="tensor", backward=True)
         shardings = jax.tree.map(lambda _: replicated(mesh), shardings)
     with use_mesh(mesh):
         step = jax.jit(
-            jax.value_and_grad(loss) if backward else loss,
+            jax.value_and_grad(summed) if backward else summed,
             in_shardings=(shardings, *(row_sharding(mesh) for _ in arguments)),
             out_shardings=(None, shardings) if backward else None,
         )
         text = step.lower(params, *arguments).compile().as_text()
     return {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in KINDS}
+
+
+def head_sums():
+    """Shapes of what the devices add up of the gradient of a head [16, 8]."""
+    with use_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+        add = jax.jit(lambda x: loss._added_up(x, P("fsdp", "tensor")))
+        text = add.lower(jax.ShapeDtypeStruct((4, 1, 16, 8), jnp.float32)).compile().as_text()
+    return {kind: re.findall(rf" = (\w+\[[\d,]+\]).* {kind}(?:-start)?\(", text) for kind in KINDS}
 
 
 def main():
@@ -85,6 +95,7 @@ def main():
             model, "vision", encode, (images,), tensor, backward=False
         )
         found[f"gated tensor={tensor}"] = count(model, "vision", encode, (images,), tensor)
+    found["head"] = head_sums()
     print(json.dumps(found))
 
 

@@ -181,3 +181,35 @@ def test_what_all_raise_and_what_is_no_failure_keep_the_usual_way(left, known):
     with pytest.raises(SystemExit):
         endings.leave(other)
     assert left == [1]
+
+
+def test_the_first_process_keeps_what_is_told_until_all_have_read_it(left, monkeypatch):
+    """Also where its listener has told the user, and what it computed with the one that is gone fails after that."""
+    slept = []
+    monkeypatch.setattr(endings.global_state, "process_id", 0)
+    monkeypatch.setattr(endings.time, "sleep", slept.append)
+    endings._spoken.acquire()
+    with pytest.raises(SystemExit), endings.told():
+        raise jax.errors.JaxRuntimeError(GLOO)
+    assert (left, slept) == ([1], [endings.ANSWERED])
+
+
+def test_a_service_that_once_does_not_answer_is_asked_again(left, monkeypatch):
+    answers = [
+        jax.errors.JaxRuntimeError("UNAVAILABLE: try again"),
+        [(f"{endings.FOLDER}/ended/0", "has failed")],
+    ]
+
+    class Client:
+        def key_value_dir_get(self, _):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(endings, "_client", Client)
+    monkeypatch.setattr(endings, "LISTEN", 0.001)
+    monkeypatch.setattr(endings, "ANSWERED", 0.001)
+    with pytest.raises(SystemExit):
+        endings._listen(endings.threading.Event())
+    assert left == [1]
