@@ -18,6 +18,7 @@ from mllm_jax.cli.prepare import prepare
 from mllm_jax.config import ConfigError
 from mllm_jax.evaluation.report.losses import read_metrics
 from mllm_jax.inference import runs
+from mllm_jax.interop import checkpoints
 from mllm_jax.lock import LockLostError
 
 # Clients of Google's that leave their connections to the garbage collector.
@@ -268,6 +269,16 @@ def test_what_cannot_be_copied_is_named(bucket, copies, monkeypatch):
     assert bucket_copy._leads_out("a/../../b")
     assert bucket_copy._leads_out("a//b")
     assert not bucket_copy._leads_out("a..b/c")
+
+
+def test_a_weight_file_comes_with_what_says_of_which_model_it_is(bucket, copies):
+    """Else a connector would be taken over into another model without a word."""
+    for name in ("projector.bin", "config.json", "other.bin"):
+        (bucket / "stage1" / name).write_text(name)
+    found = checkpoints._with_description(bucket / "stage1" / "projector.bin")
+    assert found.read_text() == "projector.bin"
+    assert {file.name for file in found.parent.iterdir()} >= {"projector.bin", "config.json"}
+    assert not (found.parent / "other.bin").exists()
 
 
 def test_data_are_not_prepared_in_a_bucket(train, tiny_config, bucket, copies):

@@ -37,7 +37,7 @@ from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.models.paths import flatten, unflatten
 from mllm_jax.models.positions import resize_position_table
 from mllm_jax.models.vit import VisionConfig
-from mllm_jax.storage import BUCKET, as_path
+from mllm_jax.storage import BUCKET, Path, as_path
 
 CLASSES = {"llava": "Llava", "llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
 
@@ -197,6 +197,15 @@ def _merged(params: Params, more: Params) -> Params:
     return unflatten(flatten(params) | flatten(more))
 
 
+def _with_description(path: Path) -> pathlib.Path:
+    """The copy of a checkpoint, or a weight file, in a bucket; with a file also what says of which model it is."""
+    copy = local_copy(path)
+    if copy.is_file():
+        for description in path.parent.glob("*.json"):
+            local_copy(description)
+    return copy
+
+
 def load_connector(
     path: str | pathlib.Path,
     model: ModelConfig,
@@ -215,7 +224,9 @@ def load_connector(
       ValueError: no layout in which this connector is published is there, a tensor that does not fit, or a checkpoint
         whose own description differs from `model`; both values are named.
     """
-    path = local_copy(as_path(path)) if str(path).startswith(BUCKET) else pathlib.Path(path).expanduser()
+    path = (
+        _with_description(as_path(path)) if str(path).startswith(BUCKET) else pathlib.Path(path).expanduser()
+    )
     directory = path.parent if path.is_file() else resolve_path(path)
     if not allow_mismatch:
         recorded.check(directory, model, template)
