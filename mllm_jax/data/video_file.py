@@ -231,8 +231,9 @@ def _opened(path: str | os.PathLike, name: str) -> Iterator[tuple[Any, Any]]:
     path = Path(path)
     try:
         status = path.stat()
-    except OSError as error:
-        raise VideoError(f"{name}: the video cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a NUL in the name
+        said = getattr(error, "strerror", None) or error
+        raise VideoError(f"{name}: the video cannot be read: {said}") from error
     if not stat.S_ISREG(status.st_mode):
         raise VideoError(f"{name}: the video is not a regular file")
     if not status.st_size:

@@ -72,7 +72,7 @@ def _open(source: Any, name: str) -> OpenVideo:
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         name = name or str(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # False also for a name that cannot be one
             return _Folder(name, frame_files(path, name))
         return _File(path, video_index(path, name))
     name = name or "video"

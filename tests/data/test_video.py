@@ -294,6 +294,8 @@ def test_files_without_a_video(tmp_path):
         ("image.png", "not a video"),
         ("folder", "no frames in the folder"),
         ("absent.mp4", "cannot be read: No such file"),
+        (f"{300 * 'a'}.mp4", "cannot be read: File name too long"),
+        ("nul\0.mp4", "cannot be read: embedded null byte"),
     ):
         with pytest.raises(VideoError, match=f"{name}: .*{said}"):
             read_frames(tmp_path / name, 4)
