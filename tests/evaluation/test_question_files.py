@@ -50,6 +50,10 @@ def test_the_mark_of_training_data_is_not_read_as_text(kind, text, folder):
         BenchmarkError, match=r"test\.json: question 'q2' holds <image>, the mark of training data"
     ):
         read_benchmark(kind, path)
+    word = row("1", question="What does <video> mean in HTML?")
+    video = row("q2", question=text.replace("image", "video"), image=None, video="a.mp4")
+    with pytest.raises(BenchmarkError, match=r"'q2' holds <video>, .*videos are shown before"):
+        read_benchmark(kind, write(folder, [word, video]))
 
 
 @pytest.mark.parametrize(

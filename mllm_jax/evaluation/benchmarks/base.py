@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mllm_jax.data.conversations import IMAGE
+from mllm_jax.data.conversations import IMAGE, VIDEO
 from mllm_jax.data.reading import read_image_file, safe_path
 from mllm_jax.evaluation import predictions as reading
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
@@ -350,10 +350,12 @@ class Benchmark(abc.ABC):
             if (key := (question.part, *question.key)) in seen:
                 raise BenchmarkError(f"{self.path}: question id {question.row['question_id']!r} occurs twice")
             seen.add(key)
-            if IMAGE in question.prompt and not question.interleaved:
+            marks = () if question.interleaved else (IMAGE, VIDEO) if question.medium == VIDEOS else (IMAGE,)
+            if mark := next((mark for mark in marks if mark in question.prompt), ""):
                 raise BenchmarkError(
-                    f"{self.path}: question {question.row['question_id']!r} holds {IMAGE}, the mark of training data; "
-                    "images are shown before the question, so take the mark (and the line break behind it) out"
+                    f"{self.path}: question {question.row['question_id']!r} holds {mark}, the mark of training data; "
+                    f"{question.medium} are shown before the question, so take the mark (and the line break behind it) "
+                    "out"
                 )
 
     def read(self) -> list[Question]:
