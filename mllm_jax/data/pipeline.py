@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from mllm_jax.data.conversations import SampleError
 from mllm_jax.data.packing import PackingPlan, RowLimits
 from mllm_jax.data.reading import DataError
 from mllm_jax.data.rows import Row, RowEncoder, Rows, stack_rows
@@ -88,7 +89,8 @@ def make_train_iterator(
         rows = -(-per_step // multiple) * multiple
     num_rows = None if epochs is None else len(numbers if packing is None else packing)
     num_batches = None if num_rows is None else -(-num_rows // per_step)
-    make_row = _RowMaker(_Reader(sources), encoder, numbers, packing, rows, per_step, num_rows)
+    label_tokens = None if packing is None else packing.most_label_tokens()
+    make_row = _RowMaker(_Reader(sources), encoder, numbers, packing, rows, per_step, num_rows, label_tokens)
     places = sys.maxsize if num_batches is None else num_batches * rows
     parts = grain.MapDataset.range(places).map(make_row)
     parts = parts.batch(rows // process_count, drop_remainder=True, batch_fn=stack_rows)
@@ -104,7 +106,7 @@ def make_train_iterator(
         parts[process_index::process_count],
         order=order,
         rows=rows,
-        label_tokens=None if packing is None else packing.most_label_tokens(),
+        label_tokens=label_tokens,
         num_samples=None if epochs is None else len(numbers),
         num_batches=num_batches,
         num_threads=min(16, os.cpu_count() or 1) if num_threads is None else num_threads,
@@ -270,6 +272,7 @@ class _RowMaker:
       rows: places of a batch.
       per_step: rows of a batch that are not empty.
       num_rows: of the run that are not empty; None without an end.
+      label_tokens: supervised tokens that no row has more of, by the sizes of its samples; None = not known.
     """
 
     read: "_Reader"
@@ -279,6 +282,7 @@ class _RowMaker:
     rows: int
     per_step: int
     num_rows: int | None
+    label_tokens: int | None
 
     def __call__(self, place: int) -> Row:
         step, row = divmod(place, self.rows)
@@ -286,7 +290,15 @@ class _RowMaker:
         if row >= self.per_step or (self.num_rows is not None and number >= self.num_rows):
             return self.encoder([])
         members = [self.numbers[number]] if self.packing is None else self.packing[number]
-        return self.encoder([self.read(each) for each in members])
+        made = self.encoder([self.read(each) for each in members])
+        found = np.count_nonzero(made.arrays.loss_weights)
+        if self.label_tokens is not None and found > self.label_tokens:  # the loss would pass over some
+            problem = (
+                f"the row has {found} supervised tokens, and by the stored sizes of its samples at most "
+            )
+            problem += f"{self.label_tokens}; delete the folder 'sizes' of the prepared data and start again"
+            raise SampleError(made.id, problem)
+        return made
 
 
 def _global_order(

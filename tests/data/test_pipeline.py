@@ -292,6 +292,19 @@ def test_a_sample_that_a_packed_row_cannot_hold_is_left_out_alone():
     assert kept == ["s0", "s1", "s2", "s3"]
 
 
+def test_a_row_with_more_supervised_tokens_than_its_samples_were_measured_to_have_is_an_error():
+    data = [source(12)]
+    sizes = sizes_of(data, **PACKED)
+    found = make(data, **PACKED, sizes=sizes)
+    assert (
+        max(np.count_nonzero(batch.arrays.loss_weights, axis=1).max() for batch in found)
+        <= found.label_tokens
+    )
+    sizes[:, 2] //= 3  # of other data
+    with pytest.raises(SampleError, match="stored sizes"):
+        list(make(data, **PACKED, sizes=sizes))
+
+
 def test_the_state_can_go_back_and_forth_in_one_iterator():
     iterator = make([source(8)], epochs=None, batch_size=4, num_threads=2)
     assert (iterator.num_batches, iterator.num_samples) == (None, None)
