@@ -337,7 +337,7 @@ class Model:
         large models too. How the computation is arranged (remat, attention implementation) does not enter.
         """
         digest = hashlib.sha256()
-        same = {"remat", "vision_remat", "attention"}
+        same = {"remat", "vision_remat", "attention", "unroll"}
         fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
         if not fields["max_patches"]:  # as models answered before there was this
             del fields["max_patches"]
