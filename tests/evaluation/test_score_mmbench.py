@@ -176,6 +176,7 @@ def test_a_workbook_as_spreadsheet_programs_write_it(tmp_path):
 HEAD = f'<row r="1">{cell("A", 1, "index", "inlineStr")}</row>'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "dimension", "message"),
     [

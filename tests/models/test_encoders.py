@@ -118,6 +118,7 @@ def test_tokens_of_one_behind_those_of_the_other():
         dataclasses.replace(model, connector="c_abstractor").make_connector()
 
 
+@pytest.mark.slow
 def test_a_run_of_two_towers(train, tiny_config, tmp_path, capsys):
     """By config: one update with one tower frozen and one trained; exported and read back in every form."""
     paths = []
@@ -188,6 +189,7 @@ def test_a_convnext_alone(tmp_path):
         recorded.check(tmp_path / "theirs", model)
 
 
+@pytest.mark.slow
 def test_a_run_that_mines_fine_features(train, tiny_config, tmp_path):
     """By config: mining trains with the connector, its ConvNeXt stays frozen; the export answers as the run does."""
     clip = VisionConfig(width=12, depth=2, heads=2, mlp_width=10, patch=7, image_size=28)

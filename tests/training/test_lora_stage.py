@@ -94,6 +94,7 @@ def test_gradients_are_those_of_the_merged_weights_projected(tiny_model, tiny_pa
             np.testing.assert_allclose(grads[stem + name], expected, atol=2e-5, err_msg=stem + name)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_in_training_and_off_in_evaluation(tiny_model, tiny_params, batch):
     settings = LoRA(rank=3, alpha=6, dropout=0.5, targets=BOTH)
     params = with_adapters(tiny_params, settings)

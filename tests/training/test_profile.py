@@ -25,6 +25,7 @@ def traced(folder):
     return sorted(steps), files
 
 
+@pytest.mark.slow
 def test_a_stage_traces_the_steps_that_are_asked_for(train, tiny_config, tmp_path):
     tiny_config.data.dir = str(tmp_path / "data")
     tiny_config.profile.start, tiny_config.profile.steps = 3, 2
