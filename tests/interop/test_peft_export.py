@@ -82,6 +82,7 @@ def test_a_trained_stage_as_peft_has_it_and_back(trained, tmp_path, capsys):
     adapter = tmp_path / "adapter"
     run("export", "--from", directory, "--format", "llava-hf-adapter", "--base", base, "--to", adapter)
     assert sorted(path.name for path in adapter.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
