@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_no_checkpoint_holds_it(trai
 def test_a_picture_that_cannot_be_drawn_does_not_hide_why_a_run_stopped(
     train, tiny_config, tmp_path, monkeypatch
 ):
-    def stop(plan, batches, begun, directory, check_held):
+    def stop(plan, batches, begun, directory, *_):
         (directory / "metrics.jsonl").write_text("{}\n")
         raise CheckpointError("a checkpoint could not be written")
 
