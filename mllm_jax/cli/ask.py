@@ -99,7 +99,6 @@ class Asker:
     """
 
     def __init__(self, args: argparse.Namespace):
-        sys.modules.setdefault("torch", None)  # transformers imports it for seconds, where it is there
         from mllm_jax import compilation_cache
         from mllm_jax.data.chat_template import resolve_template
         from mllm_jax.inference.load import load

@@ -338,13 +338,7 @@ class Model:
         """
         digest = hashlib.sha256()
         same = {"remat", "vision_remat", "attention", "unroll"}
-        fields = {f.name: getattr(self.config, f.name) for f in dataclasses.fields(self.config)}
-        if not fields["max_patches"]:  # as models answered before there was this
-            del fields["max_patches"]
-        if fields["tiles"] is None:  # as models answered before there were tiles
-            del fields["tiles"]
-        if fields["video"] is None:  # likewise
-            del fields["video"]
+        fields = self.config.settings
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
         digest.update(repr((self.processor, self.compat, self.template, len(self.tokenizer))).encode())
         probe = "The quick brown fox, 12 + 7 = 19? <image>\n"

@@ -61,14 +61,7 @@ def model_to_json(config: ModelConfig, **extras: str | int | None) -> dict[str, 
     """
     known = {key: value for key, value in extras.items() if value is not None}
     fields = dataclasses.asdict(config)
-    del fields["unroll"]  # of a training step, not of the model
-    if not config.max_patches:  # as it was written before there was this
-        del fields["max_patches"]
-    if config.tiles is None:  # as it was written before there were tiles
-        del fields["tiles"]
-    if config.video is None:  # likewise
-        del fields["video"]
-    return {"format": FORMAT, **fields, **known}
+    return {"format": FORMAT, **{name: fields[name] for name in config.settings}, **known}
 
 
 def model_from_json(fields: dict[str, Any]) -> ModelConfig:

@@ -23,6 +23,12 @@ from mllm_jax.models.lora import LoRA
 from mllm_jax.models.slots import for_each_slot
 
 Params = dict[str, Any]
+LATER = (
+    "max_patches",
+    "tiles",
+    "video",
+    "unroll",
+)  # fields that `ModelConfig` did not have from the beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,14 @@ class ModelConfig:
                 "tiles are of images whose slots have one grid of patches each: not with vision.max_patches, "
                 "vision.split or vision.combine='tokens'"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Fields by name; `LATER` ones only where they say something, so that files and digests stay as they were."""
+        fields = {
+            field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)
+        }
+        return {name: value for name, (value, plain) in fields.items() if name not in LATER or value != plain}
 
     @property
     def slot_size(self) -> Size:
