@@ -18,6 +18,7 @@ from mllm_jax.inference.beam_sampling import BeamSampling, sample_answers
 from mllm_jax.inference.prefixes import LoadImage, PromptBatch, answer_in_order
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.inference.session import Session
+from mllm_jax.inference.stream import answer_text
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import current_row_shards
 
@@ -101,10 +102,12 @@ def generate(
             found = _beams(session, beams, prompts, max_new_tokens)
         else:
             found = session.answer(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
-        return [
-            _decode(request.id, tuple(tokens[:count].tolist()), bool(stopped), tokenizer, stop_texts)
-            for request, tokens, count, stopped in zip(prompts.requests, *found, strict=False)
-        ]
+        answers = []
+        for request, tokens, count, stopped in zip(prompts.requests, *found, strict=False):
+            ids = tuple(tokens[:count].tolist())
+            text, cut = answer_text(tokenizer, ids, stop_texts)
+            answers.append(Generation(request.id, ids, text, bool(stopped) or cut))
+        return answers
 
     rows = batch_size if beams is None else max(1, batch_size // beams.beams)
     yield from answer_in_order(
@@ -143,12 +146,3 @@ def _beams(
         keys,
     )
     return jax.device_get(found)
-
-
-def _decode(
-    name: str, ids: tuple[int, ...], stopped: bool, tokenizer: Any, stop_texts: Sequence[str]
-) -> Generation:
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    if ends := [text.index(stop) for stop in stop_texts if stop in text]:
-        text, stopped = text[: min(ends)], True
-    return Generation(name, ids, text.strip(), stopped)

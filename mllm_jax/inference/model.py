@@ -29,6 +29,7 @@ from mllm_jax.inference.prefixes import PromptBatch, batch_prompts
 from mllm_jax.inference.prompts import Prompts
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.inference.states import HiddenStates, hidden_states, sequence_logits
+from mllm_jax.inference.stream import TextStream, stream_tokens
 from mllm_jax.models.mllm import ModelConfig, Params
 from mllm_jax.parallel.mesh import ANSWERING_RULES, use_mesh
 
@@ -153,6 +154,57 @@ class Model:
             )
             answers = [generation.text for generation in found]
         return answers[0] if prompts.single else answers
+
+    def stream(
+        self,
+        images: Any = None,
+        prompt: str | None = None,
+        *,
+        video: Any = None,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+        max_new_tokens: int = 128,
+        temperature: float | int = 0.0,
+        top_p: float | int = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:
+        """The answer to one prompt in pieces of text, as its tokens come; joined they are what `generate` gives.
+
+        What is asked for is computed when the next piece is; whoever stops asking stops the answer.
+
+        Example:
+            for piece in model.stream("cat.jpg", "What is this?"):
+                print(piece, end="", flush=True)
+
+        Args, Raises: as in `generate`, for one prompt.
+        """
+        if not isinstance(prompt, str):
+            raise TypeError("`stream` answers one prompt; give a list of them to `generate`")
+        prompts = self._prompts(images, prompt, video, history, system)
+        ids, close = self.stops
+        stops = [text for text in (close, *([stop] if isinstance(stop, str) else stop)) if text]
+        tokens = stream_tokens(
+            prompts.model.config,
+            self.params,
+            prompts.request(0),
+            load_image=prompts.load_image,
+            max_new_tokens=max_new_tokens,
+            stop_ids=ids,
+            sampling=Sampling(temperature, top_p, seed),
+        )
+        return self._pieces(tokens, TextStream(self.tokenizer, stops))
+
+    def _pieces(self, tokens: Iterator[int], text: TextStream) -> Iterator[str]:
+        while not text.stopped:
+            with self._on_mesh():  # not while somebody else's code runs between two pieces
+                token = next(tokens, None)
+            if token is None:
+                break
+            if piece := text.push(token):
+                yield piece
+        if piece := text.finish():
+            yield piece
 
     def likelihood(
         self,

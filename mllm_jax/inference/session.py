@@ -170,7 +170,7 @@ class Session:
         growing = current_platform() == "cpu"
         state = self._read(prompts, max_new_tokens, sampling, 0 if growing else max_new_tokens)
         rows, made = np.arange(len(state.tokens)), 1  # rows of the results that the state's rows are
-        first, counts, stopped, done = (np.array(field) for field in jax.device_get(_progress(state)))
+        first, counts, stopped, done = (np.array(field) for field in jax.device_get(progress(state)))
         tokens = np.zeros((len(rows), max_new_tokens), np.int32)
         tokens[:, 0] = first
         while not done.all():
@@ -249,7 +249,7 @@ def _step(config: ModelConfig, state: State, params: Params, stops: Int[Array, "
 
 
 @jax.jit
-def _progress(
+def progress(
     state: State,
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]:
     """What the host follows answers by: `tokens`, `counts`, `stopped` and `done`."""
@@ -273,7 +273,7 @@ def _regrown(state: State, rows: Int[Array, " b"], more: int) -> State:
 def _run(
     config: ModelConfig, steps: int, state: State, params: Params, stops: Int[Array, " n"]
 ) -> tuple[tuple[Int[Array, "B m"], tuple[Array, ...]], State]:
-    """The next tokens of every row and `_progress`; and the state, for only what is returned is updated in place."""
+    """The next tokens of every row and `progress`; and the state, for only what is returned is updated in place."""
     if state.cache.apart:
         params = {**params, "llm": apart_params(params["llm"])}
     tokens = jnp.zeros((len(state.tokens), steps), jnp.int32)
@@ -288,7 +288,7 @@ def _run(
         return index + 1, tokens, state
 
     _, tokens, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), tokens, state))
-    return (replicate(tokens), _progress(state)), state
+    return (replicate(tokens), progress(state)), state
 
 
 @functools.partial(jax.jit, donate_argnums=0)
