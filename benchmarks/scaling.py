@@ -31,18 +31,12 @@ ROWS = (
     ("Dense Connector, Llama 3 70B, LoRA", "dense_connector", "llama3-70b", "finetune", {}),
 )
 NEAR = 1.15  # of the memory: what needs more by the formula is not compiled
-FIRST = (  # what is asked for most, before the rest of the table
-    ("Dense Connector, Llama 3 70B, LoRA", "v5p-128"),
-    ("LLaVA-1.5 7B, stage 2", "v5p-64"),
-    ("LLaVA-1.5 7B, stage 2", "v5e-64"),
-    ("LLaVA-1.5 13B, stage 2", "v5p-64"),
-    ("Dense Connector, Llama 3 8B, stage 2", "v5p-64"),
-    ("Dense Connector, Yi 34B, LoRA", "v5p-64"),
-    ("LLaVA-1.5 7B, stage 2", "v6e-64"),
-    ("LLaVA-1.5 7B, stage 1", "v5e-64"),
-    ("LLaVA-1.5 7B, stage 2", "v5e-256"),
-    ("Dense Connector, Llama 3 70B, LoRA", "v5p-256"),
-)
+FIRST = (
+    "v5p-64",
+    "v5e-64",
+    "v5p-128",
+    "v6e-64",
+)  # compiled before the rest of the table, stage 2 before stage 1
 
 
 def recipe(row: tuple):
@@ -75,9 +69,8 @@ def describe(row: tuple, name: str, estimate_only: bool) -> dict:
 
 def cells() -> list[tuple[tuple, str]]:
     """Every (row, slice), the most asked for first."""
-    rows = {row[0]: row for row in ROWS}
-    first = [(rows[title], name) for title, name in FIRST]
-    return first + [(row, name) for row in ROWS for name in SLICES if (row[0], name) not in FIRST]
+    every = [(row, name) for row in ROWS for name in SLICES]
+    return sorted(every, key=lambda cell: (cell[1] not in FIRST, cell[0][3] == "pretrain"))
 
 
 def key(row: tuple, name: str) -> str:

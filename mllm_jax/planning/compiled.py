@@ -23,7 +23,7 @@ class CompiledStep:
       memory: of one chip. Where the compiler ran out of memory, it is what the program asked for.
       fits: whether the compiler could place it.
       collectives: bytes that a chip sends, by kind; {} where it does not fit.
-      seconds: that compiling took.
+      seconds: of processor time that compiling took, whatever else runs on the machine.
       argument_bytes: of a chip, by the compiler; None where it does not fit.
     """
 
@@ -42,7 +42,7 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
         other amount of temporaries.
     """
     given = arguments(plan)
-    begin = time.perf_counter()
+    begin = time.process_time()
     lowered = plan.lower()
     before = jax.config.jax_exec_time_optimization_effort
     try:
@@ -52,7 +52,7 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         temporaries = _temporaries(str(error), sum(given.values()))
-        return CompiledStep(Memory(**given, temporaries=temporaries), False, {}, time.perf_counter() - begin)
+        return CompiledStep(Memory(**given, temporaries=temporaries), False, {}, time.process_time() - begin)
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
     found = compiled.memory_analysis()
@@ -62,7 +62,7 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
         program=float(found.generated_code_size_in_bytes),
     )
     sent = collective_bytes(compiled.as_text(), plan.mesh.size)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     return CompiledStep(memory, True, sent, seconds, found.argument_size_in_bytes)
 
 
