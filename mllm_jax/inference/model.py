@@ -389,7 +389,7 @@ class Model:
         large models too. How the computation is arranged (remat, attention implementation) does not enter.
         """
         digest = hashlib.sha256()
-        same = {"remat", "vision_remat", "attention", "unroll"}
+        same = {"remat", "vision_remat", "attention"}
         fields = self.config.settings
         digest.update(repr(sorted((k, v) for k, v in fields.items() if k not in same)).encode())
         digest.update(repr((self.processor, self.compat, self.template, len(self.tokenizer))).encode())

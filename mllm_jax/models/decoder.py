@@ -316,7 +316,7 @@ class Decoder(nn.Module):
 
     Attributes:
       remat: of blocks; see `layers.remat`.
-      unroll: write equal blocks out one after the other in place of a loop over them (`ModelConfig.unroll`).
+      unroll: write equal blocks out one after the other in place of a loop over them (`mllm.MLLM`).
     """
 
     config: DecoderConfig

@@ -23,12 +23,7 @@ from mllm_jax.models.lora import LoRA
 from mllm_jax.models.slots import for_each_slot
 
 Params = dict[str, Any]
-LATER = (
-    "max_patches",
-    "tiles",
-    "video",
-    "unroll",
-)  # fields that `ModelConfig` did not have from the beginning
+LATER = ("max_patches", "tiles", "video")  # fields that `ModelConfig` did not have from the beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +42,6 @@ class ModelConfig:
         nothing); 0 = images are brought to `image_size`.
       tiles: how images are cut into tiles; None = every image is one slot.
       video: how videos are read; None = there are none.
-      unroll: write the LLM's blocks out in place of a loop over them, which takes longer to compile and, where it is
-        long, saves CPUs the copies of what each block keeps.
     """
 
     vision: Encoder | EncodersConfig
@@ -66,7 +59,6 @@ class ModelConfig:
     max_patches: int = 0
     tiles: Tiles | None = None
     video: Video | None = None
-    unroll: bool = False
 
     def __post_init__(self):
         if self.max_patches and not getattr(self.vision, "native", False):
@@ -167,9 +159,15 @@ class Separators(nn.Module):
 
 
 class MLLM(nn.Module):
-    """Parameters: `vision`, `connector`, `llm`, and `separators` where images in tiles or videos have newlines."""
+    """Parameters: `vision`, `connector`, `llm`, and `separators` where images in tiles or videos have newlines.
+
+    Attributes:
+      unroll: write the LLM's blocks out in place of a loop over them, which takes longer to compile and, where what
+        each block keeps is large, saves CPUs the copies of it.
+    """
 
     config: ModelConfig
+    unroll: bool = False
 
     def setup(self):
         cfg = self.config
@@ -184,7 +182,7 @@ class MLLM(nn.Module):
             cfg.attention,
             cfg.lora,
         )
-        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora, cfg.unroll)
+        self.llm = Decoder(cfg.llm, dtype, param_dtype, cfg.remat, cfg.attention, cfg.lora, self.unroll)
         if cfg.visual_layout.separated:
             self.separators = Separators(cfg.llm.width, param_dtype)
 
@@ -311,14 +309,16 @@ def apply(
     *args,
     method: str | Callable[..., Any] | None = None,
     rngs=None,
+    unroll: bool = False,
     **kwargs,
 ):
     """Calls a method of `MLLM` as a pure function of `params`.
 
     Args:
       method: its name, or a function that takes the bound module first; None = all logits.
+      unroll: see `MLLM`.
     """
-    return MLLM(config).apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
+    return MLLM(config, unroll).apply({"params": params}, *args, method=method, rngs=rngs, **kwargs)
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> Cache:

@@ -102,11 +102,19 @@ def _is_common(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, and those that were being handled when it was raised, the first one last."""
-    chain = [error]
-    while (before := chain[-1].__context__) is not None:
-        chain.append(before)
+    """The error, and those that it came from or that were being handled when it was raised, the first one last."""
+    chain, before = [error], _before(error)
+    while before is not None:
+        if not type(before).__module__.startswith(
+            "jax._src"
+        ):  # JAX's own, between an error and what came before it
+            chain.append(before)
+        before = _before(before)
     return chain
+
+
+def _before(error: BaseException) -> BaseException | None:
+    return error.__context__ if error.__cause__ is None else error.__cause__
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -39,6 +39,7 @@ def weighted_loss(
     batch: Batch,
     label_tokens: int,
     rng: Array | None = None,
+    unroll: bool = False,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of loss * weight, and sum of weights, both float32: what accumulates over micro-batches and devices.
 
@@ -47,10 +48,11 @@ def weighted_loss(
         where devices share the positions of a row) are brought together, so that logits [B, label_tokens, V] are made
         in chunks and nothing else; the pipeline makes sure that no row has more.
       rng: for dropout; None = deterministic.
+      unroll: see `mllm.MLLM`.
     """
     rngs = None if rng is None else {"dropout": rng}
     hidden, _ = mllm.apply(
-        config, params, batch, method="hidden_states", deterministic=rng is None, rngs=rngs
+        config, params, batch, method="hidden_states", deterministic=rng is None, rngs=rngs, unroll=unroll
     )
     pieces = devices_over("length")  # of a row; each device finds the supervised positions of its own
 

@@ -1,6 +1,5 @@
 """One training step as a pure function, jitted with explicit shardings and a donated state."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -103,18 +102,23 @@ def loss_and_grads(
     label_tokens: int,
     accumulation: int,
     rng: Array,
+    unroll: bool = False,
 ) -> tuple[Array, Any, Array]:
     """Mean loss over the supervised tokens of the whole batch, its gradient, and the sum of weights.
 
     The mean is over all tokens of all devices and micro-batches, so neither their number nor the way rows are dealt
     out changes it. Losses and gradients are added up in float32; the gradient has the parameters' dtypes, as optimizer
     states keep that of the gradient.
+
+
+    Args:
+      unroll: see `mllm.MLLM`.
     """
     total = batch.loss_weights.astype(jnp.float32)[:, 1:].sum()
     scale = 1.0 / jnp.maximum(total, 1e-8)
 
     def micro(params, rows, rng):
-        value, _ = weighted_loss(config, merge(params, frozen), rows, label_tokens, rng)
+        value, _ = weighted_loss(config, merge(params, frozen), rows, label_tokens, rng, unroll)
         return value * scale
 
     grad = jax.value_and_grad(micro)
@@ -205,7 +209,7 @@ def make_train_step(
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen, batch))
     mesh = state.step.sharding.mesh
-    config = dataclasses.replace(config, unroll=_unrolls(config, mesh, batch))
+    unroll = _unrolls(config, mesh, batch)
 
     @functools.partial(
         jax.jit,
@@ -217,7 +221,7 @@ def make_train_step(
     def step(state: TrainState, frozen: Any, batch: Batch):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, grads, total = loss_and_grads(
-            config, state.params, frozen, batch, label_tokens, accumulation, rng
+            config, state.params, frozen, batch, label_tokens, accumulation, rng, unroll
         )
         norms = {name: optax.tree.norm(part) for name, part in grads.items()}
         norm = optax.tree.norm(list(norms.values()))

@@ -165,6 +165,31 @@ def test_an_error_of_its_own_is_not_laid_on_another_process(left, capfd, first, 
     assert "of this run" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("filtering", ["quiet_remove_frames", "remove_frames"])
+@pytest.mark.parametrize("own", [True, False])
+def test_what_came_first_is_found_behind_what_jax_puts_between(left, capfd, own, filtering):
+    """To show a shorter traceback, it gives an error another cause, which keeps the earlier ones."""
+
+    def lose(_):
+        raise jax.errors.JaxRuntimeError(GLOO)
+
+    def work():
+        try:
+            if own:
+                raise OSError("an own disk")
+        finally:
+            jax.jit(lose)(1.0)
+
+    before = jax.config.jax_traceback_filtering
+    jax.config.update("jax_traceback_filtering", filtering)
+    try:
+        with pytest.raises(jax.errors.JaxRuntimeError), endings.told():
+            work()
+    finally:
+        jax.config.update("jax_traceback_filtering", before)
+    assert ("process 0 of this run has died" in capfd.readouterr().err) != own
+
+
 @pytest.mark.parametrize("known", [endings.agreed(OSError("disk full")), SystemExit(0)])
 def test_what_all_raise_and_what_is_no_failure_keep_the_usual_way(left, known):
     wrapped = SystemExit(1 if known.args == ("disk full",) else 0)
