@@ -163,4 +163,9 @@ def _group_size(rest: str, devices: int) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return found[1].count(",") + 1
+    # Axes of a mesh, whole or the part of one: mesh['a'=4,'b'=16] {'a','b':(2)8} are 4 x 8 chips.
+    if found := re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return devices
