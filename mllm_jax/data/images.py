@@ -20,6 +20,18 @@ from mllm_jax import limits
 from mllm_jax.data.png_chunks import may_be_turned, without_text
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_SUFFIXES = {
+    **{
+        "JPEG": ".jpg",
+        "MPO": ".jpg",
+        "PNG": ".png",
+        "WEBP": ".webp",
+        "GIF": ".gif",
+        "BMP": ".bmp",
+        "DIB": ".bmp",
+    },
+    **{"TIFF": ".tiff", "PPM": ".ppm", "JPEG2000": ".jp2", "AVIF": ".avif"},
+}
 MAX_PIXELS = 178_956_970  # where Pillow refuses decompression bombs: 512 MiB of RGB; as data.max_image_pixels
 MAX_SIDE = 1 << 18  # keeps the intermediate rows of resizing a one-pixel-high image below a gigabyte
 ORIENTATION = 0x0112  # the EXIF tag
@@ -120,6 +132,15 @@ def image_size(
     asked = compat is None and image.format != "TIFF" and (image.format != "PNG" or may_be_turned(data))
     lies = asked and _orientation(image) in (5, 6, 7, 8)
     return (width, height) if lies else (height, width)
+
+
+def image_suffix(data: bytes, *, source: str) -> str:
+    """The ending of a file with these contents, such as ".jpg", whatever it was called.
+
+    Raises:
+        ImageError: as `decode_image`, of the header alone.
+    """
+    return _SUFFIXES.get(_open(data, source).format, "")
 
 
 def _header(data: bytes, source: str, compat: str | None, max_pixels: int) -> Image.Image:

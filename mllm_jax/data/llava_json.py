@@ -191,6 +191,15 @@ def scan(
         yield Scanned(sample_id or name, readable, frozenset(shown["video"]), record, tuple(problems))
 
 
+def entry_problems(entry: Json, name: str) -> list[Problem]:
+    """What is wrong with one entry, apart from its files and from other entries with its id.
+
+    Args:
+      name: what the problems call it.
+    """
+    return _read_entry(entry, name, None)[3]
+
+
 def _settle_id(
     sample_id: str, index: int, seen: dict[str, int], duplicate_ids: DuplicateIds
 ) -> tuple[str, list[Problem]]:
