@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mllm_jax.connectors.base import Grid
-from mllm_jax.connectors.layers import attend, dense, layer_norm
+from mllm_jax.connectors.layers import attend, dense, keep_attention, layer_norm
 
 STD = 0.02
 
@@ -96,7 +96,9 @@ class DeformableLayer(nn.Module):
         # References are in 0..1 over the image, offsets in patches.
         points = references.astype(jnp.float32) * jnp.asarray((grid[1], grid[0]), jnp.float32) - 0.5
         points = points[None, :, None, None] + offsets.astype(jnp.float32).reshape(*shape, 2)
-        taken = sampling_map(points, weights, grid).astype(self.dtype)
+        taken = sampling_map(points, weights, grid)
+        keep_attention(self, taken)
+        taken = taken.astype(self.dtype)
         gathered = jnp.einsum("bkmn,bnkd->bmkd", taken, values).reshape(batch, count, width)
         return dense(self, gathered, width, "out", std=STD)
 

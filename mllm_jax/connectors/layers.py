@@ -119,6 +119,18 @@ def attend(
     return out.reshape(*out.shape[:-2], -1)
 
 
+def keep_attention(module: Any, weights: Float[Array, "B H M N"]) -> None:
+    """Keeps how a connector's tokens attend to the patches, as the mean over heads, where somebody asks for it.
+
+    It is asked for by a mutable collection "attention" (`inference.attention_maps`), and costs nothing where it is not.
+
+    Args:
+      weights: of M tokens on N patches; to be called where a layer's are at hand, such as by `drop` of `attend`.
+    """
+    if module.is_mutable_collection("attention") and not module.is_initializing():
+        module.sow("attention", "patches", weights.astype(jnp.float32).mean(axis=1))
+
+
 def project(
     module: Any, x: Float[Array, "B M C"], layers: int = 2, name: str = "layer"
 ) -> Float[Array, "B M D"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
-from mllm_jax.connectors.layers import attend, dense, layer_norm, project
+from mllm_jax.connectors.layers import attend, dense, keep_attention, layer_norm, project
 
 
 class PerceiverLayer(nn.Module):
@@ -34,7 +34,12 @@ class PerceiverLayer(nn.Module):
         keys = jnp.concatenate([layer_norm(self, patches, "patch_norm"), z], axis=1)
         q = dense(self, z, inner, "q", use_bias=False)
         k, v = (dense(self, keys, inner, n, use_bias=False) for n in ("k", "v"))
-        latents = latents + dense(self, attend(q, k, v, self.heads), width, "out", use_bias=False)
+
+        def seen(weights: Array) -> Array:
+            keep_attention(self, weights[..., : patches.shape[1]])
+            return weights
+
+        latents = latents + dense(self, attend(q, k, v, self.heads, seen), width, "out", use_bias=False)
         z = layer_norm(self, latents, "mlp_norm")
         z = jax.nn.gelu(dense(self, z, self.mlp_ratio * width, "fc1", use_bias=False), approximate=False)
         return latents + dense(self, z, width, "fc2", use_bias=False)

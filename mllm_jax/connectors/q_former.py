@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
-from mllm_jax.connectors.layers import attend, dense, layer_norm, project
+from mllm_jax.connectors.layers import attend, dense, keep_attention, layer_norm, project
 
 EPS = 1e-12  # BERT
 STD = 0.02
@@ -47,7 +47,13 @@ class QFormerLayer(nn.Module):
         q = dense(self, x, width, f"{name}_q", std=STD)
         k, v = (dense(self, keys, width, f"{name}_{n}", std=STD) for n in ("k", "v"))
         dropout = nn.Dropout(self.dropout, deterministic=deterministic)
-        y = dense(self, attend(q, k, v, self.heads, dropout), width, f"{name}_out", std=STD)
+
+        def drop(weights: Array) -> Array:
+            if name == "cross":
+                keep_attention(self, weights)
+            return dropout(weights)
+
+        y = dense(self, attend(q, k, v, self.heads, drop), width, f"{name}_out", std=STD)
         y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         return layer_norm(self, x + y, f"{name}_norm", EPS)
 

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float
 
 from mllm_jax.connectors.base import Connector, Grid, VisionFeatures, option
 from mllm_jax.connectors.grids import check_table_grid
-from mllm_jax.connectors.layers import append_tokens, attend, dense, layer_norm, position_table
+from mllm_jax.connectors.layers import (
+    append_tokens,
+    attend,
+    dense,
+    keep_attention,
+    layer_norm,
+    position_table,
+)
 
 STD = 0.02
 
@@ -38,7 +45,13 @@ class ResamplerLayer(nn.Module):
         q = dense(self, x, width, "q", std=STD)
         k, v = (dense(self, keys, width, n, std=STD) for n in ("k", "v"))
         dropout = nn.Dropout(self.dropout, deterministic=deterministic)
-        x = x + dense(self, attend(q, k, v, self.heads, dropout), width, "out", std=STD)
+
+        def drop(weights: Array) -> Array:
+            keep_attention(self, weights[..., x.shape[1] :])
+            return dropout(weights)
+
+        y = dense(self, attend(q, k, v, self.heads, drop), width, "out", std=STD)
+        x = x + y
         y = layer_norm(self, x, "mlp_norm")
         y = jax.nn.silu(dense(self, y, self.mlp, "w1", std=STD)) * dense(self, y, self.mlp, "w3", std=STD)
         y = layer_norm(self, y, "inner_norm", eps=1e-6)

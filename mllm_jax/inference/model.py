@@ -23,6 +23,7 @@ from mllm_jax.data.tiles import frame_slots, slot_images
 from mllm_jax.data.tokens import stop_ids
 from mllm_jax.data.video import OpenVideo, pick
 from mllm_jax.data.video_layout import Video
+from mllm_jax.inference.attention_maps import AttentionMaps, attention_maps
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import answer_log_likelihoods
 from mllm_jax.inference.prefixes import PromptBatch, batch_prompts
@@ -280,6 +281,35 @@ class Model:
         config, request = prompts.model.config, prompts.request(0, answer)
         with self._on_mesh():
             return hidden_states(config, self.params, request, prompts.load_image)
+
+    def attention_maps(
+        self,
+        images: Any,
+        prompt: str,
+        answer: str,
+        *,
+        video: Any = None,
+        history: Sequence[tuple[str, str]] = (),
+        system: str | None = None,
+    ) -> AttentionMaps:
+        """Which visual tokens an answer attended to, and where in the image they are.
+
+        Example:
+            maps = model.attention_maps("cat.jpg", "What is this?", "A cat.")
+            maps.weights.shape    # (LLM blocks, tokens of the answer, visual tokens)
+            (heat,) = maps.on_views(maps.weights.mean(axis=(0, 1)))    # on a grid over maps.views[0].pixels
+
+        Args:
+          answer: such as `generate` gave.
+          images, prompt, video, history, system: as in `generate`, for one prompt.
+
+        Raises:
+          ImageError, FileNotFoundError, TypeError, SampleError: as in `generate`.
+          ValueError: the answer has no text.
+        """
+        prompts = self._prompts(images, prompt, video, history, system)
+        with self._on_mesh():
+            return attention_maps(prompts.model, prompts.request(0, answer), prompts.load_image)
 
     def prompt_batch(
         self, images: Any = None, prompt: str | Sequence[str] | None = None, *, video: Any = None

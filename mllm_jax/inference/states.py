@@ -46,7 +46,7 @@ class HiddenStates:
     logits: Float32[np.ndarray, "T V"]
 
 
-def _row(config: ModelConfig, request: Request, load_image: LoadImage | None) -> Batch:
+def request_row(config: ModelConfig, request: Request, load_image: LoadImage | None) -> Batch:
     """One request as a batch of its own; further rows of the batch, where the mesh splits rows, are empty."""
     rows, length = current_row_shards(), len(request.prompt)
     batch = lay_out([(request.prompt, 0, length)], length + -length % _LENGTH_STEP, rows)
@@ -64,7 +64,7 @@ def sequence_logits(
     config: ModelConfig, params: Params, request: Request, load_image: LoadImage | None
 ) -> Float32[np.ndarray, "T V"]:
     """Logits of the token after each position of a request's sequence, its answer included if it has one."""
-    batch = _row(config, request, load_image)
+    batch = request_row(config, request, load_image)
     return np.asarray(_all_logits(without_remat(config), params, batch))[: len(request.prompt)]
 
 
@@ -78,7 +78,7 @@ def hidden_states(
 ) -> HiddenStates:
     """Every layer's states of a request's sequence, its answer included if it has one."""
     config, length = without_remat(config), len(request.prompt)
-    batch = _row(config, request, load_image)
+    batch = request_row(config, request, load_image)
     encoder, visual, layers, final, logits = jax.device_get(_states(config, params, batch))
     return HiddenStates(
         tokens=request.prompt.tokens,

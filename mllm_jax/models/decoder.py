@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.models.attention import AttentionMask, attend
+from mllm_jax.models.attention import AttentionMask, attend, mean_weights
 from mllm_jax.models.heads import repeated
 from mllm_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, layer_norm, remat
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.rope import frequencies, rotary
 
 NORMS = ("rms", "rms_offset", "layer")
+KEPT = {"hidden": "intermediates", "attention": "attention"}  # what blocks keep, in which collections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Block(nn.Module):
 
     Attributes:
       window: keys that a query sees, 0 = all.
-      keep: return the block's output as well (the hidden state).
+      keep: what is returned as well: "hidden", the block's output; "attention", its weights as the mean over heads.
     """
 
     config: DecoderConfig
@@ -185,7 +186,7 @@ class Block(nn.Module):
     attention: str
     lora: LoRA | None
     window: int
-    keep: bool
+    keep: tuple[str, ...]
 
     @nn.compact
     def __call__(self, carry, layer, positions, mask, column):
@@ -193,7 +194,7 @@ class Block(nn.Module):
         x, cached = carry
         y = self._norm("norm1", x)
         mask = mask.replace(window=self.window or None)
-        attended, cached = self._attend(y, cached, layer, positions, mask, column)
+        attended, weights, cached = self._attend(y, cached, layer, positions, mask, column)
         if cfg.parallel:
             x = x + attended + self._mlp(y)
         else:
@@ -201,7 +202,8 @@ class Block(nn.Module):
             y = self._mlp(self._norm("norm2", x))
             x = x + (self._norm("post_norm2", y) if cfg.post_norms else y)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        return (x, cached), x if self.keep else None
+        found = {"hidden": x, "attention": weights}
+        return (x, cached), {name: found[name] for name in self.keep}
 
     def _norm(self, name, x):
         return _norm(self.config, self.dtype, self.param_dtype, name)(x)
@@ -245,7 +247,10 @@ class Block(nn.Module):
         k, v = repeated(k, cfg.heads), repeated(v, cfg.heads)
         backend = self.attention if cached is None else "xla"
         y = attend(q, k, v, mask, backend, cfg.attention_scale, cfg.attention_softcap)
-        return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), cached
+        weights = None
+        if "attention" in self.keep:
+            weights = mean_weights(q, k, mask, cfg.attention_scale, cfg.attention_softcap)
+        return self._dense("o", cfg.width, y.reshape(batch, length, -1), cfg.out_bias), weights, cached
 
     def _mlp(self, x):
         cfg = self.config
@@ -267,18 +272,18 @@ class _Period(nn.Module):
     attention: str
     lora: LoRA | None
     windows: tuple[int, ...]
-    keep: bool
+    keep: tuple[str, ...]
     remat: str
 
     @nn.compact
     def __call__(self, carry, period, *shared):
         fields = (self.config, self.dtype, self.param_dtype, self.attention, self.lora)
-        hidden = []
+        kept = []
         for index, window in enumerate(self.windows):
             block = remat(Block, self.remat)(*fields, window, self.keep, name=f"{index}")
-            carry, state = block(carry, len(self.windows) * period + index, *shared)
-            hidden.append(state)
-        return carry, jnp.stack(hidden) if self.keep else None
+            carry, own = block(carry, len(self.windows) * period + index, *shared)
+            kept.append(own)
+        return carry, jax.tree.map(lambda *own: jnp.stack(own), *kept)
 
 
 def _scanned(block: type[nn.Module], length: int, unroll: bool = False) -> Callable[..., nn.Module]:
@@ -332,7 +337,8 @@ class Decoder(nn.Module):
         self.embedding = self.param(
             "embedding", nn.initializers.normal(0.02), (cfg.vocab, cfg.width), self.param_dtype
         )
-        keep = self.is_mutable_collection("intermediates")
+        kept = (name for name, collection in KEPT.items() if self.is_mutable_collection(collection))
+        keep = () if self.is_initializing() else tuple(kept)
         fields = (cfg, self.dtype, self.param_dtype, self.attention, self.lora)
         # Parameters are made as one stack of blocks, whatever the windows are.
         self.period = cfg.window_period[: 1 if self.is_initializing() else None]
@@ -382,7 +388,8 @@ class Decoder(nn.Module):
 
         Returns:
           Hidden states after the final norm, and the updated cache (None without one). With a mutable collection
-          "intermediates" it gets `hidden`, the outputs of all blocks [L, B, T, D].
+          "intermediates" it gets `hidden`, the outputs of all blocks [L, B, T, D]; with "attention" `attention`, the
+          mean over heads of their weights [L, B, T, S].
         """
         cfg = self.config
         column = None
@@ -394,12 +401,12 @@ class Decoder(nn.Module):
         x = nn.with_logical_constraint(embeddings.astype(self.dtype), ("batch", "length", "embed"))
         carry = (x, None if cache is None else (cache.k, cache.v))
         if cache is not None and cache.apart:
-            (hidden, cached), states = self._one_by_one(carry, positions, mask, column), None
+            (hidden, cached), kept = self._one_by_one(carry, positions, mask, column), {}
         else:
             steps = jnp.arange(cfg.depth // len(self.period))
-            (hidden, cached), states = self.blocks(carry, steps, positions, mask, column)
-        if states is not None:
-            self.sow("intermediates", "hidden", states.reshape(cfg.depth, *hidden.shape))
+            (hidden, cached), kept = self.blocks(carry, steps, positions, mask, column)
+        for name, values in kept.items():
+            self.sow(KEPT[name], name, values.reshape(cfg.depth, *values.shape[-3:]))
         if cached is not None:
             cached = Cache(*cached, mask.kv_segments, column + embeddings.shape[1])
         return self.final_norm(hidden), cached
@@ -412,7 +419,7 @@ class Decoder(nn.Module):
         for params, window, own in zip(
             blocks, self.config.block_windows, zip(*cached, strict=True), strict=True
         ):
-            block = Block(*fields, window, keep=False, parent=None)
+            block = Block(*fields, window, keep=(), parent=None)
             (hidden, own), _ = block.apply({"params": params}, (hidden, own), 0, *shared)
             found.append(own)
         return hidden, tuple(zip(*found, strict=True))

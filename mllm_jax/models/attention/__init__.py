@@ -13,7 +13,17 @@ from mllm_jax.models.attention.mask import AttentionMask
 from mllm_jax.models.attention.rows import with_whole_rows
 from mllm_jax.models.attention.use import Use, current_platform
 
-__all__ = ["AUTO", "BACKENDS", "AttentionMask", "Backend", "Use", "attend", "choose", "current_platform"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "AttentionMask",
+    "Backend",
+    "Use",
+    "attend",
+    "choose",
+    "current_platform",
+    "mean_weights",
+]
 
 EVERY = ("cpu", "gpu", "tpu")
 
@@ -103,3 +113,18 @@ def attend(
         return xla.attend(q, k, v, mask, scale, softcap)
     name, _ = choose(implementation, Use.of(q, k, mask, softcap), current_platform())
     return with_whole_rows(lambda q, k, v: BACKENDS[name].attend(q, k, v, mask, scale, softcap), q, k, v)
+
+
+def mean_weights(
+    q: Float[Array, "B T H h"],
+    k: Float[Array, "B S K h"],
+    mask: AttentionMask | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "B T S"]:
+    """How much each query attends to each key, in float32: the mean over heads of the oracle's weights.
+
+    Args: as `attend`.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return xla.attention_weights(q, k, mask, scale, softcap).mean(axis=(1, 2))
