@@ -30,6 +30,10 @@ NO_TORCH = ("torch", None)  # a module: transformers and tensorboardX import it 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
     "ask": ("mllm_jax.cli.ask", "ask a model about images or a video, once or in a conversation"),
+    "chat": (
+        "mllm_jax.cli.chat",
+        "talk with a model about images or a video, in the terminal or the browser",
+    ),
     "config": ("mllm_jax.cli.config", "every configuration key: type, default, meaning"),
     "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
     "eval": ("mllm_jax.cli.eval", "eval.py: answer benchmarks with a model, score them, write the report"),
