@@ -1,9 +1,23 @@
-"""The commands that the pages print: where they stand, and their words."""
+"""The commands that the pages print: where they stand, and their words.
 
+    python tests/docs_commands.py docs/getting_started.md docs/tutorials/evaluator.md
+
+copies the library into a new folder, runs there the blocks of these pages that are marked `<!-- run -->`, one page
+after the other, and says how long each took. With --short, `train`, `sweep` and `prepare` take in addition the options
+of the mark (`<!-- run: --config... -->`), by which they end in seconds.
+"""
+
+import argparse
 import dataclasses
+import os
 import pathlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +62,7 @@ def blocks(page: str) -> list[tuple[str, str | None]]:
 def commands(page: str) -> Iterator[Command]:
     """Commands of a page in their order: blocks first, then what sentences name."""
     for text, _ in blocks(page):
+        text = re.sub(r"<<'END'\n.*?\nEND\n", "\n", text, flags=re.S)
         text = LOOP.sub(_unrolled, re.sub(r"\\\n\s*", " ", text))
         for line in text.splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|<>;")
@@ -63,7 +78,7 @@ def _unrolled(loop: re.Match) -> str:
 
 def _split(page: str, words: list[str], whole: bool) -> Iterator[Command]:
     command = Command(page, [], [], [], whole)
-    words = iter(words)
+    words = iter(words[2:] if words[:1] == ["timeout"] else words)
     for word in words:
         if word in ("&&", "|", ";", "&", "||"):
             yield command
@@ -74,3 +89,80 @@ def _split(page: str, words: list[str], whole: bool) -> Iterator[Command]:
             command.words.append(word)
     if command.words:
         yield command
+
+
+SHIM = """#!/bin/sh
+case "$1" in train|sweep|prepare) exec {python} -m mllm_jax.cli.main "$@" $SHORTER;; esac
+exec {python} -m mllm_jax.cli.main "$@"
+"""
+
+
+def copy_library(folder: pathlib.Path) -> None:
+    """A checkout with the connector of docs/connectors.md in it, and `bin/` with what its commands call."""
+    for each in ("mllm_jax", "configs", "tests"):
+        shutil.copytree(ROOT / each, folder / each, ignore=shutil.ignore_patterns("__pycache__"))
+    for each in ("train.py", "eval.py", "pyproject.toml"):
+        shutil.copy(ROOT / each, folder)
+    written = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/connectors.md").read_text(encoding="utf-8"), re.S
+    )
+    (folder / "mllm_jax/connectors/max_pool.py").write_text(written[0])
+    (folder / "tests/connectors/test_connector_max_pool.py").write_text(written[-1])
+    table = folder / "mllm_jax/connectors/__init__.py"
+    row, text = "CONNECTORS: dict[str, tuple[type[Connector], dict[str, Any]]] = {\n", table.read_text()
+    assert row in text
+    imported = "from mllm_jax.connectors.max_pool import MaxPool\n\n"
+    table.write_text(text.replace(row, f'{imported}{row}    "max_pool": (MaxPool, {{}}),\n'))
+    (folder / "bin").mkdir()
+    python = shlex.quote(sys.executable)
+    for name, text in {
+        "mllm-jax": SHIM.format(python=python),
+        "python": f'#!/bin/sh\nexec {python} "$@"\n',
+        "pytest": f'#!/bin/sh\nexec {python} -m pytest -p no:cacheprovider "$@"\n',
+    }.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+
+
+def run_page(page: str, folder: pathlib.Path, environment: dict[str, str], short: bool = True) -> list[str]:
+    """Runs the marked blocks of a page in a folder that `copy_library` made; gives what each printed.
+
+    Raises:
+      RuntimeError: one failed; with what it printed.
+    """
+    said = []
+    paths = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    for text, options in blocks(page):
+        if options is None:
+            continue
+        begin = time.monotonic()
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=folder,
+            env=environment | paths | {"SHORTER": options if short else ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        said.append(done.stdout)
+        print(f"{time.monotonic() - begin:6.1f} s  {text.splitlines()[0]}", flush=True)
+        if done.returncode:
+            raise RuntimeError(f"{page}: exit code {done.returncode} of\n{text}\n{done.stdout}")
+    return said
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", nargs="+")
+    parser.add_argument("--short", action="store_true", help="take the options of the marks")
+    parser.add_argument("--folder", type=pathlib.Path, help="instead of a temporary one")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = arguments.folder or pathlib.Path(temporary)
+        copy_library(place)
+        for each in arguments.pages:
+            print(each)
+            print("\n".join(run_page(each, place, dict(os.environ), arguments.short)))

@@ -13,15 +13,20 @@ import tomllib
 
 import pytest
 from absl import flags
-from docs_commands import PAGES, ROOT, commands
+from docs_commands import PAGES, ROOT, commands, copy_library, run_page
 
 from mllm_jax.cli import huge_pages, main, script, shipped
 from mllm_jax.config import ConfigError, check, declared
+from mllm_jax.connectors import CONNECTORS, PreservingConnector
 from mllm_jax.evaluation.selection import select_benchmarks
 
 # ml_collections loads recipes so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
+TUTORIALS = [
+    "docs/getting_started.md",
+    *(f"docs/tutorials/{each}.md" for each in ("evaluator", "data_owner", "operator", "researcher")),
+]
 # What readers bring along: their data and images, published files, places of their own and names to fill in.
 BROUGHT = re.compile(
     r"my/.*|\.\./shared/.*|/.*|gs://.*|https?://.*|[A-Z_]+|(?:cat|dog)\.jpg|clip\.mp4|questions\.txt|images|media|more"
@@ -38,7 +43,7 @@ LEFT_OUT = {  # by "..."
     "plan": {"--config": "configs/llava15.py", "--topology": "v5e-16"},
     "sweep": RUN | {"--config": "configs/preserve_or_compress.py:mini"},
 }
-OTHERS = {"cd", "mkdir", "pre-commit", "ruff", "tensorboard", "xprof", "mkdocs"}
+OTHERS = {".", "cd", "echo", "mkdir", "pre-commit", "ruff", "tensorboard", "xprof", "mkdocs"}
 
 
 class Accepted(BaseException):
@@ -103,7 +108,7 @@ def completed(words, whole):
     for word in words:
         if key := re.match(r"--config\.([^=]+)=\.\.\.$", word):
             declared(key[1])
-    words = [word for word in words if not word.endswith("...")]
+    words = [word for word in words if not re.search(r"\.\.\.$|^--config=[A-Z]+(\.py)?(:|$)", word)]
     left_out = LEFT_OUT.get(words[1], {})
     given = {word.partition("=")[0] for word in words}
     return [*words[:2], *(f"{o}={value}" for o, value in left_out.items() if o not in given), *words[2:]]
@@ -149,8 +154,13 @@ def is_there(path, made):
     return "..." in path or (ROOT / path).exists() or recipe.is_file() or bool(made & set(places))
 
 
+class MaxPool(PreservingConnector):
+    """Stands for the connector of docs/connectors.md."""
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands(page, monkeypatch):
+    monkeypatch.setitem(CONNECTORS, "max_pool", (MaxPool, {"reduction": 1, "reduced_grid": ()}))
     wrong, made = [], set()
     for each in PAGES[:1]:  # what README makes is there on every page
         made |= {path for command in commands(each) for path in read_and_written(command)[1]}
@@ -163,6 +173,8 @@ def test_commands(page, monkeypatch):
                 given = " ".join(arguments)
                 reads = re.sub(r"-k (?:'[^']*'|\S+( or \w+)*)|--?[\w-]+", "", given).split()
                 assert all((ROOT / path).exists() for path in reads if path != "FILE"), "no such test"
+            elif arguments[:2] == ["-m", "venv"] or arguments == ["-"]:
+                pass  # the text behind it runs with the tutorials
             elif program in ("python", "mllm-jax"):
                 if "gs://" in str(command) and not importlib.util.find_spec("gcsfs"):
                     continue
@@ -192,3 +204,11 @@ def test_a_wrong_command_is_found(monkeypatch):
     }.items():
         with pytest.raises(error):
             taken(monkeypatch, Command("page", line.split(), [], [], True))
+
+
+@pytest.mark.slow
+def test_the_tutorials_run_as_written(tmp_path, script_environment):
+    """One after the other in one folder, as readers do; training is cut to a few steps."""
+    copy_library(tmp_path)
+    for page in TUTORIALS:
+        assert run_page(page, tmp_path, script_environment | {"JAX_PLATFORMS": "cpu"}), page
