@@ -251,9 +251,14 @@ def test_webdataset(tmp_path):
     samples, report = convert(tmp_path / "several.tar", tmp_path / "several")
     assert [stored(tmp_path / "several", samples[key]) for key in "ab"] == [[A, B], [A, C]]
     assert counts(report) == {"missing-image": 1, "unreadable-line": 1, "unread-medium": 1}
-    (tmp_path / "bad.tar").write_bytes((tmp_path / "several.tar").read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"bad.tar: damaged"):
-        convert(tmp_path / "bad.tar", tmp_path / "bad")
+    whole = (tmp_path / "several.tar").read_bytes()
+    for cut in (700, 1024, 3000, len(whole) - 9000):  # in a file, behind one, in a header
+        (tmp_path / "bad.tar").write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"bad\.tar: damaged"):
+            convert(tmp_path / "bad.tar", tmp_path / f"bad{cut}")
+    (tmp_path / "bad.tgz").write_bytes((shards / "000.tar.gz").read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"bad\.tgz: damaged"):
+        convert(tmp_path / "bad.tgz", tmp_path / "bad")
 
 
 def test_sharegpt_json(tmp_path):

@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from mllm_jax import limits
 from mllm_jax.data.foreign.layouts import FIELDS
@@ -24,6 +24,7 @@ from mllm_jax.data.reading import DataError, parse_json
 Json = Any
 Rows = Iterator[tuple[int, "dict[str, Json] | Dropped"]]  # each with its number in its file
 Leave = Callable[[str, str, int], None]
+Binary = gzip.GzipFile | io.BufferedReader
 
 # kind -> how the names of its files end; of a folder the first kind that it has is read
 ENDINGS: dict[str, tuple[str, ...]] = {
@@ -224,8 +225,8 @@ def _parquet_rows(part: Part, wanted: frozenset[str], leave: Leave) -> Rows:
 # ------------------------------------------------------------------------------------------------ WebDataset
 def _tar_rows(part: Part, leave: Leave) -> Rows:
     try:
-        with tarfile.open(part.path, "r|*") as tar:
-            for number, (key, members) in enumerate(_samples(tar, part.path, leave)):
+        with _opened(part.path) as binary:
+            for number, (key, members) in enumerate(_samples(_Ending(binary), part.path, leave)):
                 try:
                     yield number, _tar_row(key, members, part.path, leave)
                 except Dropped as dropped:
@@ -236,25 +237,47 @@ def _tar_rows(part: Part, leave: Leave) -> Rows:
         raise DataError(str(error)) from None
 
 
-def _samples(tar: tarfile.TarFile, path: Path, leave: Leave) -> Iterator[tuple[str, dict[str, bytes]]]:
+class _Ending:
+    """A stream that remembers its last block: tarfile takes an archive that is cut off between two files for whole."""
+
+    def __init__(self, binary: Binary):
+        self._binary, self._last = binary, b""
+
+    def read(self, size: int) -> bytes:
+        """As that of a file."""
+        data = self._binary.read(size)
+        self._last = (self._last + data)[-tarfile.BLOCKSIZE :]
+        return data
+
+    def check(self) -> None:
+        """Reads the rest, which checks the sum of what was compressed, and raises ReadError if the end is missing."""
+        while self.read(_READ):
+            pass
+        if self._last.strip(b"\0"):
+            raise tarfile.ReadError("it is cut off: no empty block ends it")
+
+
+def _samples(file: _Ending, path: Path, leave: Leave) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The key of each sample and its members, whose names begin with the key and stand together."""
     now, members = "", {}
-    for member in tar:
-        tar.members = []  # a stream is not searched again, and headers would pile up
-        match = _KEY.fullmatch(member.name)
-        if member.isdir():
-            continue
-        if not member.isreg() or match is None:
-            leave("members that are no files, or without an extension", f"{path.name}: {member.name}", 1)
-            continue
-        key, extension = match[1], match[2].lower()
-        if key != now or extension in members:
-            if members:
-                yield now, members
-            now, members = key, {}
-        limits.check("MAX_IMAGE_FILE_BYTES", member.size, f"{path}: {member.name}")
-        data = tar.extractfile(member)
-        members[extension] = data.read() if data else b""
+    with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
+        for member in tar:
+            tar.members = []  # a stream is not searched again, and headers would pile up
+            match = _KEY.fullmatch(member.name)
+            if member.isdir():
+                continue
+            if not member.isreg() or match is None:
+                leave("members that are no files, or without an extension", f"{path.name}: {member.name}", 1)
+                continue
+            key, extension = match[1], match[2].lower()
+            if key != now or extension in members:
+                if members:
+                    yield now, members
+                now, members = key, {}
+            limits.check("MAX_IMAGE_FILE_BYTES", member.size, f"{path}: {member.name}")
+            data = tar.extractfile(member)
+            members[extension] = data.read() if data else b""
+    file.check()
     if members:
         yield now, members
 
@@ -335,8 +358,8 @@ def _entries(path: Path) -> "Iterator[dict[str, Json] | Dropped]":
         raise DataError(f"{path}: cannot be read as JSON: {error}") from None
 
 
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _opened(path: Path) -> Binary:
+    return gzip.open(path) if path.suffix in (".gz", ".tgz") else path.open("rb")
 
 
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[Json]:
