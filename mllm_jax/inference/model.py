@@ -140,7 +140,7 @@ class Model:
         """
         prompts = self._prompts(images, prompt, video, history, system)
         ids, texts = self.stops
-        with self._on_mesh():
+        with self.on_mesh():
             found = generate(
                 prompts.model.config,
                 self.params,
@@ -235,7 +235,7 @@ class Model:
         if len(wanted) != len(prompts.texts) or any(isinstance(own, str) for own in wanted):
             raise ValueError("`answers` is a list of answers; for a list of prompts, a list of such lists")
         requests = [prompts.request(i, answer) for i, own in enumerate(wanted) for answer in own]
-        with self._on_mesh():
+        with self.on_mesh():
             found = answer_log_likelihoods(
                 prompts.model.config,
                 self.params,
@@ -262,7 +262,7 @@ class Model:
         """
         prompts = self._prompts(images, prompt, video)
         config, request = prompts.model.config, prompts.request(0, answer)
-        with self._on_mesh():
+        with self.on_mesh():
             return sequence_logits(config, self.params, request, prompts.load_image)
 
     def hidden_states(
@@ -279,7 +279,7 @@ class Model:
         """
         prompts = self._prompts(images, prompt, video)
         config, request = prompts.model.config, prompts.request(0, answer)
-        with self._on_mesh():
+        with self.on_mesh():
             return hidden_states(config, self.params, request, prompts.load_image)
 
     def attention_maps(
@@ -317,7 +317,7 @@ class Model:
         """Prompts as one batch that a `session.Session` reads; images, prompts and videos as in `generate`."""
         prompts = self._prompts(images, prompt, video)
         requests = [prompts.request(index) for index in range(len(prompts.texts))]
-        with self._on_mesh():
+        with self.on_mesh():
             return batch_prompts(prompts.model.config, self.params, requests, load_image=prompts.load_image)
 
     def with_video(self, **settings: Any) -> "Model":
@@ -358,7 +358,7 @@ class Model:
         return Prompts(self if reads else self.with_video(), images, prompt, video, history, system)
 
     @contextlib.contextmanager
-    def _on_mesh(self) -> Iterator[None]:
+    def on_mesh(self) -> Iterator[None]:
         """Makes the model's mesh current, unless one is."""
         if self.mesh is None or not jax.sharding.get_abstract_mesh().empty:
             yield

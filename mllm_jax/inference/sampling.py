@@ -68,6 +68,11 @@ def make_draws(samplings: Sequence[Sampling | None], requests: Sequence[str], ro
     """
     if not any(sampling is not None and sampling.temperature > 0 for sampling in samplings):
         return None
+    return every_draw(samplings, requests, rows)
+
+
+def every_draw(samplings: Sequence[Sampling | None], requests: Sequence[str], rows: int) -> Draws:
+    """As `make_draws`, also where no row draws."""
     keys = np.zeros((rows, 2), np.uint32)
     temperature, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
     for row, (sampling, request) in enumerate(zip(samplings, requests, strict=True)):

@@ -106,18 +106,11 @@ class Session:
         """
         if room is not None and room < max_new_tokens:
             raise ValueError(f"room={room} columns do not hold max_new_tokens={max_new_tokens}")
-        return self._read(prompts, max_new_tokens, sampling, room or max_new_tokens)
+        return self.read(prompts, max_new_tokens, _draws(prompts, sampling), room or max_new_tokens)
 
-    def _read(
-        self,
-        prompts: PromptBatch,
-        max_new_tokens: int,
-        sampling: Sampling | Sequence[Sampling | None] | None,
-        room: int,
-    ) -> State:
+    def read(self, prompts: PromptBatch, max_new_tokens: int, draws: Draws | None, room: int) -> State:
+        """As `prefill`, with the rows' draws, and `room` as little as 0: for rows that go into another cache."""
         lengths = prompts.lengths
-        samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts.requests)
-        draws = make_draws(samplings, [request.id for request in prompts.requests], len(lengths))
         limits = np.full(len(lengths), max_new_tokens, np.int32)
         visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1] + room)
         rows = (prompts.rows, lengths, visual, limits, draws)
@@ -168,7 +161,7 @@ class Session:
         """
         # An accelerator may have no room for the second cache that growing takes, and compiles for long.
         growing = current_platform() == "cpu"
-        state = self._read(prompts, max_new_tokens, sampling, 0 if growing else max_new_tokens)
+        state = self.read(prompts, max_new_tokens, _draws(prompts, sampling), 0 if growing else max_new_tokens)
         rows, made = np.arange(len(state.tokens)), 1  # rows of the results that the state's rows are
         first, counts, stopped, done = (np.array(field) for field in jax.device_get(progress(state)))
         tokens = np.zeros((len(rows), max_new_tokens), np.int32)
@@ -186,6 +179,11 @@ class Session:
             tokens[rows, made : made + steps], (_, counts[rows], stopped[rows], done) = jax.device_get(found)
             made += steps
         return tokens, counts, stopped
+
+
+def _draws(prompts: PromptBatch, sampling: Sampling | Sequence[Sampling | None] | None) -> Draws | None:
+    samplings = sampling if isinstance(sampling, Sequence) else [sampling] * len(prompts.requests)
+    return make_draws(samplings, [request.id for request in prompts.requests], len(prompts.lengths))
 
 
 def _rows_for(unfinished: int, size: int) -> int:
@@ -237,7 +235,8 @@ def _chosen(state: State, stops: Int[Array, " n"]) -> State:
     )
 
 
-def _advance(config: ModelConfig, params: Params, state: State, stops: Int[Array, " n"]) -> State:
+def advance(config: ModelConfig, params: Params, state: State, stops: Int[Array, " n"]) -> State:
+    """The state with the next token of every row; to be called under `jax.jit`."""
     hidden, cache = decode(config, params, state.tokens, state.positions, state.cache)
     logits = mllm.apply(config, params, hidden, method="logits")
     return _chosen(state.replace(cache=cache, logits=logits), stops)
@@ -245,7 +244,7 @@ def _advance(config: ModelConfig, params: Params, state: State, stops: Int[Array
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(config: ModelConfig, state: State, params: Params, stops: Int[Array, " n"]) -> State:
-    return _advance(config, params, state, stops)
+    return advance(config, params, state, stops)
 
 
 @jax.jit
@@ -281,13 +280,13 @@ def _run(
     def unfinished(carry: tuple[Array, Array, State]) -> Array:
         return (carry[0] < steps) & ~carry[2].done.all()
 
-    def advance(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+    def grow(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
         index, tokens, state = carry
-        state = _advance(config, params, state, stops)
+        state = advance(config, params, state, stops)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, state.tokens, index, axis=1)
         return index + 1, tokens, state
 
-    _, tokens, state = jax.lax.while_loop(unfinished, advance, (jnp.int32(0), tokens, state))
+    _, tokens, state = jax.lax.while_loop(unfinished, grow, (jnp.int32(0), tokens, state))
     return (replicate(tokens), progress(state)), state
 
 

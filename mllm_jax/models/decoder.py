@@ -100,13 +100,14 @@ class Cache:
       k, v: of every layer; heads stand before columns, so that attention's matrix products take them as they are. One
         array of all layers, or one for each (`apart_cache`).
       segments: int32[B, S]; 0 = empty or padding.
-      column: int32 scalar, the next column to write (the same for every row).
+      column: int32 scalar, the next column to write, the same for every row; or int32[B], one of each row, to which a
+        token a row is written at a time.
     """
 
     k: Float[Array, "L B K S h"] | tuple[Float[Array, "1 B K S h"], ...]
     v: Float[Array, "L B K S h"] | tuple[Float[Array, "1 B K S h"], ...]
     segments: Int[Array, "B S"]
-    column: Int[Array, ""]
+    column: Int[Array, ""] | Int[Array, " B"]
 
     @property
     def apart(self) -> bool:
@@ -170,6 +171,15 @@ def _norm(config: DecoderConfig, dtype: Any, param_dtype: Any, name: str | None 
     if config.norm == "layer":
         return layer_norm(config.eps, dtype, param_dtype, name)
     return RMSNorm(config.eps, dtype, param_dtype, config.norm == "rms_offset", name=name)
+
+
+def _written(
+    cached: Float[Array, "_ B K S h"], new: Float[Array, "B T K h"], layer: Any, column: Int[Array, "*b"]
+) -> Float[Array, "_ B K S h"]:
+    """A layer's keys or values with those of T more columns; where every row has its own column, T is 1."""
+    if column.ndim:
+        return cached.at[layer, jnp.arange(len(column)), :, column].set(new[:, 0])
+    return jax.lax.dynamic_update_slice(cached, new.transpose(0, 2, 1, 3)[None], (layer, 0, 0, column, 0))
 
 
 class Block(nn.Module):
@@ -237,9 +247,7 @@ class Block(nn.Module):
         q, k = rotary(q, positions, *angles), rotary(k, positions, *angles)
         if cached is not None:
             cached = tuple(
-                jax.lax.dynamic_update_slice(
-                    old, new.astype(old.dtype).transpose(0, 2, 1, 3)[None], (layer, 0, 0, column, 0)
-                )
+                _written(old, new.astype(old.dtype), layer, column)
                 for old, new in zip(cached, (k, v), strict=True)
             )
             k, v = (jax.lax.dynamic_index_in_dim(old, layer, keepdims=False) for old in cached)
@@ -383,8 +391,8 @@ class Decoder(nn.Module):
           embeddings: text and visual embeddings, already merged.
           positions: rotary positions, restarting in every segment.
           segment_ids: 0 = padding; rows attend within a segment, causally.
-          cache: columns before these, with room for T more, which are written at `cache.column`. If it is apart, so
-            are the parameters (`apart_cache`).
+          cache: columns before these, with room for T more, which are written at `cache.column` (T = 1 where that is
+            one of each row; a row without room is not written). If it is apart, so are the parameters (`apart_cache`).
 
         Returns:
           Hidden states after the final norm, and the updated cache (None without one). With a mutable collection
@@ -396,8 +404,11 @@ class Decoder(nn.Module):
         mask = AttentionMask(segment_ids, segment_ids)
         if cache is not None:
             column = cache.column
-            segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
-            mask = AttentionMask(segment_ids, segments, column + jnp.arange(embeddings.shape[1]))
+            if column.ndim:
+                segments = cache.segments.at[jnp.arange(len(column)), column].set(segment_ids[:, 0])
+            else:
+                segments = jax.lax.dynamic_update_slice(cache.segments, segment_ids, (0, column))
+            mask = AttentionMask(segment_ids, segments, column[..., None] + jnp.arange(embeddings.shape[1]))
         x = nn.with_logical_constraint(embeddings.astype(self.dtype), ("batch", "length", "embed"))
         carry = (x, None if cache is None else (cache.k, cache.v))
         if cache is not None and cache.apart:

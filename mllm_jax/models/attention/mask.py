@@ -17,15 +17,15 @@ class AttentionMask:
     Attributes:
       q_segments: int32[B, T], 0 = padding. Columns of one segment are consecutive but for padding between them.
       kv_segments: int32[B, S]; without a cache those of the queries, without padding inside a segment.
-      q_columns: int32[T], the keys' columns that the queries stand at, ascending; None = no cache: queries and keys
-        are the same columns.
+      q_columns: int32[T], the keys' columns that the queries stand at, ascending, or int32[B, T] where every row has
+        its own; None = no cache: queries and keys are the same columns.
       causal: static.
       window: static; None = no limit. Needs `causal`.
     """
 
     q_segments: Int[Array, "B T"]
     kv_segments: Int[Array, "B S"]
-    q_columns: Int[Array, " T"] | None = None
+    q_columns: Int[Array, " T"] | Int[Array, "B T"] | None = None
     causal: bool = flax.struct.field(pytree_node=False, default=True)
     window: int | None = flax.struct.field(pytree_node=False, default=None)
 
@@ -36,11 +36,12 @@ class AttentionMask:
         length = self.kv_segments.shape[1]
         columns = jnp.arange(length) if self.q_columns is None else self.q_columns
         if self.causal:
-            allowed &= jnp.arange(length) <= columns[:, None]
+            allowed &= jnp.arange(length) <= columns[..., None]
         if self.window is not None and self.window < length:
             # Keys are counted without padding: in a cache that of a short prompt may lie between them.
             count = jnp.cumsum(self.kv_segments != 0, axis=1)
-            allowed &= count[:, columns, None] - count[:, None] < self.window
+            here = count[:, columns] if columns.ndim == 1 else jnp.take_along_axis(count, columns, axis=1)
+            allowed &= here[:, :, None] - count[:, None] < self.window
         return allowed
 
     def key_ranges(self) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
