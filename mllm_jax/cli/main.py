@@ -54,6 +54,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("mllm_jax.cli.report", "one page of one or several evaluated runs, side by side"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
     "score-all": ("mllm_jax.cli.score_all", "score a folder of answer files against the official results"),
+    "serve": ("mllm_jax.cli.serve", "serve models to OpenAI's clients"),
     "study": ("mllm_jax.cli.study", "collect a sweep's results, compare them and write the study's pages"),
     "sweep": ("mllm_jax.cli.sweep", "run the cells of a recipe's sweep, several at once or as jobs"),
     "train": ("mllm_jax.cli.train", "train.py: train a recipe's stages and evaluate the model"),

@@ -1,4 +1,4 @@
-"""Prompts one by one, with what earlier ones computed about the same images kept: a conversation asks about one often."""
+"""Prompts one by one; what was computed about images is kept, for a conversation asks about the same ones again."""
 
 import collections
 from collections.abc import Hashable
@@ -54,7 +54,7 @@ class PrefixCache:
         request.check(self._config.visual_layout.slot)
         prompt, cut = request.prompt, request.cut
         prefixes = self._prefixes(request, load_image)
-        rows = lay_out([(prompt, cut, len(prompt))], padded(len(prompt) - cut, 32), 1)
+        rows = lay_out([(prompt, cut, len(prompt))], padded(len(prompt) - cut), 1)
         return PromptBatch([request], rows, prefixes, np.zeros(1, np.int32))
 
     def _prefixes(self, request: Request, load_image: LoadImage | None) -> Prefixes:
@@ -73,7 +73,7 @@ class PrefixCache:
 
     def _rows(self, request: Request, load_image: LoadImage | None) -> Batch:
         prompt, cut = request.prompt, request.cut
-        rows = lay_out([(prompt, 0, cut)], padded(cut, 8) if cut else 0, 1)
+        rows = lay_out([(prompt, 0, cut)], padded(cut) if cut else 0, 1)
         alone = Chunk([request], [request], np.zeros(1, np.int32))
         if slots := alone.image_slots(self._config.visual_layout.most_slots):
             images = [load_image(*one) for one in zip(request.images, prompt.layouts, strict=True)]
@@ -84,13 +84,13 @@ class PrefixCache:
         return rows
 
 
-def padded(length: int, fewest: int) -> int:
-    """The length to which so many tokens are padded: a fifth more at most, or `fewest`; few lengths are compiled.
+def padded(length: int) -> int:
+    """The length to which so many tokens are padded: a fifth more at most, or 32; few lengths are compiled.
 
-    >>> [padded(length, 32) for length in (1, 33, 100, 1000, 1030)]
+    >>> [padded(length) for length in (1, 33, 100, 1000, 1030)]
     [32, 64, 128, 1024, 1280]
     """
-    step = max(fewest, 1 << max(0, length.bit_length() - 3))
+    step = max(32, 1 << max(0, length.bit_length() - 3))
     return length + -length % step
 
 

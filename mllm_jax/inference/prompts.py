@@ -16,7 +16,7 @@ from mllm_jax.data.conversations import IMAGE, VIDEO, SampleError, Turn, render
 from mllm_jax.data.images import ImageError, decode_image
 from mllm_jax.data.layout import Shown, VisualLayout, layouts
 from mllm_jax.data.tiles import slot_images
-from mllm_jax.data.tokens import encode_prompt, encode_sample
+from mllm_jax.data.tokens import EncodedSample, encode_prompt, encode_sample
 from mllm_jax.data.video import OpenVideo, open_video
 from mllm_jax.inference.batching import Request
 
@@ -85,6 +85,52 @@ def human_turn(prompt: str, images: int, videos: int = 0, *, sample: str = "?") 
         given = f"{images} image(s)" + f" and {videos} video(s)" * bool(videos)
         raise SampleError(sample, f"the prompt has {found} place(s) for {given}")
     return Turn("human", tuple(re.split("|".join(dict.fromkeys(places)), prompt))), shown
+
+
+def conversation(
+    asked: Sequence[tuple[str, int, int]], said: Sequence[str], system: str | None, *, sample: str = "?"
+) -> tuple[list[Turn], list[str]]:
+    """The turns of a conversation that ends with a question, and its images and videos as `IMAGE` and `VIDEO`.
+
+    Args:
+      asked: the words of each question, and how many images and videos it shows.
+      said: the answers between them.
+      system: a system text in place of the template's own; None = the template's.
+
+    Raises:
+      SampleError: as `human_turn`.
+    """
+    turns = [] if system is None else [Turn("system", (system,))]
+    shown: list[str] = []
+    for index, (words, images, videos) in enumerate(asked):
+        turn, own = human_turn(words, images, videos, sample=sample)
+        turns += [turn, *(Turn("gpt", (answer,)) for answer in said[index : index + 1])]
+        shown += own
+    return turns, shown
+
+
+def encode_conversation(
+    model: Any,
+    turns: Sequence[Turn],
+    found: Sequence[VisualLayout],
+    answer: str | None = None,
+    *,
+    sample: str = "?",
+) -> EncodedSample:
+    """Turns in a model's template as its input, up to where it answers, or with an answer as in training.
+
+    Args:
+      model: an `inference.model.Model`.
+      found: the layout of each image and video.
+
+    Raises:
+      SampleError: the template has no place for these turns.
+    """
+    template = resolve_template(model.template, model.tokenizer)
+    if answer is None:
+        return encode_prompt(template, turns, model.tokenizer, found, sample=sample)
+    spans = render(template, [*turns, Turn("gpt", (answer,))], sample=sample)
+    return encode_sample(spans, model.tokenizer, found, sample=sample)
 
 
 class Prompts:
@@ -168,21 +214,14 @@ class Prompts:
         """
         name, model = str(index), self.model
         images, videos = self._keys[index], self._video_keys[index]
-        template = resolve_template(model.template, model.tokenizer)
-        questions = [*(question for question, _ in self._history), self.texts[index]]
-        turn, shown = human_turn(questions[0], len(images), len(videos), sample=name)
-        turns = [turn] if self._system is None else [Turn("system", (self._system,)), turn]
-        for (_, said), question in zip(self._history, questions[1:], strict=True):
-            turns += [Turn("gpt", (said,)), human_turn(question, 0, sample=name)[0]]
+        said = [answer for _, answer in self._history]
+        first, *later = [*(question for question, _ in self._history), self.texts[index]]
+        asked = [(first, len(images), len(videos)), *((question, 0, 0) for question in later)]
+        turns, shown = conversation(asked, said, self._system, sample=name)
         left = {IMAGE: iter(images), VIDEO: iter(videos)}
         keys = tuple((kind, next(left[kind])) for kind in shown)
         found = layouts(model.config.visual_layout, [self._shown(key) for key in keys], sample=name)
-        if answer is None:
-            sample = encode_prompt(template, turns, model.tokenizer, found, sample=name)
-        else:
-            spans = render(template, [*turns, Turn("gpt", (answer,))], sample=name)
-            sample = encode_sample(spans, model.tokenizer, found, sample=name)
-        return Request(name, sample, keys)
+        return Request(name, encode_conversation(model, turns, found, answer, sample=name), keys)
 
     def _shown(self, key: tuple[str, Hashable]) -> Shown:
         kind, which = key

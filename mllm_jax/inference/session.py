@@ -161,7 +161,9 @@ class Session:
         """
         # An accelerator may have no room for the second cache that growing takes, and compiles for long.
         growing = current_platform() == "cpu"
-        state = self.read(prompts, max_new_tokens, _draws(prompts, sampling), 0 if growing else max_new_tokens)
+        state = self.read(
+            prompts, max_new_tokens, _draws(prompts, sampling), 0 if growing else max_new_tokens
+        )
         rows, made = np.arange(len(state.tokens)), 1  # rows of the results that the state's rows are
         first, counts, stopped, done = (np.array(field) for field in jax.device_get(progress(state)))
         tokens = np.zeros((len(rows), max_new_tokens), np.int32)

@@ -189,7 +189,9 @@ def _place(state: State, draws: Draws, row: Int[Array, ""], other: State) -> tup
     length = jnp.sum(new.segments[0] != 0)
 
     def written(whole: Array, part: Array) -> Array:
-        return jax.lax.dynamic_update_slice(whole, part[:, :, :, order].astype(whole.dtype), (0, row, 0, 0, 0))
+        return jax.lax.dynamic_update_slice(
+            whole, part[:, :, :, order].astype(whole.dtype), (0, row, 0, 0, 0)
+        )
 
     if cache.apart:
         new = apart_cache(new)

@@ -104,7 +104,9 @@ class Engine:
         self.model = model
         stop_ids, stop_text = model.stops
         self._stop_text = stop_text
-        read = {"prefill_bytes": prefill_bytes} | ({} if prefix_bytes is None else {"most_bytes": prefix_bytes})
+        read = {"prefill_bytes": prefill_bytes} | (
+            {} if prefix_bytes is None else {"most_bytes": prefix_bytes}
+        )
         with model.on_mesh():
             self._slots = Slots(
                 model.config,
@@ -231,4 +233,3 @@ class Engine:
     def _leave(self, row: int) -> None:
         self._running[row] = None
         self._slots.free(row)
-

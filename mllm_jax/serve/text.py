@@ -25,7 +25,9 @@ class GrowingText:
     def __init__(self, tokenizer: Any, stop_texts: Sequence[str]):
         self._tokenizer, self._stop_texts = tokenizer, [stop for stop in stop_texts if stop]
         self._ids: list[int] = []
-        self._from = self._read = 0  # ids before `_read` are in `_text`; decoding begins at `_from`, for context
+        self._from = self._read = (
+            0  # ids before `_read` are in `_text`; decoding begins at `_from`, for context
+        )
         self._text = ""
         self._given = 0
         self.stopped = False

@@ -25,6 +25,11 @@ class Worker:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="mllm-jax decode", daemon=True)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begins to work."""
         self._thread.start()
