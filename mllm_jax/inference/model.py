@@ -198,7 +198,7 @@ class Model:
 
     def _pieces(self, tokens: Iterator[int], text: TextStream) -> Iterator[str]:
         while not text.stopped:
-            with self._on_mesh():  # not while somebody else's code runs between two pieces
+            with self.on_mesh():  # not while somebody else's code runs between two pieces
                 token = next(tokens, None)
             if token is None:
                 break

@@ -19,12 +19,12 @@ from jaxtyping import UInt8
 
 from mllm_jax.data.layout import VisualLayout
 from mllm_jax.inference.batching import Request
-from mllm_jax.inference.generate import Generation, decode_answer
+from mllm_jax.inference.generate import Generation
 from mllm_jax.inference.model import Model
 from mllm_jax.inference.prefix_cache import PrefixCache
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.inference.slots import Slots
-from mllm_jax.serve.text import GrowingText
+from mllm_jax.inference.stream import TextStream, answer_text
 
 JOINS = 4  # prompts that are read between two steps, at most: those who have begun wait for them
 
@@ -79,7 +79,8 @@ class Update:
 class _Running:
     job: Job
     tokens: list[int]
-    text: GrowingText | None
+    stops: tuple[str, ...]
+    text: TextStream | None
 
 
 class Engine:
@@ -189,9 +190,9 @@ class Engine:
             )
         except Exception as error:  # of any kind: the server goes on without this job
             return [Update(job, error=error)]
-        stops = (self._stop_text, *job.stop_texts)
-        text = GrowingText(self.model.tokenizer, stops) if job.streamed or any(stops) else None
-        self._running[row] = _Running(job, [], text)
+        stops = tuple(text for text in (self._stop_text, *job.stop_texts) if text)
+        text = TextStream(self.model.tokenizer, stops) if job.streamed or stops else None
+        self._running[row] = _Running(job, [], stops, text)
         return self._grown(row, None if stopped else token, stopped, done)
 
     def _step(self) -> list[Update]:
@@ -223,10 +224,8 @@ class Engine:
             self._leave(row)
             if one.text is not None:
                 piece += one.text.finish()
-            texts = (self._stop_text, *one.job.stop_texts)
-            ids = tuple(one.tokens)
-            stop_texts = [text for text in texts if text]
-            answer = decode_answer(one.job.request.id, ids, stopped, self.model.tokenizer, stop_texts)
+            text, cut = answer_text(self.model.tokenizer, one.tokens, one.stops)
+            answer = Generation(one.job.request.id, tuple(one.tokens), text, stopped or cut)
             return [Update(one.job, piece if one.job.streamed else "", answer)]
         return [Update(one.job, piece)] if one.job.streamed and piece else []
 
