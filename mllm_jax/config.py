@@ -322,22 +322,47 @@ SCHEMA: Schema = {
 
 
 def default_config() -> ConfigDict:
-    """Every key with its default. Stages and benchmarks are filled in by the recipe."""
+    """Every key with its default. Stages and benchmarks are filled in by the recipe.
+
+    Example:
+      >>> config = default_config()
+      >>> config.model.connector.name, config.data.seq_len
+      ('mlp2x_gelu', 2048)
+    """
     return defaults(SCHEMA)
 
 
 def stage_config() -> ConfigDict:
-    """One training stage; the defaults are those of LLaVA-1.5's stage 1."""
+    """One training stage; the defaults are those of LLaVA-1.5's stage 1.
+
+    Example:
+      >>> stage = stage_config()
+      >>> stage.batch_size, stage.learning_rate, stage.trainable
+      (256, 0.001, ('connector/.*',))
+    """
     return defaults(STAGE)
 
 
 def source_config() -> ConfigDict:
-    """One training source of a stage."""
+    """One training source of a stage.
+
+    Example:
+      >>> config = default_config()
+      >>> config.stages = {"pretrain": stage_config()}
+      >>> config.stages.pretrain.sources = {"main": source_config()}
+      >>> config.stages.pretrain.sources.main.json = "captions.json"
+    """
     return defaults(SOURCE)
 
 
 def benchmark_config() -> ConfigDict:
-    """One benchmark that `eval.py` answers."""
+    """One benchmark that `eval.py` answers.
+
+    Example:
+      >>> config = default_config()
+      >>> config.eval.benchmarks = {"mine": benchmark_config()}
+      >>> config.eval.benchmarks.mine.update({"kind": "vqa", "path": "test.json"})
+    """
     return defaults(BENCHMARK)
 
 
@@ -346,6 +371,10 @@ def declared(path: str) -> Key:
 
     Raises:
       ConfigError: there is no such key.
+
+    Example:
+      >>> declared("data.broken").choices
+      ('error', 'skip')
     """
     node = find(SCHEMA, path)
     if not isinstance(node, Key):
@@ -366,7 +395,12 @@ def default_of(path: str) -> Any:
 
 
 def resolved(config: ConfigDict) -> dict[str, Any]:
-    """The configuration as it runs: plain JSON-able values, only the chosen connector's options kept."""
+    """The configuration as it runs: plain JSON-able values, only the chosen connector's options kept.
+
+    Example:
+      >>> resolved(default_config())["model"]["connector"]
+      {'mlp2x_gelu': {'reduced_grid': [], 'reduction': 1}, 'name': 'mlp2x_gelu', 'path': ''}
+    """
     values = config.to_dict()
     chosen = values["model"]["connector"]["name"]
     values["model"]["connector"] = {
@@ -488,6 +522,16 @@ def check(config: ConfigDict) -> None:
 
     Raises:
       ConfigError: naming the key, what is wrong, and the nearest valid key or value.
+
+    Example:
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> config = mini_config()
+      >>> check(config)
+      >>> config.stages.finetune.lora.rank = -1
+      >>> check(config)
+      Traceback (most recent call last):
+        ...
+      mllm_jax.schema.ConfigError: config key 'stages.finetune.lora.rank'...
     """
     check_tree(config, SCHEMA)
     if not config.stages:

@@ -96,6 +96,11 @@ def declared_options(name: str) -> dict[str, Key]:
 
     Raises:
       ValueError: unknown name; the nearest valid one is named.
+
+    Example:
+      >>> key = declared_options("average_pool")["mode"]
+      >>> key.default, key.choices
+      ('2d', ('1d', '2d'))
     """
     connector, fixed = _entry(name)
     given_by_model = {field.name for field in dataclasses.fields(Connector)} | set(fixed)
@@ -128,6 +133,10 @@ def options(name: str) -> dict[str, Any]:
 
     Raises:
       ValueError: unknown name; the nearest valid one is named.
+
+    Example:
+      >>> options("average_pool")
+      {'tokens': 144, 'mode': '2d', 'layers': 2}
     """
     return {option: key.default for option, key in declared_options(name).items()}
 
@@ -161,9 +170,30 @@ def create(
 ) -> Connector:
     """Builds a connector (an unbound Flax module).
 
+    Args:
+      name: a key of `CONNECTORS`.
+      vision: the encoder.
+      width: D, of the LLM.
+      option_values: of its options (`options`); the others keep their defaults.
+      dtype, param_dtype: of the computation and of fresh parameters.
+      module_name: where it is a part of another module.
+
     Raises:
       ValueError: unknown name or option, a value of the wrong type, hidden states that the encoder does not
         have, or a patch grid (`vision.grid`) on which the connector is not defined.
+
+    Example:
+      >>> import jax
+      >>> vision = VisionSpec(width=64, depth=6, select_layer=5, grid=(12, 12))
+      >>> pool = create("average_pool", vision, width=128, option_values={"tokens": 36})
+      >>> features = collect(pool.request(), [jnp.ones((1, 144, 64))] * 7, grid=(12, 12))
+      >>> tokens, params = pool.init_with_output(jax.random.key(0), features)
+      >>> tokens.shape
+      (1, 36, 128)
+      >>> create("average_pol", vision, width=128)
+      Traceback (most recent call last):
+        ...
+      ValueError: unknown connector 'average_pol'; did you mean 'average_pool'? valid: linear, ...
     """
     connector, fixed = _entry(name)
     given = {key: _checked(name, key, value) for key, value in (option_values or {}).items()}

@@ -36,6 +36,10 @@ class VisionSpec:
       regular: whether patches lie on `grid`. Otherwise (an image's own grid, several encoders' tokens) `grid` is one
         row of all patches that there is room for, and only connectors that treat each patch alone can follow.
       fine: fine features of each token's cell, and their channels; (0, 0) where there are none.
+
+    Example:
+      >>> VisionSpec(width=1024, depth=24, select_layer=23, grid=(24, 24)).grid  # CLIP-L at 336 pixels
+      (24, 24)
     """
 
     width: int
@@ -57,6 +61,10 @@ class FeatureRequest:
       normalized_means: groups of indices; the encoder returns the mean over each group of `normalize(hs[k])`,
         as a running sum. A LayerNorm whose scale, bias and any linear map after it are shared by the group
         can be applied to that mean instead of to each state.
+
+    Example:
+      >>> FeatureRequest(hidden=(23,), means=((0, 1, 2), (3, 4))).deepest
+      23
     """
 
     hidden: tuple[int, ...]
@@ -81,6 +89,11 @@ class VisionFeatures:
       normalized_means: one [B, N, C] per requested group.
       fine: features of the P positions of each token's cell, of another encoder; None where there is none.
       maps: what `fine` is made of, every map [b, y, x, a] at its encoder's own resolution; also a ConvNeXt's stages.
+
+    Example:
+      >>> features = VisionFeatures(hidden={5: jnp.ones((1, 4, 8))}, grid=(2, 2))
+      >>> features.hidden[5].shape
+      (1, 4, 8)
     """
 
     hidden: dict[int, Float[Array, "B N C"]]
@@ -92,7 +105,12 @@ class VisionFeatures:
 
 
 def normalize(x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
-    """LayerNorm without scale and bias: zero mean and unit variance over channels, in float32."""
+    """LayerNorm without scale and bias: zero mean and unit variance over channels, in float32.
+
+    Example:
+      >>> normalize(jnp.array([[1.0, 3.0]])).round(3).tolist()
+      [[-1.0, 1.0]]
+    """
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)
@@ -103,6 +121,16 @@ def collect(request: FeatureRequest, states: Sequence[Float[Array, "B N C"]], gr
 
     Encoders return the same without keeping all states; this is for features computed elsewhere and for
     tests.
+
+    Args:
+      states: as many as the deepest one requested needs, and one more, since hs[0] are the embeddings.
+      grid: (rows, columns) of the N patches.
+
+    Example:
+      >>> states = [jnp.full((1, 4, 8), 1.0 * k) for k in range(7)]
+      >>> found = collect(FeatureRequest(hidden=(5,), means=((1, 2, 3),)), states, grid=(2, 2))
+      >>> float(found.hidden[5].max()), float(found.means[0].max())
+      (5.0, 2.0)
     """
     dtype = states[0].dtype
 
@@ -120,10 +148,14 @@ def collect(request: FeatureRequest, states: Sequence[Float[Array, "B N C"]], gr
 def option(default: Any, **declaration: Any) -> Any:
     """A connector's field with choices or a range that its default does not tell.
 
-        mode: str = option("2d", choices=("1d", "2d"))
-
     Args:
       declaration: fields of `mllm_jax.schema.Key`.
+
+    Example:
+      >>> class Pool(Connector):
+      ...     mode: str = option("2d", choices=("1d", "2d"))
+      >>> Pool.mode
+      '2d'
     """
     return dataclasses.field(default=default, metadata={OPTION: Key(default, **declaration)})
 
@@ -140,6 +172,24 @@ class Connector(nn.Module):
       width: D, width of the LLM's embeddings.
       dtype: computation dtype.
       param_dtype: parameter dtype.
+
+    Example:
+      >>> class Mean(Connector):
+      ...     "One token: the mean of all patches."
+      ...
+      ...     @nn.nowrap
+      ...     def num_tokens(self, grid):
+      ...         return 1
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, features, deterministic=True):
+      ...         mean = self.selected(features).mean(axis=1, keepdims=True)
+      ...         return nn.Dense(self.width)(mean)
+      >>> mean = Mean(vision=VisionSpec(width=8, depth=6, select_layer=5, grid=(2, 2)), width=12)
+      >>> features = VisionFeatures(hidden={5: jnp.ones((3, 4, 8))}, grid=(2, 2))
+      >>> tokens, params = mean.init_with_output(jax.random.key(0), features)
+      >>> tokens.shape, mean.num_tokens((2, 2)), mean.token_grid((2, 2))
+      ((3, 1, 12), 1, None)
     """
 
     vision: VisionSpec

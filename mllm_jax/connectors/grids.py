@@ -46,12 +46,22 @@ def _apply(
 
 
 def pool_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "B M C"]:
-    """2-D adaptive average pooling of row-major tokens from `grid` to `out`, in float32."""
+    """2-D adaptive average pooling of row-major tokens from `grid` to `out`, in float32.
+
+    Example:
+      >>> pool_grid(jnp.arange(4.0).reshape(1, 4, 1), grid=(2, 2), out=(2, 1)).ravel().tolist()
+      [0.5, 2.5]
+    """
     return _apply(x, grid, averaging_matrix(grid[0], out[0]), averaging_matrix(grid[1], out[1]))
 
 
 def resize_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "B M C"]:
-    """Bilinear interpolation of row-major tokens from `grid` to `out`, in float32."""
+    """Bilinear interpolation of row-major tokens from `grid` to `out`, in float32.
+
+    Example:
+      >>> resize_grid(jnp.arange(4.0).reshape(1, 4, 1), grid=(2, 2), out=(1, 4)).ravel().tolist()
+      [1.0, 1.25, 1.75, 2.0]
+    """
     return _apply(x, grid, bilinear_matrix(grid[0], out[0]), bilinear_matrix(grid[1], out[1]))
 
 
@@ -67,6 +77,10 @@ def square_side(tokens: int, option: str) -> int:
 
     Raises:
       ValueError: `tokens` is not a perfect square; the message names `option`.
+
+    Example:
+      >>> square_side(144, "tokens")
+      12
     """
     side = math.isqrt(max(tokens, 0))
     if side < 1 or side * side != tokens:
@@ -80,6 +94,10 @@ def pooled_side(tokens: int, grid: Grid, option: str) -> int:
 
     Raises:
       ValueError: not a square, or larger than the grid.
+
+    Example:
+      >>> pooled_side(36, (12, 12), "tokens")
+      6
     """
     side = square_side(tokens, option)
     if side > min(grid):
@@ -92,6 +110,14 @@ def divided(grid: Grid, factor: int, option: str) -> Grid:
 
     Raises:
       ValueError: `factor` does not divide both sides; the message names `option`.
+
+    Example:
+      >>> divided((24, 24), 3, "side")
+      (8, 8)
+      >>> divided((27, 20), 3, "side")
+      Traceback (most recent call last):
+        ...
+      ValueError: side=3 does not divide the 27x20 patch grid
     """
     if factor < 1 or grid[0] % factor or grid[1] % factor:
         raise ValueError(f"{option}={factor} does not divide the {grid[0]}x{grid[1]} patch grid")

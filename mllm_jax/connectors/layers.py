@@ -46,6 +46,18 @@ def dense(
 
     Args:
       init: `kernel_init` or `bias_init`, instead of what `std` says.
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return dense(self, x, 5, "map")
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((1, 4, 5), ['map'])
     """
     return nn.Dense(
         features,
@@ -68,7 +80,20 @@ def conv(
     use_bias: bool = True,
     std: float | None = None,
 ) -> Float[Array, "B y x F"]:
-    """2-D convolution, zeros around; parameters `name/kernel` [k, k, C or 1, F] and `name/bias` [F]."""
+    """2-D convolution, zeros around; parameters `name/kernel` [k, k, C or 1, F] and `name/bias` [F].
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return conv(self, x, 5, "conv", stride=2)
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((1, 2, 2, 5), ['conv'])
+    """
     groups = x.shape[-1] if depthwise else 1
     return nn.Conv(
         features,
@@ -87,7 +112,20 @@ def conv(
 def layer_norm(
     module: Any, x: Float[Array, "*b C"], name: str, eps: float = 1e-5, affine: bool = True
 ) -> Float[Array, "*b C"]:
-    """LayerNorm over channels with float32 statistics; parameters `name/scale`, `name/bias` when affine."""
+    """LayerNorm over channels with float32 statistics; parameters `name/scale`, `name/bias` when affine.
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return layer_norm(self, x, "norm")
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((1, 4, 8), ['norm'])
+    """
     return nn.LayerNorm(
         epsilon=eps,
         use_bias=affine,
@@ -111,6 +149,10 @@ def attend(
     Args:
       q, k, v: projected, heads contiguous in the last axis.
       drop: dropout on the attention probabilities.
+
+    Example:
+      >>> attend(jnp.ones((1, 3, 8)), jnp.ones((1, 5, 8)), jnp.ones((1, 5, 8)), heads=2).shape
+      (1, 3, 8)
     """
     q, k, v = (a.reshape(*a.shape[:-1], heads, -1) for a in (q, k, v))
     scores = jnp.einsum("...qhd,...shd->...hqs", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
@@ -138,6 +180,18 @@ def project(
 
     Dense C -> D, then (layers - 1) times [exact GELU, Dense D -> D], all with bias; parameters `{name}_0`,
     `{name}_1`, ... A connector that projects twice names each.
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return project(self, x)
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((1, 4, 6), ['layer_0', 'layer_1'])
     """
     for i in range(layers):
         if i:
@@ -147,13 +201,39 @@ def project(
 
 
 def position_table(module: Any, x: Float[Array, "B N C"]) -> Float[Array, "N C"]:
-    """A learned position table for these patches, N(0, 0.02); parameter `position_table`."""
+    """A learned position table for these patches, N(0, 0.02); parameter `position_table`.
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return x + position_table(self, x)
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((2, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((2, 4, 8), ['position_table'])
+    """
     table = module.param("position_table", nn.initializers.normal(0.02), x.shape[1:], module.param_dtype)
     return table.astype(x.dtype)
 
 
 def append_tokens(module: Any, x: Float[Array, "B M D"], count: int, std: float) -> Float[Array, "B K D"]:
-    """x followed by `count` learned tokens, N(0, std); parameter `end_tokens`, absent when there are none."""
+    """x followed by `count` learned tokens, N(0, std); parameter `end_tokens`, absent when there are none.
+
+    Example:
+      >>> class Net(nn.Module):
+      ...     width: int = 6
+      ...     dtype = param_dtype = jnp.float32
+      ...
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return append_tokens(self, x, count=2, std=0.02)
+      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params["params"])
+      ((1, 6, 8), ['end_tokens'])
+    """
     if not count:
         return x
     tokens = module.param("end_tokens", nn.initializers.normal(std), (count, x.shape[-1]), module.param_dtype)

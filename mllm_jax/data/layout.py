@@ -25,6 +25,13 @@ class Slot:
       num_tokens: M, visual tokens that the connector makes of one slot.
       size: height and width of the vision encoder's input in pixels; None where only tokens are counted.
       native: it holds the patches of an image at its own aspect ratio (`data.naflex`).
+
+    Raises:
+      ValueError: no token.
+
+    Example:
+      >>> Slot(576, size=(336, 336)).num_tokens
+      576
     """
 
     num_tokens: int
@@ -51,6 +58,16 @@ class VisualLayout:
         holds the whole image if there is one more than the canvas has. None: a single slot holds the whole image, or
         each slot one frame of a video.
       grid: rows and columns of patches, where slots hold images at their own aspect ratio (`data.naflex`).
+
+    Raises:
+      ValueError: no token is kept, or one that the slots do not have.
+
+    Example:
+      Two slots of 4 tokens each, of which the LLM reads the first whole and the second's corners, then a separator:
+
+      >>> layout = VisualLayout((Slot(4), Slot(4)), kept=(0, 1, 2, 3, 4, 7, SEPARATOR))
+      >>> layout.num_tokens, layout.slot_tokens
+      (7, 8)
     """
 
     slots: tuple[Slot, ...]
@@ -90,6 +107,10 @@ class LayoutRule(Protocol):
       combination: how a visual token is made of slot tokens.
       separated: whether layouts hold the learned separator.
       most_slots, most_tokens: slots and visual tokens of the largest layout.
+
+    Example:
+      >>> isinstance(WholeImage(Slot(576)), LayoutRule)
+      True
     """
 
     slot: Slot
@@ -125,8 +146,17 @@ Shown = (
 def layouts(rule: LayoutRule, shown: Sequence[Shown], *, sample: str = "?") -> list[VisualLayout]:
     """The layouts of the images and videos of one sample.
 
+    Args:
+      shown: of an image what reads its height and width, of a video its number of frames.
+      sample: its id, for the message.
+
     Raises:
       SampleError: a video, and the model takes none.
+
+    Example:
+      >>> sizes = [lambda: (480, 640), lambda: (32, 32)]
+      >>> [layout.num_tokens for layout in layouts(WholeImage(Slot(576)), sizes)]
+      [576, 576]
     """
     if any(isinstance(each, int) for each in shown) and not isinstance(rule, VideoRule):
         raise SampleError(

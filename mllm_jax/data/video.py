@@ -76,7 +76,9 @@ def read_frames(
     Memory holds these frames and a few that the decoder needs.
 
     Example:
-        frames = read_frames("clip.mp4", 8)
+      >>> frames = read_frames("clip.mp4", 4)
+      >>> len(frames), frames[0].dtype, frames[0].ndim
+      (4, dtype('uint8'), 3)
 
     Args:
       source, segment, name: as in `open_video`.

@@ -43,8 +43,11 @@ def load(
     """Loads a model.
 
     Example:
-        model = mllm_jax.load("models/llava", template="vicuna_v1")
-        print(model.generate("cat.jpg", "What is this?"))
+      >>> import mllm_jax
+      >>> model = mllm_jax.load("runs/quickstart")  # a run
+      >>> model = mllm_jax.load("models/llava", template="vicuna_v1")  # a checkpoint
+      >>> isinstance(model.generate("cat.jpg", "What is this?", max_new_tokens=4), str)
+      True
 
     Args:
       path: the work directory of a run of train.py, also in a bucket (gs://); a directory that `mllm-jax import` or

@@ -58,6 +58,12 @@ class Model:
 
     Raises:
       ValueError: processor or tokenizer do not fit the configuration.
+
+    Example:
+      >>> import mllm_jax
+      >>> model = mllm_jax.load("runs/quickstart")
+      >>> sorted(model.params), model.config.visual_layout.most_tokens > 0
+      (['connector', 'llm', 'vision'], True)
     """
 
     config: ModelConfig
@@ -110,11 +116,17 @@ class Model:
         """The model's answer; of a list of prompts the list of answers.
 
         Example:
-            model.generate("cat.jpg", "What is this?")
-            model.generate(["cat.jpg", "dog.jpg"], "What is <image> doing that <image> is not?")
-            model.generate(["cat.jpg", None], ["What is this?", "What is a cat?"], temperature=0.7, seed=1)
-            model.generate(video="clip.mp4", prompt="What happens?")
-            model.generate("cat.jpg", "What colour is it?", history=[("What is this?", "A cat.")])
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> answer = model.generate("cat.jpg", "What is this?", max_new_tokens=4)
+          >>> answer = model.generate(["cat.jpg", "dog.jpg"], "Is <image> larger than <image>?", max_new_tokens=4)
+          >>> answer = model.generate(video="clip.mp4", prompt="What happens?", max_new_tokens=4)
+          >>> history = [("What is this?", "A cat.")]
+          >>> answer = model.generate("cat.jpg", "What colour is it?", history=history, max_new_tokens=4)
+          >>> questions = ["What is this?", "What is a cat?"]
+          >>> drawn = model.generate(["cat.jpg", None], questions, temperature=0.7, seed=1, max_new_tokens=4)
+          >>> len(drawn)
+          2
 
         Args:
           images: of the prompt, or for a list of prompts a list with those of each (one image alone serves all).
@@ -175,8 +187,11 @@ class Model:
         What is asked for is computed when the next piece is; whoever stops asking stops the answer.
 
         Example:
-            for piece in model.stream("cat.jpg", "What is this?"):
-                print(piece, end="", flush=True)
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> pieces = list(model.stream("cat.jpg", "What is this?", max_new_tokens=4))
+          >>> "".join(pieces) == model.generate("cat.jpg", "What is this?", max_new_tokens=4)
+          True
 
         Args, Raises: as in `generate`, for one prompt.
         """
@@ -219,7 +234,10 @@ class Model:
         """log p(answer | images, prompt) of each answer, in nats, what closes an answer in the template included.
 
         Example:
-            model.likelihood("cat.jpg", "What is this?", ["A cat.", "A dog."])    # [-0.2, -5.1]
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> model.likelihood("cat.jpg", "What is this?", ["A cat.", "A dog."]).shape
+          (2,)
 
         Args:
           images, prompt, video: as in `generate`.
@@ -259,6 +277,12 @@ class Model:
 
         Raises:
           ImageError, FileNotFoundError, TypeError, SampleError: as in `generate`.
+
+        Example:
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> model.logits("cat.jpg", "What is this?").shape[1] == model.config.llm.vocab
+          True
         """
         prompts = self._prompts(images, prompt, video)
         config, request = prompts.model.config, prompts.request(0, answer)
@@ -271,9 +295,13 @@ class Model:
         """Every layer's states of vision encoder and LLM, and the visual tokens; see `states.HiddenStates`.
 
         Example:
-            states = model.hidden_states("cat.jpg", "What is this?")
-            states.encoder.shape    # (images, layers, patches, channels)
-            states.llm[-1][states.image_of == 0]    # the last block's states at the first image's tokens
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> states = model.hidden_states("cat.jpg", "What is this?")
+          >>> images, layers, patches, channels = states.encoder.shape
+          >>> at_image = states.llm[-1][states.image_of == 0]  # the last block's states at the image's tokens
+          >>> at_image.shape == states.visual[0].shape
+          True
 
         Args, Raises: as in `logits`.
         """
@@ -295,9 +323,11 @@ class Model:
         """Which visual tokens an answer attended to, and where in the image they are.
 
         Example:
-            maps = model.attention_maps("cat.jpg", "What is this?", "A cat.")
-            maps.weights.shape    # (LLM blocks, tokens of the answer, visual tokens)
-            (heat,) = maps.on_views(maps.weights.mean(axis=(0, 1)))    # on a grid over maps.views[0].pixels
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> maps = model.attention_maps("cat.jpg", "What is this?", "A cat.")
+          >>> blocks, tokens, visual_tokens = maps.weights.shape
+          >>> (heat,) = maps.on_views(maps.weights.mean(axis=(0, 1)))  # on a grid over maps.views[0].pixels
 
         Args:
           answer: such as `generate` gave.
@@ -314,7 +344,17 @@ class Model:
     def prompt_batch(
         self, images: Any = None, prompt: str | Sequence[str] | None = None, *, video: Any = None
     ) -> PromptBatch:
-        """Prompts as one batch that a `session.Session` reads; images, prompts and videos as in `generate`."""
+        """Prompts as one batch that a `session.Session` reads; images, prompts and videos as in `generate`.
+
+        Raises:
+          ImageError, FileNotFoundError, TypeError, SampleTooLong, SampleError: as in `generate`.
+
+        Example:
+          >>> import mllm_jax
+          >>> model = mllm_jax.load("runs/quickstart")
+          >>> len(model.prompt_batch(["cat.jpg", None], ["What is this?", "What is a cat?"]).requests)
+          2
+        """
         prompts = self._prompts(images, prompt, video)
         requests = [prompts.request(index) for index in range(len(prompts.texts))]
         with self.on_mesh():
@@ -324,8 +364,10 @@ class Model:
         """The same model that reads videos in this way, and shares its parameters.
 
         Example:
-            freeva = model.with_video(frames=4, pool="none")
-            freeva.generate(video="clip.mp4", prompt="What happens?")
+          >>> import mllm_jax
+          >>> freeva = mllm_jax.load("runs/quickstart").with_video(frames=4, pool="none")
+          >>> isinstance(freeva.generate(video="clip.mp4", prompt="What happens?", max_new_tokens=4), str)
+          True
 
         Args:
           settings: fields of `data.video_layout.Video`; those that are not given are as the model reads videos now, or

@@ -51,6 +51,14 @@ class State:
       stopped: a stop id came.
       done: the answer is complete: a stop id came, it has as many tokens as it may, or the row never held a prompt.
       draws: how tokens are drawn; None = greedy.
+
+    Example:
+      >>> import mllm_jax
+      >>> model = mllm_jax.load("runs/quickstart")
+      >>> session = Session(model.config, model.params, stop_ids=model.stops[0])
+      >>> state = session.prefill(model.prompt_batch("cat.jpg", "What is this?"), max_new_tokens=4)
+      >>> state.tokens.shape == state.done.shape == (len(state.logits),)
+      True
     """
 
     cache: Cache
@@ -71,6 +79,17 @@ class Session:
       config, params: the model.
       stop_ids: ids that end an answer.
       prefill_bytes: on every device, for what reading needs besides the cache; None = `prefill.prefill_limit`.
+
+    Example:
+      >>> import mllm_jax
+      >>> model = mllm_jax.load("runs/quickstart")
+      >>> session = Session(model.config, model.params, stop_ids=model.stops[0])
+      >>> prompts = model.prompt_batch(["cat.jpg", None], ["What is this?", "What is a cat?"])
+      >>> state = session.prefill(prompts, max_new_tokens=4)
+      >>> while not state.done.all():
+      ...     state = session.step(state)
+      >>> bool((state.counts <= 4).all())
+      True
     """
 
     def __init__(

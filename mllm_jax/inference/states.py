@@ -34,6 +34,14 @@ class HiddenStates:
       llm: `llm[k]` is hs[k] of the LLM: what goes into its first block (k = 0), or the output of block k.
       final: the last block's output behind the final norm.
       logits: of the token after each position.
+
+    Example:
+      >>> import mllm_jax
+      >>> states = mllm_jax.load("runs/quickstart").hidden_states("cat.jpg", "What is this?")
+      >>> len(states.tokens) == states.llm.shape[1] == len(states.logits)
+      True
+      >>> states.encoder.shape[2] == states.grid[0] * states.grid[1]
+      True
     """
 
     tokens: Int32[np.ndarray, " T"]

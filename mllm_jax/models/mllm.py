@@ -42,6 +42,18 @@ class ModelConfig:
         nothing); 0 = images are brought to `image_size`.
       tiles: how images are cut into tiles; None = every image is one slot.
       video: how videos are read; None = there are none.
+
+    Raises:
+      ValueError: settings that do not go together.
+
+    Example:
+      The configuration of a recipe, here of the mini tower and mini LLM:
+
+      >>> from mllm_jax.inference.runs import model_config
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> config = model_config(mini_config("average_pool"))
+      >>> config.slot_size, config.vision_spec.grid, config.visual_layout.most_tokens, config.llm.width
+      ((84, 84), (12, 12), 36, 128)
     """
 
     vision: Encoder | EncodersConfig
@@ -273,7 +285,21 @@ class MLLM(nn.Module):
 
 
 def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, labels: bool = False) -> Batch:
-    """Shapes and dtypes of rows with images for this model; see `Batch.spec`."""
+    """Shapes and dtypes of rows with images for this model; see `Batch.spec`.
+
+    Args:
+      rows: B; more numbers for further leading axes.
+      length: T, positions of a row.
+      slots: I, image slots of a row.
+      labels: with what training needs.
+
+    Example:
+      >>> from mllm_jax.inference.runs import model_config
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> batch = batch_spec(model_config(mini_config()), 2, length=256, slots=3)
+      >>> batch.tokens.shape, batch.images.shape
+      ((2, 256), (2, 3, 84, 84, 3))
+    """
     rule = config.visual_layout
     return Batch.spec(
         *rows,
@@ -294,7 +320,15 @@ def init(config: ModelConfig, rng: Array) -> Params:
 
 
 def abstract_params(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameters, without computing anything."""
+    """Shapes and dtypes of the parameters, without computing anything.
+
+    Example:
+      >>> from mllm_jax.inference.runs import model_config
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> params = abstract_params(model_config(mini_config("linear")))
+      >>> sorted(params), params["connector"]["layer_0"]["kernel"].shape
+      (['connector', 'llm', 'vision'], (128, 128))
+    """
     return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # whoever asks may change the dicts
 
 

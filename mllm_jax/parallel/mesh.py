@@ -46,7 +46,9 @@ Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (default: all) with the axes `AXES`.
 
-        make_mesh({"fsdp": -1, "tensor": 4})
+    Example:
+      >>> dict(make_mesh({"data": 1, "fsdp": -1}, jax.devices()[:1]).shape)
+      {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
 
     Args:
       sizes: devices per axis, as in `config.mesh`; 1 for an axis that is not named. At most one may be -1, the

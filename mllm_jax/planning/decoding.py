@@ -27,6 +27,10 @@ class Decoding:
         gathering weights that `fsdp` and `sequence` split.
       tokens_per_second: of all prompts together.
       bound: what limits a token: "compute", "memory" or "network".
+
+    Example:
+      >>> Decoding(1e9, 2e8, True, 0.01, 0.001, 8000.0, "memory").bound
+      'memory'
     """
 
     weights: float
@@ -39,7 +43,21 @@ class Decoding:
 
 
 def decoding(config: ConfigDict, machine: Machine, batch: int, context: int) -> Decoding:
-    """The estimate on a recipe's mesh, in `model.dtype`."""
+    """The estimate on a recipe's mesh, in `model.dtype`.
+
+    Args:
+      batch: prompts at once.
+      context: positions of each, prompt and answer.
+
+    Raises:
+      ConfigError: the recipe's mesh does not fit the machine.
+
+    Example:
+      >>> from mllm_jax.planning.topology import parse
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> decoding(mini_config(), parse("v5e:1x1"), batch=8, context=256).fits
+      True
+    """
     model, chip = runs.model_config(config), machine.chip
     mesh = machine.abstract_mesh(config.mesh.to_dict())
     shapes = mllm.abstract_params(model)

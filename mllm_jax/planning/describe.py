@@ -43,6 +43,14 @@ def describe_stage(
 
     Raises:
       ConfigError: training would refuse the mesh.
+      ImportError: a TPU's step is to be compiled, and libtpu is missing.
+
+    Example:
+      >>> from mllm_jax.planning.topology import parse
+      >>> from mllm_jax.recipes.mini import mini_config
+      >>> found = describe_stage(mini_config("linear"), "finetune", parse("v5e:1x1"), estimate_only=True)
+      >>> found["fits"], found["mesh"]["data"], found["parameters"]["connector"]
+      (True, 1, 16512)
     """
     with shipped_geometry():
         if auto_mesh:

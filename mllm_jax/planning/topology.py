@@ -42,6 +42,11 @@ class Machine:
       shape: "4x4x4" of a TPU slice; "" of GPUs, for which there is no compiler here.
       chips: in a slice or host.
       slices: of this kind, with a slow network between them.
+
+    Example:
+      >>> machine = parse("v5p-128")
+      >>> machine.shape, machine.chip.name, machine.count
+      ('4x4x4', 'v5p', 64)
     """
 
     name: str
@@ -98,7 +103,11 @@ def mesh_shape(sizes: dict[str, int | None], devices: int) -> dict[str, int]:
 def parse(text: str, slices: int = 1) -> Machine:
     """A machine from its name.
 
-        parse("v5p:4x4x4"), parse("v5p-128"), parse("v5e-16", slices=2), parse("h100:8")
+    Example:
+      >>> [parse(name).count for name in ("v5p:4x4x4", "v5p-128", "v5e-16", "h100:8")]
+      [64, 64, 16, 8]
+      >>> parse("v5e-16", slices=2).count
+      32
 
     Args:
       text: CHIP:SHAPE or Cloud TPU's CHIP-NUMBER of a TPU slice (v5p-128 has 64 chips, v5e-64 has 64), or CHIP:NUMBER

@@ -45,6 +45,11 @@ def product(*sweeps: Mapping[str, Overrides]) -> Sweep:
 
     Raises:
       ConfigError: two of them set one key.
+
+    Example:
+      >>> connectors = over("model.connector.name", ["linear", "sci"])
+      >>> list(product(connectors, over("model.vision.image_size", [56, 84], "{}px")))
+      ['linear-56px', 'linear-84px', 'sci-56px', 'sci-84px']
     """
     found: Sweep = {"": {}}
     for sweep in sweeps:
@@ -63,6 +68,11 @@ def zip_(*sweeps: Mapping[str, Overrides]) -> Sweep:
 
     Raises:
       ConfigError: they have different numbers of cells, or set one key.
+
+    Example:
+      >>> towers = over("model.vision.path", ["clip", "siglip"])
+      >>> zip_(towers, over("model.vision.image_size", [336, 384], "{}px"))["siglip-384px"]
+      {'model.vision.path': 'siglip', 'model.vision.image_size': 384}
     """
     sizes = [len(sweep) for sweep in sweeps]
     if len(set(sizes)) > 1:
@@ -76,6 +86,10 @@ def chain(*sweeps: Mapping[str, Overrides]) -> Sweep:
 
     Raises:
       ConfigError: two cells have one name but different overrides.
+
+    Example:
+      >>> list(chain(over("seed", [0, 1], "seed{}"), {"long": {"stages.finetune.epochs": 3}}))
+      ['seed0', 'seed1', 'long']
     """
     found: Sweep = {}
     for sweep in sweeps:
@@ -90,6 +104,13 @@ def changes(base: ConfigDict, config: ConfigDict) -> Overrides:
 
     Raises:
       ConfigError: `config` has keys that `base` lacks, or the other way round (stages, sources, benchmarks).
+
+    Example:
+      >>> from mllm_jax.config import default_config
+      >>> config = default_config()
+      >>> config.model.connector.name = "dci"
+      >>> changes(default_config(), config)
+      {'model.connector.name': 'dci'}
     """
     before, after = dict(_flat(base)), dict(_flat(config))
     if odd := sorted(before.keys() ^ after.keys()):
@@ -105,6 +126,12 @@ def check_names(sweep: Mapping[str, Overrides]) -> None:
 
     Raises:
       ConfigError: naming the cell.
+
+    Example:
+      >>> check_names({"a/b": {}})
+      Traceback (most recent call last):
+        ...
+      mllm_jax.schema.ConfigError: the cell's name 'a/b' cannot become a folder: use letters, ...
     """
     seen: dict[str, str] = {}
     for name in sweep:
@@ -122,6 +149,13 @@ def apply(config: ConfigDict, overrides: Overrides) -> None:
 
     Raises:
       ConfigError: no such key, or a value of another type.
+
+    Example:
+      >>> from mllm_jax.config import default_config
+      >>> config = default_config()
+      >>> apply(config, {"model.connector.name": "dci", "seed": 1})
+      >>> config.model.connector.name, config.seed
+      ('dci', 1)
     """
     for key, value in overrides.items():
         check_key(config, key)

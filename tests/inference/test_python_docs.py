@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import api_docs
 import jax
 import pytest
 import tiny
@@ -63,6 +64,12 @@ def test_code_runs_as_printed(places, name, capsys):
     for number, block in enumerate(found):
         exec(compile(block, f"{name}, block {number}", "exec"), namespace)
     assert capsys.readouterr().out.strip()
+
+
+def test_examples_of_the_reference(places):
+    for name in api_docs.symbols():
+        if name.startswith(api_docs.WITH_A_MODEL):
+            assert api_docs.run_examples(name)
 
 
 def test_shapes_named_in_the_guide(places):

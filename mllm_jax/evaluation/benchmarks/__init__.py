@@ -69,6 +69,10 @@ def get_benchmark(name: str) -> type[Benchmark]:
 
     Raises:
         BenchmarkError: there is none; names the nearest and lists the others.
+
+    Example:
+      >>> get_benchmark("pope").unit
+      'fraction'
     """
     if name not in BENCHMARKS:
         hint = did_you_mean(name, BENCHMARKS)
@@ -81,6 +85,10 @@ def get_asked(name: str) -> type[Benchmark]:
 
     Raises:
         BenchmarkError: there is none, or it cannot be asked; says why.
+
+    Example:
+      >>> get_asked("mmbench").name
+      'mmbench'
     """
     benchmark = get_benchmark(name)
     if benchmark.not_asked:
@@ -102,6 +110,16 @@ def read_benchmark(
 
     Raises:
       BenchmarkError: an unknown name (the nearest is named) or option, or files that cannot be used.
+
+    Example:
+      >>> import json, pathlib, tempfile
+      >>> file = pathlib.Path(tempfile.mkdtemp(), "test.json")
+      >>> row = {"question_id": "1", "image": "b.jpg", "question": "What is shown?", "answer": "bus"}
+      >>> file.write_text(json.dumps([row])) > 0
+      True
+      >>> print(read_benchmark("vqa", file).questions[0].prompt)
+      What is shown?
+      Answer the question using a single word or phrase.
     """
     benchmark = get_asked(name)
     if not path:

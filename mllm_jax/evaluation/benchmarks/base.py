@@ -118,9 +118,26 @@ class Benchmark(abc.ABC):
     def score(cls, predictions: Path, annotations: Path | None = None, **options: Any) -> dict[str, Any]:
         """The score contract's object (see `predictions.score_result`) for a file of answers.
 
+        Args:
+          predictions, annotations: files, or folders where the benchmark has several.
+          **options: those that `mllm-jax score` has for this benchmark.
+
         Raises:
           ValueError: there is no score, an option that this benchmark does not have, or annotations are missing.
           PredictionError: a file that cannot be read at all.
+
+        Example:
+          >>> import pathlib, tempfile
+          >>> from mllm_jax.evaluation.benchmarks import get_benchmark
+          >>> folder = pathlib.Path(tempfile.mkdtemp())
+          >>> answers, gold = folder / "answers.jsonl", folder / "gold.jsonl"
+          >>> answers.write_text('{"question_id": "1", "text": "A bus."}') > 0
+          True
+          >>> gold.write_text('{"question_id": "1", "answer": "bus"}') > 0
+          True
+          >>> found = get_benchmark("vqa").score(answers, gold)
+          >>> found["score"], found["n"], found["complete"]
+          (1.0, 1, True)
         """
         if cls.not_scored:
             raise ValueError(f"{cls.name}: {cls.not_scored}")
