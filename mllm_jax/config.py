@@ -324,7 +324,7 @@ SCHEMA: Schema = {
 def default_config() -> ConfigDict:
     """Every key with its default. Stages and benchmarks are filled in by the recipe.
 
-    Example:
+    Examples:
       >>> config = default_config()
       >>> config.model.connector.name, config.data.seq_len
       ('mlp2x_gelu', 2048)
@@ -335,7 +335,7 @@ def default_config() -> ConfigDict:
 def stage_config() -> ConfigDict:
     """One training stage; the defaults are those of LLaVA-1.5's stage 1.
 
-    Example:
+    Examples:
       >>> stage = stage_config()
       >>> stage.batch_size, stage.learning_rate, stage.trainable
       (256, 0.001, ('connector/.*',))
@@ -346,7 +346,7 @@ def stage_config() -> ConfigDict:
 def source_config() -> ConfigDict:
     """One training source of a stage.
 
-    Example:
+    Examples:
       >>> config = default_config()
       >>> config.stages = {"pretrain": stage_config()}
       >>> config.stages.pretrain.sources = {"main": source_config()}
@@ -358,7 +358,7 @@ def source_config() -> ConfigDict:
 def benchmark_config() -> ConfigDict:
     """One benchmark that `eval.py` answers.
 
-    Example:
+    Examples:
       >>> config = default_config()
       >>> config.eval.benchmarks = {"mine": benchmark_config()}
       >>> config.eval.benchmarks.mine.update({"kind": "vqa", "path": "test.json"})
@@ -372,7 +372,7 @@ def declared(path: str) -> Key:
     Raises:
       ConfigError: there is no such key.
 
-    Example:
+    Examples:
       >>> declared("data.broken").choices
       ('error', 'skip')
     """
@@ -397,7 +397,7 @@ def default_of(path: str) -> Any:
 def resolved(config: ConfigDict) -> dict[str, Any]:
     """The configuration as it runs: plain JSON-able values, only the chosen connector's options kept.
 
-    Example:
+    Examples:
       >>> resolved(default_config())["model"]["connector"]
       {'mlp2x_gelu': {'reduced_grid': [], 'reduction': 1}, 'name': 'mlp2x_gelu', 'path': ''}
     """
@@ -523,7 +523,7 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the key, what is wrong, and the nearest valid key or value.
 
-    Example:
+    Examples:
       >>> from mllm_jax.recipes.mini import mini_config
       >>> config = mini_config()
       >>> check(config)

@@ -97,7 +97,7 @@ def declared_options(name: str) -> dict[str, Key]:
     Raises:
       ValueError: unknown name; the nearest valid one is named.
 
-    Example:
+    Examples:
       >>> key = declared_options("average_pool")["mode"]
       >>> key.default, key.choices
       ('2d', ('1d', '2d'))
@@ -134,7 +134,7 @@ def options(name: str) -> dict[str, Any]:
     Raises:
       ValueError: unknown name; the nearest valid one is named.
 
-    Example:
+    Examples:
       >>> options("average_pool")
       {'tokens': 144, 'mode': '2d', 'layers': 2}
     """
@@ -182,7 +182,7 @@ def create(
       ValueError: unknown name or option, a value of the wrong type, hidden states that the encoder does not
         have, or a patch grid (`vision.grid`) on which the connector is not defined.
 
-    Example:
+    Examples:
       >>> import jax
       >>> vision = VisionSpec(width=64, depth=6, select_layer=5, grid=(12, 12))
       >>> pool = create("average_pool", vision, width=128, option_values={"tokens": 36})

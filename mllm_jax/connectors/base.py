@@ -37,7 +37,7 @@ class VisionSpec:
         row of all patches that there is room for, and only connectors that treat each patch alone can follow.
       fine: fine features of each token's cell, and their channels; (0, 0) where there are none.
 
-    Example:
+    Examples:
       >>> VisionSpec(width=1024, depth=24, select_layer=23, grid=(24, 24)).grid  # CLIP-L at 336 pixels
       (24, 24)
     """
@@ -62,7 +62,7 @@ class FeatureRequest:
         as a running sum. A LayerNorm whose scale, bias and any linear map after it are shared by the group
         can be applied to that mean instead of to each state.
 
-    Example:
+    Examples:
       >>> FeatureRequest(hidden=(23,), means=((0, 1, 2), (3, 4))).deepest
       23
     """
@@ -90,7 +90,7 @@ class VisionFeatures:
       fine: features of the P positions of each token's cell, of another encoder; None where there is none.
       maps: what `fine` is made of, every map [b, y, x, a] at its encoder's own resolution; also a ConvNeXt's stages.
 
-    Example:
+    Examples:
       >>> features = VisionFeatures(hidden={5: jnp.ones((1, 4, 8))}, grid=(2, 2))
       >>> features.hidden[5].shape
       (1, 4, 8)
@@ -107,7 +107,7 @@ class VisionFeatures:
 def normalize(x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
     """LayerNorm without scale and bias: zero mean and unit variance over channels, in float32.
 
-    Example:
+    Examples:
       >>> normalize(jnp.array([[1.0, 3.0]])).round(3).tolist()
       [[-1.0, 1.0]]
     """
@@ -126,7 +126,7 @@ def collect(request: FeatureRequest, states: Sequence[Float[Array, "B N C"]], gr
       states: as many as the deepest one requested needs, and one more, since hs[0] are the embeddings.
       grid: (rows, columns) of the N patches.
 
-    Example:
+    Examples:
       >>> states = [jnp.full((1, 4, 8), 1.0 * k) for k in range(7)]
       >>> found = collect(FeatureRequest(hidden=(5,), means=((1, 2, 3),)), states, grid=(2, 2))
       >>> float(found.hidden[5].max()), float(found.means[0].max())
@@ -151,7 +151,7 @@ def option(default: Any, **declaration: Any) -> Any:
     Args:
       declaration: fields of `mllm_jax.schema.Key`.
 
-    Example:
+    Examples:
       >>> class Pool(Connector):
       ...     mode: str = option("2d", choices=("1d", "2d"))
       >>> Pool.mode
@@ -173,7 +173,7 @@ class Connector(nn.Module):
       dtype: computation dtype.
       param_dtype: parameter dtype.
 
-    Example:
+    Examples:
       >>> class Mean(Connector):
       ...     "One token: the mean of all patches."
       ...

@@ -48,7 +48,7 @@ def _apply(
 def pool_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "B M C"]:
     """2-D adaptive average pooling of row-major tokens from `grid` to `out`, in float32.
 
-    Example:
+    Examples:
       >>> pool_grid(jnp.arange(4.0).reshape(1, 4, 1), grid=(2, 2), out=(2, 1)).ravel().tolist()
       [0.5, 2.5]
     """
@@ -58,7 +58,7 @@ def pool_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "
 def resize_grid(x: Float[Array, "B N C"], grid: Grid, out: Grid) -> Float[Array, "B M C"]:
     """Bilinear interpolation of row-major tokens from `grid` to `out`, in float32.
 
-    Example:
+    Examples:
       >>> resize_grid(jnp.arange(4.0).reshape(1, 4, 1), grid=(2, 2), out=(1, 4)).ravel().tolist()
       [1.0, 1.25, 1.75, 2.0]
     """
@@ -78,7 +78,7 @@ def square_side(tokens: int, option: str) -> int:
     Raises:
       ValueError: `tokens` is not a perfect square; the message names `option`.
 
-    Example:
+    Examples:
       >>> square_side(144, "tokens")
       12
     """
@@ -95,7 +95,7 @@ def pooled_side(tokens: int, grid: Grid, option: str) -> int:
     Raises:
       ValueError: not a square, or larger than the grid.
 
-    Example:
+    Examples:
       >>> pooled_side(36, (12, 12), "tokens")
       6
     """
@@ -111,7 +111,7 @@ def divided(grid: Grid, factor: int, option: str) -> Grid:
     Raises:
       ValueError: `factor` does not divide both sides; the message names `option`.
 
-    Example:
+    Examples:
       >>> divided((24, 24), 3, "side")
       (8, 8)
       >>> divided((27, 20), 3, "side")

@@ -47,7 +47,7 @@ def dense(
     Args:
       init: `kernel_init` or `bias_init`, instead of what `std` says.
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32
@@ -82,7 +82,7 @@ def conv(
 ) -> Float[Array, "B y x F"]:
     """2-D convolution, zeros around; parameters `name/kernel` [k, k, C or 1, F] and `name/bias` [F].
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32
@@ -114,7 +114,7 @@ def layer_norm(
 ) -> Float[Array, "*b C"]:
     """LayerNorm over channels with float32 statistics; parameters `name/scale`, `name/bias` when affine.
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32
@@ -150,7 +150,7 @@ def attend(
       q, k, v: projected, heads contiguous in the last axis.
       drop: dropout on the attention probabilities.
 
-    Example:
+    Examples:
       >>> attend(jnp.ones((1, 3, 8)), jnp.ones((1, 5, 8)), jnp.ones((1, 5, 8)), heads=2).shape
       (1, 3, 8)
     """
@@ -181,7 +181,7 @@ def project(
     Dense C -> D, then (layers - 1) times [exact GELU, Dense D -> D], all with bias; parameters `{name}_0`,
     `{name}_1`, ... A connector that projects twice names each.
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32
@@ -203,7 +203,7 @@ def project(
 def position_table(module: Any, x: Float[Array, "B N C"]) -> Float[Array, "N C"]:
     """A learned position table for these patches, N(0, 0.02); parameter `position_table`.
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32
@@ -222,7 +222,7 @@ def position_table(module: Any, x: Float[Array, "B N C"]) -> Float[Array, "N C"]
 def append_tokens(module: Any, x: Float[Array, "B M D"], count: int, std: float) -> Float[Array, "B K D"]:
     """x followed by `count` learned tokens, N(0, std); parameter `end_tokens`, absent when there are none.
 
-    Example:
+    Examples:
       >>> class Net(nn.Module):
       ...     width: int = 6
       ...     dtype = param_dtype = jnp.float32

@@ -20,7 +20,7 @@ class PreservingConnector(Connector):
       reduced_grid: (rows, columns) to reduce to instead, for grids that `reduction` does not divide: SigLIP's
         27x27 to (13, 13) or (14, 14). Empty: use `reduction`.
 
-    Example:
+    Examples:
       >>> from mllm_jax.connectors import VisionSpec, create
       >>> linear = create("linear", VisionSpec(64, 6, 5, (12, 12)), 128, {"reduction": 2})
       >>> isinstance(linear, PreservingConnector), linear.num_tokens((12, 12)), linear.token_grid((12, 12))

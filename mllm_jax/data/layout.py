@@ -29,7 +29,7 @@ class Slot:
     Raises:
       ValueError: no token.
 
-    Example:
+    Examples:
       >>> Slot(576, size=(336, 336)).num_tokens
       576
     """
@@ -62,7 +62,7 @@ class VisualLayout:
     Raises:
       ValueError: no token is kept, or one that the slots do not have.
 
-    Example:
+    Examples:
       Two slots of 4 tokens each, of which the LLM reads the first whole and the second's corners, then a separator:
 
       >>> layout = VisualLayout((Slot(4), Slot(4)), kept=(0, 1, 2, 3, 4, 7, SEPARATOR))
@@ -108,7 +108,7 @@ class LayoutRule(Protocol):
       separated: whether layouts hold the learned separator.
       most_slots, most_tokens: slots and visual tokens of the largest layout.
 
-    Example:
+    Examples:
       >>> isinstance(WholeImage(Slot(576)), LayoutRule)
       True
     """
@@ -153,7 +153,7 @@ def layouts(rule: LayoutRule, shown: Sequence[Shown], *, sample: str = "?") -> l
     Raises:
       SampleError: a video, and the model takes none.
 
-    Example:
+    Examples:
       >>> sizes = [lambda: (480, 640), lambda: (32, 32)]
       >>> [layout.num_tokens for layout in layouts(WholeImage(Slot(576)), sizes)]
       [576, 576]
@@ -171,9 +171,10 @@ def layouts(rule: LayoutRule, shown: Sequence[Shown], *, sample: str = "?") -> l
 class WholeImage:
     """The rule of LLaVA-1.5 and of most recipes: one slot holds the whole image, and all its tokens are kept.
 
-    >>> rule = WholeImage(Slot(576, size=(336, 336)))
-    >>> rule(lambda: (480, 640)).num_tokens
-    576
+    Examples:
+      >>> rule = WholeImage(Slot(576, size=(336, 336)))
+      >>> rule(lambda: (480, 640)).num_tokens
+      576
     """
 
     slot: Slot

@@ -75,7 +75,7 @@ def read_frames(
 
     Memory holds these frames and a few that the decoder needs.
 
-    Example:
+    Examples:
       >>> frames = read_frames("clip.mp4", 4)
       >>> len(frames), frames[0].dtype, frames[0].ndim
       (4, dtype('uint8'), 3)

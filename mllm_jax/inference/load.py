@@ -42,7 +42,7 @@ def load(
 ) -> Model:
     """Loads a model.
 
-    Example:
+    Examples:
       >>> import mllm_jax
       >>> model = mllm_jax.load("runs/quickstart")  # a run
       >>> model = mllm_jax.load("models/llava", template="vicuna_v1")  # a checkpoint

@@ -59,7 +59,7 @@ class Model:
     Raises:
       ValueError: processor or tokenizer do not fit the configuration.
 
-    Example:
+    Examples:
       >>> import mllm_jax
       >>> model = mllm_jax.load("runs/quickstart")
       >>> sorted(model.params), model.config.visual_layout.most_tokens > 0
@@ -115,7 +115,7 @@ class Model:
     ) -> str | list[str]:
         """The model's answer; of a list of prompts the list of answers.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> answer = model.generate("cat.jpg", "What is this?", max_new_tokens=4)
@@ -186,7 +186,7 @@ class Model:
 
         What is asked for is computed when the next piece is; whoever stops asking stops the answer.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> pieces = list(model.stream("cat.jpg", "What is this?", max_new_tokens=4))
@@ -233,7 +233,7 @@ class Model:
     ) -> Float64[np.ndarray, " A"] | list[Float64[np.ndarray, " A"]]:
         """log p(answer | images, prompt) of each answer, in nats, what closes an answer in the template included.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> model.likelihood("cat.jpg", "What is this?", ["A cat.", "A dog."]).shape
@@ -278,7 +278,7 @@ class Model:
         Raises:
           ImageError, FileNotFoundError, TypeError, SampleError: as in `generate`.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> model.logits("cat.jpg", "What is this?").shape[1] == model.config.llm.vocab
@@ -294,7 +294,7 @@ class Model:
     ) -> HiddenStates:
         """Every layer's states of vision encoder and LLM, and the visual tokens; see `states.HiddenStates`.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> states = model.hidden_states("cat.jpg", "What is this?")
@@ -322,7 +322,7 @@ class Model:
     ) -> AttentionMaps:
         """Which visual tokens an answer attended to, and where in the image they are.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> maps = model.attention_maps("cat.jpg", "What is this?", "A cat.")
@@ -349,7 +349,7 @@ class Model:
         Raises:
           ImageError, FileNotFoundError, TypeError, SampleTooLong, SampleError: as in `generate`.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> model = mllm_jax.load("runs/quickstart")
           >>> len(model.prompt_batch(["cat.jpg", None], ["What is this?", "What is a cat?"]).requests)
@@ -363,7 +363,7 @@ class Model:
     def with_video(self, **settings: Any) -> "Model":
         """The same model that reads videos in this way, and shares its parameters.
 
-        Example:
+        Examples:
           >>> import mllm_jax
           >>> freeva = mllm_jax.load("runs/quickstart").with_video(frames=4, pool="none")
           >>> isinstance(freeva.generate(video="clip.mp4", prompt="What happens?", max_new_tokens=4), str)

@@ -52,7 +52,7 @@ class State:
       done: the answer is complete: a stop id came, it has as many tokens as it may, or the row never held a prompt.
       draws: how tokens are drawn; None = greedy.
 
-    Example:
+    Examples:
       >>> import mllm_jax
       >>> model = mllm_jax.load("runs/quickstart")
       >>> session = Session(model.config, model.params, stop_ids=model.stops[0])
@@ -80,7 +80,7 @@ class Session:
       stop_ids: ids that end an answer.
       prefill_bytes: on every device, for what reading needs besides the cache; None = `prefill.prefill_limit`.
 
-    Example:
+    Examples:
       >>> import mllm_jax
       >>> model = mllm_jax.load("runs/quickstart")
       >>> session = Session(model.config, model.params, stop_ids=model.stops[0])

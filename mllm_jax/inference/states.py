@@ -35,7 +35,7 @@ class HiddenStates:
       final: the last block's output behind the final norm.
       logits: of the token after each position.
 
-    Example:
+    Examples:
       >>> import mllm_jax
       >>> states = mllm_jax.load("runs/quickstart").hidden_states("cat.jpg", "What is this?")
       >>> len(states.tokens) == states.llm.shape[1] == len(states.logits)

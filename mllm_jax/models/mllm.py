@@ -46,7 +46,7 @@ class ModelConfig:
     Raises:
       ValueError: settings that do not go together.
 
-    Example:
+    Examples:
       The configuration of a recipe, here of the mini tower and mini LLM:
 
       >>> from mllm_jax.inference.runs import model_config
@@ -293,7 +293,7 @@ def batch_spec(config: ModelConfig, *rows: int, length: int, slots: int = 1, lab
       slots: I, image slots of a row.
       labels: with what training needs.
 
-    Example:
+    Examples:
       >>> from mllm_jax.inference.runs import model_config
       >>> from mllm_jax.recipes.mini import mini_config
       >>> batch = batch_spec(model_config(mini_config()), 2, length=256, slots=3)
@@ -322,7 +322,7 @@ def init(config: ModelConfig, rng: Array) -> Params:
 def abstract_params(config: ModelConfig) -> Params:
     """Shapes and dtypes of the parameters, without computing anything.
 
-    Example:
+    Examples:
       >>> from mllm_jax.inference.runs import model_config
       >>> from mllm_jax.recipes.mini import mini_config
       >>> params = abstract_params(model_config(mini_config("linear")))

@@ -46,7 +46,7 @@ Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 def make_mesh(sizes: Mapping[str, int | None], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices` (default: all) with the axes `AXES`.
 
-    Example:
+    Examples:
       >>> dict(make_mesh({"data": 1, "fsdp": -1}, jax.devices()[:1]).shape)
       {'data': 1, 'fsdp': 1, 'sequence': 1, 'tensor': 1}
 

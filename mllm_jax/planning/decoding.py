@@ -28,7 +28,7 @@ class Decoding:
       tokens_per_second: of all prompts together.
       bound: what limits a token: "compute", "memory" or "network".
 
-    Example:
+    Examples:
       >>> Decoding(1e9, 2e8, True, 0.01, 0.001, 8000.0, "memory").bound
       'memory'
     """
@@ -52,7 +52,7 @@ def decoding(config: ConfigDict, machine: Machine, batch: int, context: int) -> 
     Raises:
       ConfigError: the recipe's mesh does not fit the machine.
 
-    Example:
+    Examples:
       >>> from mllm_jax.planning.topology import parse
       >>> from mllm_jax.recipes.mini import mini_config
       >>> decoding(mini_config(), parse("v5e:1x1"), batch=8, context=256).fits

@@ -45,7 +45,7 @@ def describe_stage(
       ConfigError: training would refuse the mesh.
       ImportError: a TPU's step is to be compiled, and libtpu is missing.
 
-    Example:
+    Examples:
       >>> from mllm_jax.planning.topology import parse
       >>> from mllm_jax.recipes.mini import mini_config
       >>> found = describe_stage(mini_config("linear"), "finetune", parse("v5e:1x1"), estimate_only=True)

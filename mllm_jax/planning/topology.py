@@ -43,7 +43,7 @@ class Machine:
       chips: in a slice or host.
       slices: of this kind, with a slow network between them.
 
-    Example:
+    Examples:
       >>> machine = parse("v5p-128")
       >>> machine.shape, machine.chip.name, machine.count
       ('4x4x4', 'v5p', 64)
@@ -103,7 +103,7 @@ def mesh_shape(sizes: dict[str, int | None], devices: int) -> dict[str, int]:
 def parse(text: str, slices: int = 1) -> Machine:
     """A machine from its name.
 
-    Example:
+    Examples:
       >>> [parse(name).count for name in ("v5p:4x4x4", "v5p-128", "v5e-16", "h100:8")]
       [64, 64, 16, 8]
       >>> parse("v5e-16", slices=2).count

@@ -33,7 +33,7 @@ def over(key: str, values: Iterable[Any], name: str = "{}") -> Sweep:
     Args:
       name: of a cell, with the value in the place of `{}`; the items of a tuple are joined by `+`.
 
-    Example:
+    Examples:
       >>> over("stages.finetune.learning_rate", [1e-5, 2e-5], "rate{}")
       {'rate1e-05': {'stages.finetune.learning_rate': 1e-05}, 'rate2e-05': {'stages.finetune.learning_rate': 2e-05}}
     """
@@ -46,7 +46,7 @@ def product(*sweeps: Mapping[str, Overrides]) -> Sweep:
     Raises:
       ConfigError: two of them set one key.
 
-    Example:
+    Examples:
       >>> connectors = over("model.connector.name", ["linear", "sci"])
       >>> list(product(connectors, over("model.vision.image_size", [56, 84], "{}px")))
       ['linear-56px', 'linear-84px', 'sci-56px', 'sci-84px']
@@ -69,7 +69,7 @@ def zip_(*sweeps: Mapping[str, Overrides]) -> Sweep:
     Raises:
       ConfigError: they have different numbers of cells, or set one key.
 
-    Example:
+    Examples:
       >>> towers = over("model.vision.path", ["clip", "siglip"])
       >>> zip_(towers, over("model.vision.image_size", [336, 384], "{}px"))["siglip-384px"]
       {'model.vision.path': 'siglip', 'model.vision.image_size': 384}
@@ -87,7 +87,7 @@ def chain(*sweeps: Mapping[str, Overrides]) -> Sweep:
     Raises:
       ConfigError: two cells have one name but different overrides.
 
-    Example:
+    Examples:
       >>> list(chain(over("seed", [0, 1], "seed{}"), {"long": {"stages.finetune.epochs": 3}}))
       ['seed0', 'seed1', 'long']
     """
@@ -105,7 +105,7 @@ def changes(base: ConfigDict, config: ConfigDict) -> Overrides:
     Raises:
       ConfigError: `config` has keys that `base` lacks, or the other way round (stages, sources, benchmarks).
 
-    Example:
+    Examples:
       >>> from mllm_jax.config import default_config
       >>> config = default_config()
       >>> config.model.connector.name = "dci"
@@ -127,7 +127,7 @@ def check_names(sweep: Mapping[str, Overrides]) -> None:
     Raises:
       ConfigError: naming the cell.
 
-    Example:
+    Examples:
       >>> check_names({"a/b": {}})
       Traceback (most recent call last):
         ...
@@ -150,7 +150,7 @@ def apply(config: ConfigDict, overrides: Overrides) -> None:
     Raises:
       ConfigError: no such key, or a value of another type.
 
-    Example:
+    Examples:
       >>> from mllm_jax.config import default_config
       >>> config = default_config()
       >>> apply(config, {"model.connector.name": "dci", "seed": 1})
@@ -175,7 +175,7 @@ def flags(overrides: Overrides) -> list[str]:
     Raises:
       ConfigError: a value that no option can give.
 
-    Example:
+    Examples:
       >>> flags({"model.connector.name": "sci", "model.connector.sci.layers": (7, 15), "seed": 1})
       ['--config.model.connector.name=sci', '--config.model.connector.sci.layers=(7, 15)', '--config.seed=1']
     """

@@ -70,7 +70,7 @@ def get_benchmark(name: str) -> type[Benchmark]:
     Raises:
         BenchmarkError: there is none; names the nearest and lists the others.
 
-    Example:
+    Examples:
       >>> get_benchmark("pope").unit
       'fraction'
     """
@@ -86,7 +86,7 @@ def get_asked(name: str) -> type[Benchmark]:
     Raises:
         BenchmarkError: there is none, or it cannot be asked; says why.
 
-    Example:
+    Examples:
       >>> get_asked("mmbench").name
       'mmbench'
     """
@@ -111,7 +111,7 @@ def read_benchmark(
     Raises:
       BenchmarkError: an unknown name (the nearest is named) or option, or files that cannot be used.
 
-    Example:
+    Examples:
       >>> import json, pathlib, tempfile
       >>> file = pathlib.Path(tempfile.mkdtemp(), "test.json")
       >>> row = {"question_id": "1", "image": "b.jpg", "question": "What is shown?", "answer": "bus"}

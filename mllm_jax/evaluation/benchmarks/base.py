@@ -126,7 +126,7 @@ class Benchmark(abc.ABC):
           ValueError: there is no score, an option that this benchmark does not have, or annotations are missing.
           PredictionError: a file that cannot be read at all.
 
-        Example:
+        Examples:
           >>> import pathlib, tempfile
           >>> from mllm_jax.evaluation.benchmarks import get_benchmark
           >>> folder = pathlib.Path(tempfile.mkdtemp())
