@@ -29,7 +29,7 @@ LOCAL_ONLY = (
 
 
 def fault(text: str, buckets: bool = False) -> str | None:
-    """What keeps a path from being one that can be used, for `Key.fault`; None if nothing does.
+    """What keeps a path from being one that can be used, in words that follow the path; None if nothing does.
 
     Args:
       buckets: it may also be in a bucket.
@@ -43,10 +43,10 @@ def fault(text: str, buckets: bool = False) -> str | None:
         )
     if not buckets:
         return LOCAL_ONLY
-    try:
-        as_path(text)
-    except ValueError as error:
-        return str(error)
+    if not text.removeprefix(BUCKET).strip("/"):
+        return "names no bucket; write gs://BUCKET/FOLDER"
+    if importlib.util.find_spec("gcsfs") is None:
+        return "is in a bucket, which takes a package that is not installed: pip install 'mllm-jax[gcs]'"
     return None
 
 
@@ -60,7 +60,7 @@ def local_path(text: str, buckets: bool = False) -> str:
       ValueError: object storage, as in "gs://bucket/run".
     """
     if problem := fault(text, buckets):
-        raise ValueError(problem if problem.startswith(BUCKET) else f"{text} {problem}")
+        raise ValueError(f"{text} {problem}")
     return os.path.expanduser(text)
 
 
@@ -76,11 +76,9 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """
     if isinstance(path, pathlib.Path | epath.Path):
         return path
-    text = os.fspath(path)
+    text = local_path(os.fspath(path), buckets=True)
     if not text.startswith(BUCKET):
-        return pathlib.Path(local_path(text))
-    if not text.removeprefix(BUCKET).strip("/"):
-        raise ValueError(f"{text} names no bucket; write gs://BUCKET/FOLDER")
+        return pathlib.Path(text)
     _prepare()
     return epath.Path(text)
 
@@ -147,8 +145,6 @@ def read_text(path: Path, errors: str = "strict") -> str:
 @functools.cache
 def _prepare() -> None:
     """Makes `epath` reach buckets without TensorFlow, and see at once what other machines write there."""
-    if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{BUCKET} needs packages that are not installed: pip install 'mllm-jax[gcs]'")
     os.environ.setdefault("EPATH_USE_TF", "false")
     import fsspec.config
 

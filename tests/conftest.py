@@ -126,10 +126,10 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_model):
-    """Parameters of `tiny_model`, NumPy arrays as from a checkpoint."""
+    """Parameters of `tiny_model`, read-only NumPy arrays."""
     from mllm_jax.models import mllm
 
-    return tiny.random_params(mllm.abstract_params(tiny_model))
+    return tiny.read_only(tiny.random_params(mllm.abstract_params(tiny_model)))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,14 @@ from mllm_jax import storage
 from mllm_jax.cli.main import main
 from mllm_jax.evaluation.grouping import load_groups
 from mllm_jax.interop.hub import read_json
+from mllm_jax.schema import Key
+
+
+@pytest.fixture
+def gcsfs(monkeypatch):
+    """The package is taken for installed, and not used."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "gcsfs")
+    monkeypatch.setattr(storage, "_prepare", lambda: None)
 
 
 def test_home_is_expanded_wherever_an_argument_may_hold_a_path(monkeypatch):
@@ -25,8 +33,7 @@ def test_object_storage_is_refused_by_name(path):
         storage.expand_arguments([f"--json={path}"], buckets=("workdir", ""))
 
 
-def test_a_bucket_is_taken_where_it_can_be_used_and_other_storage_nowhere(monkeypatch):
-    monkeypatch.setattr(storage, "_prepare", lambda: None)
+def test_a_bucket_is_taken_where_it_can_be_used_and_other_storage_nowhere(gcsfs):
     for given in (["--workdir=gs://b/run"], ["--workdir", "gs://b/run"], ["-x", "y", "--workdir=gs://b/run"]):
         assert storage.expand_arguments(given, buckets=("workdir",)) == given
     assert storage.expand_arguments(["gs://b/run"], buckets=("",)) == ["gs://b/run"]
@@ -43,13 +50,18 @@ def test_a_bucket_is_taken_where_it_can_be_used_and_other_storage_nowhere(monkey
 
 def test_what_a_bucket_needs_is_named_where_it_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    storage._prepare.cache_clear()
-    with pytest.raises(ValueError, match=r"pip install 'mllm-jax\[gcs\]'"):
+    with pytest.raises(ValueError, match=r"^gs://bucket/run is in a bucket, .*pip install 'mllm-jax\[gcs\]'"):
         storage.as_path("gs://bucket/run")
 
 
-def test_a_path_in_a_bucket_never_becomes_a_local_one(monkeypatch):
-    monkeypatch.setattr(storage, "_prepare", lambda: None)
+def test_a_key_of_the_configuration_says_what_is_wrong_with_its_bucket(gcsfs):
+    key = Key("", help="", path=True, bucket=True)
+    assert key.problem("gs://bucket/run") is None
+    assert key.problem("gs://") == "is 'gs://': it names no bucket; write gs://BUCKET/FOLDER"
+    assert key.problem("s3://b").startswith("is 's3://b': it is object storage that is not supported")
+
+
+def test_a_path_in_a_bucket_never_becomes_a_local_one(gcsfs):
     path = storage.as_path("gs://bucket/run") / "eval"
     for made in (path, storage.absolute(path), storage.resolve(path), storage.as_path(path)):
         assert str(made) == "gs://bucket/run/eval"

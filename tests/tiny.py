@@ -80,6 +80,17 @@ def random_params(shapes, seed=0):
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
+def read_only(tree):
+    """The tree, whose NumPy arrays can no longer be written to.
+
+    On CPUs, JAX computes after the call has returned, and takes many arrays without copying them: what is written into
+    an argument afterwards may or may not be seen. So a test that changes an input makes a changed copy.
+    """
+    for leaf in jax.tree.leaves(tree):
+        leaf.setflags(write=False)
+    return tree
+
+
 def png(seed, size=(IMAGE_SIZE, IMAGE_SIZE)):
     """Bytes of a random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
@@ -120,7 +131,7 @@ class Row:
 
 
 def make_batch(model, rows, length, slots=2, seed=0):
-    """A `Batch` of random tokens and pixels, one sample per row."""
+    """A `Batch` of random tokens and pixels, one sample per row; its arrays are read-only (`read_only`)."""
     from mllm_jax.models import mllm
 
     rng = np.random.default_rng(seed)
@@ -138,7 +149,7 @@ def make_batch(model, rows, length, slots=2, seed=0):
         batch.loss_weights[index, used - row.labels : used] = 1
         batch.images[index, : row.images] = rng.integers(0, 256, (row.images, *slot.size, 3))
         batch.image_mask[index, : row.images] = True
-    return batch
+    return read_only(batch)
 
 
 def write_data(root):

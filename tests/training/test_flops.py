@@ -132,7 +132,9 @@ def test_attention_pairs_of_a_packed_row_with_windows(tiny_model):
 
     model = dataclasses.replace(tiny_model, llm=dataclasses.replace(tiny_model.llm, windows=(0, 3)))
     batch = tiny.make_batch(model, [tiny.Row(1, 6, 3), tiny.Row(0, 20, 5)], 32)
-    batch.segment_ids[0, 10:17], batch.positions[0, 10:17] = 2, np.arange(7)
+    segments, positions = batch.segment_ids.copy(), batch.positions.copy()
+    segments[0, 10:17], positions[0, 10:17] = 2, np.arange(7)
+    batch = batch.replace(segment_ids=segments, positions=positions)
     segments = jnp.asarray(batch.segment_ids)
     masks = [AttentionMask(segments, segments, window=window) for window in (None, 3)]
     expected = np.mean([mask.dense().sum() for mask in masks])

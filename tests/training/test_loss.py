@@ -33,9 +33,9 @@ def batch(tiny_model):
     """Rows of all kinds, with weights other than 0 and 1, and one on the first token, which nothing predicts."""
     made = tiny.make_batch(tiny_model, ROWS, LENGTH)
     weights = np.random.default_rng(1).uniform(0.1, 3.0, made.loss_weights.shape).astype(np.float32)
-    made.loss_weights[:] *= weights
-    made.loss_weights[1, 0] = 100.0
-    return jax.tree.map(jnp.asarray, made)
+    weights *= made.loss_weights
+    weights[1, 0] = 100.0
+    return jax.tree.map(jnp.asarray, made.replace(loss_weights=weights))
 
 
 def dense_losses(model, params, batch):
