@@ -59,7 +59,7 @@ class Video:
         if self.time == "mean" and self.pool.startswith("max"):
             raise ValueError(
                 f"video.time='mean' is of frames whose tokens are not maxima: with video.pool={self.pool!r} choose "
-                "'concat'"
+                "'concat', or with 'mean' the pool 'none' or 'average2d'"
             )
 
     @property
@@ -121,7 +121,8 @@ class WithVideo:
     def __post_init__(self):
         if self.slot.native:
             raise ValueError(
-                "videos are of frames of one size: vision.max_patches with video.frames is not supported"
+                "videos are read as frames of one size, and with vision.max_patches every frame has its own: give the "
+                "frames as images, or set vision.max_patches=0 (square frames) or video.frames=0 (no videos)"
             )
         if self.grid is None and self.video.on_grid:
             raise ValueError(

@@ -8,10 +8,11 @@ Layouts: `llava-hf` (transformers' Llava-, LlavaNext- and LlavaOnevisionForCondi
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.interop import families, honeybee_fields, native, tile_fields
+from mllm_jax.interop import families, honeybee_fields, native, tile_fields, video_fields
 from mllm_jax.interop.families import convnext
 from mllm_jax.interop.families.base import Family
 from mllm_jax.interop.hub import OPENCLIP_CONFIG, load_processor_config, named_by, read_json, resolve_path
@@ -65,6 +66,10 @@ LLAVA_TYPES = {
     "mgm": "llama",
     "mini_gemini": "llama",
 }
+# Of a config.json whose model_type is just "llava", the class says which LLM it has: LlavaQwenForCausalLM.
+_LLAVA_CLASSES = {"Llama": "llama", "Mistral": "mistral", "Qwen": "qwen2", "Phi": "phi", "Gemma2": "gemma2"}
+# transformers' LLaVA-NeXT-Video, for whose refusal there is a reason.
+_POOLS_BEFORE = "llava_next_video"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +110,25 @@ def part_config(
         if fields["model_type"] in ("clip", "siglip", "siglip2"):  # some composites name the whole
             fields["model_type"] = PART_TYPES[fields["model_type"], part]
     elif part == "text_config" and outer in LLAVA_TYPES:
-        fields = {**fields, "model_type": LLAVA_TYPES[outer]}
+        fields = {**fields, "model_type": _llm_type(fields, where)}
     family = families.for_type(table, fields.get("model_type"), where)
     try:
         return family.config(fields), family
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _llm_type(fields: Mapping[str, Any], where: str) -> str:
+    """The model_type of the LLM in LLaVA's own layout."""
+    named = fields.get("architectures")
+    found = (
+        re.fullmatch(r"Llava(\w+)ForCausalLM", str(named[0])) if isinstance(named, list) and named else None
+    )
+    if fields["model_type"] != "llava" or found is None:
+        return LLAVA_TYPES[fields["model_type"]]
+    if found[1] not in _LLAVA_CLASSES:
+        raise ValueError(f"{where}: architectures={named!r} is not supported: an LLM of type {found[1]}")
+    return _LLAVA_CLASSES[found[1]]
 
 
 def read_config(directory: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
@@ -153,7 +171,7 @@ def is_composite(fields: Mapping[str, Any]) -> bool:
     return (
         "mm_vision_tower" in fields
         or _is_honeybee(fields)
-        or fields.get("model_type") in (*LLAVA_HF, *LLAVA_TYPES)
+        or fields.get("model_type") in (*LLAVA_HF, *LLAVA_TYPES, _POOLS_BEFORE)
     )
 
 
@@ -244,7 +262,16 @@ def _read(
         return _honeybee(fields, str(file), path)
     if fields.get("model_type") in LLAVA_HF and "text_config" in fields:
         return _llava_hf(fields, str(file), path)
-    raise ValueError(f"{file}: not a multimodal checkpoint (llava-hf, llava or honeybee layout)")
+    kind = fields.get("model_type")
+    if kind == _POOLS_BEFORE:
+        raise ValueError(
+            f"{file}: model_type={kind!r} is not supported: its spatial_pool_mode="
+            f"{fields.get('spatial_pool_mode', 'average')!r} pools a video's features before the projector, and here "
+            "videos are pooled behind it. Its parts can be had: mllm-jax import --part vision, --part llm"
+        )
+    raise ValueError(
+        f"{file}: not a multimodal checkpoint (llava-hf, llava or honeybee layout), by its model_type={kind!r}"
+    )
 
 
 def _model(vision: Encoder | EncodersConfig, llm: Any, **fields: Any) -> ModelConfig:
@@ -291,6 +318,7 @@ def _llava_hf(fields: dict[str, Any], where: str, path: str | pathlib.Path) -> C
         connector=connector,
         connector_options=options,
         tiles=tile_fields.read_hf(fields, where, vision.image_size),
+        video=video_fields.read_hf(kind),
     )
     return Composite("llava-hf", model, (vision_family,), llm_family, (), vocab)
 
@@ -315,6 +343,7 @@ def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Com
     connector = connector_of(fields, where)
     layer = select_layer_of(fields, where, vision.class_token)
     tiles = tile_fields.read_llava(fields, where, vision.image_size)
+    video = video_fields.read_llava(fields, where, newline=tiles is not None and tiles.unpads)
     if len(found) > 1:
         if tiles is not None:
             raise ValueError(
@@ -322,13 +351,20 @@ def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Com
             )
         vision = encoders_of(fields, where, vision, found[1][0])
         size = max(vision.image_sizes[0] * vision.split, *vision.image_sizes)
-        model = _model(vision, llm, image_size=size, select_layer=layer, connector=connector)
+        model = _model(vision, llm, image_size=size, select_layer=layer, connector=connector, video=video)
         try:
             vision.grid(size)
         except ValueError as error:  # the two grids do not fit each other
             raise ValueError(f"{where}: {error}") from error
     else:
-        model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles)
+        model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles, video=video)
+    if video is not None:
+        try:
+            _ = model.visual_layout
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: mm_spatial_pool_mode={fields['mm_spatial_pool_mode']!r}: {error}"
+            ) from error
     return Composite("llava", model, vision_families, llm_family, tuple(towers), llm.vocab)
 
 

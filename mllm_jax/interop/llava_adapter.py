@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.interop import families, recorded, tile_fields, torch_writer
+from mllm_jax.interop import families, recorded, tile_fields, torch_writer, video_fields
 from mllm_jax.interop.assemble import write_plan
 from mllm_jax.interop.composite import LLAVA_TYPES, read_composite
 from mllm_jax.interop.connector_names import connector_part, separators_part
@@ -91,11 +91,17 @@ def _config(model: ModelConfig, tower: str, aspect: str) -> dict[str, Any]:
     fields.pop("architectures", None)
     fields |= {"model_type": kinds[0], "mm_vision_tower": tower, **write_fields(model)}
     fields |= tile_fields.write_llava(model.tiles, model.vision.image_size, aspect)
+    fields |= video_fields.write_llava(model.video)
     with tempfile.TemporaryDirectory() as folder:
         files.write_json(pathlib.Path(folder) / "config.json", fields)
         found = read_composite(folder, tower).model
-    here, there = (recorded.described(each) | {"model.tiles": each.tiles} for each in (model, found))
+    here, there = (_described(each) for each in (model, found))
     if different := [key for key in sorted(here) if here[key] != there.get(key)]:
         key = different[0]
         raise ValueError(f"LLaVA's config.json cannot say {key}={here[key]!r}; it means {there.get(key)!r}")
     return fields
+
+
+def _described(model: ModelConfig) -> dict[str, Any]:
+    newline = model.video.newline if model.video else "no_token"
+    return recorded.described(model) | {"model.tiles": model.tiles, "model.video.newline": newline}

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.interop import video_fields
 from mllm_jax.interop.tile_fields import is_anyres
 from mllm_jax.models.encoders import Encoder, EncodersConfig
 from mllm_jax.models.mllm import ModelConfig
@@ -29,10 +30,6 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "mm_use_im_patch_token": (None, False),
     "mm_resampler_type": (None, ""),
     "mm_patch_merge_type": (None, "", "flat"),
-    "mm_spatial_pool_mode": (None, ""),
-    "mm_spatial_pool_stride": (None, 1),
-    "mm_spatial_pool_out_channels": (None,),
-    "mm_newline_position": (None,),
     "image_aspect_ratio": (
         None,
         "",
@@ -53,10 +50,10 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
 _FINE = ("mm_vision_tower_aux", "image_size_aux", "image_grid", "image_global")
 # These say nothing unless one of the entries above uses them.
 _FOLLOWING = ("image_grid_pinpoints", "image_crop_resolution", "image_split_resolution", "pos_skipping_range",
-              "faster_token_stride", "force_sample", "max_num_vid", "mm_perceiver_depth", "mm_perceiver_latents",
-              "mm_perceiver_ff_mult", "mm_perceiver_pretrained", "mm_qformer_depth", "mm_qformer_latents",
-              "mm_qformer_pretrained")  # fmt: skip
-_READ = ("mm_projector_type", "mm_dense_connector_type", "mm_vision_select_layer")
+              "faster_token_stride", "force_sample", "max_num_vid", "mm_spatial_pool_out_channels",
+              "mm_perceiver_depth", "mm_perceiver_latents", "mm_perceiver_ff_mult", "mm_perceiver_pretrained",
+              "mm_qformer_depth", "mm_qformer_latents", "mm_qformer_pretrained")  # fmt: skip
+_READ = ("mm_projector_type", "mm_dense_connector_type", "mm_vision_select_layer", *video_fields.KEYS)
 
 
 def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -356,13 +357,22 @@ def test_captions_from_folder_and_list(model, mini, tmp_path):
     assert not (tmp_path / "folder" / "blind.jsonl").exists()
     assert not any("\n" in row["text"] for row in found)
     path = tmp_path / "captions.json"
+    of_video = {"video": "frames", "question_id": "v"}
     path.write_text(
-        json.dumps([{"image": "b.png", "video": "", "captions": ["one", "two"], "question_id": "b"}])
+        json.dumps(
+            [{"image": "b.png", "video": "", "captions": ["one", "two"], "question_id": "b"}, of_video]
+        )
     )
+    (tmp_path / "videos" / "frames").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        shutil.copyfile(mini.parent / "images" / name, tmp_path / "videos" / "frames" / name)
     run(plain, "caption", path, tmp_path / "list")
-    (row,) = lines(tmp_path / "list" / "predictions.jsonl")
+    row, shown = lines(tmp_path / "list" / "predictions.jsonl")
     assert (row["image"], row["captions"]) == ("b.png", ["one", "two"])
     assert row["text"] == found[1]["text"]
+    assert [each["prompt"] for each in (row, shown)] == [
+        f"Describe the {it} briefly." for it in ("image", "video")
+    ]
 
 
 @pytest.mark.parametrize(

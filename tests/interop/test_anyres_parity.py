@@ -12,6 +12,7 @@ from PIL import Image
 
 import mllm_jax
 from mllm_jax.data.anyres import Tiles
+from mllm_jax.data.video_layout import Video
 from mllm_jax.inference.batching import lay_out, stack_images
 from mllm_jax.inference.prompts import Prompts
 from mllm_jax.interop.checkpoints import load_model, save_llava_hf
@@ -118,21 +119,34 @@ def our_logits(model, prompts, requests):
     return jax.jit(lambda p, b: mllm.apply(config, p, b))(model.params, rows)
 
 
-def test_frames_of_a_video_are_pooled_and_end_as_in_onevision(case):
-    theirs, _, _, model = case
+def test_frames_of_a_video_are_pooled_and_end_as_in_onevision(case, tmp_path):
+    """By what checkpoints say: that of transformers' class, and one in OneVision's own layout, as it is published."""
+    theirs, processor, _, model = case
     if "Onevision" not in type(theirs).__name__:
+        assert model.config.video is None
         pytest.skip("LLaVA-NeXT reads images alone")
+    fields = {
+        "model_type": "llava", "architectures": ["LlavaQwenForCausalLM"], "image_aspect_ratio": "anyres_max_2",
+        "image_grid_pinpoints": [[w, h] for h, w in ONEVISION], "mm_newline_position": "one_token",
+        "mm_spatial_pool_mode": "bilinear", "mm_resampler_type": None, "mm_vision_tower_lr": 2e-06,
+        "pos_skipping_range": 4096, "use_pos_skipping": False,
+    }  # fmt: skip
+    published = original(theirs, tmp_path, **fields)
+    processor.save_pretrained(tmp_path / "tower")
+    published = mllm_jax.load(published, template="vicuna_v1")
     frames = np.random.default_rng(0).integers(0, 256, (9, SIDE, SIDE, 3), np.uint8)
     picked = frames[np.linspace(0, 8, 4, dtype=int)].transpose(0, 3, 1, 2)
     pixels = torch.tensor((picked / np.float32(255) - np.float32(0.5)) / np.float32(0.5))[None]
-    keys = ("vision_feature_layer", "vision_feature_select_strategy")
-    with torch.no_grad():
-        found = theirs.get_video_features(pixels, **{key: getattr(theirs.config, key) for key in keys})
-    (expected,) = found.pooler_output
-    ours = model.with_video(frames=4, sampling="linspace", pool="bilinear2d", newline="one_token")
-    states = ours.hidden_states(video=frames, prompt="what?")
-    assert len(expected) == 4 * 2 * 2 + 1
-    assert_close(states.llm[0][states.image_of == 0], expected, "video")
+    for ours, layer in ((model, theirs.config.vision_feature_layer), (published, -2)):
+        with torch.no_grad():
+            found = theirs.get_video_features(
+                pixels, vision_feature_layer=layer, vision_feature_select_strategy="full"
+            )
+        (expected,) = found.pooler_output
+        assert ours.config.video == Video(32, "linspace", "bilinear2d", newline="one_token")
+        states = ours.with_video(frames=4).hidden_states(video=frames, prompt="what?")
+        assert len(expected) == 4 * 2 * 2 + 1
+        assert_close(states.llm[0][states.image_of == 0], expected, "video")
 
 
 def test_logits_of_several_aspect_ratios_and_text_in_one_batch(case):

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from mllm_jax import interop
-from mllm_jax.interop import families, llava_fields
+from mllm_jax.data.video_layout import Video
+from mllm_jax.interop import families, llava_fields, video_fields
 from mllm_jax.interop.composite import LLAVA_HF, read_composite
 from mllm_jax.interop.families import convnext
 from mllm_jax.interop.families.base import INERT, OFF, _defaults
@@ -241,10 +242,9 @@ BAD_LLAVA = {
     "mm_use_im_patch_token": True,
     "mm_resampler_type": "spatial_pool",
     "mm_patch_merge_type": "spatial_unpad",
-    "mm_spatial_pool_mode": "average",
-    "mm_spatial_pool_stride": 2,
-    "mm_spatial_pool_out_channels": 1024,
-    "mm_newline_position": "grid",
+    "mm_spatial_pool_mode": "conv",
+    "mm_spatial_pool_stride": 0,
+    "mm_newline_position": "row",
     "image_aspect_ratio": "highres",
     "s2": True,
     "s2_scales": "336,672",
@@ -274,7 +274,7 @@ def test_zero_is_not_off(value, tmp_path):
 
 
 def test_every_llava_key_has_its_case():
-    assert llava_fields.SUPPORTED.keys() <= BAD_LLAVA.keys()
+    assert llava_fields.SUPPORTED.keys() | set(video_fields.KEYS) <= BAD_LLAVA.keys()
 
 
 def test_llava_keys_that_are_read(tmp_path):
@@ -282,6 +282,61 @@ def test_llava_keys_that_are_read(tmp_path):
     assert llava(tmp_path, mm_dense_connector_type="none").connector == "mlp2x_gelu"
     assert llava(tmp_path, mm_projector_type=None).connector == "linear"
     assert llava(tmp_path, mm_vision_select_layer=-1).select_layer == -1
+
+
+ANYRES = {
+    "image_aspect_ratio": "anyres",
+    "mm_patch_merge_type": "spatial_unpad",
+    "image_grid_pinpoints": [[56, 112]],
+}
+POOL, STRIDE, NEWLINE = video_fields.KEYS
+
+
+@pytest.mark.parametrize(
+    ("fields", "video"),
+    [
+        ({}, None),
+        ({STRIDE: 2, NEWLINE: "one_token"}, None),  # LLaVA-NeXT cannot read videos without a pool either
+        ({**ANYRES, POOL: "bilinear"}, Video(32, "linspace", "bilinear2d", newline="one_token")),
+        ({POOL: "bilinear", NEWLINE: "one_token"}, Video(32, "linspace", "bilinear2d")),  # it has no newline
+        (ANYRES | {POOL: "average", STRIDE: 3, NEWLINE: "grid"}, Video(32, "linspace", "average2d", 3, newline="grid")),
+        ({POOL: "max", STRIDE: 1, NEWLINE: "no_token"}, Video(32, "linspace", "none")),
+    ],
+)  # fmt: skip
+def test_how_llava_next_reads_videos(fields, video, tmp_path):
+    model = llava(tmp_path, **fields)
+    assert model.video == video
+    if video is not None:
+        again = dict.fromkeys(video_fields.KEYS) | video_fields.write_llava(video)
+        assert llava(tmp_path, **fields | again).video == video
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({POOL: "average", NEWLINE: "grid"}, f"{NEWLINE}='grid' needs the learned newline"),
+        ({**ANYRES, POOL: "max", "image_aspect_ratio": "anyres_max_9"}, f"{POOL}='max': video.pool takes the max"),
+        ({POOL: "max", STRIDE: 9}, f"{POOL}='max': video.window=9 is wider"),
+    ],
+)  # fmt: skip
+def test_videos_of_llava_next_that_cannot_be(fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        llava(tmp_path, **fields)
+
+
+def test_what_pools_videos_before_the_projector_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"llava_next_video.*spatial_pool_mode='average'.*before the projector.*--part"
+    ):
+        llava_hf(tmp_path, model_type="llava_next_video")
+
+
+def test_the_class_says_which_llm_a_llava_has(tmp_path):
+    """As OneVision's own config.json, whose model_type is just "llava"."""
+    assert not llava(tmp_path, model_type="llava", architectures=["LlavaLlamaForCausalLM"]).llm.qkv_bias
+    assert llava(tmp_path, model_type="llava", architectures=["LlavaQwenForCausalLM"]).llm.qkv_bias
+    with pytest.raises(ValueError, match=r"architectures=.*Mixtral"):
+        llava(tmp_path, model_type="llava", architectures=["LlavaMixtralForCausalLM"])
 
 
 @pytest.mark.parametrize("value", [None, 3, ["a"], ""])

@@ -175,7 +175,7 @@ def test_a_type_that_is_not_supported_is_not_half_imported(tmp_path, capsys):
     (tmp_path / "hf" / "config.json").write_text(json.dumps(fields))
     arguments = ["import", "--from", str(tmp_path / "hf"), "--to"]
     assert main([*arguments, str(tmp_path / "a")]) == 1
-    assert "model_type 'llava_next_video' is not supported" in " ".join(capsys.readouterr().err.split())
+    assert "model_type='llava_next_video' is not supported" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "a").exists()
     for part in ("vision", "llm"):  # asked for, it is told what is left out
         assert main([*arguments, str(tmp_path / part), "--part", part]) == 0

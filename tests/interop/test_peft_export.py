@@ -12,6 +12,7 @@ import tiny
 from mllm_jax.cli.export import load_any
 from mllm_jax.cli.main import main
 from mllm_jax.data.anyres import Tiles
+from mllm_jax.data.video_layout import Video
 from mllm_jax.interop.checkpoints import load_model, merged_model, save_llava_hf
 from mllm_jax.interop.llava_adapter import save_llava_adapter
 from mllm_jax.interop.peft_export import save_model_adapter
@@ -257,6 +258,7 @@ def test_a_trained_newline_goes_beside_the_adapter_as_in_llava(
         "connector": "mlp2x_gelu",
         "connector_options": (),
         "tiles": Tiles(max_tiles=2, several="whole"),
+        "video": Video(32, "linspace", "bilinear2d", newline="frame"),
     }
     model = dataclasses.replace(tiny_model, **changes)
     targets = r"llm/blocks/(q|down)/kernel"
@@ -275,6 +277,10 @@ def test_a_trained_newline_goes_beside_the_adapter_as_in_llava(
             "config.json cannot say model.tiles=Tiles",
         ),
         (dataclasses.replace(model, image_size=56), "cannot say model.vision.image_size=56"),
+        (
+            dataclasses.replace(model, video=Video(pool="none", time="mean", newline="one_token")),
+            "cannot say model.video.newline='one_token'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             save_llava_adapter(
@@ -289,7 +295,7 @@ def test_a_trained_newline_goes_beside_the_adapter_as_in_llava(
     }  # fmt: skip
     run("import", "--from", tmp_path / "a", "--to", tmp_path / "merged")
     found, again, _ = load_model(tmp_path / "merged")
-    assert found.tiles == model.tiles
+    assert (found.tiles, found.video) == (model.tiles, model.video)
     wanted = jax.device_get(lora.merge(params, settings))
     for path, leaf in flatten(wanted).items():
         np.testing.assert_array_equal(flatten(again)[path], leaf, path)
