@@ -110,6 +110,13 @@ HLO = """
   ROOT %t = (s32[], f32[8]{0}) tuple(%next, %x)
 }
 
+%all-reduce-scatter (input: f32[400]) -> f32[100] {
+  %input = f32[400]{0} parameter(0)
+  %all = f32[400]{0} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  %place = u32[] constant(100)
+  ROOT %cut = f32[100]{0} dynamic-slice(%all, %place), dynamic_slice_sizes={100}
+}
+
 ENTRY %main (a: f32[8]) -> f32[8] {
   %a = f32[8]{0} parameter(0)
   %one = s32[] constant(1)
@@ -118,6 +125,9 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %b = f32[100]{0} broadcast(%a), dimensions={}
   %r = (f32[100]{0}, /*index=1*/f32[8]{0}) all-reduce(%b, %a), replica_groups={{0,1},{2,3}}, to_apply=%sum
   %k = f32[25]{0} reduce-scatter(%b), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%sum
+  %m = f32[400]{0} broadcast(%a), dimensions={}
+  %n = f32[100]{0} fusion(%m), kind=kCustom, calls=%all-reduce-scatter
+  %h = bf16[800]{0} all-gather(%a), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, dimensions={0}
   %e = ((f32[8]{0}), f32[64]{0}) all-gather-start(%a), replica_groups=[1,8]<=[8], dimensions={0}
   %f = f32[64]{0} all-gather-done(%e)
   ROOT %o = f32[8]{0} get-tuple-element(%w), index=1
@@ -126,12 +136,15 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_inside_a_loop_count_as_often_as_it_runs():
-    """From 1 below 7 in steps of 2: three times. Several arrays of one collective all count."""
+    """From 1 below 7 in steps of 2: three times. Several arrays of one collective all count.
+
+    What is cut right after it is added up, in one fusion, is sent once and not twice.
+    """
     assert collective_bytes(HLO, 8) == {
-        "all-gather": 3 * 2000 * 3 / 4 + 256 * 7 / 8,
+        "all-gather": 3 * 2000 * 3 / 4 + 256 * 7 / 8 + 1600 * 3 / 4,
         "all-reduce": 2 * 432 * 1 / 2,
         "collective-permute": 3 * 100,
-        "reduce-scatter": 400 * 3 / 4,
+        "reduce-scatter": 400 * 3 / 4 + 1600 * 3 / 4,
     }
 
 

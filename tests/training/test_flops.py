@@ -14,7 +14,9 @@ from mllm_jax.data.batch import Batch
 from mllm_jax.flops import count_flops
 from mllm_jax.mini.connectors import mini_options
 from mllm_jax.models import layers, mllm
+from mllm_jax.models.convnext import ConvNextConfig
 from mllm_jax.models.decoder import DecoderConfig
+from mllm_jax.models.encoders import EncodersConfig
 from mllm_jax.models.lora import LoRA
 from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
@@ -57,6 +59,29 @@ CASES = {
         0,
     ),
     "head alone": ({}, ("llm/head",), 0),
+    "two encoders": (
+        {"vision": EncodersConfig((VISION, dataclasses.replace(VISION, gated=True, registers=4)))},
+        ALL,
+        0,
+    ),
+    "mined maps of a ConvNeXt": (
+        {
+            "vision": EncodersConfig(
+                (VISION, ConvNextConfig((96, 192, 384, 768), (1, 1, 2, 1), 256)), (112, 256), "mining"
+            ),
+            "image_size": 256,
+        },
+        WHOLE,
+        0,
+    ),
+    "native aspect": (
+        {
+            "vision": dataclasses.replace(VISION, interpolation="bilinear_antialias", class_token=False),
+            "max_patches": 64,
+        },
+        ALL,
+        0,
+    ),
 }
 ROWS, LENGTH, LABELS = 4, 256, 256
 
@@ -73,7 +98,7 @@ def made(name):
     trained, frozen = adapters.abstract_split(mllm.abstract_params(model), stage)
     if rank:
         model = dataclasses.replace(model, lora=LoRA(rank=rank, dropout=0.0))
-    batch = Batch.spec(ROWS, length=LENGTH, slots=1, image_size=model.slot_size)
+    batch = mllm.batch_spec(model, ROWS, length=LENGTH, labels=True)
     return model, trained, frozen, batch
 
 
