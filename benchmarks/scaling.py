@@ -1,11 +1,11 @@
-"""docs/scaling.md: published recipes on TPU slices, planned without a TPU.
+"""docs/scaling.md: published recipes on TPU slices and GPU hosts, planned without them.
 
 python benchmarks/scaling.py              # what is there, cell by cell
 python benchmarks/scaling.py --write      # plan what is missing, keep it in scaling.json, write the page
 
-Each cell is `mllm-jax plan --mesh=auto --quick` of a recipe's stage on a slice: the search chooses mesh and
-accumulation by the formula, and the step is compiled with them. A cell takes minutes and is kept when it is done, so
-the command can be stopped and goes on where it was.
+Each cell is `mllm-jax plan --mesh=auto --quick` of a recipe's stage on a machine: the search chooses mesh and
+accumulation by the formula, and a TPU's step is compiled with them. A cell takes minutes and is kept when it is done,
+so the command can be stopped and goes on where it was.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 STORE, PAGE = ROOT / "benchmarks" / "scaling.json", ROOT / "docs" / "scaling.md"
 SLICES = ("v5e-16", "v5e-64", "v5e-256", "v5p-8", "v5p-64", "v5p-128", "v5p-256", "v6e-8", "v6e-64")
+HOSTS = ("a100:8", "h100:8", "4 x h100:8")
 # title, recipe, its argument, stage, keys
 ROWS = (
     ("LLaVA-1.5 7B, stage 1", "llava15", "", "pretrain", {}),
@@ -60,16 +61,18 @@ def describe(row: tuple, name: str, estimate_only: bool) -> dict:
     from mllm_jax.planning.describe import describe_stage
     from mllm_jax.planning.topology import parse
 
+    count, _, kind = name.rpartition(" x ")
+    machine = parse(kind, int(count or 1))
     found = describe_stage(
-        recipe(row), row[3], parse(name), auto_mesh=True, quick=True, estimate_only=estimate_only
+        recipe(row), row[3], machine, auto_mesh=True, quick=True, estimate_only=estimate_only
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {**found, "host_memory": peak}
 
 
 def cells() -> list[tuple[tuple, str]]:
-    """Every (row, slice), the most asked for first."""
-    every = [(row, name) for row in ROWS for name in SLICES]
+    """Every (row, machine), the most asked for first."""
+    every = [(row, name) for row in ROWS for name in SLICES + HOSTS]
     return sorted(every, key=lambda cell: (cell[1] not in FIRST, cell[0][3] == "pretrain"))
 
 
@@ -84,8 +87,8 @@ def plan_missing(store: dict) -> None:
             have = store.get(key(row, name))
             if have and (have["compiled"] or not compile_it):
                 continue
-            if compile_it and have["memory"]["total"] > NEAR * have["memory_capacity"]:
-                continue  # no mesh comes near to holding it
+            if compile_it and (name in HOSTS or have["memory"]["total"] > NEAR * have["memory_capacity"]):
+                continue  # there is no compiler here, or no mesh comes near to holding it
             if compile_it:
                 command = [sys.executable, __file__, "--cell", row[0], name]
                 environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -123,21 +126,22 @@ def mesh_text(cell: dict) -> str:
 
 def page(store: dict) -> str:
     """docs/scaling.md."""
-    lines = [INTRODUCTION, "## Summary\n"]
-    lines += ["| | " + " | ".join(SLICES) + " |", "|---" * (1 + len(SLICES)) + "|"]
-    for row in ROWS:
-        found = [store.get(key(row, name)) for name in SLICES]
-        lines.append(f"| {row[0]} | " + " | ".join(short(cell) if cell else "" for cell in found) + " |")
+    lines = [INTRODUCTION, agreement(store), "\n## Summary"]
+    for names in (SLICES, HOSTS):
+        lines += ["\n| | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+        for row in ROWS:
+            found = [store.get(key(row, name)) for name in names]
+            lines.append(f"| {row[0]} | " + " | ".join(short(cell) if cell else "" for cell in found) + " |")
     lines.append(
-        "\n## Meshes and memory of a chip\n\nArguments: trained parameters / optimizer state / frozen parameters. "
-        "Bound: the resource that limits the step.\n"
+        "\n## Recommended meshes, and memory of a chip\n\nArguments: trained parameters / optimizer state / frozen "
+        "parameters. Bound: the resource that limits the step.\n"
     )
     lines += [
-        "| | slice | mesh | arguments | temporaries | bound | sent by a chip | compiled in, host memory |",
+        "| | machine | mesh | arguments | temporaries | bound | sent by a chip | compiled in, host memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        for name in SLICES:
+        for name in SLICES + HOSTS:
             cell = store.get(key(row, name))
             if not cell:
                 continue
@@ -155,21 +159,38 @@ def page(store: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def agreement(store: dict) -> str:
+    """How near the formula is to the compiler."""
+    cells = [cell for cell in store.values() if cell["compiled"] and cell["fits"]]
+    if not cells:
+        return ""
+
+    def span(ratios: list[float]) -> str:
+        return f"{min(ratios):.2f} to {max(ratios):.2f} times"
+
+    memory = span([cell["memory_estimate"]["total"] / cell["memory"]["total"] for cell in cells])
+    sent = span([cell["network_bytes_estimate"] / cell["network_bytes"] for cell in cells])
+    most = max(cell["compile_seconds"] for cell in cells), max(cell["host_memory"] for cell in cells) / 1e9
+    return (
+        f"In the {len(cells)} compiled cells the formula gives {memory} the compiler's memory and {sent} its traffic. "
+        f"Compiling took at most {most[0]:.0f} s of processor time and {most[1]:.1f} GB."
+    )
+
+
 INTRODUCTION = """# Scaling
 
-Made by `python benchmarks/scaling.py --write` on a machine without a TPU. Nothing here was measured on one: **every
-figure is a plan**. The step of each recipe was compiled for the slice by XLA's TPU compiler where the last column
-says so; that gives memory and traffic. All else (marked `~` and `formula`) is `mllm-jax plan --estimate`. Times are
-bounds: no step is faster than its slowest resource (the chip's peak, its memory, its network), so a real step is
-slower, and the MFU is the most that can be reached.
+Made by `python benchmarks/scaling.py --write` on a machine without accelerators. Nothing here was measured on one:
+**every figure is a plan**. The step of each recipe was compiled for the slice by XLA's TPU compiler where the last
+column says so; that gives memory and traffic. All else (marked `~` and `formula`) is `mllm-jax plan --estimate`, GPU
+hosts always. Times are bounds: no step is faster than its slowest resource (the chip's peak, its memory, its network),
+so a real step is slower, and the MFU is the most that can be reached.
 
 A cell says the bound of a step's time, of MFU, and the memory of a chip, or `no` with the least memory of any mesh
-(`~near` where only compiling would tell). Names are Cloud TPU's: v5p-64 has 32 chips, v5e-64 has 64. Batches are the
-papers': 256 in stage 1, 128 in stage 2, rows of 2,048 positions, one sample a row, taken as full. Mesh and
-accumulation are those that the formula finds fastest among all that fit (`--mesh=auto`). The compiler ran with less
-effort (`--quick`), which hides less communication behind computation and needs less memory for it;
-[operating.md](operating.md#plan-before-you-pay) says how much.
-"""
+(`~near` where only compiling would tell). Names are Cloud TPU's: v5p-64 has 32 chips, v5e-64 has 64; `4 x h100:8` are
+four hosts of eight GPUs. Batches are the papers': 256 in stage 1, 128 in stage 2, rows of 2,048 positions, one sample a
+row, taken as full. Mesh and accumulation are those that the formula finds fastest among all that fit (`--mesh=auto`).
+The compiler ran with less effort (`--quick`), which hides less communication behind computation and needs less memory
+for it; [operating.md](operating.md#plan-before-you-pay) says how much."""
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ def describe_stage(
         plan = search.stage_plan(config, stage, mesh)
         attention = attention_backend(plan, machine)
         guessed = memory(plan, attention)
-        sent, compiled = network_bytes(plan, machine.slices), None
+        told = sent = network_bytes(plan, machine.slices)
+        compiled = None
         # What exceeds the memory before the first temporary needs no compiler.
         hopeless = guessed.total - guessed.temporaries > machine.chip.memory
         if machine.shape and not estimate_only and not hopeless:
@@ -106,6 +107,7 @@ def describe_stage(
             "executed_flops": executed_flops(plan, attention),
             "collectives": compiled.collectives if compiled else None,
             "network_bytes": sent[0],
+            "network_bytes_estimate": told[0],
             "slow_network_bytes": sent[1],
             "seconds": {
                 name: getattr(bound, name) for name in ("compute", "memory", "network", "slow_network")

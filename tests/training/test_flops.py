@@ -10,7 +10,6 @@ import tiny
 
 from mllm_jax.config import stage_config
 from mllm_jax.connectors import CONNECTORS, VisionSpec, create
-from mllm_jax.data.batch import Batch
 from mllm_jax.flops import count_flops
 from mllm_jax.mini.connectors import mini_options
 from mllm_jax.models import layers, mllm
