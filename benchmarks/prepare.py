@@ -44,7 +44,7 @@ def draw(folder: pathlib.Path, samples: int) -> None:
             pixels.resize((336, 252), Image.Resampling.BICUBIC).save(folder / "images" / record["image"])
         records.append(record)
     (folder / "train.json").write_text(json.dumps(records))
-    question = {"id": "q", "image": "1.jpg", "question": "what?", "answer": "red"}
+    question = {"question_id": "q", "image": "1.jpg", "question": "what?", "answer": "red"}
     (folder / "test.json").write_text(json.dumps([question]))
 
 

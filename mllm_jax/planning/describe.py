@@ -62,7 +62,7 @@ def describe_stage(
         plan = search.stage_plan(config, stage, mesh)
         attention = attention_backend(plan, machine)
         guessed = memory(plan, attention)
-        told = sent = network_bytes(plan, machine.slices)
+        told = sent = network_bytes(plan, machine)
         compiled = None
         # What exceeds the memory before the first temporary needs no compiler.
         hopeless = guessed.total - guessed.temporaries > machine.chip.memory

@@ -24,6 +24,8 @@ from mllm_jax.training.stage import StagePlan
 MEAN_TEXT_TOKENS = 220  # of a sample beside its image: about what LLaVA-665K has, where the data are not here
 MEAN_LABEL_SHARE = 0.6  # of these, how many are supervised
 WORKING = 1.25  # of what a block makes of its input, held while it is computed; found by compiling
+TABLES = ("llm/embedding", "llm/head")
+FEW = 32  # chips that share parameters, up to which TPUs send a part of a gradient once; found by compiling
 # Products of attention's backward pass for two of its forward pass: kernels compute the logits again.
 BACKWARD_PRODUCTS = {"splash": 7, "cudnn": 5, "tokamax": 5, "blockwise": 5, "xla": 4}
 
@@ -165,8 +167,20 @@ class _Sizes:
         self.block_bytes = (
             sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in blocks.values()) / depth
         )
+        self.attention_bytes = (
+            sum(leaf.size * width for path, leaf in blocks.items() if re.search(r"/[qkvo]/kernel$", path))
+            / depth
+        )
+        self.tower_bytes = width * sum(
+            leaf.size for path, leaf in (trained | flat).items() if path.startswith("vision/")
+        )
         self.trained_block_bytes = sum(
             leaf.size * width for path, leaf in trained.items() if path.startswith("llm/blocks/")
+        )
+        # In the dtype of the computation, but for the tables, which are added up in float32.
+        self.chip_gradient_bytes = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * (4 if path in TABLES else width)
+            for path, leaf in trained.items()
         )
         self.last_share = sum(
             leaf.size for path, leaf in blocks.items() if re.search(r"/(down|fc2)/", path)
@@ -244,32 +258,43 @@ def executed_flops(plan: StagePlan, attention: str) -> float:
     return total + forward["images"] * (size.encoder and plan.model.vision_remat == "full")
 
 
-def network_bytes(plan: StagePlan, slices: int) -> tuple[float, float]:
+def network_bytes(plan: StagePlan, machine: Machine) -> tuple[float, float]:
     """Bytes that a chip sends over the fast network and between slices in a step, by formula.
 
-    Weights of blocks are gathered over `fsdp` for the forward and the backward pass, the head once; gradients of what
-    is trained are scattered back (the head's in float32) and added up over `data`; `tensor` adds up two activations a
-    block and pass. `sequence` shares parameters like `fsdp`, and trades queries, keys, values and outputs around
-    attention in each pass.
+    Weights of blocks are gathered over `fsdp` for the forward and the backward pass, those of attention twice for the
+    latter if it computes the block again; the head and the tower once. Gradients of what is trained are scattered back
+    (the head's in float32) and added up over `data`. `tensor` adds up two activations a block and pass, embeddings,
+    and the gradient of what the head reads. `sequence` shares parameters like `fsdp`, and trades queries, keys, values
+    and outputs around attention in each pass.
     """
     size, parts, cfg = _Sizes(plan), plan.stage.accumulation, plan.model.llm
     width = jnp.dtype(plan.model.dtype).itemsize
-    share = (size.fsdp - 1) / size.fsdp
-    weights = cfg.depth * size.block_bytes / size.tensor
-    blocks = 2 * weights + size.trained_block_bytes / size.tensor
-    sent = parts * share * (blocks + size.head_bytes + size.head_gradient)
-    gradients = chip_bytes(plan.state.params)
-    inside = size.data // math.gcd(size.data, slices)
-    sent += parts * 2 * gradients * (inside - 1) / inside
-    positions = size.micro_rows * size.length
-    summed = positions * width * cfg.width
     again = plan.model.remat != "none"
+    rebuilt = size.backward and plan.model.remat == "full"
+    weights = (1 + size.backward) * size.block_bytes + rebuilt * size.attention_bytes
+    gathered = cfg.depth * weights / size.tensor + size.head_bytes + size.tower_bytes
+    scattered = size.trained_block_bytes / size.tensor + size.head_gradient
+    if (
+        machine.shape and size.fsdp > FEW
+    ):  # XLA for TPUs adds up whole arrays then, from which each chip takes its part
+        scattered *= 2
+        gathered *= 2 if machine.shape.count("x") == 2 else 1
+    across = machine.slices // math.gcd(size.data, machine.slices)  # slices whose chips share parameters
+    within = size.fsdp // across
+    sent = parts * (gathered + scattered) * (within - 1) / within
+    slow = parts * (gathered + scattered) * (across - 1) / size.fsdp
+    gradients = 2 * parts * size.chip_gradient_bytes
+    inside, outside = size.data * across // machine.slices, machine.slices // across
+    sent += gradients * (inside - 1) / inside
+    slow += gradients * (outside - 1) / outside
+    positions = size.micro_rows * size.length
     passes = 2 + (2 + again) * size.backward
-    sent += parts * cfg.depth * passes * summed * 2 * (size.tensor - 1) / size.tensor
+    summed = cfg.depth * passes * positions * width + 4 * (positions + size.micro_rows * size.labels)
+    sent += parts * 2 * (size.tensor - 1) / size.tensor * summed * cfg.width
     traded = positions * width * 2 * (cfg.heads + cfg.kv_heads) * cfg.head_width / size.tensor
     passes = 1 + (1 + again) * size.backward
     sent += parts * cfg.depth * passes * traded * (size.sequence - 1) / size.sequence
-    return sent, 2 * gradients * (slices - 1) / slices
+    return sent, slow
 
 
 def memory_traffic(plan: StagePlan) -> float:
@@ -297,7 +322,7 @@ def roofline(
       sent: bytes over the fast and the slow network, from the compiled program; None takes the formula.
     """
     chip: Chip = machine.chip
-    fast, slow = sent or network_bytes(plan, machine.slices)
+    fast, slow = sent or network_bytes(plan, machine)
     return Roofline(
         compute=executed_flops(plan, attention) / (machine.count * chip.flops),
         memory=memory_traffic(plan) / chip.memory_bandwidth,

@@ -21,6 +21,7 @@ from mllm_jax.planning.estimate import (
     attention_backend,
     chip_bytes,
     memory,
+    network_bytes,
     rows_of,
     useful_counts,
 )
@@ -271,6 +272,19 @@ def test_devices_that_share_rows_hold_parts_of_their_positions(config):
     assert prompts.cache == 2 * 2 * 4 * 8 * 128 * 1024  # each chip answers one of them
 
 
+def test_hosts_that_share_parameters_send_them_over_the_slow_network(config):
+    """A chip sends its part to the same chip of the other host, then all inside; over `data`, gradients alone."""
+    machine, found = parse("h100:8", slices=2), {}
+    for data in (1, 2):
+        config.mesh.update({"data": data, "fsdp": 16 // data})
+        found[data] = describe_stage(config, "finetune", machine)
+    shared, apart = found[1], found[2]
+    assert shared["slow_network_bytes"] == pytest.approx(shared["network_bytes"] / (7 / 8) / 16)
+    assert apart["network_bytes"] == pytest.approx(shared["network_bytes"])
+    parameters = apart["memory"]["parameters"]  # float32, of which most gradients have half the bytes
+    assert 0.5 * parameters < apart["slow_network_bytes"] < 0.7 * parameters
+
+
 def test_a_mesh_that_training_would_refuse_is_not_planned(config):
     machine = parse("h100:8")
     config.mesh.update({"data": 8, "fsdp": 1})
@@ -330,7 +344,9 @@ def test_the_formula_is_near_the_compilers_memory(config, changes, mesh):
     assert guessed.total == pytest.approx(compiled.memory.total, rel=0.35)
     weights = chip_bytes(plan.state.params) / 2  # in bfloat16
     # Over fsdp each chip gathers the other three parts at least once; over data gradients are added up.
-    assert sum(compiled.collectives.values()) > weights * (3 if mesh.get("fsdp") == 4 else 1)
+    sent = sum(compiled.collectives.values())
+    assert sent > weights * (3 if mesh.get("fsdp") == 4 else 1)
+    assert network_bytes(plan, machine)[0] == pytest.approx(sent, rel=0.25)
 
 
 def test_the_program_does_not_grow_with_depth(config, tmp_path):
