@@ -62,10 +62,7 @@ def memory(group: int) -> int:
 
 
 def run(command: list[str], done: pathlib.Path | None = None) -> tuple[float, float, int]:
-    """Runs a command to its end, or until `done` has contents; (seconds, processor seconds, most bytes).
-
-    Processor seconds are those of a command that came to its end.
-    """
+    """Runs a command to its end, or until `done` has contents; (seconds, processor seconds, most bytes)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     before, begin, most = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as said:
@@ -75,13 +72,14 @@ def run(command: list[str], done: pathlib.Path | None = None) -> tuple[float, fl
         while process.poll() is None and not (done and done.exists() and done.stat().st_size):
             most = max(most, memory(process.pid))
             time.sleep(0.2)
-        seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = time.perf_counter() - begin
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         elif process.returncode:
             said.seek(0)
             raise SystemExit(said.read())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, most
 
 
@@ -107,7 +105,7 @@ def main() -> None:
             prepare = [sys.executable, "-m", "mllm_jax", "prepare", *recipe, f"--workers={args.workers}"]
             seconds, processor, most = run(prepare)
             train = [sys.executable, "train.py", *recipe, "--config.data.prepared", f"--workdir={folder}/run"]
-            first, _, _ = run(
+            first, of_first, _ = run(
                 [*train, "--config.stages.finetune.log_every=1"], folder / "run" / "metrics.jsonl"
             )
             images = samples - (samples + 15) // 16
@@ -117,7 +115,7 @@ def main() -> None:
                     f"{images / seconds:.0f}",
                     f"{images / processor:.0f}",
                     f"{most / 1e6:,.0f} MB",
-                    f"{first:.1f}",
+                    f"{first:.1f} ({of_first:.0f} of processor time)",
                 )
             )
     head = (
