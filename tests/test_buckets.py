@@ -37,7 +37,9 @@ def bucket():
         yield storage.as_path(f"gs://{object_store.BUCKET}")
     from tensorboardX.record_writer import GCSRecordWriter  # imports torch where that is installed
 
-    GCSRecordWriter.__del__ = lambda _: None  # it would write once more when Python ends, and try so for minutes
+    GCSRecordWriter.__del__ = lambda _: (
+        None
+    )  # it would write once more when Python ends, and try so for minutes
     server.shutdown()
 
 
