@@ -1,6 +1,6 @@
 """Images per second and memory of `mllm-jax prepare`, and how soon training on what it wrote takes its first step.
 
-    python benchmarks/prepare.py --samples=20000 --workers=2
+    python benchmarks/prepare.py --samples 20000 --workers=2
     python benchmarks/prepare.py --write             # puts the table into docs/performance.md
 
 15 of 16 samples have an image of their own, 336 x 252 pixels. Everything that the verb does is counted: conversations
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, nargs="+", default=[5000, 20000])
+    parser.add_argument("--samples", type=int, nargs="+", default=[2000, 12000])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
