@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_recipes_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_wheel_works_without_the_checkout(tmp_path):
-    """In an environment of its own, which borrows the packages that are installed here."""
+    """Made from the source distribution, in an environment of its own that borrows the packages installed here."""
     source = tmp_path / "source"  # building leaves files behind
     for folder in ("mllm_jax", "configs"):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,10 +48,17 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
         shutil.copy(ROOT / file, source)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    wheel = [*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, source]
-    if subprocess.run(wheel, capture_output=True, check=False).returncode:
-        pytest.skip("setuptools cannot be fetched here")
+    both = [sys.executable, "-m", "build", "--outdir", tmp_path, source]
+    done = subprocess.run(both, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode and ("No module named build" in said or "No matching distribution" in said):
+        pytest.skip("the package build is missing, or setuptools cannot be fetched")
+    assert done.returncode == 0, said
+    assert list(tmp_path.glob("*.tar.gz"))
     (built,) = tmp_path.glob("*.whl")
+    carried = set(zipfile.ZipFile(built).namelist())
+    files = (path for path in (source / "mllm_jax").rglob("*") if path.is_file())
+    assert not {str(path.relative_to(source)) for path in files} - carried
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([*pip, "--python", python, "install", "--no-deps", built], env=environment, check=True)
