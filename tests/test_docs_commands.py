@@ -16,9 +16,10 @@ from absl import flags
 from docs_commands import PAGES, ROOT, commands, copy_library, run_page
 
 from mllm_jax.cli import huge_pages, main, script, shipped
-from mllm_jax.config import ConfigError, check, declared
+from mllm_jax.config import SCHEMA, ConfigError, check, declared
 from mllm_jax.connectors import CONNECTORS, PreservingConnector
 from mllm_jax.evaluation.selection import select_benchmarks
+from mllm_jax.schema import find
 
 # ml_collections loads recipes so.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -192,6 +193,14 @@ def test_commands(page, monkeypatch):
         except (Exception, SystemExit) as error:
             wrong.append(f"{command}\n    {type(error).__name__}: {error}")
     assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_the_tables_for_newcomers_name_keys_that_exist():
+    page = (ROOT / "docs/coming_from.md").read_text(encoding="utf-8")
+    keys = re.findall(r"`((?:model|stages|data|mesh|eval|profile|tracking)(?:\.\w+)+)", page)
+    assert len(keys) > 100
+    for key in set(keys):
+        find(SCHEMA, key.replace("stages.S.", "stages.pretrain."))
 
 
 def test_a_wrong_command_is_found(monkeypatch):
