@@ -16,7 +16,7 @@ from absl import flags
 from docs_commands import PAGES, ROOT, commands, copy_library, run_page
 
 from mllm_jax.cli import huge_pages, main, script, shipped
-from mllm_jax.config import SCHEMA, ConfigError, check, declared
+from mllm_jax.config import SCHEMA, ConfigError, check, declared, source_config, stage_config
 from mllm_jax.connectors import CONNECTORS, PreservingConnector
 from mllm_jax.evaluation.selection import select_benchmarks
 from mllm_jax.schema import find
@@ -201,6 +201,18 @@ def test_the_tables_for_newcomers_name_keys_that_exist():
     assert len(keys) > 100
     for key in set(keys):
         find(SCHEMA, key.replace("stages.S.", "stages.pretrain."))
+
+
+def test_python_of_data_and_sweeps():
+    """That of the other pages runs in tests/inference/test_python_docs.py and tests/connectors/test_connector_docs.py."""
+    (sources,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(encoding="utf-8"), re.S)
+    names = {"stage": stage_config(), "source_config": source_config}
+    exec(sources, names)
+    assert names["stage"].sources.more.weight == 0.5
+    *_, sweep = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sweep.md").read_text(encoding="utf-8"), re.S)
+    exec(sweep, names)
+    first, second, *_ = names["get_sweep"](added=("max_pool",))
+    assert f"# {first}, {second}, ..." in sweep
 
 
 def test_a_wrong_command_is_found(monkeypatch):
