@@ -64,10 +64,18 @@ def commands(page: str) -> Iterator[Command]:
     for text, _ in blocks(page):
         text = re.sub(r"<<'END'\n.*?\nEND\n", "\n", text, flags=re.S)
         text = LOOP.sub(_unrolled, re.sub(r"\\\n\s*", " ", text))
+        begun = ""
         for line in text.splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="&|<>;")
+            begun += line
+            lexer = shlex.shlex(begun, posix=True, punctuation_chars="&|<>;")
             lexer.whitespace_split, lexer.commenters = True, "#"
-            yield from _split(page, list(lexer), "..." not in line)
+            try:
+                words = list(lexer)
+            except ValueError:  # a quotation goes on in the next line
+                begun += "\n"
+                continue
+            yield from _split(page, words, "..." not in begun)
+            begun = ""
     for found in INLINE.findall((ROOT / page).read_text(encoding="utf-8").replace("\n", " ")):
         yield from _split(page, shlex.split(found), False)
 

@@ -338,7 +338,7 @@ class Model:
           ValueError: the answer has no text.
         """
         prompts = self._prompts(images, prompt, video, history, system)
-        with self._on_mesh():
+        with self.on_mesh():
             return attention_maps(prompts.model, prompts.request(0, answer), prompts.load_image)
 
     def prompt_batch(
