@@ -4,10 +4,12 @@ import argparse
 import importlib.util
 import pathlib
 
+from mllm_jax.cli import shipped
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", default="configs/mini_foundation.py", help="recipe file with get_config()"
+        "--config", default="mini_foundation", help="recipe file with get_config(), or a shipped one's name"
     )
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="checkpoints and rendered images")
     parser.add_argument("--only", choices=("tower", "llm", "export"), help="one part instead of all")
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mllm_jax.mini.foundation import assets, llm, train
 
-    spec = importlib.util.spec_from_file_location("recipe", args.config)
+    spec = importlib.util.spec_from_file_location("recipe", shipped.recipe(args.config))
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config()

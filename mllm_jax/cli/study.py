@@ -18,6 +18,7 @@ import json
 import pathlib
 from typing import Any
 
+from mllm_jax.cli import shipped
 from mllm_jax.console import complain
 from mllm_jax.storage import Path, as_path, read_text
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
     latency.add_argument("--out", required=True, metavar="FILE", help="the times (JSON)")
     cost = verbs.add_parser("cost", help="what the cells cost at full scale, from the planner")
-    cost.add_argument("recipe", metavar="RECIPE", help="FILE.py or FILE.py:ARGUMENT")
+    cost.add_argument("recipe", metavar="RECIPE", help="FILE.py, FILE.py:ARGUMENT, or a shipped one's NAME")
     cost.add_argument("--topology", required=True, help="a TPU slice as v5p-64, or a host's GPUs as h100:8")
     cost.add_argument("--out", required=True, metavar="FILE", help="the costs (JSON)")
     report = verbs.add_parser("report", help="pages and charts from summaries and costs")
@@ -197,9 +198,10 @@ def _cost(args: argparse.Namespace) -> int:
     except ValueError as error:
         complain(f"mllm-jax study cost: {error}")
         return 2
-    path, _, argument = args.recipe.partition(":")
+    recipe = shipped.recipe(args.recipe)
+    path, _, argument = recipe.partition(":")
     module, cells = load_recipe(pathlib.Path(path)), {}
-    for name, overrides in read_sweep(args.recipe).items():
+    for name, overrides in read_sweep(recipe).items():
         cells[name] = module.get_config(argument) if argument else module.get_config()
         apply(cells[name], overrides)
     _write(args.out, json.dumps(study_cost(args.recipe, cells, machine), indent=1))
