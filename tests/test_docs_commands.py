@@ -220,6 +220,14 @@ def test_python_of_data_and_sweeps():
     assert f"# {first}, {second}, ..." in sweep
 
 
+def test_links_lead_to_files():
+    """As on GitHub; `mkdocs build --strict` checks them in the site, headings too."""
+    for page in [*PAGES, "CHANGELOG.md", "SECURITY.md"]:
+        text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)\s:#]+)(?:#[^)]*)?\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
 def test_a_wrong_command_is_found(monkeypatch):
     from docs_commands import Command
 
