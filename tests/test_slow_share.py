@@ -34,3 +34,7 @@ def test_all_slow_tests_run_where_tests_are_asked_for(arguments, slow_share):
 
 def test_the_whole_suite_runs_a_share(slow_share, conftest):
     assert slow_share("-q") in range(conftest.SLOW_SHARES)
+
+
+def test_the_files_that_are_begun_first_are_there(conftest):
+    assert [name for name in conftest.LONG if not (conftest.ROOT / "tests" / name).is_file()] == []

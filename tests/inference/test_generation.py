@@ -142,7 +142,13 @@ def expected(config, params):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "buckets"), [(1, (16,)), (4, (2, 8, 16)), (5, (64,)), (32, (3,))], ids=str
+    ("batch_size", "buckets"),
+    [
+        (1, (16,)),
+        (4, (2, 8, 16)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(5, (64,)), (32, (3,))]),
+    ],
+    ids=str,
 )
 def test_token_for_token_as_without_cache(config, params, expected, batch_size, buckets):
     requests = make_requests()

@@ -282,8 +282,16 @@ def test_an_exported_model_records_its_template(tiny_model, tiny_params, tmp_pat
     assert mllm_jax.load(tmp_path / "model", template="vicuna_v1").template == "vicuna_v1"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("form", ["safetensors", "orbax", "llava-hf"])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        *((form, "bfloat16") for form in ("safetensors", "orbax", "llava-hf")),
+        *(
+            pytest.param(form, "float32", marks=pytest.mark.slow)
+            for form in ("safetensors", "orbax", "llava-hf")
+        ),
+    ],
+)
 def test_a_run_and_its_export_answer_alike(form, dtype, tiny_checkpoints, tmp_path, files):
     """Dtypes, template, aspect and the tower's filter are recorded; nothing has to be said again."""
     vision = tmp_path / "vision"

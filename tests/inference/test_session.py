@@ -56,7 +56,11 @@ def test_steps_are_those_of_generate(config, params, expected):  # noqa: F811
             assert (tuple(answers[row]), bool(state.stopped[row])) == expected[request.id]
 
 
-@pytest.mark.parametrize(("windows", "platform"), [((3,), "cpu"), ((0, 3), "cpu"), ((0, 3), "gpu")], ids=str)
+@pytest.mark.parametrize(
+    ("windows", "platform"),
+    [pytest.param((3,), "cpu", marks=pytest.mark.slow), ((0, 3), "cpu"), ((0, 3), "gpu")],
+    ids=str,
+)
 def test_whole_answers_are_those_of_steps(config, windows, platform, monkeypatch):  # noqa: F811
     """Computed by a scan as steps are, or, on CPUs, block by block with a cache that grows."""
     regrown, columns = session._regrown, []

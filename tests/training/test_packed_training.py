@@ -61,7 +61,13 @@ def model_by(tiny_model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("backend", "windows"),
-    [("xla", ()), ("xla", (6,)), ("xla", (6, 0)), ("blockwise", (6, 0)), ("splash", (6, 0))],
+    [
+        ("xla", ()),
+        pytest.param("xla", (6,), marks=pytest.mark.slow),
+        ("xla", (6, 0)),
+        pytest.param("blockwise", (6, 0), marks=pytest.mark.slow),
+        ("splash", (6, 0)),
+    ],
     ids=str,
 )
 def test_logits_are_those_of_samples_alone(backend, windows, model_by, tiny_params, tiny_tokenizer, tmp_path):
@@ -80,7 +86,11 @@ def test_logits_are_those_of_samples_alone(backend, windows, model_by, tiny_para
 
 @pytest.mark.parametrize(
     ("backend", "weighting"),
-    [*(("xla", weighting) for weighting in LOSS_WEIGHTINGS), ("blockwise", "token"), ("splash", "token")],
+    [
+        *(("xla", weighting) for weighting in LOSS_WEIGHTINGS),
+        ("splash", "token"),
+        pytest.param("blockwise", "token", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradients_are_the_unpacked_weighted_mean(
     backend, weighting, model_by, tiny_params, tiny_tokenizer, tmp_path
