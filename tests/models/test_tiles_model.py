@@ -32,7 +32,9 @@ LENGTH, SLOTS, PER_ROW = 256, 14, 5
 
 
 @pytest.fixture(
-    params=[name if name == "unpad" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+    params=[
+        name if name in ("unpad", "pool") else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES
+    ]
 )
 def model(request, tiny_model):
     return dataclasses.replace(tiny_model, tiles=RECIPES[request.param])
