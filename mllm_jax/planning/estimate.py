@@ -164,16 +164,14 @@ class _Sizes:
         width = jnp.dtype(plan.model.dtype).itemsize
         blocks = {path: leaf for path, leaf in (trained | flat).items() if path.startswith("llm/blocks/")}
         depth = plan.model.llm.depth
-        self.block_bytes = (
-            sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in blocks.values()) / depth
-        )
-        self.attention_bytes = (
-            sum(leaf.size * width for path, leaf in blocks.items() if re.search(r"/[qkvo]/kernel$", path))
-            / depth
-        )
-        self.tower_bytes = width * sum(
-            leaf.size for path, leaf in (trained | flat).items() if path.startswith("vision/")
-        )
+
+        def sent_bytes(pattern: str) -> int:
+            found = [leaf for path, leaf in (trained | flat).items() if re.match(pattern, path)]
+            return sum(leaf.size * min(width, leaf.dtype.itemsize) for leaf in found)
+
+        self.block_bytes = sent_bytes("llm/blocks/") / depth
+        self.attention_bytes = sent_bytes(r"llm/blocks/(.*/)?[qkvo]/kernel$") / depth
+        self.tower_bytes = 0 if plan.stage.cache_features else sent_bytes("vision/")
         self.trained_block_bytes = sum(
             leaf.size * width for path, leaf in trained.items() if path.startswith("llm/blocks/")
         )
@@ -274,9 +272,8 @@ def network_bytes(plan: StagePlan, machine: Machine) -> tuple[float, float]:
     weights = (1 + size.backward) * size.block_bytes + rebuilt * size.attention_bytes
     gathered = cfg.depth * weights / size.tensor + size.head_bytes + size.tower_bytes
     scattered = size.trained_block_bytes / size.tensor + size.head_gradient
-    if (
-        machine.shape and size.fsdp > FEW
-    ):  # XLA for TPUs adds up whole arrays then, from which each chip takes its part
+    # XLA for TPUs then adds up whole arrays, from which each chip takes its part.
+    if machine.shape and size.fsdp > FEW:
         scattered *= 2
         gathered *= 2 if machine.shape.count("x") == 2 else 1
     across = machine.slices // math.gcd(size.data, machine.slices)  # slices whose chips share parameters
