@@ -126,7 +126,7 @@ def mesh_text(cell: dict) -> str:
 
 def page(store: dict) -> str:
     """docs/scaling.md."""
-    lines = [INTRODUCTION, agreement(store), "\n## Summary"]
+    lines = [INTRODUCTION, "", agreement(store), "\n## Summary"]
     for names in (SLICES, HOSTS):
         lines += ["\n| | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
         for row in ROWS:
@@ -137,7 +137,7 @@ def page(store: dict) -> str:
         "parameters. Bound: the resource that limits the step.\n"
     )
     lines += [
-        "| | machine | mesh | arguments | temporaries | bound | sent by a chip | compiled in, host memory |",
+        "| | machine | mesh | arguments | temporaries | bound | sent by a chip | compiling: processor time, memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
@@ -172,8 +172,8 @@ def agreement(store: dict) -> str:
     sent = span([cell["network_bytes_estimate"] / cell["network_bytes"] for cell in cells])
     most = max(cell["compile_seconds"] for cell in cells), max(cell["host_memory"] for cell in cells) / 1e9
     return (
-        f"In the {len(cells)} compiled cells the formula gives {memory} the compiler's memory and {sent} its traffic. "
-        f"Compiling took at most {most[0]:.0f} s of processor time and {most[1]:.1f} GB."
+        f"In the {len(cells)} compiled cells the formula gives {memory} the compiler's memory and {sent} its "
+        f"traffic.\nCompiling took at most {most[0]:.0f} s of processor time and {most[1]:.1f} GB."
     )
 
 
