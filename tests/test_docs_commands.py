@@ -46,7 +46,7 @@ LEFT_OUT = {  # by "..."
     "plan": {"--config": "configs/llava15.py", "--topology": "v5e-16"},
     "sweep": RUN | {"--config": "configs/preserve_or_compress.py:mini"},
 }
-OTHERS = {".", "cd", "echo", "mkdir", "pre-commit", "ruff", "tensorboard", "xprof", "mkdocs"}
+OTHERS = {".", "cd", "echo", "lmms-eval", "mkdir", "pre-commit", "ruff", "tensorboard", "xprof", "mkdocs"}
 
 
 class Accepted(BaseException):

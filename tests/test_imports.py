@@ -10,10 +10,11 @@ import pytest
 import mllm_jax
 
 PACKAGE = pathlib.Path(mllm_jax.__file__).parent
-_TOP = {"evaluation", "planning", "sweep", "cli", "serve"}
+_TOP = {"evaluation", "planning", "sweep", "cli", "serve", "harness"}
 ABOVE = {
     "sweep": _TOP - {"sweep"} | {"training"},
-    "evaluation": {"sweep", "cli", "serve"},
+    "evaluation": {"sweep", "cli", "serve", "harness"},
+    "harness": _TOP - {"harness"} | {"training"},
     "planning": _TOP - {"planning"},
     "recipes": {"training", "inference", *_TOP},
     "training": _TOP,

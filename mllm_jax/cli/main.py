@@ -51,6 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("mllm_jax.cli.plan", "what a recipe needs on a machine that is not here, and its best speed"),
     "prepare": ("mllm_jax.cli.prepare", "write all data of a recipe before training, in parallel processes"),
     "probe": ("mllm_jax.cli.probe", "linear probes of a vision tower"),
+    "push": ("mllm_jax.cli.push", "upload an export or a run to the Hugging Face hub"),
     "report": ("mllm_jax.cli.report", "one page of one or several evaluated runs, side by side"),
     "score": ("mllm_jax.cli.score", "score a file of answers like the benchmark's official script"),
     "score-all": ("mllm_jax.cli.score_all", "score a folder of answer files against the official results"),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,24 +33,35 @@ def _score(
     columns: Int[Array, "B A"],
     targets: Int[Array, "B A"],
     valid: Bool[Array, "B A"],
-) -> Float[Array, " B"]:
-    """Sum over the answer of the log-probability of `targets`, each predicted at its column of the suffix."""
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
+    """Sum over the answer of the log-probability of `targets`, each predicted at its column of the suffix.
+
+    Also whether each target is the likeliest token there.
+    """
     hidden, _ = read(config, params, rows, visual, cache, columns, limit)
 
-    def log_probability(at: tuple[Array, Array]) -> Array:
+    def log_probability(at: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = mllm.apply(config, params, at[0], method="logits")
-        return jnp.take_along_axis(logits, at[1][:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        target = jnp.take_along_axis(logits, at[1][:, None], axis=-1)[:, 0]
+        return target - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == at[1]
 
     per_column = (
         8 * config.llm.vocab * -(-len(targets) // current_row_shards())
     )  # logits, and their exponentials
-    found = jax.lax.map(
+    found, likeliest = jax.lax.map(
         log_probability, (hidden.swapaxes(0, 1), targets.T), batch_size=max(1, limit // per_column)
     )
-    return replicate(jnp.where(valid, found.T, 0).sum(-1))
+    return replicate((jnp.where(valid, found.T, 0).sum(-1), (likeliest.T | ~valid).all(-1)))
 
 
-def answer_log_likelihoods(
+class Likelihood(NamedTuple):
+    """Of an answer: its log-likelihood in nats, and whether greedy decoding would give it."""
+
+    value: float
+    greedy: bool
+
+
+def answer_likelihoods(
     config: ModelConfig,
     params: Params,
     requests: Iterable[Request],
@@ -61,8 +72,8 @@ def answer_log_likelihoods(
     threads: int = 4,
     on_batch: Callable[[int], None] | None = None,
     prefill_bytes: int | None = None,
-) -> Iterator[float]:
-    """log p(answer | prompt) of each request, in nats, in the order in which they come.
+) -> Iterator[Likelihood]:
+    """log p(answer | prompt) of each request, in the order in which they come.
 
     Args:
       requests: conversations with one or more answers from `tokens.encode_sample`; what the template lets a
@@ -86,11 +97,12 @@ def answer_log_likelihoods(
                 raise ValueError(f"request {request.id!r} has no answer whose likelihood could be computed")
             yield request
 
-    def answer(prompts: PromptBatch) -> list[float]:
+    def answer(prompts: PromptBatch) -> list[Likelihood]:
         targets = _targets(prompts.requests, len(prompts.lengths))
         visual, cache = prompts.open_cache(prompts.rows.tokens.shape[1])
-        scores = _score(config, limit, params, prompts.rows, visual, cache, *targets)
-        return np.asarray(scores)[: len(prompts.requests)].tolist()
+        found = jax.device_get(_score(config, limit, params, prompts.rows, visual, cache, *targets))
+        pairs = zip(*(each[: len(prompts.requests)].tolist() for each in found), strict=True)
+        return [Likelihood(value, greedy) for value, greedy in pairs]
 
     yield from answer_in_order(
         config,
@@ -106,6 +118,14 @@ def answer_log_likelihoods(
     )
 
 
+def answer_log_likelihoods(
+    config: ModelConfig, params: Params, requests: Iterable[Request], **settings: Any
+) -> Iterator[float]:
+    """log p(answer | prompt) of each request, in nats; args and raises as in `answer_likelihoods`."""
+    for found in answer_likelihoods(config, params, requests, **settings):
+        yield found.value
+
+
 def option_log_likelihoods(
     config: ModelConfig, params: Params, questions: Iterable[Sequence[Request]], **settings: Any
 ) -> Iterator[list[float]]:
@@ -113,7 +133,7 @@ def option_log_likelihoods(
 
     Args:
       questions: per question one request per option, the option being the answer.
-      **settings: of `answer_log_likelihoods`.
+      **settings: of `answer_likelihoods`.
     """
     counts: list[int] = []
 

@@ -1,0 +1,1 @@
+"""Adapters to evaluation harnesses, which ask the questions and score the answers."""
