@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import sys
 import types
 
 import jax
@@ -17,7 +16,7 @@ from mllm_jax.config import ConfigError
 from mllm_jax.data.conversations import IMAGE, VIDEO, SampleError
 from mllm_jax.data.preprocessing import ImageProcessor
 from mllm_jax.data.tokens import SampleTooLong
-from mllm_jax.harness import setup
+from mllm_jax.harness import lmms_eval, setup
 from mllm_jax.harness.adapter import Adapter, Settings
 from mllm_jax.harness.questions import from_context, from_messages, medium
 from mllm_jax.inference.likelihood import answer_likelihoods
@@ -285,8 +284,6 @@ def test_the_classes_that_lmms_eval_loads(monkeypatch, model):
     """With stand-ins for what they take from the harness, which is not installed here."""
 
     class Base:
-        is_simple = True
-
         def __init__(self):
             self.task_dict = {}
 
@@ -295,25 +292,9 @@ def test_the_classes_that_lmms_eval_loads(monkeypatch, model):
         text: object
         token_counts: object = None
 
-    def module(name, **names):
-        made = types.ModuleType(name)
-        vars(made).update(names)
-        monkeypatch.setitem(sys.modules, name, made)
-
-    counts = lambda *given: given  # noqa: E731
-    manifests = lambda name, **given: {"name": name, **given}  # noqa: E731
-    for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models"):
-        module(name)
-    module("lmms_eval.api.instance", GenerationResult=Result, TokenCounts=counts)
-    module("lmms_eval.api.model", lmms=Base)
-    module("lmms_eval.models.registry_v2", ModelManifest=manifests)
-    monkeypatch.delitem(sys.modules, "mllm_jax.harness.lmms_eval", raising=False)
-    from mllm_jax.harness import lmms_eval
-
-    told = lmms_eval.manifest()
-    for key, chat in (("simple_class_path", False), ("chat_class_path", True)):
-        place, name = told[key].rsplit(".", 1)
-        kind = getattr(sys.modules[place], name)
+    monkeypatch.setattr(lmms_eval, "_classes", lambda: lmms_eval.make_classes(Base, Result, tuple))
+    for name, chat in ((lmms_eval.SIMPLE, False), (lmms_eval.CHAT, True)):
+        kind = getattr(lmms_eval, name)
         assert kind.is_simple != chat
         monkeypatch.setattr(setup, "load", lambda path, **given: model)
         made = kind(path="x", batch_size="2")
@@ -327,4 +308,3 @@ def test_the_classes_that_lmms_eval_loads(monkeypatch, model):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
         lmms_eval.MllmJax(path="x")
-    monkeypatch.delitem(sys.modules, "mllm_jax.harness.lmms_eval")
