@@ -83,6 +83,7 @@ def stopped_at_the_arguments(monkeypatch, whole):
     before, environment = set(flags.FLAGS), dict(os.environ)
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+        patch.setattr(script, "NO_TORCH", ("torch_of_no_test", None))  # other tests of this process want it
         patch.setattr(script, "_start", started)
         patch.setattr(script, "_fail", refused)
         patch.setattr(huge_pages, "start_again", lambda: None)
