@@ -96,10 +96,6 @@ def stopped_at_the_arguments(monkeypatch, whole):
             for flag in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, flag)
             flags.FLAGS.unparse_flags()
-            if (
-                sys.modules.get("torch", ...) is None
-            ):  # programs leave it out for good; the tests after this one do not
-                del sys.modules["torch"]
             os.environ.clear()
             os.environ.update(environment)
 
