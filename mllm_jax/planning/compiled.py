@@ -11,8 +11,10 @@ from mllm_jax.planning.estimate import Memory, arguments
 from mllm_jax.training.stage import StagePlan
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# XLA's effort at making the program fast, below the default of 0: compiles in less than half the time.
-QUICK = -1.0
+# XLA's effort at making the program fast, below its default: compiles in less than half the time. JAX 0.12 has levels.
+QUICK = ("jax_exec_time_optimization_effort", -1.0)
+if not hasattr(jax.config, QUICK[0]):
+    QUICK = ("jax_optimization_level", "O1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +46,10 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
     given = arguments(plan)
     begin = time.process_time()
     lowered = plan.lower()
-    before = jax.config.jax_exec_time_optimization_effort
+    name, effort = QUICK
+    before = getattr(jax.config, name)
     try:
-        jax.config.update("jax_exec_time_optimization_effort", QUICK if quick else before)
+        jax.config.update(name, effort if quick else before)
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -54,7 +57,7 @@ def compile_step(plan: StagePlan, quick: bool = False) -> CompiledStep:
         temporaries = _temporaries(str(error), sum(given.values()))
         return CompiledStep(Memory(**given, temporaries=temporaries), False, {}, time.process_time() - begin)
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+        jax.config.update(name, before)
     found = compiled.memory_analysis()
     memory = Memory(
         **given,

@@ -12,7 +12,7 @@ from mllm_jax.parallel import chips
 from mllm_jax.parallel.mesh import make_mesh
 from mllm_jax.planning import search
 from mllm_jax.planning.collectives import collective_bytes
-from mllm_jax.planning.compiled import _temporaries, compile_step
+from mllm_jax.planning.compiled import QUICK, _temporaries, compile_step
 from mllm_jax.planning.decoding import decoding
 from mllm_jax.planning.describe import describe_stage
 from mllm_jax.planning.estimate import (
@@ -147,6 +147,13 @@ def test_collectives_inside_a_loop_count_as_often_as_it_runs():
         "collective-permute": 3 * 100,
         "reduce-scatter": 400 * 3 / 4 + 1600 * 3 / 4,
     }
+
+
+def test_less_effort_is_a_setting_that_this_jax_has():
+    name, effort = QUICK
+    before = getattr(jax.config, name)
+    jax.config.update(name, effort)
+    jax.config.update(name, before)
 
 
 def test_what_the_compiler_says_of_too_little_memory():
