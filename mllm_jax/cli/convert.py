@@ -16,6 +16,7 @@ import argparse
 import os
 import shlex
 import time
+from collections.abc import Collection
 
 from rich.console import Console
 
@@ -118,10 +119,12 @@ def _convert_files(args: argparse.Namespace) -> int:
         columns[field] = column
     with progress_bar(console, transient=True) as bar:
 
-        def recognized(files: Files, layout: Layout) -> None:
+        def recognized(files: Files, layout: Layout, columns: Collection[str]) -> None:
             many = f"{len(files.paths)} files" if len(files.paths) > 1 else "1 file"
-            read = ", ".join(
-                f"{field} from {' or '.join(map(repr, layout.fields[field]))}" for field in NEEDS[layout.name]
+            read = "; ".join(
+                f"{field} from {' or '.join(there)}"
+                for field, known in layout.fields.items()
+                if (there := [repr(column) for column in known if column in columns])
             )
             say(console, f"{args.source}: {files.kind}, {many}; layout {layout.name!r}: {read}")
             bar.add_task("converting entries", total=total_rows(files))

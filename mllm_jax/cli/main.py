@@ -35,7 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "talk with a model about images or a video, in the terminal or the browser",
     ),
     "config": ("mllm_jax.cli.config", "every configuration key: type, default, meaning"),
-    "convert": ("mllm_jax.cli.convert", "turn a known data set into LLaVA-format JSON plus an image folder"),
+    "convert": (
+        "mllm_jax.cli.convert",
+        "turn Parquet, WebDataset or JSON data sets into LLaVA-format samples",
+    ),
     "eval": ("mllm_jax.cli.eval", "eval.py: answer benchmarks with a model, score them, write the report"),
     "export": (
         "mllm_jax.cli.export",

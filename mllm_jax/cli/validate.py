@@ -3,19 +3,30 @@
     mllm-jax validate --json data.json --images images/
     mllm-jax validate --json questions.json --images images/
     mllm-jax validate --json data.json --images images/ --template vicuna_v1 \\
-        --tokenizer path/to/tokenizer --seq-len 2048 --tokens-per-image 576
+        --tokenizer path/to/tokenizer --seq-len 2048 --tokens-per-image 576 --plot tokens.png
+    mllm-jax validate --json data.json --images images/ --config llava_next:mini --plot tokens.png
+
+With a tokenizer, or a recipe that names one, all tokens are counted as training will count them: what is longer than a
+row, how full rows would be, how much is supervised.
 
 The exit code is 0 if nothing is wrong, 1 if there is a problem, 2 if the command itself cannot be carried out.
 """
 
 import argparse
+import ast
 import math
 import os
+import runpy
 import time
+from collections.abc import Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from mllm_jax import files
+from mllm_jax.cli import shipped
+from mllm_jax.config import SCHEMA, check_key
 from mllm_jax.console import complain, make_console, print_table, progress_bar, say
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.images import MAX_PIXELS
@@ -24,6 +35,8 @@ from mllm_jax.data.reading import DataError, read_json_rows
 from mllm_jax.data.sample_keys import benchmark_for
 from mllm_jax.data.validate import Layout, Report, validate
 from mllm_jax.data.video_layout import POOLS, Video, WithVideo
+from mllm_jax.schema import check_tree
+from mllm_jax.storage import as_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +67,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label-tokens", type=int, metavar="L", help="supervised tokens a row may hold")
     parser.add_argument(
+        "--config", metavar="RECIPE", help="take all of these from a recipe: FILE.py, or a shipped one's NAME"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="of the recipe (default: its last)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keys of the recipe, as --config.KEY=VALUE of train",
+    )
+    parser.add_argument(
+        "--plot", metavar="PNG", help="draw histograms of tokens, supervised tokens and images"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that count tokens"
+    )
+    parser.add_argument(
         "--duplicate-ids",
         choices=("error", "number"),
         default="error",
@@ -70,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
     """Validates; returns 1 if there is any problem, 2 for a missing path or options that do not go together."""
     console = make_console()
     try:
-        layout = _layout(args)
+        layout, video = _of_recipe(args) if args.config else (_layout(args), _video(args))
+        if args.plot and layout.tokenizer is None:
+            raise ValueError("--plot needs --tokenizer or --config: it shows numbers of tokens")
     except (ValueError, OSError) as error:
         complain(f"mllm-jax validate: {error}")
         return 2
@@ -96,13 +128,19 @@ def run(args: argparse.Namespace) -> int:
             duplicate_ids=args.duplicate_ids,
             compat=args.compat,
             max_image_pixels=args.max_image_pixels,
-            video=_video(args),
+            video=video,
             num_threads=args.threads,
+            workers=max(1, args.workers),
             progress=progress,
         )
     _show(report, console, args.show, time.perf_counter() - started)
     if layout.tokenizer is None:
         say(console, "Lengths were not checked; give --tokenizer to do so.")
+    if args.plot and len(report.counts):
+        from mllm_jax.evaluation.report.counts_plot import plot_counts  # imports matplotlib
+
+        plot_counts(report.counts, layout.seq_len, as_path(args.plot))
+        say(console, f"Histograms are in {args.plot}")
     if args.json_report:
         _write_report(args.json_report, report, console)
     return 1 if report.problems else 0
@@ -175,9 +213,118 @@ def _layout(args: argparse.Namespace) -> Layout:
     return Layout(template, tokenizer, args.seq_len, rule, args.image_slots, args.label_tokens)
 
 
+_IN_RECIPE = (
+    "template",
+    "tokenizer",
+    "seq_len",
+    "tokens_per_image",
+    "image_slots",
+    "label_tokens",
+    "video_frames",
+    "video_pool",
+)
+
+
+def _of_recipe(args: argparse.Namespace) -> tuple[Layout, Video]:
+    """What a recipe's stage lays samples out with.
+
+    Raises:
+      ValueError: no such recipe, stage or key, or an option that the recipe decides.
+    """
+    # imports JAX
+    from mllm_jax.inference.runs import model_config, video_settings
+    from mllm_jax.interop import load_tokenizer
+
+    given = [f"--{name.replace('_', '-')}" for name in _IN_RECIPE if getattr(args, name) is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: the recipe decides this; change it with --set")
+    config = load_config(args.config, args.set)
+    check_tree(config, SCHEMA)  # not its sources: the data are given
+    name = args.stage or config.stage_order[-1]
+    if name not in config.stages:
+        raise ValueError(f"--stage {name}: the recipe has {', '.join(config.stage_order)}")
+    stage, data = config.stages[name], config.data
+    tokenizer = load_tokenizer(config.model.llm.path)
+    layout = Layout(
+        resolve_template(stage.template, tokenizer),
+        tokenizer,
+        stage.seq_len or data.seq_len,
+        model_config(config).visual_layout,
+        stage.image_slots or data.image_slots,
+        data.label_tokens,
+        stage.samples_per_row if stage.samples_per_row > 1 else Layout.samples_per_row,
+    )
+    args.compat, args.max_image_pixels = data.compat or args.compat, data.max_image_pixels
+    return layout, video_settings(config) or Video()
+
+
+def load_config(recipe: str, changes: Sequence[str]) -> ConfigDict:
+    """The configuration of a recipe, with keys changed.
+
+    Args:
+      recipe: FILE.py, FILE.py:ARGUMENT or the name of a shipped one.
+      changes: KEY=VALUE.
+
+    Raises:
+      ValueError: no such recipe or key.
+    """
+    path, _, argument = shipped.recipe(recipe).partition(":")
+    if not os.path.isfile(path):
+        raise ValueError(f"--config: there is no recipe {path}; shipped ones: {', '.join(shipped.names())}")
+    get_config = runpy.run_path(path)["get_config"]
+    config = get_config(argument) if argument else get_config()
+    for change in changes:
+        key, _, text = change.partition("=")
+        check_key(config, key)
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"--set {change}: {error}") from None
+    return config
+
+
 def _video(args: argparse.Namespace) -> Video:
     given = {"frames": args.video_frames, "pool": args.video_pool}
     return Video(**{key: value for key, value in given.items() if value is not None})
+
+
+def _show_tokens(stats: dict[str, Any], console: Console) -> None:
+    rows, total = stats["rows"], stats["tokens_total"]
+    groups = rows["by_images"]
+    counted = sum(group["samples"] for group in groups)
+
+    def share(part: int, whole: int) -> str:
+        return f"{part / max(whole, 1):.1%}"
+
+    say(
+        console,
+        f"  learned tokens: {stats['learned_tokens']:,} of {total:,} ({share(stats['learned_tokens'], total)}); "
+        f"visual tokens: {stats['visual_tokens']:,}",
+    )
+    alone, packed = (f"{rows[f'useful_{how}']:.1%}" for how in ("alone", "packed"))
+    say(
+        console,
+        f"  rows of {rows['row_length']:,}: {rows['over_row']:,} of {counted:,} samples "
+        f"({rows['over_row'] / counted:.2%}) do not fit; of the rest, {alone} of the rows' positions are used with one "
+        f"sample a row, {packed} with packing ({rows['rows_packed']:,} rows)",
+    )
+    table = [
+        (
+            str(group["images"]),
+            f"{group['samples']:,}",
+            share(group["samples"], counted),
+            f"{group['tokens'] / group['samples']:,.0f}",
+            f"{group['visual_tokens'] / group['samples']:,.0f}",
+            f"{group['supervised_tokens'] / group['samples']:,.0f}",
+        )
+        for group in groups
+    ]
+    head = ("images", "samples", "share", "tokens each", "visual", "supervised")
+    print_table(console, head, table, "by number of images")
 
 
 def _show(report: Report, console: Console, show: int, seconds: float) -> None:
@@ -194,8 +341,8 @@ def _show(report: Report, console: Console, show: int, seconds: float) -> None:
         if key in stats:
             low, middle, high = stats[key]
             say(console, f"  {key}: {low} to {high} {unit}, median {middle}")
-    if "learned_tokens" in stats:
-        say(console, f"  learned tokens: {stats['learned_tokens']} of {stats['tokens_total']}")
+    if "rows" in stats:
+        _show_tokens(stats, console)
     if not report.problems:
         say(console, "No problems found.", "bold green")
         return

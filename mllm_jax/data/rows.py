@@ -197,8 +197,7 @@ class RowEncoder:
         Raises:
           SampleError: as `encode`.
         """
-        encoded = self.encode(sample)
-        return len(encoded), encoded.num_slots, int(np.count_nonzero(encoded.loss_weights)), 1
+        return row_needs(self.encode(sample))
 
     def __call__(self, samples: Sequence[Sample]) -> Row:
         """The row of some samples that fit one together; an empty row for none.
@@ -249,6 +248,11 @@ LOSS_WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "sample": _by_sample(1.0),
     "sqrt": _by_sample(0.5),
 }
+
+
+def row_needs(sample: EncodedSample) -> tuple[int, int, int, int]:
+    """What a sample needs of a row, in the order of `packing.RESOURCES`."""
+    return len(sample), sample.num_slots, int(np.count_nonzero(sample.loss_weights)), 1
 
 
 def check_fits(sample: EncodedSample, seq_len: int, label_tokens: int | None) -> None:

@@ -1,22 +1,24 @@
 """Reads a whole data set before training and finds everything that is wrong with it.
 
 Three passes: the JSON itself (`llava_json`), every image and video file decoded as training will decode it, and, if a
-template or a tokenizer is given, every conversation laid out as training will lay it out. Nothing is changed.
+template or a tokenizer is given, every conversation laid out and counted as training will. Nothing is changed.
 """
 
 import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.data.conversations import SampleError
+from mllm_jax.data.counts import Count, Counts, count_sample, summary
 from mllm_jax.data.images import MAX_PIXELS, ImageError, decode_image
-from mllm_jax.data.layout import LayoutRule, Shown, layouts
+from mllm_jax.data.layout import LayoutRule, layouts
 from mllm_jax.data.llava_json import DuplicateIds, Problem, Record, scan
+from mllm_jax.data.packing import RowLimits
 from mllm_jax.data.reading import DataError, read_image_file
 from mllm_jax.data.rows import TooManyLabels, check_fits, check_slots, render_sample
 from mllm_jax.data.samples import record_shown, record_video
@@ -25,6 +27,10 @@ from mllm_jax.data.threads import map_in_order
 from mllm_jax.data.tokens import SampleTooLong, TooManyImages, encode_sample
 from mllm_jax.data.video import pick
 from mllm_jax.data.video_layout import Video
+from mllm_jax.data.worker_processes import worker_processes
+
+CHUNK = 512  # conversations that a process counts at once
+MANY = 8 * CHUNK  # fewer are counted sooner than processes start
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,6 +46,7 @@ class Layout:
       visual_layout: how images become visual tokens; needed for lengths.
       image_slots: images a row has room for; None for any number.
       label_tokens: supervised tokens a row may hold; None for any number.
+      samples_per_row: most samples that may share a row, for how full packed rows would be.
     """
 
     template: str | Template | None = None
@@ -48,10 +55,21 @@ class Layout:
     visual_layout: LayoutRule | None = None
     image_slots: int | None = None
     label_tokens: int | None = None
+    samples_per_row: int = 64
 
     def __post_init__(self):
         if self.tokenizer is not None and None in (self.template, self.seq_len, self.visual_layout):
             raise ValueError("lengths can be checked with a template, seq_len and visual_layout only")
+
+    def limits(self, most_slots: int) -> RowLimits:
+        """What a row has room for.
+
+        Args:
+          most_slots: image slots of a row, where none are given: those of the sample with the most, at least.
+        """
+        labels = self.seq_len if self.label_tokens is None else self.label_tokens
+        slots = self.image_slots or most_slots * self.samples_per_row
+        return RowLimits(self.seq_len, slots, labels, self.samples_per_row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +83,7 @@ class Report:
       broken: entries that `data.broken=skip` leaves out.
       problems: everything found, in file order within each kind of check.
       stats: numbers about the data set: images, text-only samples, answers, sizes and lengths.
+      counts: tokens and images of every sample that could be laid out, in file order; empty without a tokenizer.
     """
 
     path: str
@@ -73,6 +92,7 @@ class Report:
     broken: int
     problems: tuple[Problem, ...]
     stats: dict[str, Any]
+    counts: Counts = dataclasses.field(default_factory=lambda: Counts.of(()))
 
     def by_kind(self) -> dict[str, list[Problem]]:
         """The problems grouped by kind, most frequent kind first."""
@@ -104,6 +124,7 @@ def validate(
     max_image_pixels: int = MAX_PIXELS,
     video: Video | None = None,
     num_threads: int | None = None,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Reads a data set and reports every problem.
@@ -116,6 +137,7 @@ def validate(
       max_image_pixels: larger images are reported.
       video: which frames of videos are looked at; None for the default of `Video`.
       num_threads: for decoding; None for one per core, up to 16.
+      workers: processes that lay out and count conversations, where there are many.
       progress: called with the name of the pass, how much of it is done, and how much there is.
     """
     report_progress = progress or (lambda *_: None)
@@ -155,31 +177,27 @@ def validate(
                 sizes.append(outcome)
             report_progress("images", done, len(users))
 
-    lengths: list[int] = []
-    supervised: list[int] = []
+    found: list[Count] = []
     if layout is not None and layout.template is not None:
-
-        def show(record: Record) -> list[Shown]:
-            return record_shown(image_root or "", record, compat, max_pixels=max_image_pixels)
-
-        def check_layout(record: Record) -> tuple[Problem | None, int, int]:
-            return _check_layout(record, layout, show, compat)
-
-        for done, (_, outcome) in enumerate(map_in_order(check_layout, records, threads), 1):
-            problem, length, learned = outcome
-            problems += [problem] if problem else []
-            lengths += [length] if length else []
-            supervised += [learned] if length else []
+        checked = LayoutCheck(layout, Path(image_root or ""), compat, max_image_pixels)
+        done = 0
+        for outcomes in _checked(checked, records, workers):
+            problems += [problem for problem, _ in outcomes if problem]
+            found += [count for _, count in outcomes if count]
+            done += len(outcomes)
             report_progress("conversations", done, len(records))
+    counts = Counts.of(found)
 
     named = [entry for entry in entries if entry.sample]  # a file that cannot be read has no samples
     bad = {problem.sample for problem in problems}
     shown_videos = len(videos.intersection(users))
-    stats = _statistics(records, len(users) - shown_videos, sizes, lengths, supervised)
+    stats = _statistics(records, len(users) - shown_videos, sizes)
+    if len(counts):
+        stats |= _token_statistics(counts, layout)
     if shown_videos:
         stats["videos"] = shown_videos
     sound = sum(entry.sample not in bad for entry in named)
-    return Report(str(json_path), len(named), sound, len(broken), tuple(problems), stats)
+    return Report(str(json_path), len(named), sound, len(broken), tuple(problems), stats, counts)
 
 
 def _check_image(root: Path, name: str, compat: str | None, max_pixels: int) -> tuple[int, int] | str:
@@ -208,42 +226,68 @@ def _check_video(
     return width, height
 
 
-def _check_layout(
-    record: Record, layout: Layout, show: Callable[[Record], list[Shown]], compat: str | None
-) -> tuple[Problem | None, int, int]:
-    """What is wrong with a conversation, its length in tokens and how many of them are learned."""
-    images = len(record.images)
-    try:
-        check_slots(record.id, images, images, layout.image_slots)  # every image fills at least one
-        spans = render_sample(record.id, record.conversations, images, layout.template, compat)
-        if layout.tokenizer is None:
-            return None, 0, 0
-        found = layouts(layout.visual_layout, show(record), sample=record.id)
-        encoded = encode_sample(spans, layout.tokenizer, found, sample=record.id)
-        check_slots(record.id, images, encoded.num_slots, layout.image_slots)
-    except TooManyImages as error:
-        return Problem("too-many-images", record.id, error.problem), 0, 0
-    except (DataError, ImageError):  # reported with the images
-        return None, 0, 0
-    except SampleError as error:
-        return Problem("conversation", record.id, error.problem), 0, 0
-    problem = None
-    try:
-        check_fits(encoded, layout.seq_len, layout.label_tokens)
-    except SampleTooLong as error:
-        problem = Problem("overlong", record.id, error.problem)
-    except TooManyLabels as error:
-        problem = Problem("too-many-labels", record.id, error.problem)
-    return problem, len(encoded), int((encoded.loss_weights > 0).sum())
+@dataclasses.dataclass(frozen=True)
+class LayoutCheck:
+    """What conversations are laid out with.
+
+    Attributes:
+      layout: see `Layout`.
+      root: the folder of the images.
+      compat, max_pixels: as in `validate`.
+    """
+
+    layout: Layout
+    root: Path
+    compat: str | None
+    max_pixels: int
+
+    def __call__(self, record: Record) -> tuple[Problem | None, Count | None]:
+        """What is wrong with a conversation, and its counts if it could be laid out and there is a tokenizer."""
+        layout, images = self.layout, len(record.images)
+        try:
+            check_slots(record.id, images, images, layout.image_slots)  # every image fills at least one
+            spans = render_sample(record.id, record.conversations, images, layout.template, self.compat)
+            if layout.tokenizer is None:
+                return None, None
+            shown = record_shown(self.root, record, self.compat, max_pixels=self.max_pixels)
+            found = layouts(layout.visual_layout, shown, sample=record.id)
+            encoded = encode_sample(spans, layout.tokenizer, found, sample=record.id)
+            check_slots(record.id, images, encoded.num_slots, layout.image_slots)
+        except TooManyImages as error:
+            return Problem("too-many-images", record.id, error.problem), None
+        except (DataError, ImageError):  # reported with the images
+            return None, None
+        except SampleError as error:
+            return Problem("conversation", record.id, error.problem), None
+        problem = None
+        try:
+            check_fits(encoded, layout.seq_len, layout.label_tokens)
+        except SampleTooLong as error:
+            problem = Problem("overlong", record.id, error.problem)
+        except TooManyLabels as error:
+            problem = Problem("too-many-labels", record.id, error.problem)
+        return problem, count_sample(encoded)
 
 
-def _statistics(
-    records: list[Record],
-    images: int,
-    sizes: list[tuple[int, int]],
-    lengths: list[int],
-    supervised: list[int],
-) -> dict[str, Any]:
+def check_chunk(check: LayoutCheck, records: Sequence[Record]) -> list[tuple[Problem | None, Count | None]]:
+    """Lays some conversations out."""
+    return [check(record) for record in records]
+
+
+def _checked(
+    check: LayoutCheck, records: Sequence[Record], workers: int
+) -> Iterator[list[tuple[Problem | None, Count | None]]]:
+    """The outcomes of all conversations, in order, chunk after chunk."""
+    chunks = (records[first : first + CHUNK] for first in range(0, len(records), CHUNK))
+    if workers == 1 or len(records) < MANY:
+        yield from (check_chunk(check, chunk) for chunk in chunks)
+        return
+    with worker_processes(f"{__name__}:check_chunk", workers, check) as call:
+        for _, outcomes in map_in_order(call, chunks, workers, ahead=2):
+            yield outcomes
+
+
+def _statistics(records: list[Record], images: int, sizes: list[tuple[int, int]]) -> dict[str, Any]:
     counts = [len(record.images) for record in records]
     stats: dict[str, Any] = {
         "images": images,
@@ -256,8 +300,15 @@ def _statistics(
         widths, heights = zip(*sizes, strict=True)
         stats["widths"] = [min(widths), int(np.median(widths)), max(widths)]
         stats["heights"] = [min(heights), int(np.median(heights)), max(heights)]
-    if lengths:
-        stats["tokens"] = [min(lengths), int(np.median(lengths)), max(lengths)]
-        stats["tokens_total"] = sum(lengths)
-        stats["learned_tokens"] = sum(supervised)
     return stats
+
+
+def _token_statistics(counts: Counts, layout: Layout) -> dict[str, Any]:
+    tokens = counts.tokens
+    return {
+        "tokens": [int(tokens.min()), int(np.median(tokens)), int(tokens.max())],
+        "tokens_total": int(tokens.sum(dtype=np.int64)),
+        "visual_tokens": int(counts.visual.sum(dtype=np.int64)),
+        "learned_tokens": int(counts.supervised.sum(dtype=np.int64)),
+        "rows": summary(counts, layout.limits(max(1, int(counts.needs[:, 1].max())))),
+    }

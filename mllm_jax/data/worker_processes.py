@@ -66,7 +66,8 @@ def worker_processes(function: str, count: int, *common: Any) -> Iterator[Callab
                     [*command, str(far.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[far.fileno()],
-                    env={**os.environ, "PYTHONPATH": path},
+                    # A tokenizer's own threads are no help to one text at a time.
+                    env={"TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONPATH": path},
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)

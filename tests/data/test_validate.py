@@ -12,7 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.cli.main import main
+from mllm_jax.data import tfds_llava
+from mllm_jax.data.anyres import AnyRes, Tiles
 from mllm_jax.data.layout import Slot, WholeImage
+from mllm_jax.data.measure import sizes
+from mllm_jax.data.preprocessing import ImageProcessor
+from mllm_jax.data.rows import ImageReader, RowEncoder
 from mllm_jax.data.validate import Layout, validate
 
 
@@ -136,6 +141,43 @@ def test_layout_problems_need_a_template_or_tokenizer(folder):
         Layout("plain", tiny_tokenizer())
 
 
+def test_counts_are_those_that_training_stores(folder, monkeypatch):
+    """Text alone, several images, and images whose tokens depend on their size, in one process and in several."""
+    Image.effect_noise((90, 30), 90).convert("RGB").save(folder / "wide.png")
+    entries = [
+        entry("text", None, "Hello?", "word " * 30),
+        entry("one"),
+        entry("wide", "wide.png"),
+        entry("pair", ["wide.png", "ok.jpg"], "<image> and <image>?", "cat . word"),
+    ]
+    path = write(folder, entries)
+    tiles = Tiles(merge="spatial_unpad", pinpoints=((1, 2), (2, 1)))
+    rule = AnyRes(Slot(16, size=(32, 32)), tiles, (4, 4))
+    tokenizer = tiny_tokenizer()
+    reader = ImageReader(ImageProcessor.clip(32))
+    encoder = RowEncoder(reader, rule, tokenizer, "v0", seq_len=4096, image_slots=8)
+    prepared = tfds_llava.prepare(
+        path, folder, folder / "prepared", max_image_pixels=10_000, show_progress=False
+    )
+    stored = sizes(prepared, encoder, folder / "sizes", threads=1)
+    limit = int(stored[:, 0].max()) - 1
+    layout = Layout("v0", tokenizer, limit, rule, samples_per_row=2)
+    monkeypatch.setattr("mllm_jax.data.validate.MANY", 2)
+    monkeypatch.setattr("mllm_jax.data.validate.CHUNK", 3)
+    for workers in (1, 2):
+        report = validate(path, folder, layout=layout, workers=workers)
+        assert report.counts.needs.tolist() == stored.tolist()
+        assert report.counts.images.tolist() == [0, 1, 1, 2]
+    assert len(set(report.counts.visual.tolist())) == 4  # the wide image's depend on its size
+    rows = report.stats["rows"]
+    fits = stored[:, 0] <= limit
+    assert rows["over_row"] == (~fits).sum() == 1
+    assert rows["useful_alone"] == pytest.approx(stored[fits, 0].mean() / limit)
+    assert rows["useful_packed"] == pytest.approx(stored[fits, 0].sum() / limit / rows["rows_packed"])
+    assert [(one["images"], one["samples"]) for one in rows["by_images"]] == [(0, 1), (1, 2), (2, 1)]
+    assert sum(one["visual_tokens"] for one in rows["by_images"]) == report.stats["visual_tokens"]
+
+
 def test_unreadable_files_and_missing_folders_are_problems(folder):
     path = folder / "data.json"
     path.write_text('{"id": 3}')
@@ -188,6 +230,42 @@ def test_command_checks_lengths_with_a_tokenizer(folder, capsys):
     assert "learned tokens" in capsys.readouterr().out
     assert main([*arguments, "400", "--label-tokens", "60"]) == 1
     assert "too-many-labels: 1" in capsys.readouterr().out
+    assert main([*arguments, "400", "--plot", str(folder / "plots/tokens.png")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"rows of 400: 0 of 2 samples .*used with one sample a row, .* with packing \(1 rows\)", said
+    )
+    with Image.open(folder / "plots/tokens.png") as plot:
+        assert plot.size == (1725, 540)
+
+
+def test_command_takes_what_a_recipe_decides(folder, capsys):
+    path = write(folder, [entry("good", question="<image>\nWhat is it?"), entry("long", answer="red " * 60)])
+    arguments = ["validate", "--json", str(path), "--images", str(folder), "--config", "own_data"]
+    assert main(arguments) == 0
+    assert "rows of 512" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                *arguments,
+                "--set",
+                "data.seq_len=160",
+                "model.connector.name=average_pool",
+                "model.connector.average_pool.tokens=36",
+            ]
+        )
+        == 0
+    )
+    assert main([*arguments, "--set", "data.seq_len=160"]) == 1
+    assert "overlong: 1" in capsys.readouterr().out
+    for wrong, message in (
+        (["--seq-len", "9"], "--seq-len: the recipe decides this"),
+        (["--stage", "pretrian"], "the recipe has pretrain, finetune"),
+        (["--set", "data.sequ_len=9"], "did you mean"),
+        (["--config", "own_date"], "there is no recipe own_date"),
+    ):
+        assert main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_command_takes_the_shipped_tokenizer(folder, capsys):
@@ -205,6 +283,7 @@ def test_command_takes_the_shipped_tokenizer(folder, capsys):
         (["--seq-len", "9"], "need --tokenizer too"),
         (["--label-tokens", "9"], "need --tokenizer too"),
         (["--image-slots", "9"], "--image-slots needs --template too"),
+        (["--plot", "x.png"], "--plot needs --tokenizer or --config"),
         (["--template", "vicuna"], "did you mean 'vicuna_v1'"),
     ],
 )

@@ -7,12 +7,15 @@ import importlib.util
 import json
 import random
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tiny
 from guard import ROOT
 from test_foreign import Tensor, torch_bin
@@ -248,6 +251,12 @@ def _read_prepared_benchmark(folder: Path, out: Path, rng: random.Random) -> Non
             decode_image(source.image(name), source=name)
 
 
+_ENTRY = {
+    "id": "1",
+    "conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A cat."}],
+}
+
+
 def _convertible(folder: Path) -> None:
     rows = [{"question": "is it red?", "answer": "no", "image_id": i} for i in (0, 1)]
     for split in ("train", "test"):
@@ -259,11 +268,20 @@ def _convertible(folder: Path) -> None:
     entries = [("a.png", "train"), ("b.png", "eval")]
     rows = [{"image_id": f, "file": f, "split": s, "captions": ["A cat.", "A dog."]} for f, s in entries]
     _json(folder / "coco/annotations.json", rows)
+    _json(folder / "foreign/data.json", [_ENTRY | {"image": "a.png"}, _ENTRY | {"id": "2"}])
+    image = {"bytes": tiny.png(1, (6, 5)), "path": "a.png"}
+    pq.write_table(pa.Table.from_pylist([_ENTRY | {"image": image}] * 3), folder / "foreign/x.parquet")
+    with tarfile.open(folder / "foreign/x.tar", "w") as tar:
+        tar.add(folder / "coco/a.png", "1.png")
+        tar.add(folder / "foreign/data.json", "1.json")
 
 
 def _convert(folder: Path, out: Path, rng: random.Random) -> None:
     for name, source in (("easy_vqa", "easy"), ("coco_cc", "coco")):
         verb("convert", name, "--source", folder / source, "--out", out / name)
+    for name in ("data.json", "x.parquet", "x.tar"):
+        options = ["--images", folder / "coco", "--workers", 1]
+        verb("convert", "--source", folder / "foreign" / name, "--out", out / name, *options)
 
 
 def _pictures(folder: Path) -> None:
@@ -533,9 +551,7 @@ READERS = {
     "tokenizer": Reader(_llm, {"tokenizer*.json": JSON}, _read_tokenizer, _OURS),
     "LLaVA JSON": Reader(_llava, {"data.json": JSON}, _validate, share=8),
     "images": Reader(_pictures, {"x.*": BYTES}, _decode),
-    "data sets to convert": Reader(
-        _convertible, {"*/*.json": JSON, "*/*.zip": BYTES, "coco/*.png": BYTES}, _convert
-    ),
+    "data sets to convert": Reader(_convertible, {"*/*.json": JSON, "*/*.[zpt]*": BYTES}, _convert),
     "prepared data": Reader(_prepared, {"1.0.0/*.json": JSON, "1.0.0/*array_record*": BYTES}, _read_prepared),
     "prepared benchmarks": Reader(
         _prepared_benchmark, {"1.0.0/*.json": JSON, "1.0.0/*array_record*": BYTES}, _read_prepared_benchmark

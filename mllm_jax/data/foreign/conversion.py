@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def convert_files(
     max_image_pixels: int = MAX_PIXELS,
     strict: bool = False,
     workers: int = 1,
-    recognized: Callable[[Files, Layout], None] | None = None,
+    recognized: Callable[[Files, Layout, Collection[str]], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Converted:
     """Converts Parquet, WebDataset or JSON files into a new folder; the same call continues one that was stopped.
@@ -99,7 +99,7 @@ def convert_files(
       max_image_pixels: an image with more is unusable.
       strict: stop at the first sample that would be left out.
       workers: processes.
-      recognized: called before anything is converted.
+      recognized: called before anything is converted with what was recognized, and by which columns.
       progress: called with the number of entries that were read since the last call.
 
     Raises:
@@ -108,14 +108,15 @@ def convert_files(
     """
     source, out = Path(source), Path(out)
     found = sources.find(source, pattern)
-    known = recognize(sources.columns(found), layout, columns, str(found.paths[0]))
+    there = sources.columns(found)
+    known = recognize(there, layout, columns, str(found.paths[0]))
     root = Path(images) if images is not None else found.root
     if not root.is_dir():
         raise DataError(f"{root}: no such folder of images")
     job = Job(out, known, style or Style(), root.absolute(), max_image_pixels, strict)
     _begin(job)
     if recognized:
-        recognized(found, known)
+        recognized(found, known, there)
     keys = []
     for part, read in _each_part(job, found, workers):
         keys.append(part.key)
