@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     """Validates; returns 1 if there is any problem, 2 for a missing path or options that do not go together."""
     console = make_console()
     try:
-        layout, video = _of_recipe(args) if args.config else (_layout(args), _video(args))
+        settings = _of_recipe(args) if args.config else _of_options(args)
+        layout = settings["layout"]
         if args.plot and layout.tokenizer is None:
             raise ValueError("--plot needs --tokenizer or --config: it shows numbers of tokens")
     except (ValueError, OSError) as error:
@@ -124,11 +125,8 @@ def run(args: argparse.Namespace) -> int:
         report = validate(
             args.json,
             args.images,
-            layout=layout,
+            **settings,
             duplicate_ids=args.duplicate_ids,
-            compat=args.compat,
-            max_image_pixels=args.max_image_pixels,
-            video=video,
             num_threads=args.threads,
             workers=max(1, args.workers),
             progress=progress,
@@ -225,8 +223,14 @@ _IN_RECIPE = (
 )
 
 
-def _of_recipe(args: argparse.Namespace) -> tuple[Layout, Video]:
-    """What a recipe's stage lays samples out with.
+def _of_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What options say of how samples are laid out and images read, as arguments of `validate`."""
+    limit = {"compat": args.compat, "max_image_pixels": args.max_image_pixels}
+    return {"layout": _layout(args), "video": _video(args), **limit}
+
+
+def _of_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """What a recipe's stage says of this.
 
     Raises:
       ValueError: no such recipe, stage or key, or an option that the recipe decides.
@@ -254,8 +258,8 @@ def _of_recipe(args: argparse.Namespace) -> tuple[Layout, Video]:
         data.label_tokens,
         stage.samples_per_row if stage.samples_per_row > 1 else Layout.samples_per_row,
     )
-    args.compat, args.max_image_pixels = data.compat or args.compat, data.max_image_pixels
-    return layout, video_settings(config) or Video()
+    limit = {"compat": data.compat or None, "max_image_pixels": data.max_image_pixels}
+    return {"layout": layout, "video": video_settings(config) or Video(), **limit}
 
 
 def load_config(recipe: str, changes: Sequence[str]) -> ConfigDict:

@@ -268,12 +268,13 @@ def _convertible(folder: Path) -> None:
     entries = [("a.png", "train"), ("b.png", "eval")]
     rows = [{"image_id": f, "file": f, "split": s, "captions": ["A cat.", "A dog."]} for f, s in entries]
     _json(folder / "coco/annotations.json", rows)
-    _json(folder / "foreign/data.json", [_ENTRY | {"image": "a.png"}, _ENTRY | {"id": "2"}])
+    _json(folder / "foreign/data.json", [_ENTRY | {"image": "a.png"}] * 2)
+    _json(folder / "foreign/1.json", _ENTRY)
     image = {"bytes": tiny.png(1, (6, 5)), "path": "a.png"}
     pq.write_table(pa.Table.from_pylist([_ENTRY | {"image": image}] * 3), folder / "foreign/x.parquet")
     with tarfile.open(folder / "foreign/x.tar", "w") as tar:
         tar.add(folder / "coco/a.png", "1.png")
-        tar.add(folder / "foreign/data.json", "1.json")
+        tar.add(folder / "foreign/1.json", "1.json")
 
 
 def _convert(folder: Path, out: Path, rng: random.Random) -> None:
