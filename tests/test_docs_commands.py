@@ -46,7 +46,19 @@ LEFT_OUT = {  # by "..."
     "plan": {"--config": "configs/llava15.py", "--topology": "v5e-16"},
     "sweep": RUN | {"--config": "configs/preserve_or_compress.py:mini"},
 }
-OTHERS = {".", "cd", "echo", "lmms-eval", "mkdir", "pre-commit", "ruff", "tensorboard", "xprof", "mkdocs"}
+OTHERS = {
+    ".",
+    "cd",
+    "curl",
+    "echo",
+    "lmms-eval",
+    "mkdir",
+    "pre-commit",
+    "ruff",
+    "tensorboard",
+    "xprof",
+    "mkdocs",
+}
 
 
 class Accepted(BaseException):
@@ -145,7 +157,7 @@ def read_and_written(command):
         if option in WRITTEN:
             writes.append(value)
         elif READ.fullmatch(option) or READ_KEYS.search(option):
-            reads.append(value)
+            reads.append(re.sub(r"^\w+=", "", value))  # a name of the model's, of `serve`
         elif option == "--config":
             reads.append(value.partition(":")[0])
     return reads, writes

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mllm_jax.inference.model import Model
     from mllm_jax.serve.settings import Settings
 
+BUCKETS = ("model",)
 INSTALL = "the server needs packages that are not installed: pip install 'mllm-jax[serve]'"
 KEY = "MLLM_JAX_API_KEY"
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves; see the module's text for the exit code."""
     try:
         from mllm_jax.serve.app import create_app
-        from mllm_jax.serve.listen import listen
+        from mllm_jax.serve.listen import listen, make_server
         from mllm_jax.serve.served import Served
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in (
@@ -111,14 +112,13 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"serving {', '.join(served.models)}", flush=True)
     try:
-        listen(
+        server = make_server(
             create_app(served),
-            host=args.host,
-            port=args.port,
             connections=2 * served.capacity + 64,
             drain_seconds=args.drain_seconds,
             access_log=args.access_log,
         )
+        listen(server, args.host, args.port)
     except OSError as error:
         complain(f"mllm-jax serve: {args.host}:{args.port}: {error.strerror or error}")
         return 2

@@ -1,10 +1,11 @@
 """The answers of `/v1/chat/completions`: whole, or piece by piece as server-sent events."""
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -29,24 +30,24 @@ async def follow(
     """
     updates: asyncio.Queue[Update] = asyncio.Queue()
     left = asyncio.ensure_future(_left(receive))
+    news: asyncio.Future[Update] | None = None
     started, complete, told = time.monotonic(), False, False
     deadline = started + served.settings.request_seconds
     served.submit(model, job, updates.put_nowait)
     try:
         while not complete:
-            news = asyncio.ensure_future(updates.get())
+            news = news or asyncio.ensure_future(updates.get())
             wait = min(_PULSE, deadline - time.monotonic())
             await asyncio.wait((news, left), timeout=max(0, wait), return_when=asyncio.FIRST_COMPLETED)
             if left.done():
                 raise Gone
             if not news.done():
-                news.cancel()
                 if time.monotonic() >= deadline:
                     seconds = served.settings.request_seconds
                     raise ApiError(504, f"the answer was not complete within {seconds:g} s", code="timeout")
                 yield None
                 continue
-            update = news.result()
+            update, news = news.result(), None
             if update.error is not None:
                 complete = True
                 raise _as_error(update.error)
@@ -63,6 +64,8 @@ async def follow(
             yield update
     finally:
         left.cancel()
+        if news is not None:
+            news.cancel()
         if not complete:
             served.cancel(job)
 
@@ -109,8 +112,9 @@ async def whole_answer(served: Served, model: ServedModel, job: Job, receive: Re
       Gone, ApiError: as `follow`.
     """
     answer: Generation | None = None
-    async for update in follow(served, model, job, receive):
-        answer = update.answer if update is not None else None
+    async with contextlib.aclosing(follow(served, model, job, receive)) as updates:
+        async for update in updates:
+            answer = update.answer if update is not None else None
     message = {"role": "assistant", "content": answer.text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(answer)}
     return head(model, "chat.completion") | {"choices": [choice], "usage": usage(job, answer)}
@@ -136,8 +140,9 @@ class StreamedAnswer(StreamingResponse):
         seconds = self._served.settings.request_seconds
         try:
             async with asyncio.timeout(seconds):  # also of a client that does not read
-                async for event in self._events(receive):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                async with contextlib.aclosing(self._events(receive)) as events:
+                    async for event in events:
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
         except TimeoutError:
             raise Gone from None
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
@@ -145,18 +150,24 @@ class StreamedAnswer(StreamingResponse):
     async def _events(self, receive: Receive) -> AsyncIterator[bytes]:
         yield self._chunk({"role": "assistant", "content": ""})
         try:
-            async for update in follow(self._served, self._model, self._job, receive):
-                if update is None:
-                    yield b": still at it\n\n"
-                    continue
-                if update.text:
-                    yield self._chunk({"content": update.text})
-                if update.answer is not None:
-                    yield self._chunk({}, finish_reason(update.answer))
-                    if self._with_usage:
-                        yield _event(self._head | {"choices": [], "usage": usage(self._job, update.answer)})
+            followed = follow(self._served, self._model, self._job, receive)
+            async with contextlib.aclosing(followed) as updates:
+                async for update in updates:
+                    for event in self._events_of(update):
+                        yield event
         except ApiError as error:
             yield _event(error.body)
+
+    def _events_of(self, update: Update | None) -> Iterator[bytes]:
+        if update is None:
+            yield b": still at it\n\n"
+            return
+        if update.text:
+            yield self._chunk({"content": update.text})
+        if update.answer is not None:
+            yield self._chunk({}, finish_reason(update.answer))
+            if self._with_usage:
+                yield _event(self._head | {"choices": [], "usage": usage(self._job, update.answer)})
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

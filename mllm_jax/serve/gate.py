@@ -1,6 +1,7 @@
 """What every request passes before it is looked at: host, key, room, size and time. Plain ASGI."""
 
 import asyncio
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -57,17 +58,19 @@ class Gate:
             raise
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        entered = False
+        headers, entered, unread = Headers(scope=scope), False, scope["method"] == "POST"
         try:
-            headers = Headers(scope=scope)
             self._check_sender(scope["path"], headers)
-            if scope["method"] == "POST":
-                entered = await self._enter(headers, receive)
-                body = await self._body(headers, receive)
-                receive = _replay(body, receive)
-                del body
+            if unread:
+                self._check_room(headers)
+                self._served.entered += 1
+                entered, unread = True, False
+                receive = _replay(await self._body(headers, receive), receive)
             await self._app(scope, receive, send)
         except ApiError as error:
+            if unread:  # a client that still writes would not see the answer
+                with contextlib.suppress(ApiError):
+                    await self._body(headers, receive, keep=False)
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
         finally:
             self._served.entered -= entered
@@ -88,24 +91,18 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _enter(self, headers: Headers, receive: Receive) -> bool:
+    def _check_room(self, headers: Headers) -> None:
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":  # what a page of another site may not send unasked
             raise ApiError(415, "the body must be JSON, with `Content-Type: application/json`")
-        try:
-            self._served.check_room()
-        except ApiError:
-            await self._body(
-                headers, receive, keep=False
-            )  # a client that still writes would not see the answer
-            raise
-        self._served.entered += 1
-        return True
+        self._served.check_room()
 
     async def _body(self, headers: Headers, receive: Receive, keep: bool = True) -> bytes:
         settings = self._served.settings
         most = settings.most_body_bytes
-        too_large = ApiError(413, f"the request has more than {most:,} bytes; send smaller or fewer images")
+        closing = {"Connection": "close"}  # or what is still being sent would be read on
+        message = f"the request has more than {most:,} bytes; send smaller or fewer images"
+        too_large = ApiError(413, message, headers=closing)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > most:
             raise too_large
@@ -124,17 +121,13 @@ class Gate:
                     if not message.get("more_body"):
                         return b"".join(pieces)
         except TimeoutError:
-            raise ApiError(
-                408,
-                f"the request did not arrive within {settings.body_seconds:g} s",
-                headers={"Connection": "close"},
-            ) from None
+            message = f"the request did not arrive within {settings.body_seconds:g} s"
+            raise ApiError(408, message, headers=closing) from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that gives the body, then whatever comes."""
     left = [body]
-    del body
 
     async def replayed() -> Message:
         if left:

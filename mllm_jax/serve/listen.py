@@ -49,18 +49,16 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
 
-def listen(
-    app: FastAPI, *, host: str, port: int, connections: int, drain_seconds: int, access_log: bool = False
-) -> None:
-    """Serves until SIGTERM or SIGINT; then accepts nothing new and finishes what has begun.
+def make_server(
+    app: FastAPI, *, connections: int, drain_seconds: int, access_log: bool = False
+) -> uvicorn.Server:
+    """A server that has not begun to listen.
 
     Args:
       app: from `app.create_app`.
       connections: open at once, at most; more are answered with 503.
       drain_seconds: that requests get to finish.
-
-    Raises:
-      OSError: the address cannot be used.
+      access_log: print a line for every request.
     """
     config = uvicorn.Config(
         app,
@@ -75,6 +73,15 @@ def listen(
         h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_graceful_shutdown=drain_seconds,
     )
+    return uvicorn.Server(config)
+
+
+def listen(server: uvicorn.Server, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT; then accepts nothing new and finishes what has begun.
+
+    Raises:
+      OSError: the address cannot be used.
+    """
     # uvicorn raises the signal again when it has drained, which would make the exit code that of a crash.
     signal.signal(signal.SIGTERM, lambda *_: None)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -83,4 +90,4 @@ def listen(
         bound.bind((host, port))
         shown = f"[{host}]" if ":" in host else host
         print(f"listening on http://{shown}:{bound.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(config).run(sockets=[bound])
+        server.run(sockets=[bound])

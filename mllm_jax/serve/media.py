@@ -33,7 +33,7 @@ class Media:
     folder: Path | None = None
     hosts: tuple[str, ...] = ()
     most_bytes: int = 20 << 20
-    seconds: float = 30
+    seconds: float | int = 30
 
     def read(self, url: str, param: str) -> list[bytes]:
         """The file that a URL holds or names; of a video given as its frames (`data:video/jpeg`), that of each.

@@ -32,12 +32,12 @@ class Settings:
     most_tokens: int | None = None
     most_prompt_tokens: int | None = None
     answer_tokens: int = 512
-    temperature: float = 0.0
+    temperature: float | int = 0.0
     most_body_bytes: int = 20 << 20
     most_image_pixels: int = 25_000_000
     most_images: int = 16
-    body_seconds: float = 30
-    request_seconds: float = 600
+    body_seconds: float | int = 30
+    request_seconds: float | int = 600
     api_key: str | None = None
     hosts: tuple[str, ...] = ()
     media: Media = dataclasses.field(default_factory=Media)
