@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves; see the module's text for the exit code."""
     try:
+        from mllm_jax.serve import page
         from mllm_jax.serve.app import create_app
         from mllm_jax.serve.listen import listen, make_server
         from mllm_jax.serve.served import Served
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"serving {', '.join(served.models)}", flush=True)
     try:
         server = make_server(
-            create_app(served),
+            create_app(served, extend=[page.mount]),
             connections=2 * served.capacity + 64,
             drain_seconds=args.drain_seconds,
             access_log=args.access_log,

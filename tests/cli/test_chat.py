@@ -47,3 +47,13 @@ def test_a_conversation_in_the_terminal(
     assert [question for question, _ in asked[1]] == ["what?"]
     assert terminal(asked[1][0][1]) == first  # the model sees as much as was shown
     assert terminal(answer) + "\n/image FILE" in rest[0]
+
+
+def test_what_is_for_the_page_and_what_is_not(tmp_path, capsys):
+    given = ["chat", "--from", str(tmp_path)]
+    assert main([*given, "--from", "other"]) == 2
+    assert main([*given, "--web", "--image", "a.png"]) == 2
+    assert main([*given, "--web"]) == 2  # no model
+    errors = capsys.readouterr().err
+    for words in ("add --web", "--image is chosen on the page", "holds no model"):
+        assert words in errors

@@ -12,10 +12,10 @@ import pytest
 import tiny
 import uvicorn
 from fastapi import FastAPI
-from mllm_jax.serve.served import Served
-from mllm_jax.serve.settings import Settings
 
 from mllm_jax.serve.page import mount
+from mllm_jax.serve.served import Served
+from mllm_jax.serve.settings import Settings
 
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from mllm_jax.serve.errors import ApiError
-from mllm_jax.serve.schema import Message, parse
-from mllm_jax.serve.served import Served, ServedModel
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from mllm_jax.inference.attention_maps import AttentionMaps, View
+from mllm_jax.inference.attention_maps import AttentionMaps, View, attention_maps
+from mllm_jax.serve.errors import ApiError
+from mllm_jax.serve.schema import Message, parse
+from mllm_jax.serve.served import Served, ServedModel
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Only what this server sends is loaded and run. Images that a person chooses are blobs, the model's views are data.
@@ -84,8 +84,13 @@ async def _maps(served: Served, model: ServedModel, messages: list[Message]) -> 
             param="messages",
             code="context_length_exceeded",
         )
+
+    def attended() -> AttentionMaps:
+        with prompt.model.on_mesh():
+            return attention_maps(prompt.model, prompt.request, prompt.load_image)
+
     try:
-        return await served.on_worker(prompt.model.attention_of, prompt.request, prompt.load_image)
+        return await served.on_worker(attended)
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error
 

@@ -108,7 +108,7 @@ export function look(body, key) {
       ...(found.place === "none" ? [bars] : []),
       share,
       element("div", { className: "under" }, element("label", {}, "Layer of the LLM ", layers),
-        ...(found.place === "none" ? [] : [from, element("span", { className: "scale" }), to, element("span", {}, "per cell")])),
+        ...(found.place === "none" ? [] : [element("span", { className: "legend" }, from, element("span", { className: "scale" }), to, " per cell")])),
     );
     choose(null);
   }

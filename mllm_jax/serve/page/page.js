@@ -13,6 +13,7 @@ let running = []; // AbortControllers of answers that are being made
 
 const key = () => $("key").value.trim();
 const chosen = () => [...new Set([$("first").value, $("second").value])].filter(Boolean);
+const named = ({ id, connector }) => (id === connector ? id : `${id} (${connector})`);
 const say = (text) => { $("status").textContent = text; };
 
 function settings() {
@@ -42,7 +43,7 @@ async function loadModels() {
     return;
   }
   document.querySelectorAll("#welcome .wrong").forEach((each) => each.remove());
-  const options = () => known.map((model) => element("option", { value: model.id }, `${model.id} (${model.connector})`));
+  const options = () => known.map((model) => element("option", { value: model.id }, named(model)));
   $("first").replaceChildren(...options());
   $("second").replaceChildren(element("option", { value: "" }, "none"), ...options());
   $("comparing").hidden = $("two").hidden = known.length < 2;
@@ -110,7 +111,7 @@ async function answer(turn, model, box) {
   const connector = known.find((each) => each.id === model)?.connector ?? "";
   const text = element("p", { className: "text" });
   const under = element("div", { className: "under" });
-  box.replaceChildren(element("h2", {}, `${model} `, element("small", {}, connector)), text, under);
+  box.replaceChildren(element("h2", {}, `${model} `, element("small", {}, connector === model ? "" : connector)), text, under);
   box.className = "answer busy";
   box.setAttribute("aria-busy", "true");
   const stopper = new AbortController();
