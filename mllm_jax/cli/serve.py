@@ -1,4 +1,4 @@
-"""Serves models to OpenAI's clients: /v1/chat/completions, /v1/models, /health and /metrics.
+"""Serves models to OpenAI's clients (/v1/chat/completions, /v1/models, /health, /metrics) and to people: a chat page.
 
     mllm-jax serve --model runs/quickstart
     mllm-jax serve --model mlp=runs/a --model average=runs/b --port 9000

@@ -89,5 +89,6 @@ def listen(server: uvicorn.Server, host: str, port: int) -> None:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         shown = f"[{host}]" if ":" in host else host
-        print(f"listening on http://{shown}:{bound.getsockname()[1]}/v1", flush=True)
+        address = f"http://{shown}:{bound.getsockname()[1]}"
+        print(f"listening on {address}/v1\nchat page at {address}/", flush=True)
         server.run(sockets=[bound])
