@@ -6,6 +6,7 @@
 Formats:
 
 * `llava-hf`: transformers' LlavaForConditionalGeneration, with the same logits (connectors mlp2x_gelu and sci).
+* `llava`: LLaVA's own layout: LLaVA-1.5, LLaVA-1.6 (images in tiles) and Dense Connector (`dci`, `sci`, `sti`).
 * `safetensors`, `orbax`: our own model directory (`model.json`, parameters, tokenizer), for every connector.
 * `llm`, `vision`: one part in Hugging Face's layout.
 * `adapter`: the LoRA adapters of the LLM in PEFT's format, for the LLM alone.
@@ -34,6 +35,7 @@ BUCKETS = ("from",)
 
 FORMATS = (
     "llava-hf",
+    "llava",
     "safetensors",
     "orbax",
     "llm",
@@ -57,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, help="dtype to store, but of adapters (default: as they are)"
     )
     parser.add_argument("--base", help="adapters: name of the base model to write (default: the run's LLM)")
+    parser.add_argument(
+        "--tower",
+        help="llava, llava-adapter: name of the vision tower to write (default: the one it is from)",
+    )
     parser.add_argument("--keep-adapters", action="store_true", help="do not merge LoRA adapters")
 
 
@@ -79,7 +85,7 @@ def _export(args: argparse.Namespace) -> int:
 
     from mllm_jax import interop
     from mllm_jax.inference import runs
-    from mllm_jax.interop import checkpoints, native, special_tokens
+    from mllm_jax.interop import checkpoints, llava_layout, native, special_tokens
     from mllm_jax.models import lora
 
     target = pathlib.Path(args.to)
@@ -90,6 +96,8 @@ def _export(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--{name.replace('_', '-')} says nothing for --format {args.format}; leave it out"
             )
+    if args.tower and args.format not in ("llava", "llava-adapter"):
+        raise ValueError(f"--tower says nothing for --format {args.format}; leave it out")
     model, params, tokenizer = load_any(args.source, args.stage)
     run = runs.is_run(as_path(args.source))
     home = interop.resolve_path(tokenizer if run else args.source)
@@ -111,6 +119,9 @@ def _export(args: argparse.Namespace) -> int:
     generation = special_tokens.generation(home, loaded, _stops(extras.get("template"), loaded))
     if args.format == "llava-hf":
         checkpoints.save_llava_hf(target, model, params, loaded, dtype, generation, processor, **extras)
+    elif args.format == "llava":
+        tower, aspect = _tower(args), extras.get("aspect") or "pad"
+        llava_layout.save_llava(target, model, params, tower, loaded, dtype, generation, aspect)
     elif args.format == "llm":
         interop.save_llm(target, model.llm, params["llm"], loaded, dtype, generation)
     else:
@@ -121,7 +132,7 @@ def _export(args: argparse.Namespace) -> int:
         native.save_native(target, model, params, args.format, processor, **extras)
         native.copy_tokenizer(home, target)
         special_tokens.write(target, generation)
-    if not generation.get("eos_token_id") and args.format in ("llava-hf", "llm"):
+    if not generation.get("eos_token_id") and args.format in ("llava-hf", "llava", "llm"):
         print(
             "no id that ends an answer is known (the source has no tokenizer): generation will not stop by itself"
         )
@@ -130,7 +141,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str) -> int:
-    from mllm_jax.inference import runs
     from mllm_jax.interop import llava_adapter, peft_export
     from mllm_jax.models import lora
     from mllm_jax.workdir import saved_config
@@ -144,11 +154,8 @@ def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str)
         if not args.base:
             print("give --base NAME, the llava-hf model that it belongs to, for PEFT to find it by itself")
     elif args.format == "llava-adapter":
-        if not runs.is_run(as_path(args.source)):
-            raise ValueError(f"{args.source} is no run, so where its vision tower is from is not known")
-        config = saved_config(as_path(args.source))
-        tower, aspect = config.model.vision.path, config.data.aspect
-        base = args.base or llm
+        tower, base = _tower(args), args.base or llm
+        aspect = saved_config(as_path(args.source)).data.aspect
         llava_adapter.save_llava_adapter(args.to, model.lora, model, params, trained, tower, base, aspect)
     else:
         if lora.split({"vision": params["vision"]})[1]:
@@ -164,6 +171,27 @@ def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str)
             )
     print(f"{args.format} written to {args.to}")
     return 0
+
+
+def _tower(args: argparse.Namespace) -> str:
+    """Where the vision tower of a source is from.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    from mllm_jax.inference import runs
+    from mllm_jax.interop.hub import named_by, read_json, resolve_path
+    from mllm_jax.workdir import saved_config
+
+    if args.tower:
+        return args.tower
+    if runs.is_run(as_path(args.source)):
+        return saved_config(as_path(args.source)).model.vision.path
+    file = resolve_path(args.source) / "config.json"
+    key = "mm_vision_tower"
+    if not file.is_file() or key not in (fields := read_json(file)):
+        raise ValueError(f"{args.source} does not say where its vision tower is from; give --tower NAME")
+    return named_by(file, key, fields[key])
 
 
 def _check_rows(base: str | None, model: Any, trained: set[str]) -> None:

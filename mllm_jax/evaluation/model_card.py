@@ -33,6 +33,10 @@ LOADING = {
 
 model = LlavaForConditionalGeneration.from_pretrained("{place}")
 tokenizer = AutoTokenizer.from_pretrained("{place}")""",
+    "llava": """import mllm_jax  # or LLaVA's own code: load_pretrained_model("{place}", None, "llava")
+
+model = mllm_jax.load("{place}", template=TEMPLATE)  # the one of its training
+print(model.generate("image.jpg", "What is this?"))""",
     "llm": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{place}")

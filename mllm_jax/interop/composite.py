@@ -190,13 +190,16 @@ def is_multimodal(directory: pathlib.Path) -> bool:
 
 
 def load_extras(path: str | pathlib.Path) -> dict[str, Any]:
-    """What we have recorded of a checkpoint besides its computation (`native.EXTRAS`); {} for everybody else's."""
+    """What is recorded of a checkpoint besides its computation (`native.EXTRAS`), by us or by LLaVA's config.json."""
     directory = resolve_path(path)
     if native.is_native(directory):
         return native.load_extras(directory)
     file = directory / "config.json"
-    extension = read_json(file).get(EXTENSION) if file.is_file() else None
-    return native.read_extras(extension) if isinstance(extension, dict) else {}
+    fields = read_json(file) if file.is_file() else {}
+    if isinstance(extension := fields.get(EXTENSION), dict):
+        return native.read_extras(extension)
+    ratio = fields.get("image_aspect_ratio") if "mm_vision_tower" in fields else None
+    return {"aspect": ratio} if ratio in ("pad", "square") else {}
 
 
 def load_processor(path: str | pathlib.Path, tower: str | None = None) -> dict[str, Any]:

@@ -9,16 +9,14 @@ PEFT itself saves modules, and the newline is a parameter of none. Source: haoti
 """
 
 import pathlib
-import tempfile
 from collections.abc import Collection
 from typing import Any
 
 from mllm_jax import files
-from mllm_jax.interop import families, recorded, tile_fields, torch_writer, video_fields
+from mllm_jax.interop import torch_writer
 from mllm_jax.interop.assemble import write_plan
-from mllm_jax.interop.composite import LLAVA_TYPES, read_composite
 from mllm_jax.interop.connector_names import connector_part, separators_part
-from mllm_jax.interop.llava_fields import write_fields
+from mllm_jax.interop.llava_layout import config_fields
 from mllm_jax.interop.peft import PREFIX
 from mllm_jax.interop.peft_export import save_adapter
 from mllm_jax.models import lora
@@ -63,7 +61,7 @@ def save_llava_adapter(
         raise ValueError(
             "LLaVA has adapters of the LLM alone; export another format, with the adapters merged"
         )
-    fields = _config(model, tower, aspect)
+    fields = config_fields(model, tower, aspect)
     parts = [connector_part(model, "llava")]
     if model.visual_layout.separated:
         parts.append(separators_part(model))
@@ -76,32 +74,3 @@ def save_llava_adapter(
     save_adapter(directory, settings, model.llm, params["llm"], base)
     torch_writer.save(directory / BESIDE, tensors)
     files.write_json(directory / "config.json", fields, indent=2)
-
-
-def _config(model: ModelConfig, tower: str, aspect: str) -> dict[str, Any]:
-    """The contents of config.json.
-
-    Raises:
-      ValueError: read again, it describes another model, or LLaVA has no class for the LLM.
-    """
-    fields = families.for_config(families.LLMS, model.llm).write(model.llm)
-    kinds = [name for name, llm in LLAVA_TYPES.items() if llm == fields["model_type"] and name != "llava"]
-    if not kinds:
-        raise ValueError(f"LLaVA has no class for an LLM of type {fields['model_type']!r}")
-    fields.pop("architectures", None)
-    fields |= {"model_type": kinds[0], "mm_vision_tower": tower, **write_fields(model)}
-    fields |= tile_fields.write_llava(model.tiles, model.vision.image_size, aspect)
-    fields |= video_fields.write_llava(model.video)
-    with tempfile.TemporaryDirectory() as folder:
-        files.write_json(pathlib.Path(folder) / "config.json", fields)
-        found = read_composite(folder, tower).model
-    here, there = (_described(each) for each in (model, found))
-    if different := [key for key in sorted(here) if here[key] != there.get(key)]:
-        key = different[0]
-        raise ValueError(f"LLaVA's config.json cannot say {key}={here[key]!r}; it means {there.get(key)!r}")
-    return fields
-
-
-def _described(model: ModelConfig) -> dict[str, Any]:
-    newline = model.video.newline if model.video else "no_token"
-    return recorded.described(model) | {"model.tiles": model.tiles, "model.video.newline": newline}

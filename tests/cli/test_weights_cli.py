@@ -1,5 +1,6 @@
 """`mllm-jax import`, `export` and `inspect`."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from mllm_jax.cli.main import main
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.interop import native
 from mllm_jax.interop.checkpoints import load_model, save_llava_hf
+from mllm_jax.interop.composite import load_extras
 from mllm_jax.models import mllm
 from mllm_jax.models.decoder import DecoderConfig
 from mllm_jax.models.lora import LoRA
@@ -67,6 +69,30 @@ def test_export_then_import_is_the_identity(form, dtype, tmp_path, capsys):
     # nothing is overwritten
     assert main(["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 1
     assert "exists; choose another directory" in capsys.readouterr().err
+
+
+def test_llavas_own_layout_names_a_tower(tmp_path, capsys):
+    """Which a model directory does not record; options of a connector are refused by name."""
+    config, params = make("dci")
+    native.save_native(tmp_path / "model", config, params, aspect="square")
+    whole = tiny.random_params(mllm.abstract_params(dataclasses.replace(config, select_layer=-1)))
+    interop.save_vision(tmp_path / "tower", config.vision, whole["vision"])
+    export = ["export", "--from", str(tmp_path / "model"), "--to", str(tmp_path / "out"), "--format"]
+    assert main([*export, "llava"]) == 1
+    assert "give --tower NAME" in capsys.readouterr().err
+    assert main([*export, "safetensors", "--tower", "tower"]) == 1
+    assert "--tower says nothing" in capsys.readouterr().err
+    assert main([*export, "llava", "--tower", str(tmp_path / "tower")]) == 0
+    again, back, _ = load_model(tmp_path / "out")
+    same(back, params)
+    assert again.make_connector().request() == config.make_connector().request()
+    assert load_extras(tmp_path / "out") == {"aspect": "square"}
+    config, params = make("dci", (("learnable", True),))
+    native.save_native(tmp_path / "learnable", config, params)
+    export[2], export[4] = str(tmp_path / "learnable"), str(tmp_path / "no")
+    assert main([*export, "llava", "--tower", str(tmp_path / "tower")]) == 1
+    assert "cannot say model.connector.dci.learnable=True" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()
 
 
 def test_import_records_any_name_of_a_template(tmp_path, capsys):

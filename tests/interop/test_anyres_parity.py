@@ -11,6 +11,7 @@ import tiny
 from PIL import Image
 
 import mllm_jax
+from mllm_jax.cli.main import main
 from mllm_jax.data.anyres import Tiles
 from mllm_jax.data.video_layout import Video
 from mllm_jax.inference.batching import lay_out, stack_images
@@ -255,6 +256,35 @@ def original(theirs, directory, **fields):
     (directory / "config.json").write_text(json.dumps(config))
     tiny.make_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.mark.parametrize(
+    ("fields", "width"),
+    [({"image_aspect_ratio": "anyres"}, 24), ({"mm_dense_connector_type": "dci", "mm_hidden_size": 72}, 72)],
+)
+def test_the_own_layout_is_written_again(fields, width, tmp_path):
+    """LLaVA-1.6 and Dense Connector AnyRes: the same names, entries and bits."""
+    theirs, _ = torch_model("LlavaNext")
+    theirs.model.multi_modal_projector.linear_1 = randomize(torch.nn.Linear(width, 16))
+    directory = original(theirs, tmp_path, **fields)
+    model, params, _ = load_model(directory)
+    assert main(["export", "--from", str(directory), "--format", "llava", "--to", str(tmp_path / "out")]) == 0
+    again, back, report = load_model(tmp_path / "out")
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    assert set(torch.load(directory / "pytorch_model.bin")) == {
+        n for n in report.used if "vision_tower" not in n
+    }
+    before, after = (
+        json.loads((place / "config.json").read_text()) for place in (directory, tmp_path / "out")
+    )
+    for key in (
+        "image_aspect_ratio",
+        "mm_patch_merge_type",
+        "image_grid_pinpoints",
+        "mm_dense_connector_type",
+    ):
+        assert before.get(key) == after.get(key), key
 
 
 def test_llava_16_in_its_own_layout(tmp_path):
