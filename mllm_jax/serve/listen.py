@@ -88,6 +88,7 @@ def listen(server: uvicorn.Server, host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen(server.config.backlog)  # who reads the address can connect at once
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"
         print(f"listening on {address}/v1\nchat page at {address}/", flush=True)
