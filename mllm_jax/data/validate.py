@@ -5,7 +5,9 @@ template or a tokenizer is given, every conversation laid out and counted as tra
 """
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +31,11 @@ from mllm_jax.data.video import pick
 from mllm_jax.data.video_layout import Video
 from mllm_jax.data.worker_processes import worker_processes
 
-CHUNK = 512  # conversations that a process counts at once
-MANY = 8 * CHUNK  # fewer are counted sooner than processes start
+CHUNK = 256  # conversations that a process counts at once
+MANY = 4 << 20  # bytes of JSON; what fewer hold is counted sooner than processes start
 
 Progress = Callable[[str, int, int], None]
+Outcomes = list[tuple[Problem | None, Count | None]]  # of conversations: what is wrong, and the counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,51 +145,54 @@ def validate(
     """
     report_progress = progress or (lambda *_: None)
     threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
-    entries = list(scan(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat))
-    problems = [problem for entry in entries for problem in entry.problems]
-    users: dict[str, list[str]] = collections.defaultdict(list)
-    for entry in entries:
-        for image in dict.fromkeys(entry.images):
-            users[image].append(entry.sample)
-    records = [entry.record for entry in entries if entry.record is not None]
-    broken = {entry.sample for entry in entries if entry.problems and entry.skippable}
-
-    sizes: list[tuple[int, int]] = []
-    videos = {path for entry in entries for path in entry.videos}
-    video = video or Video()
-    if image_root is None:
-        problems += [
-            Problem("no-image-folder", record.id, "has images but no image folder was given (--images)")
-            for record in records
-            if record.images
-        ]
-    else:
-        root = Path(image_root)
-
-        def check(path: str) -> tuple[int, int] | str:
-            if path in videos:
-                return _check_video(root, path, video, compat, max_image_pixels)
-            return _check_image(root, path, compat, max_image_pixels)
-
-        for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
-            if isinstance(outcome, str):
-                kind = "unusable-video" if image in videos else "unusable-image"
-                problems += [Problem(kind, sample, outcome) for sample in users[image]]
-                broken |= set(users[image])
-            else:
-                sizes.append(outcome)
-            report_progress("images", done, len(users))
-
-    found: list[Count] = []
+    checked = None
     if layout is not None and layout.template is not None:
         checked = LayoutCheck(layout, Path(image_root or ""), compat, max_image_pixels)
-        done = 0
-        for outcomes in _checked(checked, records, workers):
-            problems += [problem for problem, _ in outcomes if problem]
-            found += [count for _, count in outcomes if count]
-            done += len(outcomes)
-            report_progress("conversations", done, len(records))
-    counts = Counts.of(found)
+    with _counting(checked, Path(json_path), workers) as outcomes_of:
+        entries = list(scan(json_path, image_root, duplicate_ids=duplicate_ids, compat=compat))
+        problems = [problem for entry in entries for problem in entry.problems]
+        users: dict[str, list[str]] = collections.defaultdict(list)
+        for entry in entries:
+            for image in dict.fromkeys(entry.images):
+                users[image].append(entry.sample)
+        records = [entry.record for entry in entries if entry.record is not None]
+        broken = {entry.sample for entry in entries if entry.problems and entry.skippable}
+
+        sizes: list[tuple[int, int]] = []
+        videos = {path for entry in entries for path in entry.videos}
+        video = video or Video()
+        if image_root is None:
+            problems += [
+                Problem("no-image-folder", record.id, "has images but no image folder was given (--images)")
+                for record in records
+                if record.images
+            ]
+        else:
+            root = Path(image_root)
+
+            def check(path: str) -> tuple[int, int] | str:
+                if path in videos:
+                    return _check_video(root, path, video, compat, max_image_pixels)
+                return _check_image(root, path, compat, max_image_pixels)
+
+            for done, (image, outcome) in enumerate(map_in_order(check, users, threads), 1):
+                if isinstance(outcome, str):
+                    kind = "unusable-video" if image in videos else "unusable-image"
+                    problems += [Problem(kind, sample, outcome) for sample in users[image]]
+                    broken |= set(users[image])
+                else:
+                    sizes.append(outcome)
+                report_progress("images", done, len(users))
+
+        found: list[Count] = []
+        if checked:
+            done = 0
+            for outcomes in outcomes_of(records):
+                problems += [problem for problem, _ in outcomes if problem]
+                found += [count for _, count in outcomes if count]
+                done += len(outcomes)
+                report_progress("conversations", done, len(records))
+        counts = Counts.of(found)
 
     named = [entry for entry in entries if entry.sample]  # a file that cannot be read has no samples
     bad = {problem.sample for problem in problems}
@@ -269,22 +275,32 @@ class LayoutCheck:
         return problem, count_sample(encoded)
 
 
-def check_chunk(check: LayoutCheck, records: Sequence[Record]) -> list[tuple[Problem | None, Count | None]]:
+def check_chunk(check: LayoutCheck, records: Sequence[Record]) -> Outcomes:
     """Lays some conversations out."""
     return [check(record) for record in records]
 
 
-def _checked(
-    check: LayoutCheck, records: Sequence[Record], workers: int
-) -> Iterator[list[tuple[Problem | None, Count | None]]]:
-    """The outcomes of all conversations, in order, chunk after chunk."""
-    chunks = (records[first : first + CHUNK] for first in range(0, len(records), CHUNK))
-    if workers == 1 or len(records) < MANY:
-        yield from (check_chunk(check, chunk) for chunk in chunks)
-        return
-    with worker_processes(f"{__name__}:check_chunk", workers, check) as call:
-        for _, outcomes in map_in_order(call, chunks, workers, ahead=2):
-            yield outcomes
+@contextlib.contextmanager
+def _counting(
+    check: LayoutCheck | None, path: Path, workers: int
+) -> Iterator[Callable[[Sequence[Record]], Iterator[Outcomes]]]:
+    """A function that gives the outcomes of conversations, in order, chunk after chunk.
+
+    Where the data file is large, processes do so, which start while it is read.
+    """
+    with contextlib.ExitStack() as stack:
+        call = functools.partial(check_chunk, check)
+        if check is None or workers == 1 or not path.is_file() or path.stat().st_size < MANY:
+            workers = 1
+        else:
+            call = stack.enter_context(worker_processes(f"{__name__}:check_chunk", workers, check))
+
+        def outcomes_of(records: Sequence[Record]) -> Iterator[Outcomes]:
+            chunks = (records[first : first + CHUNK] for first in range(0, len(records), CHUNK))
+            for _, outcomes in map_in_order(call, chunks, workers, ahead=2):
+                yield outcomes
+
+        yield outcomes_of
 
 
 def _statistics(records: list[Record], images: int, sizes: list[tuple[int, int]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from mllm_jax.data.chat_template import ARGUMENTS, chat_template, check_template, resolve_template
 from mllm_jax.data.conversations import SampleError, parse_turns, render
 from mllm_jax.data.layout import Slot, WholeImage
-from mllm_jax.data.span_tokenizer import span_tokenizer
+from mllm_jax.data.span_tokenizer import SpanTokenizer, span_tokenizer
 from mllm_jax.data.templates import TEMPLATES, same_template
 from mllm_jax.data.tokens import encode_prompt, encode_sample, stop_ids
 
@@ -47,6 +47,18 @@ def theirs(tokenizer, texts, answer_next=False):
         messages, add_generation_prompt=answer_next, return_dict=False, **THEIRS
     )
     return list(made)
+
+
+@pytest.mark.parametrize("name", sorted(CHATS))
+def test_pieces_are_encoded_as_a_call_of_the_tokenizer_does(name):
+    """The call is passed by where its flags are set; another's call changes them."""
+    tokenizer = load(name)
+    wrapped = SpanTokenizer(tokenizer)
+    assert wrapped._plain
+    for text in ("Hello  two\n\n", "a</s>b<|im_end|>", "<s>\x01日本語 😀", "", *TEXTS):
+        called = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        tokenizer("x")
+        assert [wrapped._encode(text), wrapped._encode(text)] == [called, called]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
