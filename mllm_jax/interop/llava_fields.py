@@ -102,10 +102,11 @@ def connector_of(fields: Mapping[str, Any], where: str) -> str:
 def write_fields(model: ModelConfig) -> dict[str, Any]:
     """The entries that say connector and hidden state, as they are read by `connector_of` and `select_layer_of`."""
     dense = {"mm_dense_connector_type": model.connector} if model.connector in DENSE else {}
+    read = 3 if model.connector in ("sci", "dci") else 1  # F and two more side by side
     return {
         "mm_projector_type": "mlp2x_gelu" if dense else model.connector,
         **dense,
-        "mm_hidden_size": model.vision.width,
+        "mm_hidden_size": read * model.vision.width,
         "mm_vision_select_layer": model.select_layer,
         "mm_vision_select_feature": "patch",
         "mm_use_im_start_end": False,

@@ -260,7 +260,7 @@ def original(theirs, directory, **fields):
 
 @pytest.mark.parametrize(
     ("fields", "width"),
-    [({"image_aspect_ratio": "anyres"}, 24), ({"mm_dense_connector_type": "dci", "mm_hidden_size": 72}, 72)],
+    [({"mm_hidden_size": 24}, 24), ({"mm_dense_connector_type": "dci", "mm_hidden_size": 72}, 72)],
 )
 def test_the_own_layout_is_written_again(fields, width, tmp_path):
     """LLaVA-1.6 and Dense Connector AnyRes: the same names, entries and bits."""
