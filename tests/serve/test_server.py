@@ -18,6 +18,7 @@ import pytest
 import tiny
 from asking import data_uri, question
 
+from mllm_jax.inference.slots import Slots
 from mllm_jax.serve.app import create_app
 from mllm_jax.serve.listen import make_server
 from mllm_jax.serve.media import Media
@@ -134,6 +135,39 @@ def test_many_clients_at_once_lose_nothing(live, model):
     assert live.served.entered == 0
 
 
+def test_overload_is_answered_with_429(live, monkeypatch):
+    """And a client that goes away frees its place, whether it waits or streams."""
+    step = Slots.step
+
+    def slow(self):
+        time.sleep(0.05)
+        return step(self)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    long = {"max_tokens": 60, "messages": [question("what?", 0)]}
+    with contextlib.ExitStack() as stack:
+        for index in range(5):
+            stream = stack.enter_context(
+                httpx.stream(
+                    "POST", live.url + CHAT, json={"model": "tiny", "stream": True} | long, timeout=60
+                )
+            )
+            assert stream.status_code == 200, index
+        refused = live.post()
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "overloaded"
+        with pytest.raises(openai.RateLimitError):
+            live.client().chat.completions.create(model="tiny", messages=[question("what?")])
+    deadline = time.monotonic() + 20
+    engine = live.served.models["tiny"].engine
+    while live.served.entered or not engine.idle:
+        assert time.monotonic() < deadline, "clients that are gone are still answered"
+        time.sleep(0.05)
+    assert "mllm_jax_clients_gone_total 0.0" not in httpx.get(f"{live.url}/metrics").text
+    assert live.post().status_code == 200
+
+
 def error(answer, status):
     assert answer.status_code == status, answer.text
     found = answer.json()["error"]
@@ -222,6 +256,7 @@ def test_images_of_the_media_folder_and_of_named_hosts(live, model):
         other.shutdown()
 
 
+@pytest.mark.slow
 def test_frames_of_a_video(live, model):
     frames = [tiny.png(seed, (28, 28)) for seed in range(3)]
     url = "data:video/jpeg;base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
