@@ -9,6 +9,8 @@ Formats:
 * `llava`: LLaVA's own layout: LLaVA-1.5, LLaVA-1.6 (images in tiles) and Dense Connector (`dci`, `sci`, `sti`).
 * `safetensors`, `orbax`: our own model directory (`model.json`, parameters, tokenizer), for every connector.
 * `llm`, `vision`: one part in Hugging Face's layout.
+* `connector`: the connector alone, which `--config.model.connector.path` starts from; under the names of the models
+  that are published with it (LLaVA, MobileVLM, Honeybee, InternVL, Idefics3, BLIP-2), else under our own.
 * `adapter`: the LoRA adapters of the LLM in PEFT's format, for the LLM alone.
 * `llava-hf-adapter`: all that a stage with LoRA trained, in PEFT's format, for a llava-hf model: adapters of LLM and
   vision tower, the connector and other modules as a whole (`modules_to_save`).
@@ -40,6 +42,7 @@ FORMATS = (
     "orbax",
     "llm",
     "vision",
+    "connector",
     "adapter",
     "llava-hf-adapter",
     "llava-adapter",
@@ -114,6 +117,10 @@ def _export(args: argparse.Namespace) -> int:
     if args.format == "vision":
         interop.save_vision(target, model.vision, params["vision"], dtype, processor)
         print(f"{args.format} written to {target}")
+        return 0
+    if args.format == "connector":
+        layout = checkpoints.save_connector(target, model, params["connector"], dtype, **extras)
+        print(f"{args.format} written to {target} under the names of {layout}")
         return 0
     loaded = interop.load_tokenizer(tokenizer) if tokenizer else None
     generation = special_tokens.generation(home, loaded, _stops(extras.get("template"), loaded))

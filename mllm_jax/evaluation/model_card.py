@@ -44,6 +44,8 @@ tokenizer = AutoTokenizer.from_pretrained("{place}")""",
     "vision": """from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{place}")""",
+    "connector": """# train.py starts from it, in a shell:
+# python train.py --config=RECIPE --config.model.connector.path={place} ...""",
     "adapter": _PEFT,
     "llava-hf-adapter": _PEFT,
     "llava-adapter": """# first, in a shell: mllm-jax import --from {place} --base LLM --to merged

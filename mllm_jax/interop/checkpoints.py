@@ -1,5 +1,6 @@
 """Whole models: read from any supported layout into final arrays, written to Hugging Face's LLaVA layout."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -248,6 +249,43 @@ def load_connector(
     raise ValueError(f"{path} holds no connector {model.connector!r}: {'; '.join(tried)}")
 
 
+def save_connector(
+    directory: str | pathlib.Path,
+    model: ModelConfig,
+    params: Params,
+    dtype: Any = None,
+    **extras: str | int | None,
+) -> str:
+    """Writes a connector alone, as `load_connector` reads it, in the first published layout that has names for it.
+
+    config.json holds our own description of the model that it was trained in.
+
+    Args:
+      params: the connector's.
+      dtype: to store; None keeps the parameters'.
+      extras: as in `native.model_to_json`.
+
+    Returns:
+      The layout; "mllm_jax" where none is published.
+
+    Raises:
+      FileExistsError: the directory holds files already.
+    """
+    directory = pathlib.Path(directory)
+    native.refuse_existing(directory)
+    for layout in SPELLINGS:
+        with contextlib.suppress(ValueError):
+            part = connector_part(model, layout)
+            break
+    prefixes = [(ours, theirs) for theirs, ours in part.spellings[0]]
+    present = [rule for rule in part.rules if rule.path in part.shapes]
+    tensors = write_plan(params, present, dtype, prefixes)
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "config.json", {EXTENSION: native.model_to_json(model, **extras)})
+    write_sharded(directory, tensors)
+    return layout
+
+
 def _own_connector(directory: pathlib.Path, model: ModelConfig, dtype: Any) -> Params:
     held, wanted = connector_shapes(native.load_config(directory)), connector_shapes(model)
     if different := sorted(held.items() ^ wanted.items()):
@@ -403,7 +441,7 @@ def save_llava_hf(
     }
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        special_tokens.save_tokenizer(directory, tokenizer)
     special_tokens.write(directory, generation)
     files.write_json(directory / "preprocessor_config.json", processor, indent=2)
     files.write_json(

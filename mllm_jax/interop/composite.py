@@ -65,6 +65,7 @@ LLAVA_TYPES = {
     "llava_gemma2": "gemma2",
     "mgm": "llama",
     "mini_gemini": "llama",
+    "mobilevlm": "llama",
 }
 # Of a config.json whose model_type is just "llava", the class says which LLM it has: LlavaQwenForCausalLM.
 _LLAVA_CLASSES = {"Llama": "llama", "Mistral": "mistral", "Qwen": "qwen2", "Phi": "phi", "Gemma2": "gemma2"}

@@ -4,14 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mllm_jax.interop import connector_layouts
+from mllm_jax.interop.connector_layouts import TOKENS, Shape, ldp_rules, ldpv2_rules, pointwise
 from mllm_jax.interop.parts import Part, Spelling
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Transform, linear, norm
 from mllm_jax.models.mllm import ModelConfig, abstract_params
 from mllm_jax.models.paths import flatten
-
-Shape = tuple[int, ...]
-
-TOKENS = Transform(lambda x: x.squeeze(0), lambda x: x[None])  # [1, N, C] <-> [N, C]
 
 
 def patch_table(count: int) -> Transform:
@@ -28,10 +26,6 @@ def patch_table(count: int) -> Transform:
 
     return Transform(read, lambda x: x[None], "its first row is a class token's, which is no patch")
 
-
-POINTWISE = Transform(
-    lambda x: x.squeeze((2, 3)).T, lambda x: x.T[:, :, None, None]
-)  # 1x1 convolution <-> kernel
 
 # Connectors that are LLaVA's projector behind a parameter-free rearrangement of features.
 PROJECTORS = (
@@ -57,6 +51,7 @@ SPELLINGS: dict[str, tuple[Spelling, ...]] = {
         (("model.multi_modal_projector.", ""),),
     ),
     "honeybee": ((("abstractor.", ""),),),
+    **connector_layouts.SPELLINGS,
 }
 
 
@@ -72,8 +67,11 @@ def connector_part(config: ModelConfig, layout: str) -> Part:
       ValueError: that layout has no names for this connector.
     """
     shapes = connector_shapes(config)
-    tables = {"llava": llava_rules, "llava-hf": llava_hf_rules, "honeybee": honeybee_rules}
-    rules = tables[layout](config, shapes)
+    if layout in connector_layouts.TABLES:
+        rules = connector_layouts.layout_rules(config, shapes, layout)
+    else:
+        tables = {"llava": llava_rules, "llava-hf": llava_hf_rules, "honeybee": honeybee_rules}
+        rules = tables[layout](config, shapes)
     if unnamed := shapes.keys() - {rule.path for rule in rules}:
         raise ValueError(
             f"the {layout} layout has no name for connector parameter {min(unnamed)!r} of {config.connector!r}"
@@ -103,7 +101,12 @@ def _projector_only(config: ModelConfig, layout: str) -> None:
 
 
 def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
-    """LLaVA, Dense Connector, LLaVA-NeXT: `mm_projector.{0,2,...}`, or without a number for a single linear layer."""
+    """LLaVA, Dense Connector, LLaVA-NeXT: `mm_projector.{0,2,...}`, or without a number for a single linear layer.
+
+    Also MobileVLM, which is laid out like LLaVA.
+    """
+    if config.connector in (mobile := {"ldp": ldp_rules, "ldpv2": ldpv2_rules}):
+        return (*mobile[config.connector](), *(_mining() if config.vision.mining else ()))
     _projector_only(config, "llava")
     mining = _mining() if config.vision.mining else ()
     if config.connector == "linear":
@@ -148,23 +151,18 @@ def llava_hf_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Ru
     return (*linear("layer_0", "linear_1"), *linear("layer_1", "linear_2"))
 
 
-def _pointwise(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
-    rules = (Rule(f"{path}/kernel", f"{name}.weight", POINTWISE),)
-    return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
-
-
 def _regnet_block(path: str, name: str) -> tuple[Rule, ...]:
     """timm's RegNet Bottleneck."""
     return (
-        *_pointwise(f"{path}/conv1", f"{name}.conv1.conv", bias=False),
+        *pointwise(f"{path}/conv1", f"{name}.conv1.conv", bias=False),
         *norm(f"{path}/norm1", f"{name}.conv1.bn"),
         Rule(f"{path}/conv2/kernel", f"{name}.conv2.conv.weight", CONVOLUTION),
         *norm(f"{path}/norm2", f"{name}.conv2.bn"),
-        *_pointwise(f"{path}/squeeze", f"{name}.se.fc1"),
-        *_pointwise(f"{path}/excite", f"{name}.se.fc2"),
-        *_pointwise(f"{path}/conv3", f"{name}.conv3.conv", bias=False),
+        *pointwise(f"{path}/squeeze", f"{name}.se.fc1"),
+        *pointwise(f"{path}/excite", f"{name}.se.fc2"),
+        *pointwise(f"{path}/conv3", f"{name}.conv3.conv", bias=False),
         *norm(f"{path}/norm3", f"{name}.conv3.bn"),
-        *_pointwise(f"{path}/shortcut", f"{name}.downsample.conv", bias=False),
+        *pointwise(f"{path}/shortcut", f"{name}.downsample.conv", bias=False),
         *norm(f"{path}/shortcut_norm", f"{name}.downsample.bn"),
     )
 

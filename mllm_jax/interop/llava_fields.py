@@ -16,6 +16,7 @@ from mllm_jax.models.mllm import ModelConfig
 from mllm_jax.models.vit import VisionConfig
 
 DENSE = ("sti", "sci", "dci")
+MOBILE = {"ldpnet": "ldp", "ldpnetv2": "ldpv2"}  # mm_projector_type of MobileVLM -> connector
 LAYER_DEFAULT = -2
 
 # How training was done, where files were, what the tokenizer does: nothing that the trained model computes.
@@ -89,6 +90,8 @@ def connector_of(fields: Mapping[str, Any], where: str) -> str:
       ValueError: no connector here computes it.
     """
     projector = fields.get("mm_projector_type") or "linear"
+    if isinstance(projector, str):
+        projector = MOBILE.get(projector, projector)
     dense = fields.get("mm_dense_connector_type")
     if dense in (None, "", "none"):
         return projector
@@ -103,8 +106,9 @@ def write_fields(model: ModelConfig) -> dict[str, Any]:
     """The entries that say connector and hidden state, as they are read by `connector_of` and `select_layer_of`."""
     dense = {"mm_dense_connector_type": model.connector} if model.connector in DENSE else {}
     read = 3 if model.connector in ("sci", "dci") else 1  # F and two more side by side
+    mobile = {connector: theirs for theirs, connector in MOBILE.items()}
     return {
-        "mm_projector_type": "mlp2x_gelu" if dense else model.connector,
+        "mm_projector_type": "mlp2x_gelu" if dense else mobile.get(model.connector, model.connector),
         **dense,
         "mm_hidden_size": read * model.vision.width,
         "mm_vision_select_layer": model.select_layer,

@@ -10,7 +10,7 @@ from typing import Any
 from mllm_jax import connectors
 from mllm_jax.data.templates import same_template
 from mllm_jax.interop import native
-from mllm_jax.interop.composite import is_composite, read_composite
+from mllm_jax.interop.composite import EXTENSION, is_composite, read_composite
 from mllm_jax.interop.hub import read_json
 from mllm_jax.interop.llava_fields import check_fields, connector_of, select_layer_of
 from mllm_jax.models.encoders import MINING
@@ -53,6 +53,8 @@ def check(directory: pathlib.Path, model: ModelConfig, template: str | None = No
             here, there = _of_llava(model, fields, str(file))
         else:
             here, there = described(model), described(read_composite(directory).model)
+    elif file.is_file() and EXTENSION in fields:  # a connector alone
+        here, there = described(model), described(native.model_from_json(fields[EXTENSION]))
     different = [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} here"
         for key in sorted(here.keys() | there.keys())

@@ -83,6 +83,21 @@ def write(directory: pathlib.Path, fields: Mapping[str, Any]) -> None:
         files.write_json(directory / FILE, dict(fields), indent=2)
 
 
+def save_tokenizer(directory: pathlib.Path, tokenizer: Any) -> None:
+    """Writes a tokenizer's files as transformers 4 and 5 both read them.
+
+    Transformers 5 names a class that 4 does not have, and calls the additional special tokens otherwise, as a list.
+    """
+    tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    fields = read_json(file)
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    files.write_json(file, fields, indent=2)
+
+
 def for_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The ids among `fields`, as config.json has them."""
     return {key: fields[key] for key in IDS if key in fields}

@@ -327,4 +327,4 @@ def save_llm(
     _write(directory, family, config, params, dtype, **ids)
     special_tokens.write(directory, generation)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        special_tokens.save_tokenizer(directory, tokenizer)

@@ -1,6 +1,10 @@
 """`mllm-jax import`, `export` and `inspect`."""
 
+<<<<<<< HEAD
 import dataclasses
+=======
+import copy
+>>>>>>> 297d5c9 (Write a connector alone, under published names; exports load in transformers 4)
 import json
 
 import jax
@@ -12,7 +16,7 @@ import tiny
 from mllm_jax import interop
 from mllm_jax.cli.main import main
 from mllm_jax.connectors import CONNECTORS
-from mllm_jax.interop import native
+from mllm_jax.interop import native, special_tokens
 from mllm_jax.interop.checkpoints import load_model, save_llava_hf
 from mllm_jax.interop.composite import load_extras
 from mllm_jax.models import mllm
@@ -310,3 +314,16 @@ def test_no_torch_is_needed(run_script, tmp_path):
         done = run_script("-m", "mllm_jax", *command)
         assert done.returncode == 0, done.stderr
     same(load_model(tmp_path / "again")[1], params)
+
+
+def test_tokenizer_files_are_those_of_transformers_4_and_5(tiny_tokenizer, tmp_path):
+    """Transformers 5 names a class, and a kind of list, that 4 does not know."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<extra>"]})
+    special_tokens.save_tokenizer(tmp_path, tokenizer)
+    fields = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not isinstance(fields.get("extra_special_tokens"), list)
+    again = interop.load_tokenizer(tmp_path)
+    assert again("a<extra></s>").input_ids == tokenizer("a<extra></s>").input_ids
+    assert "<extra>" in again.all_special_tokens
