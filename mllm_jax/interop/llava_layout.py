@@ -67,7 +67,7 @@ def save_llava(
         ]
     directory.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        special_tokens.save_tokenizer(directory, tokenizer)
     special_tokens.write(directory, generation)
     fields |= {"torch_dtype": str(tensors[-1][1]), **special_tokens.for_config(generation)}
     files.write_json(directory / "config.json", fields, indent=2)

@@ -1,10 +1,7 @@
 """`mllm-jax import`, `export` and `inspect`."""
 
-<<<<<<< HEAD
-import dataclasses
-=======
 import copy
->>>>>>> 297d5c9 (Write a connector alone, under published names; exports load in transformers 4)
+import dataclasses
 import json
 
 import jax
