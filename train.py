@@ -68,7 +68,7 @@ def begin_stage(plan, batches, params, directory):
     if checkpoints.steps():
         state, position = checkpoints.restore(checkpoints.steps()[-1], plan.state)
         batches.set_state(position)
-        say(f"stage {plan.name}: continuing after update {int(state.step)}")
+        say(f"stage {plan.name}: continuing after step {int(state.step)}")
     else:
         state = plan.create_state(params)
     samples = "" if batches.num_samples is None else f"{batches.num_samples:,} samples, "

@@ -497,7 +497,7 @@ def test_killed_in_each_stage_and_resumed_equals_an_unbroken_run_bit_for_bit(
         kill_in_stage(process, broken, stage, after=random.randint(7, 12))
     output = finish(start_training(recipe_file, broken, script_environment))
     assert "stage pretrain: done before" in output
-    assert re.search(r"stage finetune: continuing after update \d+", output)
+    assert re.search(r"stage finetune: continuing after step \d+", output)
 
     for stage in ("pretrain", "finetune"):
         first, second = (load_whole(run / "params" / stage) for run in (unbroken, broken))
@@ -515,7 +515,7 @@ def test_a_run_killed_on_four_devices_goes_on_on_one(recipe_file, unbroken, tmp_
     process = start_training(recipe_file, tmp_path / "run", script_environment, *mesh, **tiny.fake_devices(4))
     kill_in_stage(process, tmp_path / "run", "finetune", after=random.randint(7, 12))
     output = finish(start_training(recipe_file, tmp_path / "run", script_environment))
-    assert re.search(r"stage finetune: continuing after update \d+", output)
+    assert re.search(r"stage finetune: continuing after step \d+", output)
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(unbroken), rtol=2e-3)
 
 
@@ -631,7 +631,7 @@ def test_the_death_of_a_process_ends_the_others_and_the_job_goes_on(
     assert named or (dead == 0 and "the leader" in said), said
     again = start_processes(count, recipe_file, run, script_environment, another(coordinator), *mesh)
     output = [finish(process) for process in again]
-    assert re.search(r"stage finetune: continuing after update \d+", output[0])
+    assert re.search(r"stage finetune: continuing after step \d+", output[0])
     assert_close(run, unbroken)
 
 
@@ -665,7 +665,7 @@ def test_an_error_that_only_one_process_has_ends_the_others_and_the_job_goes_on(
     assert "Traceback" not in said[0]
     again = start_processes(2, recipe_file, run, script_environment, another(coordinator), *ON_TWO)
     output = [finish(process) for process in again]
-    assert "stage pretrain: continuing after update 6" in output[0]
+    assert "stage pretrain: continuing after step 6" in output[0]
     assert_close(run, unbroken)
 
 
