@@ -123,8 +123,8 @@ def _convert_files(args: argparse.Namespace) -> int:
             many = f"{len(files.paths)} files" if len(files.paths) > 1 else "1 file"
             read = "; ".join(
                 f"{field} from {' or '.join(there)}"
-                for field, known in layout.fields.items()
-                if (there := [repr(column) for column in known if column in columns])
+                for field in layout.used
+                if (there := [repr(column) for column in layout.fields[field] if column in columns])
             )
             say(console, f"{args.source}: {files.kind}, {many}; layout {layout.name!r}: {read}")
             bar.add_task("converting entries", total=total_rows(files))

@@ -80,8 +80,9 @@ def turns_of(entry: Mapping[str, Json]) -> tuple[Json, str]:
     turns: Json = entry[given[0]]
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "role" in turn for turn in turns):
         converted: Turns = []
+        shown = dict.fromkeys(_TAGS, 0)
         for number, message in enumerate(turns):
-            problem, turn = _from_message(message)
+            problem, turn = _from_message(message, shown)
             if problem:
                 return None, f"turn {number}: {problem}"
             converted.append(turn)
@@ -97,8 +98,12 @@ def turns_of(entry: Mapping[str, Json]) -> tuple[Json, str]:
     return turns, ""
 
 
-def _from_message(message: Mapping[str, Json]) -> tuple[str, dict[str, str]]:
-    """What is wrong with a `{"role", "content"}` message, and the turn that it is."""
+def _from_message(message: Mapping[str, Json], shown: dict[str, int]) -> tuple[str, dict[str, str]]:
+    """What is wrong with a `{"role", "content"}` message, and the turn that it is.
+
+    Args:
+      shown: how many images and videos the messages before it show; those of this one are added.
+    """
     role, content = message["role"], message.get("content")
     if not isinstance(role, str) or role not in _ROLES:
         return f"'role' {role!r} is none of {', '.join(map(repr, _ROLES))}", {}
@@ -109,6 +114,12 @@ def _from_message(message: Mapping[str, Json]) -> tuple[str, dict[str, str]]:
             if kind == "text" and isinstance(part.get("text"), str):
                 pieces.append(part["text"])
             elif kind in _TAGS and set(part) <= {"type", "text", "index"}:
+                if part.get("index") not in (None, shown[kind]):
+                    return (
+                        f"shows the {kind} of index {part['index']} where {shown[kind]} is due; bring them in order",
+                        {},
+                    )
+                shown[kind] += 1
                 pieces.append(_TAGS[kind])
             elif kind in _TAGS:
                 return f"the path of this {kind} belongs under the sample's {kind!r}, in their order", {}

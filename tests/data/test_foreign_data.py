@@ -14,7 +14,7 @@ from mllm_jax.cli.main import main
 from mllm_jax.data.foreign import sources
 from mllm_jax.data.foreign.conversion import convert_files
 from mllm_jax.data.foreign.layouts import Style
-from mllm_jax.data.llava_json import read_records
+from mllm_jax.data.llava_json import entry_problems, read_records
 from mllm_jax.data.reading import DataError
 
 
@@ -261,6 +261,101 @@ def test_webdataset(tmp_path):
         convert(tmp_path / "bad.tgz", tmp_path / "bad")
 
 
+def test_tars_lose_no_sample_silently(tmp_path):
+    captions = {f"{n}.{end}": data for n in range(4) for end, data in (("jpg", A), ("txt", b"A cat."))}
+    write_tar(tmp_path / "a.tar", captions)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "bad.tar").write_bytes(
+        whole.replace(b"2.jpg", b"9.jpg", 1)
+    )  # the sum of its header is another
+    with pytest.raises(DataError, match=r"bad\.tar: damaged.*checksum"):
+        convert(tmp_path / "bad.tar", tmp_path / "bad")
+    (tmp_path / "joined.tar").write_bytes(whole * 2)
+    assert convert(tmp_path / "joined.tar", tmp_path / "joined")[1]["written"] == 8
+
+    asked = {"conversations": turns("<image> <image> Same?", "No.")}
+    named = {
+        "K.x.JPG": A, "K.y.jpg": C, "K.json": json.dumps(asked | {"images": ["d/K.y.jpg", "d/K.x.jpg"]}).encode(),
+        "L.x.jpg": A, "L.y.jpg": C, "L.json": json.dumps(asked | {"images": ["1", "2", "3"]}).encode(),
+        "M.json": json.dumps({"conversations": turns("What?", "A."), "image": "beside.png"}).encode(),
+        "N.jpg": A, "N.more.jpg": C, "N.json": json.dumps({"conversations": ASK, "image": "N.jpg"}).encode(),
+    }  # fmt: skip
+    write_tar(tmp_path / "named.tar", named)
+    (tmp_path / "beside.png").write_bytes(B)
+    samples, report = convert(tmp_path / "named.tar", tmp_path / "named")
+    assert {key: stored(tmp_path / "named", samples[key]) for key in samples} == {
+        "K": [C, A],
+        "M": [B],
+        "N": [A],
+    }
+    assert counts(report) == {"missing-image": 1}
+    assert counts(report, "unread") == {"members of images that the JSON does not name": 1}
+
+    several = {"1.jpg": A, "1.0.txt": b"\xef\xbb\xbfone", "1.1.txt": b"two", "1.json": b'{"hash": "x"}'}
+    write_tar(tmp_path / "several.tar", several)
+    samples, report = convert(tmp_path / "several.tar", tmp_path / "several")
+    assert samples["1"]["conversations"][1]["value"] == "one"
+    assert counts(report, "unread") == {"members .txt": 1, "hash": 1}
+
+
+def test_what_is_not_read_is_said(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(A)
+    (tmp_path / "b.png").write_bytes(B)
+    (tmp_path / "a.mp4").write_bytes(b"film")
+    parts = [{"type": "image", "index": 1}, {"type": "image", "index": 0}, {"type": "text", "text": "Same?"}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "No.", "weight": 0}]
+    entries = [
+        {"id": 1, "messages": talk, "images": ["a.jpg", "b.png"], "image_path": "c", "question": "?"},
+        {"id": 2, "messages": turns("<image> What?", "A film."), "image": "a.mp4"},
+        {"id": 3, "messages": turns("<video> &lt;b&gt; ?x=1&copy=2", "Rain."), "video": "a.mp4"},
+        {
+            "id": 4,
+            "messages": [{"role": "user", "content": [parts[1], *parts[1:]]}, talk[1]],
+            "images": ["a.jpg", "b.png"],
+        },
+        {"id": 5, "messages": talk, "images": ["a.jpg"]},
+    ]
+    (tmp_path / "X.JSONL").write_text("\n\n".join(map(json.dumps, entries)) + "\n{")
+    samples, report = convert(tmp_path / "X.JSONL", tmp_path / "out", style=Style(html="unescape"))
+    assert stored(tmp_path / "out", samples["1"]) == [B, A]
+    assert samples["3"]["conversations"][0]["value"] == "<video> <b> ?x=1&copy=2"
+    assert (tmp_path / "out/images" / samples["3"]["video"]).read_bytes() == b"film"
+    assert counts(report) == {"unusable-image": 1, "image-count": 2, "unreadable-line": 1}
+    assert report["read"] == report["written"] + sum(counts(report).values())
+    assert counts(report, "unread") == {"image_path": 1, "question": 1, "messages[].weight": 1}
+    in_order = {"id": 1, "messages": talk, "image": ["a.jpg", "b.png"]}
+    assert "index 1 where 0 is due" in entry_problems(in_order, "1")[0].message
+
+    rows = [
+        {"image": {"bytes": A}, "caption": ["One.", " ", None, "Two."], "text": "x", "system": "Be brief."},
+        {"image": {"bytes": A[:200]}, "caption": ["One."], "text": None, "system": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    samples, report = convert(tmp_path / "c.parquet", tmp_path / "c")
+    said = [[turn["value"] for turn in sample["conversations"]] for sample in samples.values()]
+    question = "<image>\nDescribe the image briefly."
+    assert said == [["Be brief.", question, "One."], ["Be brief.", question, "Two."]]
+    assert list(samples) == ["c-0-0", "c-0-3"]
+    assert (counts(report), counts(report, "unread")) == ({"unusable-image": 1}, {"text": 1})
+    assert counts(report, "changed") == {"id-made": 2, "empty-caption-cut": 1}
+
+
+def test_a_killed_conversion_goes_on(onevision, tmp_path):
+    out = tmp_path / "out"
+    (out / ".unfinished").mkdir(parents=True)  # killed before its settings were written
+    whole = (later := onevision / "train-00001-of-00002.parquet").read_bytes()
+    later.write_bytes(whole[:300] + bytes(60) + whole[360:])
+    with pytest.raises(DataError, match="damaged"):
+        convert(onevision, out)
+    later.write_bytes(whole)
+    left = out / "images" / f".0.jpg.{'0' * 16}.part"  # killed while an image was written
+    left.write_bytes(A[:50])
+    with pytest.raises(DataError, match=r"sample 'cut'.*--strict"):  # what is done already counts, too
+        convert(onevision, out, strict=True)
+    convert(onevision, out)
+    assert not left.exists()
+
+
 def test_sharegpt_json(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -364,3 +459,8 @@ def test_what_is_no_data_set_is_named(tmp_path):
     (tmp_path / "lost.jsonl").write_text(json.dumps({"id": "1", "image": "no.jpg", "conversations": ASK}))
     with pytest.raises(DataError, match=r"no sample of 1 can be used.*missing-image"):
         convert(tmp_path / "lost.jsonl", tmp_path / "out")
+    for split in ("train", "test"):
+        (tmp_path / "folders" / split).mkdir(parents=True)
+        (tmp_path / "folders" / split / "0.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"splits test, train.*the folder of one"):
+        sources.find(tmp_path / "folders")

@@ -19,7 +19,7 @@ from typing import Any
 
 from mllm_jax import files
 from mllm_jax.data.foreign import sources
-from mllm_jax.data.foreign.layouts import Layout, Style, recognize
+from mllm_jax.data.foreign.layouts import Draft, Layout, Style, recognize
 from mllm_jax.data.foreign.media import MediaStore
 from mllm_jax.data.foreign.report import Dropped, Report
 from mllm_jax.data.foreign.sources import Files, Part
@@ -115,6 +115,7 @@ def convert_files(
         raise DataError(f"{root}: no such folder of images")
     job = Job(out, known, style or Style(), root.absolute(), max_image_pixels, strict)
     _begin(job)
+    (job.out / IMAGES).mkdir(exist_ok=True)
     if recognized:
         recognized(found, known, there)
     keys = []
@@ -146,16 +147,20 @@ def _begin(job: Job) -> None:
     }
     noted = job.out / UNFINISHED / "settings.json"
     if noted.is_file():
+        for path in job.out.rglob(".*.part"):
+            if files.is_temporary(path):  # of a process that was killed
+                path.unlink(missing_ok=True)
         if read_json(noted) != settings:
             raise DataError(
                 f"{job.out}: holds an unfinished conversion with other settings; give the same again, or remove the "
                 "folder"
             )
         return
-    if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+    if job.out.exists() and (
+        not job.out.is_dir() or any(path.name != UNFINISHED for path in job.out.iterdir())
+    ):
         raise DataError(f"{job.out}: exists already; choose another folder, nothing is overwritten")
     noted.parent.mkdir(parents=True, exist_ok=True)
-    (job.out / IMAGES).mkdir(exist_ok=True)
     files.write_json(noted, settings)
 
 
@@ -168,7 +173,11 @@ def _each_part(job: Job, found: Files, workers: int) -> Iterator[tuple[Part, int
             convert = functools.partial(convert_part, job)
 
         def done(part: Part) -> int:
-            return _read_report(job, part.key).read if _path(job, part.key).is_file() else convert(part)
+            if _path(job, part.key).is_file():
+                before = _read_report(job, part.key)
+                if not (job.strict and before.dropped):  # else converted again, for the error
+                    return before.read
+            return convert(part)
 
         yield from map_in_order(done, sources.parts(found), max(1, workers), ahead=2)
 
@@ -204,9 +213,11 @@ def convert_part(job: Job, part: Part) -> int:
             name = name if made else str(given)
             for key in job.layout.unread(row):
                 report.leave(key, name)
-            for sample, changed in _samples(job, store, row, name):
+            for sample, draft in _samples(job, store, row, name):
                 samples.append(sample)
-                for kind in [*changed, *(["id-made"] * made)]:
+                for key in draft.unread:
+                    report.leave(key, sample["id"])
+                for kind in [*draft.changed, *(["id-made"] * made)]:
                     report.change(kind, sample["id"])
                 shown = sample.get("image", [])
                 report.images += 1 if isinstance(shown, str) else len(shown)
@@ -221,15 +232,14 @@ def convert_part(job: Job, part: Part) -> int:
     return report.read
 
 
-def _samples(
-    job: Job, store: MediaStore, row: Mapping[str, Json], name: str
-) -> Iterator[tuple[Sample, tuple[str, ...]]]:
-    """The samples of a row, with what was changed.
+def _samples(job: Job, store: MediaStore, row: Mapping[str, Json], name: str) -> list[tuple[Sample, Draft]]:
+    """The samples of a row, with the drafts that they are made of: all of them, or none.
 
     Raises:
       Dropped: the row cannot be used.
     """
-    for draft in job.layout.drafts(row, job.style):
+    made = []
+    for draft in list(job.layout.drafts(row, job.style)):
         sample: Sample = {"id": f"{name}{draft.suffix}"}
         # Texts and counts first: they cost nothing, and a sample that is left out stores no image.
         shape = {"image": ["x"] * len(draft.images), "video": ["x"] * len(draft.videos)}
@@ -241,7 +251,8 @@ def _samples(
         if draft.videos:
             stored = [store.video(given) for given in draft.videos]
             sample["video"] = stored[0] if len(stored) == 1 else stored
-        yield sample | {"conversations": draft.turns}, draft.changed
+        made.append((sample | {"conversations": draft.turns}, draft))
+    return made
 
 
 def _join(job: Job, keys: list[str]) -> Report:

@@ -44,6 +44,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "vqa": ("question", "answer"),
     "caption": ("image", "caption"),
 }
+_OF_ALL = ("id", "image", "video", "system")  # fields of every layout, beside what it needs
+_ROLE, _SAID = ("from", "role"), ("value", "content", "text")  # keys of turns
 _ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "human"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot", "bing", "bard"), "gpt"),
@@ -79,6 +81,7 @@ class Draft:
       turns: in LLaVA's form.
       images, videos: what is known of each: bytes, {"bytes", "path"}, a path or a data URI.
       changed: kinds of `report.CHANGED`.
+      unread: what turns hold that is not read, as `conversations[].weight`.
     """
 
     suffix: str
@@ -86,6 +89,7 @@ class Draft:
     images: tuple[Json, ...]
     videos: tuple[Json, ...]
     changed: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +116,33 @@ class Layout:
         for problem in media_problems({key: row[key] for key in row if key not in self.columns}):
             raise Dropped("unread-medium", problem)
         images, videos = _media(self.read(row, "image")), _media(self.read(row, "video"))
+        system = self.read(row, "system")
         for draft in _READERS[self.name](self, row, images, videos, style):
-            yield _finished(draft, style)
+            yield _finished(_with_system(draft, system), style)
 
     def read(self, row: Row, field: str) -> Json:
         """The value of a field; None where the row has none."""
-        return next((row[key] for key in self.fields[field] if row.get(key) not in (None, "", [])), None)
+        column = self.column(row, field)
+        return None if column is None else row[column]
+
+    def column(self, row: Row, field: str) -> str | None:
+        """The column that a field of a row is read from: the first that holds something."""
+        return next((key for key in self.fields[field] if row.get(key) not in (None, "", [])), None)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The fields that this layout reads."""
+        return tuple(dict.fromkeys((*_OF_ALL, *NEEDS[self.name], *(("choices",) * (self.name == "vqa")))))
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns that may be read."""
-        return frozenset(column for columns in self.fields.values() for column in columns)
+        return frozenset(column for field in self.used for column in self.fields[field])
 
     def unread(self, row: Row) -> list[str]:
         """Columns of a row that hold something and are not read; those of media leave the row out instead."""
-        known = self.columns | set(MEDIA)
+        known = {self.column(row, field) for field in self.used} | (set(MEDIA) - self.columns)
+        known.add("__key__")  # the name of a tar's sample, which is no column
         return [key for key, value in row.items() if key not in known and value not in (None, "", [])]
 
 
@@ -196,6 +212,14 @@ def _records(value: Json) -> list[Mapping[str, Json]]:
     return value
 
 
+def _other(column: str, records: list[Mapping[str, Json]], *known: str) -> tuple[str, ...]:
+    """What records of a column hold under other keys than the known ones."""
+    keys = (
+        key for each in records for key in each if key not in known and each[key] not in (None, "", [], {})
+    )
+    return tuple(f"{column}[].{key}" for key in dict.fromkeys(keys))
+
+
 def _first(turn: Mapping[str, Json], *keys: str) -> Json:
     return next((turn[key] for key in keys if turn.get(key) is not None), None)
 
@@ -208,20 +232,17 @@ def _conversation(
     shown: dict[str, list[Json]] = {
         IMAGE: [],
         VIDEO: [],
-    }  # in the order of their marks; None: the next of a column
-    for number, turn in enumerate(_records(layout.read(row, "turns"))):
-        role = _first(turn, "from", "role")
+    }  # in the order of their marks; None: the next of a column; a number: that one of it
+    records = _records(layout.read(row, "turns"))
+    for number, turn in enumerate(records):
+        role = _first(turn, *_ROLE)
         if not isinstance(role, str) or role.lower() not in _ROLES:
             raise Dropped("turns", f"turn {number} is from {role!r}, who is neither human nor gpt nor system")
-        text = _text(_first(turn, "value", "content", "text"), shown, number)
+        text = _text(_first(turn, *_SAID), shown, number)
         turns.append({"from": _ROLES[role.lower()], "value": text})
-    system = layout.read(row, "system")
-    if system is not None and turns[0]["from"] == "system":
-        raise Dropped("turns", "has a system turn and a system text beside the turns")
-    if system is not None:
-        turns.insert(0, {"from": "system", "value": _string(system, "the system text")})
     placed = {mark: _filled(shown[mark], own) for mark, own in ((IMAGE, images), (VIDEO, videos))}
-    yield Draft("", turns, placed[IMAGE], placed[VIDEO], ())
+    unread = _other(str(layout.column(row, "turns")), records, *_ROLE, *_SAID)
+    yield Draft("", turns, placed[IMAGE], placed[VIDEO], (), unread)
 
 
 def _text(content: Json, shown: dict[str, list[Json]], number: int) -> str:
@@ -242,18 +263,29 @@ def _text(content: Json, shown: dict[str, list[Json]], number: int) -> str:
                 "unread-medium", f"a part of turn {number} is {kind!r}, neither text nor image nor video"
             )
         payload = _first(part, str(kind), mark[1:-1], f"{mark[1:-1]}_url", "url", "path", "bytes")
-        shown[mark].append(payload.get("url", payload) if isinstance(payload, Mapping) else payload)
+        payload = payload.get("url", payload) if isinstance(payload, Mapping) else payload
+        shown[mark].append(part.get("index") if payload is None else payload)
         pieces.append(mark)
     return "".join(pieces)
 
 
 def _filled(shown: list[Json], own: tuple[Json, ...]) -> tuple[Json, ...]:
-    """Images in the order of their marks; marks that show nothing themselves take the next of the column.
+    """Images in the order of their marks; marks that show nothing themselves take the one of their number, or the next.
 
     What is left over on either side shows up as a wrong number of marks.
+
+    Raises:
+      Dropped: there is none of that number.
     """
-    rest = iter(own)
-    taken = [next(rest, None) if each is None else each for each in shown]
+    named = {each for each in shown if type(each) is int}
+    if missing := named - set(range(len(own))):
+        raise Dropped(
+            "image-count", f"shows the image of index {min(missing)}, and the column holds {len(own)}"
+        )
+    rest = iter([each for place, each in enumerate(own) if place not in named])
+    taken = []
+    for each in shown:
+        taken.append(next(rest, None) if each is None else own[each] if type(each) is int else each)
     return (*(each for each in taken if each is not None), *rest)
 
 
@@ -269,7 +301,8 @@ def _cauldron(
 ) -> Iterator[Draft]:
     turns: Turns = []
     changed = []
-    for number, pair in enumerate(_records(layout.read(row, "pairs"))):
+    pairs = _records(layout.read(row, "pairs"))
+    for number, pair in enumerate(pairs):
         question, answer = pair.get("user"), pair.get("assistant")
         if not all(isinstance(text, str | None) for text in (question, answer)):
             raise Dropped("wrong-type", f"pair {number} is no text: {pair!r:.80}")
@@ -279,7 +312,8 @@ def _cauldron(
         turns += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     if not turns:
         raise Dropped("empty-answer", "no pair has both a question and an answer")
-    yield Draft("", _in_front(turns, images, videos), images, videos, tuple(changed[:1]))
+    unread = _other(str(layout.column(row, "pairs")), pairs, "user", "assistant")
+    yield Draft("", _in_front(turns, images, videos), images, videos, tuple(changed[:1]), unread)
 
 
 def _vqa(
@@ -337,11 +371,16 @@ def _caption(
 ) -> Iterator[Draft]:
     value = layout.read(row, "caption")
     captions = value if isinstance(value, list) else [value]
-    for number, caption in enumerate(captions):
-        text = _string(caption, "the caption").strip()
-        turns = [{"from": "human", "value": style.caption_prompt}, {"from": "gpt", "value": text}]
-        suffix = f"-{number}" if len(captions) > 1 else ""
-        yield Draft(suffix, _in_front(turns, images, videos), images, videos, ())
+    texts = [_string(each or "", "a caption").strip() for each in captions]
+    if not any(texts):
+        raise Dropped("empty-answer", "the caption is empty")
+    changed = ("empty-caption-cut",) * (not all(texts))
+    for number, text in enumerate(texts):
+        if text:
+            turns = [{"from": "human", "value": style.caption_prompt}, {"from": "gpt", "value": text}]
+            suffix = f"-{number}" if len(texts) > 1 else ""
+            yield Draft(suffix, _in_front(turns, images, videos), images, videos, changed)
+            changed = ()
 
 
 _READERS: dict[str, Callable[..., Iterator[Draft]]] = {
@@ -367,6 +406,16 @@ def _in_front(turns: Turns, images: tuple[Json, ...], videos: tuple[Json, ...]) 
 
 
 # ------------------------------------------------------------------------------------------------ all layouts
+def _with_system(draft: Draft, system: Json) -> Draft:
+    """A draft with the system text that stands beside its turns."""
+    if system is None:
+        return draft
+    if draft.turns[0]["from"] == "system":
+        raise Dropped("turns", "has a system turn and a system text beside the turns")
+    turn = {"from": "system", "value": _string(system, "the system text")}
+    return dataclasses.replace(draft, turns=[turn, *draft.turns])
+
+
 def _finished(draft: Draft, style: Style) -> Draft:
     """A draft with the rules applied that hold for all layouts."""
     turns, changed = list(draft.turns), list(draft.changed)
@@ -383,7 +432,7 @@ def _finished(draft: Draft, style: Style) -> Draft:
         changed.append("last-question-cut")
     turns = lead + turns
     if any(_ESCAPE.search(turn["value"]) for turn in turns):
-        plain = [{**turn, "value": html.unescape(turn["value"])} for turn in turns]
+        plain = [{**turn, "value": _ESCAPE.sub(_character, turn["value"])} for turn in turns]
         if plain != turns:
             changed.append("html-unescaped" if style.html == "unescape" else "html-kept")
             turns = plain if style.html == "unescape" else turns
@@ -392,3 +441,8 @@ def _finished(draft: Draft, style: Style) -> Draft:
         turns = marked
         changed.append("marks-added")
     return dataclasses.replace(draft, turns=turns, changed=tuple(changed))
+
+
+def _character(escape: re.Match[str]) -> str:
+    """What one HTML escape stands for; `html.unescape` of a whole text would also take `&copy=` for one."""
+    return html.unescape(escape[0])

@@ -53,7 +53,7 @@ class MediaStore:
         if isinstance(given, str):
             if match := _DATA_URI.match(given):
                 return self._stored(_decoded(given[match.end() :]), sample)
-            return self._once(given, lambda: self._stored(self._read(given, sample), sample))
+            return self._once(f"image {given}", lambda: self._stored(self._read(given, sample), sample))
         if isinstance(given, bytes):
             return self._stored(given, sample)
         raise Dropped("missing-image", f"an image is {'not there' if given is None else repr(given)[:80]}")
@@ -70,10 +70,10 @@ class MediaStore:
         name = given.get("path") or given.get("url") if isinstance(given, Mapping) else given
         if not isinstance(name, str):
             raise Dropped("missing-video", f"a video is no path: {given!r:.80}")
-        return self._once(name, lambda: self._copied(name))
+        return self._once(f"video {name}", lambda: self._copied(name))
 
     def _once(self, name: str, store: Any) -> str:
-        """What `store` gives for a path, remembered, also if it is a fault."""
+        """What `store` gives for an image or video of a name, remembered, also if it is a fault."""
         if name not in self._known:
             if len(self._known) >= _KNOWN:
                 self._known.pop(next(iter(self._known)))

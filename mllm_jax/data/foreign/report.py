@@ -37,12 +37,12 @@ CHANGED = {
     "first-answer-cut": "an answer before the first question is cut",
     "last-question-cut": "a question without an answer at the end is cut",
     "empty-pair-cut": "a question-answer pair of which one is empty is cut, where pairs stand for themselves",
+    "empty-caption-cut": "of several captions, those that are empty are cut",
     "system-cut": "the system text is cut (--system drop)",
     "html-unescaped": "HTML escapes become the characters that they stand for (--html unescape)",
     "html-kept": "HTML escapes stay as they are (--html keep); the model learns to write them",
     "id-numbered": "ids that come again become id#2, id#3",
     "id-made": "samples without an id are called by their file and number",
-    "order-by-name": "several images of a tar member's key stand in the order of their names",
 }
 
 
@@ -87,7 +87,8 @@ class Report:
       written: samples; an entry with several captions makes several.
       images: images that the samples show.
       dropped, changed: kind -> samples.
-      unread: names of columns, keys or members that hold something and were not read.
+      unread: names of columns, keys (of turns: `conversations[].weight`) or members that hold something and were not
+        read.
     """
 
     read: int = 0

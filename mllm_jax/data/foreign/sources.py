@@ -32,7 +32,8 @@ ENDINGS: dict[str, tuple[str, ...]] = {
     "Parquet": (".parquet",),
     "JSON": (".jsonl", ".json", ".jsonl.gz", ".json.gz"),
 }
-_SPLIT = re.compile(r"(?i)(train|test|val|validation|dev)(?=[-_.]|$)")
+_SPLIT = re.compile(r"(?i)(?:^|[-_.])(train|test|val|validation|dev)(?=[-_.]|$)")
+_LOOKED_AT = 100  # rows whose columns are taken for those of the data set, where only rows tell
 _BATCH = 16  # rows of Parquet that are in memory together: each may hold several images
 _CHUNK = 500  # entries of JSON of a part
 _READ = 1 << 20  # characters of JSON that are read at once
@@ -108,14 +109,20 @@ def find(source: Path, pattern: str | None = None) -> Files:
         raise DataError(
             f"{source}: holds no file that ends in {ends}" + (f" and fits {pattern}" if pattern else "")
         )
-    splits = {match[1].lower() for path in kinds[kind] if (match := _SPLIT.match(path.name))}
+    splits = {_split(path.relative_to(root)) for path in kinds[kind]} - {""}
     if len(splits) > 1:
         raise DataError(
             f"{source}: holds the splits {', '.join(sorted(splits))}; choose one, for example --files "
-            f"'{min(splits, key=lambda split: split != 'train')}*'"
+            f"'{min(splits, key=lambda split: split != 'train')}*', or the folder of one as --source"
         )
     left = tuple(path for other, found in kinds.items() if other != kind for path in found)
     return Files(root, kind, tuple(kinds[kind]), left)
+
+
+def _split(path: Path) -> str:
+    """The split that the name of a file says, or of the folder that it is in; "" for none."""
+    found = (_SPLIT.search(name) for name in reversed(path.parts))
+    return next((match[1].lower() for match in found if match), "")
 
 
 def _hidden(path: Path) -> bool:
@@ -124,7 +131,7 @@ def _hidden(path: Path) -> bool:
 
 
 def columns(files: Files) -> list[str]:
-    """The columns of the first row, by which its layout is recognized.
+    """The columns of the first rows, by which their layout is recognized.
 
     Raises:
       DataError: there is no row.
@@ -133,9 +140,10 @@ def columns(files: Files) -> list[str]:
     if files.kind == "Parquet":
         return _parquet(path).schema_arrow.names
     for part in parts(dataclasses.replace(files, paths=(path,))):
-        for _, row in rows(part, frozenset(), lambda *_: None):
-            if not isinstance(row, Dropped):
-                return list(row)
+        first = itertools.islice(rows(part, frozenset(), lambda *_: None), _LOOKED_AT)
+        found = [key for _, row in first if not isinstance(row, Dropped) for key in row]
+        if found:
+            return list(dict.fromkeys(found))
     raise DataError(f"{path}: holds no rows")
 
 
@@ -237,6 +245,22 @@ def _tar_rows(part: Part, leave: Leave) -> Rows:
         raise DataError(str(error)) from None
 
 
+class _Header(tarfile.TarInfo):
+    """A header of which none is passed over: tarfile takes a damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        """As that of `TarInfo`.
+
+        Raises:
+          ReadError: damaged.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from None
+
+
 class _Ending:
     """A stream that remembers its last block: tarfile takes an archive that is cut off between two files for whole."""
 
@@ -260,7 +284,9 @@ class _Ending:
 def _samples(file: _Ending, path: Path, leave: Leave) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The key of each sample and its members, whose names begin with the key and stand together."""
     now, members = "", {}
-    with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
+    # Past empty blocks: of archives that were written one behind the other, all are read.
+    options: dict[str, Any] = {"mode": "r|", "ignore_zeros": True, "tarinfo": _Header}
+    with tarfile.open(fileobj=file, **options) as tar:  # type: ignore[call-overload]
         for member in tar:
             tar.members = []  # a stream is not searched again, and headers would pile up
             match = _KEY.fullmatch(member.name)
@@ -292,8 +318,8 @@ def _tar_row(key: str, members: dict[str, bytes], path: Path, leave: Leave) -> d
         if kind == "json":
             found = _parsed(data, f"{where}.{extension}")
             row |= found if isinstance(found, dict) else {"conversations": found}
-        elif kind in _TEXTS:
-            row["txt"] = data.decode("utf-8", "surrogateescape")
+        elif kind in _TEXTS and "txt" not in row:
+            row["txt"] = data.decode("utf-8-sig", "surrogateescape")
         elif kind in _IMAGES:
             images[extension] = data
         elif kind in _OTHER_MEDIA:
@@ -301,10 +327,13 @@ def _tar_row(key: str, members: dict[str, bytes], path: Path, leave: Leave) -> d
         else:
             leave(f"members .{kind}", where, 1)
     row["__key__"] = key
-    named = _named(row, key, images)
+    if not images:  # what its JSON names lies beside the archive
+        return row
+    order = _named(row, key, images) or sorted(images, key=_by_number)
+    if left := images.keys() - set(order):
+        leave("members of images that the JSON does not name", where, len(left))
     for column in FIELDS["image"]:
         row.pop(column, None)
-    order = named or sorted(images, key=_by_number)
     row["image"] = [{"bytes": images[extension], "path": f"{key}.{extension}"} for extension in order]
     return row
 
@@ -313,15 +342,14 @@ def _named(row: Mapping[str, Json], key: str, images: Mapping[str, bytes]) -> li
     """The images in the order in which the sample's JSON names them; empty where it names none of them.
 
     Raises:
-      Dropped: it names some of them, or the same one for several.
+      Dropped: it names some of them, or others of another number.
     """
     given = next((row[column] for column in FIELDS["image"] if row.get(column)), None)
     names = [str(name) for name in (given if isinstance(given, list) else [given]) if isinstance(name, str)]
-    of_name = {f"{PurePosixPath(key).name}.{extension}": extension for extension in images}
+    of_name = {f"{PurePosixPath(key).name}.{extension}".lower(): extension for extension in images}
     of_name |= {extension: extension for extension in images}
     found = [of_name[base] for name in names if (base := PurePosixPath(name).name.lower()) in of_name]
-    found = found or [of_name[name] for name in names if name in of_name]
-    if found and len(found) < len(names):
+    if len(found) < len(names) and (found or len(names) != len(images)):
         raise Dropped("missing-image", f"its JSON names {names}, and there are {sorted(of_name)}")
     return found
 
@@ -348,7 +376,7 @@ def _entries(path: Path) -> "Iterator[dict[str, Json] | Dropped]":
     Raises:
       DataError: the file is neither.
     """
-    lines = ".jsonl" in path.suffixes
+    lines = path.name.lower().endswith((".jsonl", ".jsonl.gz"))
     try:
         with _opened(path) as binary, io.TextIOWrapper(binary, "utf-8-sig") as file:
             for value in _lines(file, path) if lines else _values(file, path):
@@ -359,7 +387,7 @@ def _entries(path: Path) -> "Iterator[dict[str, Json] | Dropped]":
 
 
 def _opened(path: Path) -> Binary:
-    return gzip.open(path) if path.suffix in (".gz", ".tgz") else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() in (".gz", ".tgz") else path.open("rb")
 
 
 def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[Json]:
