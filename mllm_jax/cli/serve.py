@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     media.add_argument(
         "--fetch-from", action="append", default=[], metavar="HOST",
-        help="a host whose https:// addresses requests may name; without it nothing is ever fetched",
+        help="a host whose http(s):// addresses requests may name; without it nothing is ever fetched",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -80,6 +81,7 @@ def _as_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, ValueError):
         return ApiError(400, str(error), param="messages")
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
     return ApiError(500, f"the model failed: {type(error).__name__}")
 
 
@@ -101,7 +103,7 @@ def head(model: ServedModel, kind: str) -> dict[str, Any]:
         "object": kind,
         "created": int(time.time()),
         "model": model.name,
-        "system_fingerprint": model.model.fingerprint,
+        "system_fingerprint": model.fingerprint,
     }
 
 
@@ -137,9 +139,10 @@ class StreamedAnswer(StreamingResponse):
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Sends it."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        seconds = self._served.settings.request_seconds
+        # Of a client that does not read; another is told by `follow` that the time is over.
+        seconds = self._served.settings.request_seconds + _PULSE
         try:
-            async with asyncio.timeout(seconds):  # also of a client that does not read
+            async with asyncio.timeout(seconds):
                 async with contextlib.aclosing(self._events(receive)) as events:
                     async for event in events:
                         await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -176,4 +179,5 @@ class StreamedAnswer(StreamingResponse):
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    # In ASCII: some clients end a line at any character that Unicode calls a line's end.
+    return f"data: {json.dumps(value)}\n\n".encode()

@@ -56,7 +56,7 @@ def create_app(served: Served, extend: Sequence[Extend] = ()) -> FastAPI:
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         job = served.job(model, prompt, asked, seed)
         if asked.stream:
-            told = asked.stream_options is not None and asked.stream_options.include_usage
+            told = bool(asked.stream_options and asked.stream_options.include_usage)
             return StreamedAnswer(served, model, job, told)
         return JSONResponse(await whole_answer(served, model, job, request.receive))
 

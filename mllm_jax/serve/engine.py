@@ -162,15 +162,23 @@ class Engine:
         """
         updates: list[Update] = []
         self._drop_cancelled()
-        with self.model.on_mesh():
-            for _ in range(JOINS):
-                if None not in self._running or not self._waiting:
-                    break
-                job = self._waiting.popleft()
-                if not job.cancelled:
-                    updates += self._join(job, self._running.index(None))
-            if self.running:
-                updates += self._step()
+        try:
+            with self.model.on_mesh():
+                for _ in range(JOINS):
+                    if None not in self._running or not self._waiting:
+                        break
+                    job = self._waiting.popleft()
+                    if not job.cancelled:
+                        updates += self._join(job, self._running.index(None))
+                if self.running:
+                    updates += self._step()
+        except Exception as error:  # of any kind: the server goes on without these jobs
+            lost = [one.job for one in self._running if one is not None]
+            self._running = [None] * len(self._running)
+            self._slots.clear()
+            failed = RuntimeError("a step failed")  # not the jobs' own fault, whatever it is
+            failed.__cause__ = error
+            updates += [Update(job, error=failed) for job in lost]
         return updates
 
     def _drop_cancelled(self) -> None:
@@ -188,7 +196,7 @@ class Engine:
             token, stopped, done = self._slots.put(
                 row, prompts, max_new_tokens=job.max_new_tokens, sampling=job.sampling
             )
-        except Exception as error:  # of any kind: the server goes on without this job
+        except Exception as error:
             return [Update(job, error=error)]
         stops = tuple(text for text in (self._stop_text, *job.stop_texts) if text)
         text = TextStream(self.model.tokenizer, stops) if job.streamed or stops else None
@@ -196,13 +204,7 @@ class Engine:
         return self._grown(row, None if stopped else token, stopped, done)
 
     def _step(self) -> list[Update]:
-        try:
-            progress = self._slots.step()
-        except Exception as error:
-            lost = [one.job for one in self._running if one is not None]
-            self._running = [None] * len(self._running)
-            self._slots.clear()
-            return [Update(job, error=error) for job in lost]
+        progress = self._slots.step()
         updates = []
         for row, one in enumerate(self._running):
             if one is not None:
@@ -214,20 +216,32 @@ class Engine:
     def _grown(self, row: int, token: int | None, stopped: bool, done: bool) -> list[Update]:
         """A row has one more token, or has come to its end without one."""
         one = self._running[row]
+        try:
+            piece, answer = self._read(one, token, stopped, done)
+        except Exception as error:  # of the tokenizer
+            self._leave(row)
+            return [Update(one.job, error=error)]
+        if answer is not None:
+            self._leave(row)
+        shown = piece if one.job.streamed else ""
+        return [Update(one.job, shown, answer)] if shown or answer is not None else []
+
+    def _read(
+        self, one: _Running, token: int | None, stopped: bool, done: bool
+    ) -> tuple[str, Generation | None]:
+        """The text that became certain; and the answer, if it is complete."""
         piece = ""
         if token is not None:
             one.tokens.append(token)
             if one.text is not None:
                 piece = one.text.push(token)
                 done = done or one.text.stopped
-        if done:
-            self._leave(row)
-            if one.text is not None:
-                piece += one.text.finish()
-            text, cut = answer_text(self.model.tokenizer, one.tokens, one.stops)
-            answer = Generation(one.job.request.id, tuple(one.tokens), text, stopped or cut)
-            return [Update(one.job, piece if one.job.streamed else "", answer)]
-        return [Update(one.job, piece)] if one.job.streamed and piece else []
+        if not done:
+            return piece, None
+        if one.text is not None:
+            piece += one.text.finish()
+        text, cut = answer_text(self.model.tokenizer, one.tokens, one.stops)
+        return piece, Generation(one.job.request.id, tuple(one.tokens), text, stopped or cut)
 
     def _leave(self, row: int) -> None:
         self._running[row] = None

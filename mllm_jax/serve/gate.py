@@ -83,7 +83,7 @@ class Gate:
             return
         given = headers.get("authorization", "")
         wanted = f"Bearer {settings.api_key}"
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), wanted.encode()):  # the bytes that were sent
             raise ApiError(
                 401,
                 "the request carries no valid key; send `Authorization: Bearer KEY`",

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import dataclasses
+import http.client
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from mllm_jax.serve.errors import ApiError
 _DATA = re.compile(r"data:([-\w.+]+/[-\w.+]+)?(?:;[-\w]+=[-\w.]+)*;base64,", re.ASCII)
 _WAIT = 10  # seconds that a host may be silent
 _PIECE = 1 << 16
+_MOST_FRAMES = 4096  # of a video that is given as its frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Media:
     most_bytes: int = 20 << 20
     seconds: float | int = 30
 
-    def read(self, url: str, param: str) -> list[bytes]:
-        """The file that a URL holds or names; of a video given as its frames (`data:video/jpeg`), that of each.
+    def read(self, url: str, param: str) -> bytes | tuple[bytes, ...]:
+        """The file that a URL holds or names; of a video given as its frames (`data:video/jpeg`), those of all.
 
         Args:
           param: the field of the request, for messages.
@@ -49,9 +51,9 @@ class Media:
             case "data":
                 return _data(url, param)
             case "file":
-                return [self._file(url, param)]
+                return self._file(url, param)
             case "http" | "https":
-                return [self._fetched(url, param)]
+                return self._fetched(url, param)
         raise _refused(
             f"{url[:40]!r} is no data URI (data:image/png;base64,...){' or file:NAME' * bool(self.folder)}",
             param,
@@ -76,7 +78,7 @@ class Media:
                     raise ValueError
                 return self._limited(file.read(self.most_bytes + 1), param)
         except (OSError, ValueError, RuntimeError):  # whatever is outside looks as if it were not there
-            raise _refused(f"there is no file {name!r} in the server's media folder", param) from None
+            raise _refused(f"there is no file {name[:200]!r} in the server's media folder", param) from None
 
     def _fetched(self, url: str, param: str) -> bytes:
         try:
@@ -95,7 +97,7 @@ class Media:
                         break
                 else:
                     return data
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise _refused(f"{host} does not give the file: {error}", param) from None
         raise _refused(f"the file has more than {self.most_bytes:,} bytes or takes too long", param)
 
@@ -124,18 +126,21 @@ for _handler in (
     _OPENER.add_handler(_handler())
 
 
-def _data(url: str, param: str) -> list[bytes]:
+def _data(url: str, param: str) -> bytes | tuple[bytes, ...]:
     head = _DATA.match(url[:256])
     if head is None:
         raise _refused("a data URI begins with data:image/png;base64, or the like", param)
-    pieces = url[head.end() :].split(",") if head[1] == "video/jpeg" else [url[head.end() :]]
+    frames = head[1] == "video/jpeg"
+    pieces = url[head.end() :].split(",", _MOST_FRAMES) if frames else [url[head.end() :]]
+    if len(pieces) > _MOST_FRAMES:
+        raise _refused(f"the video has more than {_MOST_FRAMES} frames; leave some out", param)
     try:
-        files = [base64.b64decode(piece, validate=True) for piece in pieces]
+        files = tuple(base64.b64decode(piece, validate=True) for piece in pieces)
     except (binascii.Error, ValueError) as error:
         raise _refused(f"the data URI is not base64: {error}", param) from None
     if not all(files):
         raise _refused("the data URI holds no file", param)
-    return files
+    return files if frames else files[0]
 
 
 def _refused(message: str, param: str) -> ApiError:

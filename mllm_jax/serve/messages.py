@@ -53,7 +53,7 @@ class Prompt:
 class _Question:
     words: str
     images: tuple[tuple[str, bytes], ...]  # (field of the request, file)
-    videos: tuple[tuple[str, tuple[bytes, ...]], ...]
+    videos: tuple[tuple[str, bytes | tuple[bytes, ...]], ...]
 
 
 def build_prompt(
@@ -79,7 +79,10 @@ def build_prompt(
     if answered:
         if not rest or rest[-1].role != "assistant":
             raise ApiError(400, "the last message must be the assistant's", param="messages")
-        answer = _words(rest[-1], f"messages.{len(messages) - 1}")
+        param = f"messages.{len(messages) - 1}"
+        answer = _words(rest[-1], param)
+        if not answer.strip():
+            raise ApiError(400, f"{param}: the answer is empty", param=f"{param}.content")
         rest = rest[:-1]
     for index, message in enumerate(rest, first):
         if message.role != ("user", "assistant")[(index - first) % 2]:
@@ -89,7 +92,7 @@ def build_prompt(
             )
     if not rest or rest[-1].role != "user":
         raise ApiError(400, "the last message must be the user's", param="messages")
-    count = sum(not isinstance(part, TextPart) for message in rest for part in _parts(message))
+    count = sum(not isinstance(part, TextPart) for message in rest for part in message.parts)
     if count > most_images:
         raise ApiError(400, f"{count} images and videos; at most {most_images} are allowed", param="messages")
     said = [_words(message, f"messages.{first + i}") for i, message in enumerate(rest) if i % 2]
@@ -115,24 +118,18 @@ def _system(messages: Sequence[Message]) -> tuple[str | None, list[Message], int
     return "\n".join(texts) if texts else None, list(messages[first:]), first
 
 
-def _parts(message: Message) -> Sequence:
-    return (
-        [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-    )
-
-
 def _words(message: Message, param: str) -> str:
-    """The text of a message that has no images."""
-    if not all(isinstance(part, TextPart) for part in _parts(message)):
+    """The text of a message that has no images; an answer's may be empty, for models do answer so."""
+    if not all(isinstance(part, TextPart) for part in message.parts):
         raise ApiError(400, f"{param}: only the user's messages can show images", param=f"{param}.content")
-    text = "\n".join(part.text for part in _parts(message))
-    if not text.strip():
+    text = "\n".join(part.text for part in message.parts)
+    if not text.strip() and message.role != "assistant":
         raise ApiError(400, f"{param}: the message is empty", param=f"{param}.content")
     return text
 
 
 def _question(message: Message, param: str, media: Media) -> _Question:
-    parts = _parts(message)
+    parts = message.parts
     texts = [isinstance(part, TextPart) for part in parts]
     shown = [i for i, text in enumerate(texts) if not text]
     among = bool(shown) and True in texts[: shown[-1]] and True in texts[shown[0] :]
@@ -146,13 +143,13 @@ def _question(message: Message, param: str, media: Media) -> _Question:
         video = isinstance(part, VideoPart)
         if among:
             words.append(VIDEO if video else IMAGE)
-        files = media.read((part.video_url if video else part.image_url).url, where)
+        found = media.read((part.video_url if video else part.image_url).url, where)
         if video:
-            videos.append((where, tuple(files)))
-        elif len(files) != 1:
+            videos.append((where, found))
+        elif isinstance(found, tuple):
             raise ApiError(400, f"{where}: frames of a video are given as a video_url", param=where)
         else:
-            images.append((where, files[0]))
+            images.append((where, found))
     text = "\n".join(words)
     if not text.strip() and not shown:
         raise ApiError(400, f"{param}: the message is empty", param=f"{param}.content")
@@ -193,22 +190,23 @@ class _Kept:
         self._images.setdefault(key, (param, data))
         return key
 
-    def video(self, param: str, files: tuple[bytes, ...]) -> Hashable:
-        digests = [hashlib.sha256(data).digest() for data in files]
-        key = (VIDEO, hashlib.sha256(b"".join(digests)).digest())
+    def video(self, param: str, found: bytes | tuple[bytes, ...]) -> Hashable:
+        frames = isinstance(found, tuple)
+        whole = b"".join(hashlib.sha256(data).digest() for data in found) if frames else found
+        key = (VIDEO, hashlib.sha256(whole).digest())
         if key not in self._videos:
-            self._videos[key] = self._opened(param, files, key[1].hex())
+            self._videos[key] = self._opened(param, found, key[1].hex())
         return key
 
-    def _opened(self, param: str, files: tuple[bytes, ...], name: str) -> OpenVideo:
+    def _opened(self, param: str, found: bytes | tuple[bytes, ...], name: str) -> OpenVideo:
         if self._folder is None:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mllm_jax_"))
         path = pathlib.Path(self._folder, name)
-        if len(files) == 1:
-            path.write_bytes(files[0])
-        else:  # frames: of a folder, only those that are picked are decoded
+        if isinstance(found, bytes):
+            path.write_bytes(found)
+        else:  # of a folder, only those that are picked are decoded
             path.mkdir()
-            for index, data in enumerate(files):
+            for index, data in enumerate(found):
                 (path / f"{index}.jpg").write_bytes(data)
         return open_video(path, name=param)
 

@@ -79,13 +79,29 @@ class Message(BaseModel):
     """A turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(max_length=256, fail_fast=True)] | None = None
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart | VideoPart]:
+        """What it consists of; without content, empty text."""
+        if isinstance(self.content, list):
+            return self.content
+        return [TextPart(type="text", text=self.content or "")]
+
+    @property
+    def characters(self) -> int:
+        """Length of its text."""
+        return sum(len(part.text) for part in self.parts if isinstance(part, TextPart))
+
+
+# What is wrong is told once: of a million wrong items, so many messages would take gigabytes.
+Messages = Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
     """What a stream tells besides the answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -97,7 +113,7 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -125,7 +141,7 @@ def parse_request(body: bytes) -> ChatRequest:
       ApiError: 400; names the field.
     """
     request = parse(ChatRequest, body)
-    for name, value in (request.model_extra or {}).items():
+    for name, value in request.model_extra.items():
         if value is None or name in IGNORED:
             continue
         if name not in REFUSED:
@@ -135,6 +151,7 @@ def parse_request(body: bytes) -> ChatRequest:
             raise ApiError(
                 400, f"{name!r} is not supported; leave it out", param=name, code="unsupported_parameter"
             )
+    request.model_extra.clear()  # ignored, and maybe large
     return request
 
 
@@ -154,10 +171,12 @@ def parse(kind: type[Model], body: bytes) -> Model:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         deepest = max(
-            found, key=lambda each: len(each["loc"])
+            reversed(found), key=lambda each: len(each["loc"])
         )  # of the forms that a field may have, the nearest
         steps = [
-            str(step) for step in deepest["loc"] if step not in ("str", *_KINDS) and "[" not in str(step)
+            str(step)
+            for step in deepest["loc"]
+            if step not in ("str", "constrained-str", *_KINDS) and "[" not in str(step)
         ]
         where = ".".join(steps)
         raise ApiError(400, f"{where or 'body'}: {deepest['msg']}", param=where or None) from None

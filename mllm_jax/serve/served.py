@@ -24,6 +24,7 @@ from mllm_jax.serve.settings import Settings
 from mllm_jax.serve.worker import Worker
 
 _SMOOTHING = 0.1  # weight of the latest answer in the mean of how long one takes
+_CHARACTERS = 64  # of a token: more text is not given to the tokenizer, which would take long to count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,12 +35,14 @@ class ServedModel:
       model: refuses images that are larger than the server allows.
       engine: touched by the worker's thread alone, but for its counts.
       created: when it was loaded, seconds since 1970.
+      fingerprint: of the model, which is not read again: that takes a while.
     """
 
     name: str
     model: Model
     engine: Engine
     created: int
+    fingerprint: str
 
 
 class Served:
@@ -77,7 +80,7 @@ class Served:
             name,
         )
         watch("mllm_jax_prefix_misses", "Prompts whose images were not", lambda: engine.prefix_hits[1], name)
-        return ServedModel(name, model, engine, int(time.time()))
+        return ServedModel(name, model, engine, int(time.time()), model.fingerprint)
 
     def warm(self) -> None:
         """Answers a request with every model, so that the first client need not wait for programs to be compiled."""
@@ -148,6 +151,15 @@ class Served:
 
     async def prompt(self, served: ServedModel, messages: list[Message], *, answered: bool = False) -> Prompt:
         """The prompt of a conversation, built in a thread; see `messages.build_prompt`."""
+
+        most = served.engine.most_tokens
+        if (characters := sum(message.characters for message in messages)) > _CHARACTERS * most:
+            raise ApiError(
+                400,
+                f"the messages have {characters:,} characters; prompt and answer may have {most} tokens",
+                param="messages",
+                code="context_length_exceeded",
+            )
 
         def build() -> Prompt:
             most = self.settings.most_images

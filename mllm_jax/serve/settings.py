@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from mllm_jax.inference.sampling import Sampling
 from mllm_jax.serve.media import Media
 
 
@@ -44,6 +45,9 @@ class Settings:
     threads: int = 2
 
     def __post_init__(self):
+        Sampling(self.temperature)  # refuses what cannot be
+        if not self.request_seconds > 0:
+            raise ValueError("request-seconds must be above 0")
         for field in (
             "slots",
             "queue",

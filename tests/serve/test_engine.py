@@ -4,6 +4,7 @@ import pytest
 import tiny
 from asking import messages, question
 
+from mllm_jax.inference.generate import Generation
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.serve.engine import Engine, Job
 from mllm_jax.serve.media import Media
@@ -92,6 +93,31 @@ def test_a_job_that_fails_takes_no_other_with_it(model, engine, monkeypatch):
         lost = job(model, "what?", ())
         engine.submit(lost)
         assert isinstance(run(engine)[lost][1], RuntimeError)
+
+    def unreadable(self, token):
+        raise OverflowError
+
+    def placed(*_):  # when what the others have so far is given away already
+        raise ValueError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mllm_jax.serve.engine.TextStream.push", unreadable)
+        streamed, whole = (job(model, "what?", (), streamed=streamed) for streamed in (True, False))
+        whole.max_new_tokens = 12
+        for each in (streamed, whole):
+            engine.submit(each)
+        found |= run(engine)
+        assert isinstance(found[streamed][1], OverflowError)
+        assert isinstance(found[whole][1], Generation)
+    first, second = job(model, "what?", (), max_new_tokens=30), job(model, "what?", ())
+    engine.submit(first)
+    run(engine, rounds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("mllm_jax.inference.slots._place", placed)
+        engine.submit(second)
+        ends = run(engine)
+        assert isinstance(ends[second][1], ValueError)
+        assert isinstance(ends[first][1], RuntimeError)  # not a ValueError, which would be its own fault
     again = job(model, "what?", ())
     engine.submit(again)
     assert run(engine)[again][1].text == found[right][1].text

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import http.server
+import json
 import pathlib
 import re
 import shutil
@@ -16,12 +18,17 @@ import httpx
 import openai
 import pytest
 import tiny
-from asking import data_uri, question
+from asking import data_uri, messages, question
+from pydantic import ValidationError
 
 from mllm_jax.inference.slots import Slots
+from mllm_jax.serve.answers import _event
 from mllm_jax.serve.app import create_app
+from mllm_jax.serve.errors import ApiError
 from mllm_jax.serve.listen import make_server
 from mllm_jax.serve.media import Media
+from mllm_jax.serve.messages import build_prompt
+from mllm_jax.serve.schema import ChatRequest
 from mllm_jax.serve.served import Served
 from mllm_jax.serve.settings import Settings
 
@@ -185,6 +192,7 @@ def error(answer, status):
         ({"temperature": 3}, 400, "temperature", "less than"),
         ({"max_tokens": 400}, 400, "max_tokens", "together they may be 256"),
         ({"messages": [question("what? " * 60)]}, 400, "messages", "tokens, visual tokens included"),
+        ({"messages": [question("a" * 17_000)]}, 400, "messages", "17,000 characters"),
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [question("a"), question("b")]}, 400, "messages.1.role", "take turns"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "messages.0.role", "take turns"),
@@ -237,6 +245,8 @@ def test_images_of_the_media_folder_and_of_named_hosts(live, model):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             moved = self.path == "/moved"
+            if self.path == "/garbage":
+                return self.wfile.write(b"garbage\r\n\r\n")
             self.send_response(302 if moved else 200)
             self.send_header("Location", "/image")
             self.end_headers()
@@ -249,11 +259,88 @@ def test_images_of_the_media_folder_and_of_named_hosts(live, model):
         threading.Thread(target=other.serve_forever, daemon=True).start()
         media = Media(hosts=("127.0.0.1",), most_bytes=10_000)
         url = f"http://127.0.0.1:{other.server_port}"
-        assert media.read(f"{url}/image", "x") == [image]
-        for path in ("/moved", "/large"):
-            with pytest.raises(Exception, match=r"more than 10,000|302"):
-                media.read(url + path, "x")
+        assert media.read(f"{url}/image", "x") == image
+        for given in (
+            *(url + path for path in ("/moved", "/large", "/garbage", "/a b")),
+            "http://a:1@127.0.0.1/",
+        ):
+            with pytest.raises(ApiError, match=r"more than 10,000|302|does not give"):
+                media.read(given, "x")
         other.shutdown()
+
+
+def test_what_clients_send_besides(live, model):
+    """Fields that say what happens anyway, nulls, and an answer that was empty."""
+    said = {"role": "assistant", "content": None, "refusal": None, "tool_calls": None}
+    body = {
+        "messages": [question("a"), said, question("b")],
+        "stream": True,
+        "tools": [],
+        "n": 1,
+        "user": "me",
+    }
+    body |= {
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "presence_penalty": 0.0,
+        "metadata": {"a": "b"},
+    }
+    body |= {"stream_options": {"include_usage": None}, "stop": [], "max_tokens": 1}
+    nothing = (
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "logit_bias",
+        "tool_choice",
+        "functions",
+    )
+    answer = live.post(body | dict.fromkeys(nothing))
+    assert answer.status_code == 200, answer.text
+    *events, end = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert end == "[DONE]"
+    chunks = [json.loads(event)["choices"][0] for event in events]
+    wanted = model.generate(None, "b", history=[("a", "")], max_new_tokens=1)
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == wanted
+    assert [chunk["finish_reason"] for chunk in chunks][-1] in ("length", "stop")
+    assert len(_event({"content": "a\u2028b\x85c"}).decode().splitlines()) == 2  # as clients find lines
+
+
+def test_what_is_wrong_is_told_once():
+    """A million wrong items would be as many messages, in gigabytes."""
+    for content in ("0," * 2000 + "0", '{"type":"text","text":"a"},' * 2000 + '{"type":"text","text":"a"}'):
+        for items in (content, f'{{"role":"user","content":[{content}]}}'):
+            with pytest.raises(ValidationError) as caught:
+                ChatRequest.model_validate_json(f'{{"model":"a","messages":[{items}]}}')
+            assert caught.value.error_count() <= 3
+
+
+def test_an_answer_that_takes_too_long(live, monkeypatch):
+    """Who streams it is told, too; and a key may have any characters."""
+    step = Slots.step
+
+    def slow(self):
+        time.sleep(0.5)
+        return step(self)
+
+    monkeypatch.setattr(Slots, "step", slow)
+    settings = dataclasses.replace(live.served.settings, request_seconds=0.8, api_key="sésame")
+    monkeypatch.setattr(live.served, "settings", settings)
+    headers = {"authorization": "Bearer sésame".encode()}
+    asked = {"max_tokens": 60, "temperature": 2, "seed": 1}
+    assert error(live.post(asked, headers=headers), 504)["code"] == "timeout"
+    streamed = live.post(asked | {"stream": True}, headers=headers)
+    assert '"code": "timeout"' in streamed.text
+    assert streamed.text.endswith("data: [DONE]\n\n")
+
+
+def test_a_video_of_one_frame_and_one_of_too_many(model):
+    frame = base64.b64encode(tiny.png(0)).decode()
+    content = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frame}"}}]
+    shown = messages({"role": "user", "content": content})
+    assert build_prompt(model, shown, Media(), most_images=1).reads_video
+    with pytest.raises(ApiError, match="more than 4096 frames"):
+        Media().read("data:video/jpeg;base64,AAAA" + ",AAAA" * 4096, "x")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mllm_jax.inference.attention_maps import AttentionMaps, View, attention_maps
 from mllm_jax.serve.errors import ApiError
-from mllm_jax.serve.schema import Message, parse
+from mllm_jax.serve.schema import Message, Messages, parse
 from mllm_jax.serve.served import Served, ServedModel
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -40,7 +40,7 @@ class AttentionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=2, max_length=1024)]
+    messages: Messages
     layer: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -71,7 +71,8 @@ def mount(app: FastAPI, served: Served) -> None:
         if asked.layer is not None and asked.layer >= layers:
             raise ApiError(400, f"layer {asked.layer}: the LLM has blocks 0 to {layers - 1}", param="layer")
         maps = await _maps(served, model, asked.messages)
-        return JSONResponse(await served.in_thread(described, maps, asked.layer))
+        # Written there, too: millions of numbers would hold up the event loop.
+        return await served.in_thread(lambda: JSONResponse(described(maps, asked.layer)))
 
 
 async def _maps(served: Served, model: ServedModel, messages: list[Message]) -> AttentionMaps:
