@@ -344,7 +344,8 @@ def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Com
             f"{where}: mm_vision_tower={towers[0]!r} is a {vision.title}, whose maps are no patch tokens"
         )
     check_fields(fields, where, vision.class_token)
-    connector = connector_of(fields, where)
+    connector, options = connector_of(fields, where)
+    named = {"connector": connector, "connector_options": tuple(sorted(options.items()))}
     layer = select_layer_of(fields, where, vision.class_token)
     tiles = tile_fields.read_llava(fields, where, vision.image_size)
     video = video_fields.read_llava(fields, where, newline=tiles is not None and tiles.unpads)
@@ -355,13 +356,13 @@ def _llava(fields: dict[str, Any], file: pathlib.Path, tower: str | None) -> Com
             )
         vision = encoders_of(fields, where, vision, found[1][0])
         size = max(vision.image_sizes[0] * vision.split, *vision.image_sizes)
-        model = _model(vision, llm, image_size=size, select_layer=layer, connector=connector, video=video)
+        model = _model(vision, llm, image_size=size, select_layer=layer, video=video, **named)
         try:
             vision.grid(size)
         except ValueError as error:  # the two grids do not fit each other
             raise ValueError(f"{where}: {error}") from error
     else:
-        model = _model(vision, llm, select_layer=layer, connector=connector, tiles=tiles, video=video)
+        model = _model(vision, llm, select_layer=layer, tiles=tiles, video=video, **named)
     if video is not None:
         try:
             _ = model.visual_layout

@@ -1,12 +1,13 @@
-"""Names of connectors in the checkpoints of MobileVLM, InternVL, Idefics3 and BLIP-2, and our own.
+"""Names of connectors in the checkpoints of MobileVLM, TokenPacker, InternVL, Idefics3 and BLIP-2, and our own.
 
 Sources: Meituan-AutoML/MobileVLM `mobilevlm/model/vision_projector.py` (with torchvision's InvertedResidual),
+CircleRadon/TokenPacker `llava/model/multimodal_projector/builder.py`,
 OpenGVLab/InternVL `modeling_internvl_chat.py`, transformers `models/{internvl,idefics3,blip_2}`.
 """
 
 from collections.abc import Callable, Mapping
 
-from mllm_jax.interop.rules import CONVOLUTION, Rule, Transform, linear, norm
+from mllm_jax.interop.rules import CONVOLUTION, Rule, Transform, attention_inputs, linear, norm
 from mllm_jax.models.mllm import ModelConfig
 
 Shape = tuple[int, ...]
@@ -46,6 +47,25 @@ def ldpv2_rules() -> tuple[Rule, ...]:
         *linear("layer_1", "mm_projector.mlp.mlp.2"),
         Rule("peg/kernel", "mm_projector.peg.peg.0.weight", CONVOLUTION),
         Rule("peg/bias", "mm_projector.peg.peg.0.bias"),
+    )
+
+
+def token_packer_rules() -> tuple[Rule, ...]:
+    """TokenPacker's projector."""
+    rules = [
+        *linear("query", "mm_projector.q_proj_1", bias=False),
+        *norm("query_norm", "mm_projector.ln_q_1"),
+    ]
+    for ours, letter in (("key", "k"), ("value", "v")):
+        rules += linear(f"{ours}_0", f"mm_projector.{letter}_proj_1.0")
+        rules += linear(f"{ours}_1", f"mm_projector.{letter}_proj_1.2")
+        rules += norm(f"{ours}_norm", f"mm_projector.ln_{letter}_1")
+    return (
+        *rules,
+        *attention_inputs("qkv", "mm_projector.clip_attn"),
+        *linear("out", "mm_projector.clip_attn.out_proj"),
+        *linear("layer_0", "mm_projector.mlp.0"),
+        *linear("layer_1", "mm_projector.mlp.2"),
     )
 
 

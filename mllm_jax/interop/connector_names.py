@@ -5,7 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from mllm_jax.interop import connector_layouts
-from mllm_jax.interop.connector_layouts import TOKENS, Shape, ldp_rules, ldpv2_rules, pointwise
+from mllm_jax.interop.connector_layouts import (
+    TOKENS,
+    Shape,
+    ldp_rules,
+    ldpv2_rules,
+    pointwise,
+    token_packer_rules,
+)
 from mllm_jax.interop.parts import Part, Spelling
 from mllm_jax.interop.rules import CONVOLUTION, Rule, Transform, linear, norm
 from mllm_jax.models.mllm import ModelConfig, abstract_params
@@ -103,12 +110,13 @@ def _projector_only(config: ModelConfig, layout: str) -> None:
 def llava_rules(config: ModelConfig, shapes: Mapping[str, Shape]) -> tuple[Rule, ...]:
     """LLaVA, Dense Connector, LLaVA-NeXT: `mm_projector.{0,2,...}`, or without a number for a single linear layer.
 
-    Also MobileVLM, which is laid out like LLaVA.
+    Also MobileVLM and TokenPacker, which are laid out like LLaVA.
     """
-    if config.connector in (mobile := {"ldp": ldp_rules, "ldpv2": ldpv2_rules}):
-        return (*mobile[config.connector](), *(_mining() if config.vision.mining else ()))
-    _projector_only(config, "llava")
     mining = _mining() if config.vision.mining else ()
+    own = {"ldp": ldp_rules, "ldpv2": ldpv2_rules, "token_packer": token_packer_rules}
+    if config.connector in own:
+        return (*own[config.connector](), *mining)
+    _projector_only(config, "llava")
     if config.connector == "linear":
         return (*linear("layer_0", "mm_projector"), *mining)
     count = sum(path.endswith("/kernel") and path.startswith("layer_") for path in shapes)

@@ -1,7 +1,8 @@
 """LLaVA's own entries in config.json (`mm_...` and their like): each is understood, without effect, or refused by name.
 
 Sources: haotian-liu/LLaVA `llava/model/llava_arch.py`, `llava/train/train.py`; HJYao00/DenseConnector `dc/`;
-LLaVA-VL/LLaVA-NeXT `llava/`; dvlab-research/MGM `mgm/`.
+LLaVA-VL/LLaVA-NeXT `llava/`; dvlab-research/MGM `mgm/`; Meituan-AutoML/MobileVLM `mobilevlm/`;
+CircleRadon/TokenPacker `llava/model/`.
 """
 
 import dataclasses
@@ -18,6 +19,9 @@ from mllm_jax.models.vit import VisionConfig
 DENSE = ("sti", "sci", "dci")
 MOBILE = {"ldpnet": "ldp", "ldpnetv2": "ldpv2"}  # mm_projector_type of MobileVLM -> connector
 LAYER_DEFAULT = -2
+# TokenPacker's code knows one projector, whatever mm_projector_type says; only its configs have one of these entries.
+_FACTORS = ("scale_factor", "down_rate")  # the second in its first version
+_DETAILS = (12, 16, 22, 23)  # hidden states that it reads of any tower
 
 # How training was done, where files were, what the tokenizer does: nothing that the trained model computes.
 _TRAINING = re.compile(
@@ -83,8 +87,8 @@ def check_fields(fields: Mapping[str, Any], where: str, class_token: bool = True
             raise ValueError(f"{where}: {key}={value!r}: what this entry changes is not known here")
 
 
-def connector_of(fields: Mapping[str, Any], where: str) -> str:
-    """The connector that the entries name.
+def connector_of(fields: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The connector that the entries name, and those of its options that they say.
 
     Raises:
       ValueError: no connector here computes it.
@@ -93,23 +97,32 @@ def connector_of(fields: Mapping[str, Any], where: str) -> str:
     if isinstance(projector, str):
         projector = MOBILE.get(projector, projector)
     dense = fields.get("mm_dense_connector_type")
+    factor = next((key for key in _FACTORS if fields.get(key) is not None), "")
     if dense in (None, "", "none"):
-        return projector
+        if not factor:
+            return projector, {}
+        if type(fields[factor]) is not int or fields[factor] < 1:
+            raise ValueError(f"{where}: {factor}={fields[factor]!r} must be a positive whole number")
+        return "token_packer", {"factor": fields[factor], "layers": _DETAILS}
     if dense not in DENSE:
         raise ValueError(f"{where}: mm_dense_connector_type={dense!r}; supported: {', '.join(DENSE)}, none")
-    if projector != "mlp2x_gelu":
-        raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with mm_projector_type={projector!r}")
-    return dense
+    if factor or projector != "mlp2x_gelu":
+        key = factor or "mm_projector_type"
+        raise ValueError(f"{where}: mm_dense_connector_type={dense!r} with {key}={fields.get(key)!r}")
+    return dense, {}
 
 
 def write_fields(model: ModelConfig) -> dict[str, Any]:
     """The entries that say connector and hidden state, as they are read by `connector_of` and `select_layer_of`."""
     dense = {"mm_dense_connector_type": model.connector} if model.connector in DENSE else {}
     read = 3 if model.connector in ("sci", "dci") else 1  # F and two more side by side
+    packer = {_FACTORS[0]: model.make_connector().factor} if model.connector == "token_packer" else {}
     mobile = {connector: theirs for theirs, connector in MOBILE.items()}
+    named = mobile.get(model.connector, model.connector)
     return {
-        "mm_projector_type": "mlp2x_gelu" if dense else mobile.get(model.connector, model.connector),
+        "mm_projector_type": "mlp2x_gelu" if dense or packer else named,
         **dense,
+        **packer,
         "mm_hidden_size": read * model.vision.width,
         "mm_vision_select_layer": model.select_layer,
         "mm_vision_select_feature": "patch",

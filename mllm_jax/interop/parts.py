@@ -184,7 +184,9 @@ def plan_parts(
     ignored: list[tuple[str, str]] = []
     for part in parts:
         rules += [
-            Rule(part.key(r.path), f"{part.path}:{r.name}", r.transform, r.blocks or part.blocks)
+            dataclasses.replace(
+                r, path=part.key(r.path), name=f"{part.path}:{r.name}", blocks=r.blocks or part.blocks
+            )
             for r in part.rules
         ]
         shapes |= {part.key(path): shape for path, shape in part.shapes.items()}

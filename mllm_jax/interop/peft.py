@@ -52,7 +52,7 @@ def adapter_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     """Rows for A and B of every linear layer among `rules`."""
     found = []
     for rule in rules:
-        if rule.transform is TRANSPOSE and rule.path.endswith("/kernel"):
+        if rule.transform is TRANSPOSE and rule.path.endswith("/kernel") and rule.share == (0, 1):
             stem, name = rule.path.removesuffix("kernel"), rule.name.removesuffix(".weight")
             found.append(Rule(f"{stem}lora_a", f"{name}.lora_A.weight", TRANSPOSE))
             found.append(Rule(f"{stem}lora_b", f"{name}.lora_B.weight", TRANSPOSE))

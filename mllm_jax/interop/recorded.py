@@ -94,10 +94,12 @@ def _of_llava(
     class_token = getattr(model.vision.towers[0], "class_token", True)  # a ConvNeXt has no say in it
     check_fields(fields, where, class_token)
     layer = select_layer_of(fields, where, class_token)
-    name = connector_of(fields, where)
-    trained = dataclasses.replace(model, select_layer=layer, connector=name, connector_options=())
-    if name == model.connector:  # this layout knows no options: they are ours to say
-        trained = dataclasses.replace(trained, connector_options=model.connector_options)
+    name, options = connector_of(fields, where)
+    if name == model.connector:  # options that this layout does not know are ours to say
+        options = dict(model.connector_options) | options
+    trained = dataclasses.replace(
+        model, select_layer=layer, connector=name, connector_options=tuple(sorted(options.items()))
+    )
     there = described(trained) | {MINED: MINING["mining"] if fields.get("mm_vision_tower_aux") else ""}
     return described(model), there
 

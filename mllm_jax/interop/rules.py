@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -49,12 +49,28 @@ class Rule:
         is their stack on axis 0.
       transform: layout of one tensor.
       blocks: how many blocks there are by config.json, read or not; None = any number.
+      share: (k, n): ours is the k-th of n equal parts of their tensor, cut on axis 0; (0, 1) = all of it. The
+        transform is of that part. All n rows of a tensor stand in the table.
     """
 
     path: str
     name: str
     transform: Transform = SAME
     blocks: int | None = None
+    share: tuple[int, int] = (0, 1)
+
+    def part(self, tensor: np.ndarray) -> np.ndarray:
+        """What of their tensor is ours.
+
+        Raises:
+          ValueError: it cannot be cut into so many equal parts.
+        """
+        which, count = self.share
+        return tensor if count == 1 else np.split(tensor, count)[which]
+
+    def read(self, tensor: np.ndarray) -> np.ndarray:
+        """Our parameter, or one block of it, from their tensor."""
+        return self.transform.read(self.part(tensor))
 
     @property
     def stacked(self) -> bool:
@@ -82,3 +98,12 @@ def norm(path: str, name: str, bias: bool = True) -> tuple[Rule, ...]:
     """Rows of a LayerNorm, or of an RMSNorm (no bias)."""
     rules = (Rule(f"{path}/scale", f"{name}.weight"),)
     return (*rules, Rule(f"{path}/bias", f"{name}.bias")) if bias else rules
+
+
+def attention_inputs(paths: Sequence[str], name: str) -> tuple[Rule, ...]:
+    """Rows of our Dense layers of queries, keys and values, which torch's nn.MultiheadAttention keeps in one."""
+    return tuple(
+        Rule(f"{path}/{leaf}", f"{name}.in_proj_{theirs}", transform, share=(i, len(paths)))
+        for leaf, theirs, transform in (("kernel", "weight", TRANSPOSE), ("bias", "bias", SAME))
+        for i, path in enumerate(paths)
+    )

@@ -57,7 +57,7 @@ def read_to_devices(
     for placement in placements:
         path = placement.path
         sharding, target = sharding_of(path, shapes[path]), np.dtype(dtype or dtypes[path])
-        array = placement.rule.transform.read(source.read(placement.name)).astype(target, copy=False)
+        array = placement.rule.read(source.read(placement.name)).astype(target, copy=False)
         if placement.index is None:
             leaves[path] = jax.block_until_ready(_put(array, sharding))
             continue

@@ -4,12 +4,10 @@ import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from mllm_jax import connectors
 from mllm_jax.cli.main import main
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.interop import native
@@ -56,7 +54,7 @@ PUBLISHED = {
     "pixel_shuffle": "mlp1.1.weight",
     "ldp": "model.mm_projector.model.mb_block.2.block.1.fc1.weight",
     "ldpv2": "model.mm_projector.peg.peg.0.weight",
-    "token_packer": "connector/key_0/kernel",
+    "token_packer": "model.mm_projector.clip_attn.in_proj_weight",
 }
 
 
@@ -72,15 +70,6 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def tokens(config, params):
-    """Visual tokens of random features."""
-    grid = config.vision.grid(config.image_size)
-    states = np.random.default_rng(0).standard_normal((5, 1, grid[0] * grid[1], 12)).astype(np.float32)
-    connector = config.make_connector()
-    features = connectors.collect(connector.request(), [*map(jnp.asarray, states)], grid=grid)
-    return connector.apply({"params": jax.tree.map(jnp.asarray, params["connector"])}, features)
-
-
 def test_every_connector_is_here():
     assert PUBLISHED.keys() == CONNECTORS.keys()
 
@@ -93,9 +82,8 @@ def test_out_and_back(name, tmp_path, capsys):
     assert main([*here, str(tmp_path / "out"), "--format", "safetensors"]) == 0
     assert main(["import", "--from", str(tmp_path / "out"), "--to", str(tmp_path / "back")]) == 0
     again, back, _ = load_model(tmp_path / "back")
-    assert (again.connector, again.connector_options) == (config.connector, config.connector_options)
+    assert again.make_connector() == config.make_connector()  # which compute the same of the same parameters
     same(back, params)
-    np.testing.assert_array_equal(tokens(again, back), tokens(config, params))
     # The connector alone, which training starts from.
     assert main([*here, str(tmp_path / "alone"), "--format", "connector"]) == 0
     assert PUBLISHED[name] in Source(tmp_path / "alone")

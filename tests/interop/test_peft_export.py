@@ -153,6 +153,14 @@ def adapted(model, params, targets, rank=2):
     )
 
 
+def test_a_run_is_exported_before_it_is_pushed(trained, capsys):
+    _, directory = trained
+    run("push", directory, "me/model", "--dry-run")
+    printed = capsys.readouterr().out
+    listed = printed[printed.index("me/model (main):") :]
+    assert all(name in listed for name in ("README.md", "model.json", "model.safetensors"))
+
+
 @pytest.fixture(scope="module")
 def plain(tiny_model):
     """A model that a llava-hf adapter can be of, and its parameters."""
