@@ -9,8 +9,8 @@ from guard import ROOT
 from mllm_jax.evaluation.table_files import write_xlsx
 
 FILES = sorted((ROOT / "mllm_jax").rglob("*.py"))
-# `convert` writes into a folder that `mkdtemp` has just made, which nobody else can write to.
-PRIVATE_FOLDER = {"data/convert.py"}
+# These write into folders that `tempfile` has just made, which nobody else can write to.
+PRIVATE_FOLDER = {"data/convert.py", "serve/messages.py"}
 OBJECT_IN_A_BUCKET = ("files.py", "path.write_bytes")  # the helper's own
 
 
