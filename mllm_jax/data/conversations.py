@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -210,12 +211,13 @@ def render(
     return spans
 
 
-def _fixed(template: Template, text: str, learn: bool) -> list[Span]:
+@functools.lru_cache(maxsize=1 << 10)
+def _fixed(template: Template, text: str, learn: bool) -> tuple[Span, ...]:
     """A template's own string, cut at its special tokens."""
     if not template.specials:
-        return [Span(text, learn)] if text else []
+        return (Span(text, learn),) if text else ()
     pieces = re.split("(" + "|".join(map(re.escape, template.specials)) + ")", text)
-    return [Span(piece, learn, special=piece in template.specials) for piece in pieces if piece]
+    return tuple(Span(piece, learn, special=piece in template.specials) for piece in pieces if piece)
 
 
 def _stripped(template: Template, turn: Turn) -> Turn:

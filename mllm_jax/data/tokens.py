@@ -10,7 +10,8 @@ for them: a user who types ``</s>`` gets the characters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,13 +144,11 @@ def encode_sample(
         raise SampleError(sample, f"{num_images} placeholder(s) but {len(layouts)} image(s)")
 
     tokens: list[int] = []
-    weights: list[float] = []
-    images: list[int] = []
+    pieces: list[tuple[int, bool, int]] = []  # their lengths, whether learned, and the images they show
 
     def put(ids: Sequence[int], learn: bool, image: int = -1) -> None:
         tokens.extend(ids)
-        weights.extend([float(learn)] * len(ids))
-        images.extend([image] * len(ids))
+        pieces.append((len(ids), learn, image))
 
     if not (spans and spans[0].special and markers[spans[0].text] in wrapped.bos):
         put(wrapped.bos, False)
@@ -168,13 +167,14 @@ def encode_sample(
                 raise SampleError(sample, str(error)) from error
             context = "middle"
 
-    loss_weights = np.asarray(weights, np.float32)
+    lengths, learned, images = np.array(pieces, np.int32).reshape(-1, 3).T
+    loss_weights = np.repeat(learned.astype(np.float32), lengths)
     loss_weights[:1] = 0.0
     if not labels:
         loss_weights[:] = 0.0
     elif not loss_weights.any():
         raise SampleError(sample, "has no supervised token: no answer for the loss to cover")
-    image_of = np.asarray(images, np.int32)
+    image_of = np.repeat(images, lengths)
     return EncodedSample(
         sample=sample,
         tokens=np.asarray(tokens, np.int32),
@@ -231,17 +231,15 @@ def encode_prompt(
     return encode_sample(spans, tokenizer, layouts, sample=sample, labels=False)
 
 
-def _join_runs(spans: Sequence[Span]) -> list[Span]:
+def _join_runs(spans: Sequence[Span]) -> Iterator[Span]:
     """Neighbouring texts of one kind become one span, so that one tokenizer call sees them whole."""
-    runs: list[Span] = []
-    for span in spans:
-        last = runs[-1] if runs else None
-        is_text = not (span.image or span.special)
-        if last is not None and is_text and not (last.image or last.special) and last.learn == span.learn:
-            runs[-1] = dataclasses.replace(last, text=last.text + span.text)
+    for (learn, joined), group in itertools.groupby(
+        spans, lambda span: (span.learn, not (span.image or span.special))
+    ):
+        if joined:
+            yield Span("".join([span.text for span in group]), learn)
         else:
-            runs.append(span)
-    return runs
+            yield from group
 
 
 def slot_grids(sample: EncodedSample) -> Int32[np.ndarray, "n 2"]:
