@@ -126,9 +126,11 @@ def _export(args: argparse.Namespace) -> int:
     generation = special_tokens.generation(home, loaded, _stops(extras.get("template"), loaded))
     if args.format == "llava-hf":
         checkpoints.save_llava_hf(target, model, params, loaded, dtype, generation, processor, **extras)
+        _say_videos(target, model)
     elif args.format == "llava":
         tower, aspect = _tower(args), extras.get("aspect") or "pad"
         llava_layout.save_llava(target, model, params, tower, loaded, dtype, generation, aspect)
+        _say_videos(target, model, tower)
     elif args.format == "llm":
         interop.save_llm(target, model.llm, params["llm"], loaded, dtype, generation)
     else:
@@ -164,6 +166,7 @@ def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str)
         tower, base = _tower(args), args.base or llm
         aspect = saved_config(as_path(args.source)).data.aspect
         llava_adapter.save_llava_adapter(args.to, model.lora, model, params, trained, tower, base, aspect)
+        _say_videos(pathlib.Path(args.to), model, tower)
     else:
         if lora.split({"vision": params["vision"]})[1]:
             raise ValueError(
@@ -178,6 +181,18 @@ def _export_adapter(args: argparse.Namespace, model: Any, params: Any, llm: str)
             )
     print(f"{args.format} written to {args.to}")
     return 0
+
+
+def _say_videos(target: pathlib.Path, model: Any, tower: str | None = None) -> None:
+    """Says what a published layout does not keep of how videos are read."""
+    from mllm_jax.interop import video_fields
+    from mllm_jax.interop.composite import read_composite
+
+    if model.video is None:
+        return
+    if unsaid := video_fields.unsaid(model.video, read_composite(target, tower).model.video):
+        keys = ", ".join(f"video.{key}={value!r}" for key, value in unsaid.items())
+        print(f"config.json does not say how this model reads videos, so tell whoever loads it: {keys}")
 
 
 def _tower(args: argparse.Namespace) -> str:

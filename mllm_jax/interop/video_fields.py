@@ -4,6 +4,7 @@ Sources: transformers' `llava_onevision`; LLaVA-VL/LLaVA-NeXT `llava/model/llava
 `prepare_inputs_labels_for_multimodal`) and `llava/train/train.py`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,3 +63,19 @@ def write_llava(video: Video | None) -> dict[str, Any]:
         return {}
     stride = 1 if video.pool == "none" else video.window
     return dict(zip(KEYS, (modes[video.pool], stride, video.newline), strict=True))
+
+
+def unsaid(video: Video | None, read: Video | None) -> dict[str, Any]:
+    """What an export does not say of how its model reads videos.
+
+    Args:
+      video: of the model.
+      read: of the export, read again.
+
+    Returns:
+      Keys of `model.video` with the model's values.
+    """
+    given = {} if video is None else dataclasses.asdict(video)
+    if video is not None and video.pool == "none":
+        del given["window"]
+    return {key: value for key, value in given.items() if read is None or getattr(read, key) != value}

@@ -102,6 +102,8 @@ class _Program:
                     size = each.bytes - (size if each.operation != kind else 0)
                 total[kind] += size * SENT[kind](_group_size(each.rest, devices))
                 continue
+            if each.operation in ("async-update", "async-done"):  # of what "async-start" has begun
+                continue
             times = self.trip_count(computation, each) if each.operation == "while" else 1
             called = _CALLED.findall(each.rest)
             for branches in _BRANCHES.findall(each.rest):
@@ -162,7 +164,11 @@ def _constant(instruction: _Instruction | None) -> int | None:
 
 
 def _group_size(rest: str, devices: int) -> int:
-    """Chips that take part in one group of a collective."""
+    """Chips that take part in one group of a collective.
+
+    Raises:
+      ValueError: groups in a form that is not known.
+    """
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
@@ -172,4 +178,6 @@ def _group_size(rest: str, devices: int) -> int:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    if found := re.search(r"replica_groups=(?!\{\})\S.{,80}", rest):
+        raise ValueError(f"a collective of the compiled program has groups in an unknown form: {found[0]}")
     return devices

@@ -13,6 +13,7 @@ import tiny
 from mllm_jax import interop
 from mllm_jax.cli.main import main
 from mllm_jax.connectors import CONNECTORS
+from mllm_jax.data.video_layout import Video
 from mllm_jax.interop import native, special_tokens
 from mllm_jax.interop.checkpoints import load_model, save_llava_hf
 from mllm_jax.interop.composite import load_extras
@@ -73,8 +74,9 @@ def test_export_then_import_is_the_identity(form, dtype, tmp_path, capsys):
 
 
 def test_llavas_own_layout_names_a_tower(tmp_path, capsys):
-    """Which a model directory does not record; options of a connector are refused by name."""
+    """Which a model directory does not record; options of a connector are refused by name, and videos' said."""
     config, params = make("dci")
+    config = dataclasses.replace(config, video=Video(4, pool="none", time="mean"))
     native.save_native(tmp_path / "model", config, params, aspect="square")
     whole = tiny.random_params(mllm.abstract_params(dataclasses.replace(config, select_layer=-1)))
     interop.save_vision(tmp_path / "tower", config.vision, whole["vision"])
@@ -84,6 +86,10 @@ def test_llavas_own_layout_names_a_tower(tmp_path, capsys):
     assert main([*export, "safetensors", "--tower", "tower"]) == 1
     assert "--tower says nothing" in capsys.readouterr().err
     assert main([*export, "llava", "--tower", str(tmp_path / "tower")]) == 0
+    assert (
+        "tell whoever loads it: video.frames=4, video.sampling='segments', video.pool='none', video.time='mean'"
+        in (" ".join(capsys.readouterr().out.split()))
+    )
     again, back, _ = load_model(tmp_path / "out")
     same(back, params)
     assert again.make_connector().request() == config.make_connector().request()

@@ -309,6 +309,8 @@ def test_how_llava_next_reads_videos(fields, video, tmp_path):
     if video is not None:
         again = dict.fromkeys(video_fields.KEYS) | video_fields.write_llava(video)
         assert llava(tmp_path, **fields | again).video == video
+    assert video_fields.unsaid(video, model.video) == {}
+    assert video_fields.unsaid(Video(32, "linspace", "max1d"), model.video).get("pool") == "max1d"
 
 
 @pytest.mark.parametrize(

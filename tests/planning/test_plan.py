@@ -128,6 +128,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %k = f32[25]{0} reduce-scatter(%b), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%sum
   %m = f32[400]{0} broadcast(%a), dimensions={}
   %n = f32[100]{0} fusion(%m), kind=kCustom, calls=%all-reduce-scatter
+  %q = ((f32[400]{0}), f32[100]{0}, u32[]) async-start(%m), calls=%all-reduce-scatter
+  %v = f32[100]{0} async-done(%q), calls=%all-reduce-scatter
   %h = bf16[800]{0} all-gather(%a), replica_groups=mesh['a'=2,'b'=4] {'a','b':(1)2}, dimensions={0}
   %e = ((f32[8]{0}), f32[64]{0}) all-gather-start(%a), replica_groups=[1,8]<=[8], dimensions={0}
   %f = f32[64]{0} all-gather-done(%e)
@@ -145,8 +147,13 @@ def test_collectives_inside_a_loop_count_as_often_as_it_runs():
         "all-gather": 3 * 2000 * 3 / 4 + 256 * 7 / 8 + 1600 * 3 / 4,
         "all-reduce": 2 * 432 * 1 / 2,
         "collective-permute": 3 * 100,
-        "reduce-scatter": 400 * 3 / 4 + 1600 * 3 / 4,
+        "reduce-scatter": 400 * 3 / 4 + 2 * 1600 * 3 / 4,
     }
+
+
+def test_groups_of_an_unknown_form_are_no_guess():
+    with pytest.raises(ValueError, match=r"unknown form: replica_groups=<2x4>"):
+        collective_bytes(HLO.replace("replica_groups={{0,1},{2,3}}", "replica_groups=<2x4>"), 8)
 
 
 def test_less_effort_is_a_setting_that_this_jax_has():
