@@ -43,7 +43,7 @@ def write_tar(path, members, mode="w"):
 
 
 def read(out):
-    samples = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (out / "train.jsonl").read_text().split("\n") if line]
     report = json.loads((out / "report.json").read_text())
     return {sample["id"]: sample for sample in samples}, report
 
@@ -220,14 +220,14 @@ def test_webdataset(tmp_path):
     captions = {
         "000.jpg": A, "000.txt": b"A cat.", "000.json": b'{"url": "http://x", "width": 8}',
         "001.jpg": A[:200], "001.txt": b"A dog.",
-        "002.cls": b"3", "002.png": B, "002.txt": "Käse".encode(),
+        "002.cls": b"3", "002.png": B, "002.txt": "Käse\u2028!".encode(),
         "README": b"no extension",
     }  # fmt: skip
     write_tar(shards / "000.tar.gz", captions, "w:gz")
     write_tar(shards / "001.tar", {"000.jpg": C, "000.txt": b"Another."})
     samples, report = convert(shards, tmp_path / "out", style=Style(caption_prompt="What is this?"))
     assert list(samples) == ["000", "002", "000#2"]
-    assert samples["002"]["conversations"] == turns("<image>\nWhat is this?", "Käse")
+    assert samples["002"]["conversations"] == turns("<image>\nWhat is this?", "Käse\u2028!")
     assert stored(tmp_path / "out", samples["000#2"]) == [C]
     assert counts(report) == {"unusable-image": 1}
     unread = {name: one["count"] for name, one in report["unread"].items()}
