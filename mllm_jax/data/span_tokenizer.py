@@ -27,6 +27,7 @@ class SpanTokenizer:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
+        self._specials: dict[str, int] = {}
         self._plain = _calls_its_backend(tokenizer)
         alone = self._ids("a")
         full = tokenizer("a", split_special_tokens=True, verbose=False).input_ids
@@ -112,11 +113,14 @@ class SpanTokenizer:
         Raises:
             ValueError: the vocabulary does not hold it.
         """
+        if (known := self._specials.get(text)) is not None:  # asked for by every sample, and slow to find
+            return known
         index = self.tokenizer.convert_tokens_to_ids(text)
         if index is None or (index == self.tokenizer.unk_token_id and text != self.tokenizer.unk_token):
             raise ValueError(
                 f"the template's {text!r} is not a token of this tokenizer; choose a template that fits it"
             )
+        self._specials[text] = int(index)
         return int(index)
 
     def text(self, text: str, context: str, markers: dict[str, int]) -> list[int]:
