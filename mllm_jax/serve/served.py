@@ -6,7 +6,7 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -173,9 +173,18 @@ class Served:
         """What a function returns, run beside the event loop and the worker."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-    def on_worker(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        """What a function returns that uses a model, run in the thread that owns JAX."""
-        return asyncio.wrap_future(self._worker.call(function, *args))
+    async def on_worker(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function returns that uses a model, run in the thread that owns JAX.
+
+        Raises:
+          ApiError: 504; it takes longer than an answer may.
+        """
+        seconds = self.settings.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.wrap_future(self._worker.call(function, *args))
+        except TimeoutError:
+            raise ApiError(504, f"there was no answer within {seconds:g} s", code="timeout") from None
 
     def job(self, served: ServedModel, prompt: Prompt, asked: ChatRequest, seed: int) -> Job:
         """The answer that a request asks for.

@@ -331,6 +331,8 @@ def test_an_answer_that_takes_too_long(live, monkeypatch):
     assert error(live.post(asked, headers=headers), 504)["code"] == "timeout"
     streamed = live.post(asked | {"stream": True}, headers=headers)
     assert '"code": "timeout"' in streamed.text
+    with pytest.raises(ApiError, match="within"):
+        asyncio.run(live.served.on_worker(time.sleep, 1.5))
     assert streamed.text.endswith("data: [DONE]\n\n")
 
 
