@@ -99,20 +99,26 @@ def test_rounds_are_asked_until_the_task_ends_them(kind, model, adapters):
     requests, documents, _ = recorded(kind, "generate_until_multi_round")
     _, _, records = recorded("simple", "generate_until_multi_round")
     found = adapters[kind].generate_until_multi_round(requests, documents)
-    for rounds, record in zip(found, records, strict=True):
-        images, first = question(record)
-        _, second, *_ = record["functions"]["doc_to_text"]["later"][0]
-        assert rounds == model.generate([images] * 2, [first, second], max_new_tokens=8, batch_size=2)
+    images, first = zip(*map(question, records), strict=True)
+    second = [record["functions"]["doc_to_text"]["later"][0][1] for record in records]
+    asked = [
+        model.generate(list(images), list(each), max_new_tokens=8, batch_size=2) for each in (first, second)
+    ]
+    assert found == [list(rounds) for rounds in zip(*asked, strict=True)]
 
 
 def test_likelihoods(model, adapters):
     requests, documents, records = recorded("simple", "loglikelihood", "choice", "likelihood")
     found = adapters["simple"].loglikelihood(requests, documents)
-    for (value, greedy), record in zip(found, records, strict=True):
-        given = record["args"][1]
-        loss = isinstance(given, str)  # lmms-eval takes the choice with the smallest number
-        answer = given.strip() if loss else record["functions"]["doc_to_target"]["first"]
-        (expected,) = model.likelihood(*question(record), [answer], batch_size=2)
+    given = [record["args"][1] for record in records]
+    losses = [isinstance(each, str) for each in given]  # lmms-eval takes the choice with the smallest number
+    answers = [
+        [each.strip() if loss else record["functions"]["doc_to_target"]["first"]]
+        for each, loss, record in zip(given, losses, records, strict=True)
+    ]
+    images, prompts = zip(*map(question, records), strict=True)
+    scores = model.likelihood(list(images), list(prompts), answers, batch_size=2)
+    for (value, greedy), loss, (expected,) in zip(found, losses, scores, strict=True):
         assert value == pytest.approx(-expected if loss else expected, abs=1e-4)
         assert expected < 0
         assert greedy is False  # of a random model
@@ -157,15 +163,14 @@ def test_settings_room_and_repeats(model, adapters, capsys):
 
     documents = {"task": {"test": [{}]}}
     # The answer gets what is left of the context, rounded down to a power of two.
-    (short,) = simple.generate_until([ask("x" * 300, max_new_tokens=4000)], documents)
+    drawn = {"max_new_tokens": 4000, "temperature": 5.0}
+    (short,) = simple.generate_until([ask("x" * 300, **drawn)], documents)
     room = model.config.llm.max_positions - short.input_tokens
     assert 0 < short.output_tokens <= 1 << (room.bit_length() - 1)
     with pytest.raises(SampleTooLong, match="task/test/0"):
         simple.generate_until([ask("x" * 600)], documents)
     lenient = Adapter(model, chat=False, batch_size=2, overlong="empty")
-    found = lenient.generate_until(
-        [ask("x" * 600), *[ask("what?", max_new_tokens=8, temperature=5.0)] * 2], documents
-    )
+    found = lenient.generate_until([ask("x" * 600), *[ask("x" * 300, **drawn)] * 2], documents)
     assert found[0].text == ""
     assert found[1].text != found[2].text  # repeats are drawn anew
 
