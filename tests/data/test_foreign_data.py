@@ -462,5 +462,10 @@ def test_what_is_no_data_set_is_named(tmp_path):
     for split in ("train", "test"):
         (tmp_path / "folders" / split).mkdir(parents=True)
         (tmp_path / "folders" / split / "0.jsonl").write_text("{}")
+        (tmp_path / "names").mkdir(exist_ok=True)
+        (tmp_path / "names" / f"cc3m-{split}-0.tar").write_bytes(b"")
     with pytest.raises(DataError, match=r"splits test, train.*the folder of one"):
         sources.find(tmp_path / "folders")
+    with pytest.raises(DataError, match=r"splits test, train.*--files '\*train\*'"):
+        sources.find(tmp_path / "names")
+    assert len(sources.find(tmp_path / "names", "*train*").paths) == 1

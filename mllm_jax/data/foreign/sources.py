@@ -111,9 +111,11 @@ def find(source: Path, pattern: str | None = None) -> Files:
         )
     splits = {_split(path.relative_to(root)) for path in kinds[kind]} - {""}
     if len(splits) > 1:
+        one = min(splits, key=lambda split: split != "train")
+        pattern = f"{one}*" if any(path.name.lower().startswith(one) for path in kinds[kind]) else f"*{one}*"
         raise DataError(
-            f"{source}: holds the splits {', '.join(sorted(splits))}; choose one, for example --files "
-            f"'{min(splits, key=lambda split: split != 'train')}*', or the folder of one as --source"
+            f"{source}: holds the splits {', '.join(sorted(splits))}; choose one, for example --files '{pattern}', or "
+            "the folder of one as --source"
         )
     left = tuple(path for other, found in kinds.items() if other != kind for path in found)
     return Files(root, kind, tuple(kinds[kind]), left)
