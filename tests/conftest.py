@@ -53,14 +53,16 @@ CACHE = os.path.join(CACHES, os.environ.get("PYTEST_XDIST_WORKER", "main"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SLOW_SHARES = 16
+SLOW_SHARES = 24
 # Files that take longest, in this order: begun first, so that no process works at one when the others have ended.
 LONG = """
-    test_train.py inference/test_model.py connectors/test_connector_contract.py evaluation/test_plots.py
-    data/test_chat_template.py models/test_attention.py evaluation/test_answer.py training/test_lora_stage.py
-    training/test_flops.py parallel/test_collectives.py training/test_packed_training.py planning/test_plan.py
-    models/test_tiles_model.py cli/test_weights_cli.py parallel/test_every_mesh.py models/test_encoders.py
+    test_docs_commands.py test_train.py inference/test_model.py connectors/test_connector_contract.py
+    evaluation/test_plots.py data/test_chat_template.py models/test_attention.py evaluation/test_answer.py
+    training/test_lora_stage.py training/test_flops.py parallel/test_collectives.py
+    training/test_packed_training.py planning/test_plan.py models/test_tiles_model.py
+    cli/test_weights_cli.py parallel/test_every_mesh.py models/test_encoders.py
     inference/test_generation.py inference/test_prefill.py test_buckets.py parallel/test_devices.py
+    serve/test_server.py serve/test_engine.py
 """.split()
 # Options that choose tests: --all, files, -k, -m, --lf, --ff, --sw and --sw-skip.
 ASKED_FOR = ("all", "file_or_dir", "keyword", "markexpr", "lf", "failedfirst", "stepwise", "stepwise_skip")

@@ -30,6 +30,7 @@ def end():
     if how == "exit":
         sys.exit(3)
     if how == "interrupt":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with `&` ignores it
         os.kill(os.getpid(), signal.SIGINT)
     if how == "closing":
         endings.CLOSING = 4
