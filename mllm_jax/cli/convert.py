@@ -23,7 +23,8 @@ from rich.console import Console
 from mllm_jax.console import complain, make_console, print_table, progress_bar, say
 from mllm_jax.data.convert import CONVERTERS, convert
 from mllm_jax.data.foreign.conversion import IMAGES, REPORT, SAMPLES, Converted, convert_files
-from mllm_jax.data.foreign.layouts import FIELDS, NEEDS, Layout, Style
+from mllm_jax.data.foreign.drafts import Style
+from mllm_jax.data.foreign.layouts import FIELDS, NEEDS, Layout
 from mllm_jax.data.foreign.report import CHANGED, DROPPED, Tally
 from mllm_jax.data.foreign.sources import Files, total_rows
 from mllm_jax.data.images import MAX_PIXELS

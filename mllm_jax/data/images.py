@@ -20,17 +20,11 @@ from mllm_jax import limits
 from mllm_jax.data.png_chunks import may_be_turned, without_text
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_SUFFIXES = {
-    **{
-        "JPEG": ".jpg",
-        "MPO": ".jpg",
-        "PNG": ".png",
-        "WEBP": ".webp",
-        "GIF": ".gif",
-        "BMP": ".bmp",
-        "DIB": ".bmp",
-    },
-    **{"TIFF": ".tiff", "PPM": ".ppm", "JPEG2000": ".jp2", "AVIF": ".avif"},
+_SUFFIXES = {f: f".{f.lower()}" for f in FORMATS} | {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "DIB": ".bmp",
+    "JPEG2000": ".jp2",
 }
 MAX_PIXELS = 178_956_970  # where Pillow refuses decompression bombs: 512 MiB of RGB; as data.max_image_pixels
 MAX_SIDE = 1 << 18  # keeps the intermediate rows of resizing a one-pixel-high image below a gigabyte

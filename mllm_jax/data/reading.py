@@ -4,6 +4,8 @@ Every reader of data goes through here, so that all of them accept the same enco
 with a `DataError` instead of a traceback.
 """
 
+import gzip
+import io
 import json
 import os
 import stat
@@ -37,6 +39,11 @@ def read_text(path: str | storage.Path) -> str:
         raise DataError(f"{path}: not UTF-8 text ({error}); is this a JSON file?") from None
     except limits.LimitError as error:
         raise DataError(str(error)) from None
+
+
+def open_unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The bytes of a file, unpacked where its name ends in .gz or .tgz."""
+    return gzip.open(path) if path.suffix.lower() in (".gz", ".tgz") else path.open("rb")
 
 
 def parse_json(text: str, where: str | storage.Path) -> Json:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from mllm_jax.cli.main import main
-from mllm_jax.data.foreign import sources
+from mllm_jax.data.foreign import json_files, sources
 from mllm_jax.data.foreign.conversion import convert_files
-from mllm_jax.data.foreign.layouts import Style
+from mllm_jax.data.foreign.drafts import Style
 from mllm_jax.data.llava_json import entry_problems, read_records
 from mllm_jax.data.reading import DataError
 
@@ -432,16 +432,16 @@ def test_sharegpt_json(tmp_path):
 )
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 def test_json_is_parsed_piece_by_piece_as_whole(text, expected, size, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_READ", size)
+    monkeypatch.setattr(json_files, "_READ", size)
     path = tmp_path / "x.json"
     path.write_text(text, encoding="utf-8")
     with path.open(encoding="utf-8-sig") as file:
         if isinstance(expected, str):
             with pytest.raises(DataError, match=expected):
-                list(sources._values(file, path))
+                list(json_files._values(file, path))
         else:
             expected = json.loads(text) if expected is None else expected
-            assert list(sources._values(file, path)) == expected
+            assert list(json_files._values(file, path)) == expected
 
 
 def test_what_is_no_data_set_is_named(tmp_path):

@@ -19,7 +19,8 @@ from typing import Any
 
 from mllm_jax import files
 from mllm_jax.data.foreign import sources
-from mllm_jax.data.foreign.layouts import Draft, Layout, Style, recognize
+from mllm_jax.data.foreign.drafts import Draft, Style, drafts
+from mllm_jax.data.foreign.layouts import Layout, recognize
 from mllm_jax.data.foreign.media import MediaStore
 from mllm_jax.data.foreign.report import Dropped, Report
 from mllm_jax.data.foreign.sources import Files, Part
@@ -200,9 +201,7 @@ def convert_part(job: Job, part: Part) -> int:
     report, samples = Report(), []
     store = MediaStore(job.out / IMAGES, job.images, job.max_image_pixels)
     wanted = job.layout.columns | set(MEDIA)
-    for number, row in sources.rows(
-        part, wanted, lambda name, where, count: report.leave(name, where, count)
-    ):
+    for number, row in sources.rows(part, wanted, report.leave):
         report.read += 1
         name = f"{part.name}-{number}"
         try:
@@ -239,7 +238,7 @@ def _samples(job: Job, store: MediaStore, row: Mapping[str, Json], name: str) ->
       Dropped: the row cannot be used.
     """
     made = []
-    for draft in list(job.layout.drafts(row, job.style)):
+    for draft in list(drafts(job.layout, row, job.style)):
         sample: Sample = {"id": f"{name}{draft.suffix}"}
         # Texts and counts first: they cost nothing, and a sample that is left out stores no image.
         shape = {"image": ["x"] * len(draft.images), "video": ["x"] * len(draft.videos)}

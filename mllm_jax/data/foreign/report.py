@@ -6,7 +6,7 @@ that `mllm-jax validate` and a conversion speak of the same problems.
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 FIRST = 10  # samples of a kind that are named
@@ -57,6 +57,10 @@ class Dropped(Exception):
     def __init__(self, kind: str, message: str):
         super().__init__(kind, message)  # so that it travels between processes
         self.kind, self.message = kind, message
+
+
+Entry = dict[str, Any] | Dropped  # of a file: a row, or why there is none
+Leave = Callable[[str, str, int], None]  # called as `Report.leave` for what is not read
 
 
 @dataclasses.dataclass
