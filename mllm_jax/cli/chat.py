@@ -23,6 +23,7 @@ its answer; 1: one has not; 2: the model, a file or an option cannot be used.
 import argparse
 from collections.abc import Sequence
 
+from mllm_jax.cli import serve
 from mllm_jax.cli.conversation import Asker, Conversation, add_model_arguments, converse
 from mllm_jax.console import complain
 from mllm_jax.escape import terminal
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if len(args.sources) > 1 or args.port is not None:
             raise ValueError("several models (--from given again) and --port are for the page; add --web")
         conversation.check_files()
-        asker = Asker(args, args.sources[0])
+        asker = Asker(args, serve.named_source(args.sources[0])[1])
     except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(f"mllm-jax chat: {error}")
         return 2
@@ -67,8 +68,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _show_page(args: argparse.Namespace) -> int:
     """Serves the page with its defaults; for one person a few slots are enough."""
-    from mllm_jax.cli import serve
-
     on_page = {"image": [], "video": [], "system": None, "top_p": 1.0, "seed": 0}
     if given := [name for name, default in on_page.items() if getattr(args, name) != default]:
         complain(

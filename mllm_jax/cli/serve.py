@@ -158,6 +158,14 @@ def settings(args: argparse.Namespace) -> "Settings":
     )
 
 
+def named_source(given: str) -> tuple[str, str]:
+    """Name and path of a model that is given as `[NAME=]PATH`; without a name, the last part of its path."""
+    name, found, path = given.partition("=")
+    if not found or "/" in name or ":" in name:
+        return pathlib.PurePosixPath(given.rstrip("/")).name, given
+    return name, path
+
+
 def load_models(args: argparse.Namespace) -> "dict[str, Model]":
     """The models that `--model` names, by their names.
 
@@ -169,9 +177,7 @@ def load_models(args: argparse.Namespace) -> "dict[str, Model]":
 
     named: dict[str, str] = {}
     for given in args.model:
-        name, found, path = given.partition("=")
-        if not found or "/" in name or ":" in name:
-            name, path = pathlib.PurePosixPath(given.rstrip("/")).name, given
+        name, path = named_source(given)
         if not name or name in named:
             raise ValueError(f"--model {given}: give it a name of its own, --model NAME={path}")
         named[name] = path

@@ -6,7 +6,6 @@ task, split)`, a *chat* model `(context, doc_to_messages, settings, doc_id, task
 """
 
 import collections
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -16,17 +15,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllm_jax.console import complain, make_console, progress_bar
-from mllm_jax.data.chat_template import resolve_template
-from mllm_jax.data.conversations import VIDEO, Turn, render
+from mllm_jax.data.conversations import VIDEO
 from mllm_jax.data.layout import VisualLayout, layouts
-from mllm_jax.data.tokens import SampleTooLong, encode_prompt, encode_sample
+from mllm_jax.data.tokens import SampleTooLong
 from mllm_jax.harness.questions import Conversation, Media, from_context, from_messages
 from mllm_jax.inference.batching import Request
 from mllm_jax.inference.generate import generate
 from mllm_jax.inference.likelihood import answer_likelihoods
 from mllm_jax.inference.model import Model
+from mllm_jax.inference.prompts import encode_conversation
 from mllm_jax.inference.sampling import Sampling
-from mllm_jax.parallel.mesh import ANSWERING_RULES, use_mesh
 
 Doc = Mapping[str, Any]
 Documents = Mapping[str, Mapping[str, Sequence[Doc]]]  # task -> split -> documents
@@ -150,14 +148,11 @@ class Adapter:
           Of each request what the task says at its end are its answers; else the answer of each round.
         """
         conversations = [self._rounds(request, documents) for request in requests]
-        answers: list[list[str]] = [[] for _ in requests]
         upcoming = [next(rounds) for rounds in conversations]
         while live := [index for index, question in enumerate(upcoming) if isinstance(question, Question)]:
             for index, answer in zip(live, self._answers([upcoming[i] for i in live]), strict=True):
                 upcoming[index] = conversations[index].send(answer.text)
-        for index, final in enumerate(upcoming):
-            answers[index] = final
-        return answers
+        return upcoming
 
     def loglikelihood(self, requests: Sequence[Any], documents: Documents) -> list[tuple[float, bool]]:
         """How likely continuations are, and whether greedy decoding gives them, what closes an answer included.
@@ -229,8 +224,7 @@ class Adapter:
             if over:
                 break
             show = self._next(question, name)
-        while True:
-            yield outputs
+        yield outputs
 
     def _next(self, question: Sequence[Any], name: str) -> Callable[[], Conversation]:
         if self.chat:
@@ -271,7 +265,6 @@ class Adapter:
 
     def _answers(self, questions: Sequence[Question]) -> list[Answer]:
         def asked(todo: _Pass, requests: Iterator[Request], load: Any, model: Model) -> Iterator[Answer]:
-            ids, closing = model.stops
             settings = todo.settings
             sampling = Sampling(settings.temperature, settings.top_p, self.seed)
             lengths: collections.deque[int] = collections.deque()
@@ -289,8 +282,8 @@ class Adapter:
                 load_image=load,
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=min(self.batch_size, len(questions)),
-                stop_ids=ids,
-                stop_text=[closing, *settings.stop],
+                stop_ids=model.stops[0],
+                stop_text=model.stop_texts(settings.stop),
                 sampling=sampling if settings.temperature else None,
             )
             for one in found:
@@ -319,9 +312,7 @@ class Adapter:
         waiting: dict[_Pass, list[int]] = {}
         for index, question in enumerate(questions):
             waiting.setdefault(_Pass(question.settings or Settings(0), False), []).append(index)
-        mesh = self.model.mesh
-        current = contextlib.nullcontext() if mesh is None else use_mesh(mesh, ANSWERING_RULES)
-        with current, progress_bar(make_console()) as progress:
+        with self.model.on_mesh(), progress_bar(make_console()) as progress:
             task = progress.add_task("answers", total=len(questions))
             while waiting:
                 todo = next(iter(waiting))
@@ -357,14 +348,9 @@ class Adapter:
             todo = dataclasses.replace(todo, videos=videos)
         model = self._reader(todo.videos)
         media = Media(model, conversation.media, question.name)
-        template = resolve_template(model.template, model.tokenizer)
         found = layouts(model.config.visual_layout, media.shown(), sample=question.name)
-        turns = list(conversation.turns)
-        if question.answer is None:
-            prompt = encode_prompt(template, turns, model.tokenizer, found, sample=question.name)
-        else:
-            spans = render(template, [*turns, Turn("gpt", (question.answer(),))], sample=question.name)
-            prompt = encode_sample(spans, model.tokenizer, found, sample=question.name)
+        answer = None if question.answer is None else question.answer()
+        prompt = encode_conversation(model, conversation.turns, found, answer, sample=question.name)
         context, wanted = model.config.llm.max_positions, todo.settings.max_new_tokens
         if (room := context - len(prompt)) < min(wanted, 1):
             if self._overlong == "empty":

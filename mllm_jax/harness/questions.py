@@ -128,13 +128,11 @@ def _content(content: Mapping[str, Any], sample: str) -> Medium:
     if kind == "image":
         return Medium(IMAGE, _local(source, sample))
     if kind == "video":
-        start, end = content.get("start_time"), content.get("end_time")
-        found = (
-            medium(source, sample=sample)
-            if isinstance(source, Mapping)
-            else Medium(VIDEO, _local(source, sample))
-        )
-        return found if start is None and end is None else Medium(VIDEO, found.source, _seconds(start, end))
+        own = _segment(content.get("start_time"), content.get("end_time"))
+        if not isinstance(source, Mapping):
+            return Medium(VIDEO, _local(source, sample), own)
+        found = medium(source, sample=sample)
+        return found if own is None else Medium(VIDEO, found.source, own)
     raise SampleError(sample, f"shows {kind!r}; this model reads text, images and videos")
 
 
@@ -146,10 +144,8 @@ def medium(visual: Any, *, sample: str) -> Medium:
             raise SampleError(sample, f"shows {sorted(visual)}; this model reads text, images and videos")
         if kind == "image":
             return Medium(IMAGE, _local(source, sample))
-        start, end = visual.get("video_start"), visual.get("video_end")
-        return Medium(
-            VIDEO, _local(source, sample), None if start is None and end is None else _seconds(start, end)
-        )
+        own = _segment(visual.get("video_start"), visual.get("video_end"))
+        return Medium(VIDEO, _local(source, sample), own)
     if isinstance(visual, str | os.PathLike):
         suffix = pathlib.PurePath(visual).suffix.lower()
         if suffix in SOUND_FILES:
@@ -160,7 +156,9 @@ def medium(visual: Any, *, sample: str) -> Medium:
     return Medium(IMAGE, visual)
 
 
-def _seconds(start: float | int | None, end: float | int | None) -> Segment:
+def _segment(start: float | int | None, end: float | int | None) -> Segment | None:
+    if start is None and end is None:
+        return None
     return float(start or 0.0), float("inf") if end is None else float(end)
 
 

@@ -142,7 +142,7 @@ def attention_maps(model: Any, request: Request, load_image: LoadImage | None) -
 
 def _pieces(model: Any, tokens: Int32[np.ndarray, " A"]) -> tuple[str, ...]:
     """The text of each token, up to the last one that has any; what closes the answer has none."""
-    text = TextStream(model.tokenizer, [close] if (close := model.stops[1]) else [])
+    text = TextStream(model.tokenizer, model.stop_texts())
     pieces = [text.push(int(token)) for token in tokens]
     pieces[-1] += text.finish()
     while pieces and not pieces[-1]:

@@ -151,7 +151,6 @@ class Model:
           ValueError: a setting out of range, or a history of several prompts.
         """
         prompts = self._prompts(images, prompt, video, history, system)
-        ids, texts = self.stops
         with self.on_mesh():
             found = generate(
                 prompts.model.config,
@@ -161,8 +160,8 @@ class Model:
                 load_image=prompts.load_image,
                 max_new_tokens=max_new_tokens,
                 batch_size=min(batch_size, max(1, len(prompts.texts))),
-                stop_ids=ids,
-                stop_text=[texts, *([stop] if isinstance(stop, str) else stop)],
+                stop_ids=self.stops[0],
+                stop_text=self.stop_texts(stop),
                 sampling=Sampling(temperature, top_p, seed),
             )
             answers = [generation.text for generation in found]
@@ -198,18 +197,16 @@ class Model:
         if not isinstance(prompt, str):
             raise TypeError("`stream` answers one prompt; give a list of them to `generate`")
         prompts = self._prompts(images, prompt, video, history, system)
-        ids, close = self.stops
-        stops = [text for text in (close, *([stop] if isinstance(stop, str) else stop)) if text]
         tokens = stream_tokens(
             prompts.model.config,
             self.params,
             prompts.request(0),
             load_image=prompts.load_image,
             max_new_tokens=max_new_tokens,
-            stop_ids=ids,
+            stop_ids=self.stops[0],
             sampling=Sampling(temperature, top_p, seed),
         )
-        return self._pieces(tokens, TextStream(self.tokenizer, stops))
+        return self._pieces(tokens, TextStream(self.tokenizer, self.stop_texts(stop)))
 
     def _pieces(self, tokens: Iterator[int], text: TextStream) -> Iterator[str]:
         while not text.stopped:
@@ -418,6 +415,10 @@ class Model:
             return ids, ""
         spelled = span_tokenizer(self.tokenizer).middle(close)
         return sorted({*ids, *(spelled if len(spelled) == 1 else ())}), close
+
+    def stop_texts(self, more: str | Sequence[str] = ()) -> list[str]:
+        """Texts that end an answer, none of them empty: the template's, if it closes with text, and more."""
+        return [text for text in (self.stops[1], *([more] if isinstance(more, str) else more)) if text]
 
     # ------------------------------------------------------------------------------------------------- images
 

@@ -12,7 +12,7 @@ No threads and no HTTP: whoever owns the engine calls `submit` and then `work` u
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -79,7 +79,7 @@ class Update:
 class _Running:
     job: Job
     tokens: list[int]
-    stops: tuple[str, ...]
+    stops: Sequence[str]
     text: TextStream | None
 
 
@@ -90,36 +90,16 @@ class Engine:
       model: with its parameters where they are to be used.
       slots: answers that are made at the same time.
       most_tokens: of a prompt together with its answer; None = the LLM's context.
-      prefill_bytes, prefix_bytes: see `session.Session` and `PrefixCache`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        slots: int,
-        most_tokens: int | None = None,
-        prefill_bytes: int | None = None,
-        prefix_bytes: int | None = None,
-    ):
+    def __init__(self, model: Model, *, slots: int, most_tokens: int | None = None):
         self.model = model
-        stop_ids, stop_text = model.stops
-        self._stop_text = stop_text
-        read = {"prefill_bytes": prefill_bytes} | (
-            {} if prefix_bytes is None else {"most_bytes": prefix_bytes}
-        )
         with model.on_mesh():
             self._slots = Slots(
-                model.config,
-                model.params,
-                rows=slots,
-                stop_ids=stop_ids,
-                most_columns=most_tokens,
-                prefill_bytes=prefill_bytes,
+                model.config, model.params, rows=slots, stop_ids=model.stops[0], most_columns=most_tokens
             )
         self.most_tokens = self._slots.most_columns
-        self._prefixes = {False: PrefixCache(model.config, model.params, **read)}
-        self._new_prefixes = lambda: PrefixCache(model.with_video().config, model.params, **read)
+        self._prefixes = {False: PrefixCache(model.config, model.params)}
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: list[_Running | None] = [None] * slots
 
@@ -191,14 +171,14 @@ class Engine:
     def _join(self, job: Job, row: int) -> list[Update]:
         try:
             if job.reads_video and True not in self._prefixes:
-                self._prefixes[True] = self._new_prefixes()
+                self._prefixes[True] = PrefixCache(self.model.with_video().config, self.model.params)
             prompts = self._prefixes[job.reads_video].prompt_batch(job.request, job.load_image)
             token, stopped, done = self._slots.put(
                 row, prompts, max_new_tokens=job.max_new_tokens, sampling=job.sampling
             )
         except Exception as error:
             return [Update(job, error=error)]
-        stops = tuple(text for text in (self._stop_text, *job.stop_texts) if text)
+        stops = self.model.stop_texts(job.stop_texts)
         text = TextStream(self.model.tokenizer, stops) if job.streamed or stops else None
         self._running[row] = _Running(job, [], stops, text)
         return self._grown(row, None if stopped else token, stopped, done)

@@ -1,22 +1,18 @@
 """The models of a server, and what stands between its event loop and the thread that owns JAX."""
 
 import asyncio
-import base64
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from PIL import Image
-
 from mllm_jax.inference.model import Model
+from mllm_jax.inference.prompts import Prompts
 from mllm_jax.inference.sampling import Sampling
 from mllm_jax.serve.engine import Engine, Job, Update
 from mllm_jax.serve.errors import ApiError
-from mllm_jax.serve.media import Media
 from mllm_jax.serve.messages import Prompt, build_prompt
 from mllm_jax.serve.metrics import Metrics
 from mllm_jax.serve.schema import ChatRequest, Message
@@ -85,17 +81,10 @@ class Served:
     def warm(self) -> None:
         """Answers a request with every model, so that the first client need not wait for programs to be compiled."""
         for served in self.models.values():
-            image = io.BytesIO()
-            Image.fromarray(served.model.blind_image()).save(image, "PNG")
-            url = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
-            content = [
-                {"type": "text", "text": "What is this?"},
-                {"type": "image_url", "image_url": {"url": url}},
-            ]
-            message = Message(role="user", content=content)
-            prompt = build_prompt(served.model, [message], Media(), most_images=1)
+            prompts = Prompts(served.model, served.model.blind_image(), "What is this?")
+            request = prompts.request(0)
             for sampling in (None, Sampling()):
-                served.engine.submit(Job(prompt.request, prompt.load_image, 3, sampling))
+                served.engine.submit(Job(request, prompts.load_image, 3, sampling))
                 while not served.engine.idle:
                     for update in served.engine.work():
                         if update.error is not None:

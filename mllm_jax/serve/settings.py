@@ -51,13 +51,13 @@ class Settings:
         for field in (
             "slots",
             "queue",
+            "most_tokens",
+            "most_prompt_tokens",
             "answer_tokens",
             "most_body_bytes",
             "most_image_pixels",
             "most_images",
         ):
-            if getattr(self, field) < (0 if field == "queue" else 1):
-                raise ValueError(f"{field.replace('_', '-')} must be at least {int(field != 'queue')}")
-        for field in ("most_tokens", "most_prompt_tokens"):
-            if (getattr(self, field) or 1) < 1:
-                raise ValueError(f"{field.replace('_', '-')} must be at least 1")
+            value, least = getattr(self, field), int(field != "queue")
+            if value is not None and value < least:
+                raise ValueError(f"{field.replace('_', '-')} must be at least {least}")

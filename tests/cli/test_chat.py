@@ -32,9 +32,8 @@ def test_a_conversation_in_the_terminal(
     lines = ["what?", "why?", "/clear", "/imago", "what?", "/help", "/quit", "no"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     image, limit = str(tmp_path / "a.png"), f"--max-new-tokens={TOKENS}"
-    assert (
-        main(["chat", "--from", str(tmp_path / "model"), "--image", image, limit]) == 1
-    )  # no command /imago
+    named = f"tiny={tmp_path / 'model'}"
+    assert main(["chat", "--from", named, "--image", image, limit]) == 1  # no command /imago
     printed = capsys.readouterr()
     assert "/imago" in printed.err
 

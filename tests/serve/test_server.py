@@ -306,6 +306,13 @@ def test_what_clients_send_besides(live, model):
     assert len(_event({"content": "a\u2028b\x85c"}).decode().splitlines()) == 2  # as clients find lines
 
 
+def test_limits_that_cannot_be():
+    for field, least in (("queue", 0), ("slots", 1), ("most_tokens", 1)):
+        Settings(**{field: least})
+        with pytest.raises(ValueError, match=f"{field.replace('_', '-')} must be at least {least}"):
+            Settings(**{field: least - 1})
+
+
 def test_what_is_wrong_is_told_once():
     """A million wrong items would be as many messages, in gigabytes."""
     for content in ("0," * 2000 + "0", '{"type":"text","text":"a"},' * 2000 + '{"type":"text","text":"a"}'):
