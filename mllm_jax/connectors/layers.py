@@ -33,6 +33,31 @@ def _initializers(fan_in: int, std: float | None) -> dict[str, Initializer]:
     return {"kernel_init": nn.initializers.normal(std), "bias_init": nn.initializers.zeros}
 
 
+def try_out(layers: Callable[[Any, Array], Array], x: Array, width: int = 6) -> tuple[Array, dict[str, Any]]:
+    """The output and the fresh parameters of layers in a module of their own, in float32.
+
+    Args:
+      layers: called with the module and x, in a compact method.
+      width: of the module.
+
+    Examples:
+      >>> y, params = try_out(lambda module, x: project(module, x, layers=1), jnp.ones((1, 4, 8)), width=5)
+      >>> y.shape, params["layer_0"]["kernel"].shape
+      ((1, 4, 5), (8, 5))
+    """
+
+    class Net(nn.Module):
+        width: int
+        dtype = param_dtype = jnp.float32
+
+        @nn.compact
+        def __call__(self, x):
+            return layers(self, x)
+
+    y, variables = Net(width).init_with_output(jax.random.key(0), x)
+    return y, variables["params"]
+
+
 def dense(
     module: Any,
     x: Float[Array, "*b C"],
@@ -48,15 +73,8 @@ def dense(
       init: `kernel_init` or `bias_init`, instead of what `std` says.
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return dense(self, x, 5, "map")
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: dense(module, x, 5, "map"), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params)
       ((1, 4, 5), ['map'])
     """
     return nn.Dense(
@@ -83,15 +101,8 @@ def conv(
     """2-D convolution, zeros around; parameters `name/kernel` [k, k, C or 1, F] and `name/bias` [F].
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return conv(self, x, 5, "conv", stride=2)
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: conv(module, x, 5, "conv", stride=2), jnp.ones((1, 4, 4, 8)))
+      >>> y.shape, sorted(params)
       ((1, 2, 2, 5), ['conv'])
     """
     groups = x.shape[-1] if depthwise else 1
@@ -115,15 +126,8 @@ def layer_norm(
     """LayerNorm over channels with float32 statistics; parameters `name/scale`, `name/bias` when affine.
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return layer_norm(self, x, "norm")
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: layer_norm(module, x, "norm"), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params)
       ((1, 4, 8), ['norm'])
     """
     return nn.LayerNorm(
@@ -182,15 +186,8 @@ def project(
     `{name}_1`, ... A connector that projects twice names each.
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return project(self, x)
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: project(module, x), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params)
       ((1, 4, 6), ['layer_0', 'layer_1'])
     """
     for i in range(layers):
@@ -204,15 +201,8 @@ def position_table(module: Any, x: Float[Array, "B N C"]) -> Float[Array, "N C"]
     """A learned position table for these patches, N(0, 0.02); parameter `position_table`.
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return x + position_table(self, x)
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((2, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: x + position_table(module, x), jnp.ones((2, 4, 8)))
+      >>> y.shape, sorted(params)
       ((2, 4, 8), ['position_table'])
     """
     table = module.param("position_table", nn.initializers.normal(0.02), x.shape[1:], module.param_dtype)
@@ -223,15 +213,8 @@ def append_tokens(module: Any, x: Float[Array, "B M D"], count: int, std: float)
     """x followed by `count` learned tokens, N(0, std); parameter `end_tokens`, absent when there are none.
 
     Examples:
-      >>> class Net(nn.Module):
-      ...     width: int = 6
-      ...     dtype = param_dtype = jnp.float32
-      ...
-      ...     @nn.compact
-      ...     def __call__(self, x):
-      ...         return append_tokens(self, x, count=2, std=0.02)
-      >>> y, params = Net().init_with_output(jax.random.key(0), jnp.ones((1, 4, 8)))
-      >>> y.shape, sorted(params["params"])
+      >>> y, params = try_out(lambda module, x: append_tokens(module, x, count=2, std=0.02), jnp.ones((1, 4, 8)))
+      >>> y.shape, sorted(params)
       ((1, 6, 8), ['end_tokens'])
     """
     if not count:

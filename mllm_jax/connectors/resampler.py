@@ -50,8 +50,7 @@ class ResamplerLayer(nn.Module):
             keep_attention(self, weights[..., x.shape[1] :])
             return dropout(weights)
 
-        y = dense(self, attend(q, k, v, self.heads, drop), width, "out", std=STD)
-        x = x + y
+        x = x + dense(self, attend(q, k, v, self.heads, drop), width, "out", std=STD)
         y = layer_norm(self, x, "mlp_norm")
         y = jax.nn.silu(dense(self, y, self.mlp, "w1", std=STD)) * dense(self, y, self.mlp, "w3", std=STD)
         y = layer_norm(self, y, "inner_norm", eps=1e-6)

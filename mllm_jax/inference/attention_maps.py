@@ -124,7 +124,8 @@ def attention_maps(model: Any, request: Request, load_image: LoadImage | None) -
     weights = weights[:, first - 1 - start :][:, : len(tokens)]
     visual = np.flatnonzero(prompt.image_of >= 0)
 
-    grid, patches = _slot_grid(config), None
+    # At its own aspect ratio each image has a grid of its own, in its layout.
+    grid, patches = config.vision_spec.grid if config.max_patches else config.token_grid, None
     if grid is None and batch.images is not None:
         patches = _connector_attention(config, model.params, batch)
     return AttentionMaps(
@@ -195,15 +196,6 @@ def _connector_attention(
     missing = config.visual_layout.slot.num_tokens - mean.shape[1]
     mean = np.pad(mean, ((0, 0), (0, missing), (0, 0)))
     return mean / np.maximum(mean.sum(axis=-1, keepdims=True), 1e-9)
-
-
-def _slot_grid(config: ModelConfig) -> tuple[int, int] | None:
-    """Rows and columns of a slot's tokens; None where they have no place in the image."""
-    if config.max_patches:
-        return config.vision_spec.grid  # each image has its own, in its layout
-    if config.vision.views != 1 or not config.vision.regular:
-        return None
-    return config.make_connector().token_grid(config.vision_spec.grid)
 
 
 def _on_slots(layout: VisualLayout, weights: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b s M"]:

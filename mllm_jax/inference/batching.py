@@ -151,12 +151,29 @@ def lay_out(pieces: Sequence[tuple[EncodedSample, int, int]], length: int, batch
     return rows
 
 
-def stack_grids(prompts: Sequence[EncodedSample], batch_size: int, slots: int) -> Int32[np.ndarray, "B I 2"]:
-    """Rows and columns of patches of each row's slots, where these hold images at their own aspect ratio."""
-    grids = np.zeros((batch_size, slots, 2), np.int32)
+def with_images(
+    rows: Batch,
+    prompts: Sequence[EncodedSample],
+    images: Sequence[Sequence[UInt8[np.ndarray, "_ H W 3"]]],
+    slots: int,
+    slot: Slot,
+) -> Batch:
+    """Rows with `slots` image slots each.
+
+    Args:
+      prompts: of the first rows.
+      images: their images, each as its slots.
+      slot: of the model.
+    """
+    count = len(rows.tokens)
+    stacked, mask = stack_images(images, count, slots, slot.size)
+    rows = rows.replace(images=stacked, image_mask=mask)
+    if not slot.native:
+        return rows
+    grids = np.zeros((count, slots, 2), np.int32)  # rows and columns of patches of every slot
     for row, prompt in enumerate(prompts):
         grids[row, : prompt.num_slots] = slot_grids(prompt)
-    return grids
+    return rows.replace(grids=grids)
 
 
 def stack_images(

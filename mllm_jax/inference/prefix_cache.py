@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.batching import Chunk, Request, lay_out, stack_grids, stack_images
+from mllm_jax.inference.batching import Chunk, Request, lay_out, with_images
 from mllm_jax.inference.prefill import prefill_limit, without_remat
 from mllm_jax.inference.prefixes import LoadImage, Prefixes, PromptBatch, compute_prefixes
 from mllm_jax.models.mllm import ModelConfig, Params
@@ -77,10 +77,7 @@ class PrefixCache:
         alone = Chunk([request], [request], np.zeros(1, np.int32))
         if slots := alone.image_slots(self._config.visual_layout.most_slots):
             images = [load_image(*one) for one in zip(request.images, prompt.layouts, strict=True)]
-            stacked, mask = stack_images([images], 1, slots, self._config.slot_size)
-            rows = rows.replace(images=stacked, image_mask=mask)
-            if self._config.visual_layout.slot.native:
-                rows = rows.replace(grids=stack_grids([prompt], 1, slots))
+            rows = with_images(rows, [prompt], [images], slots, self._config.visual_layout.slot)
         return rows
 
 

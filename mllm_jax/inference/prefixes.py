@@ -21,8 +21,7 @@ from mllm_jax.inference.batching import (
     bucket,
     chunks,
     lay_out,
-    stack_grids,
-    stack_images,
+    with_images,
 )
 from mllm_jax.inference.prefill import images_at_once, prefill_limit, read, without_remat
 from mllm_jax.models import mllm
@@ -270,8 +269,6 @@ def _prefix_batches(
         pieces = [(request.prompt, 0, request.cut) for request in chunk.prefixes[start : start + size]]
         rows = lay_out(pieces, chunk.prefix_length, size)
         if slots:
-            stacked, mask = stack_images(images[start : start + size], size, slots, config.slot_size)
-            rows = rows.replace(images=stacked, image_mask=mask)
-            if config.visual_layout.slot.native:
-                rows = rows.replace(grids=stack_grids([prompt for prompt, _, _ in pieces], size, slots))
+            prompts, own = [prompt for prompt, _, _ in pieces], images[start : start + size]
+            rows = with_images(rows, prompts, own, slots, config.visual_layout.slot)
         yield rows

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.connectors.base import FeatureRequest
 from mllm_jax.data.batch import Batch
-from mllm_jax.inference.batching import Request, lay_out, stack_grids, stack_images
+from mllm_jax.inference.batching import Request, lay_out, with_images
 from mllm_jax.inference.prefill import without_remat
 from mllm_jax.inference.prefixes import LoadImage
 from mllm_jax.models.encoders import vision_encoder
@@ -61,11 +61,7 @@ def request_row(config: ModelConfig, request: Request, load_image: LoadImage | N
     if not request.images:
         return batch
     images = [list(map(load_image, request.images, request.prompt.layouts))]
-    pixels, mask = stack_images(images, rows, request.prompt.num_slots, config.slot_size)
-    batch = batch.replace(images=pixels, image_mask=mask)
-    if config.visual_layout.slot.native:
-        batch = batch.replace(grids=stack_grids([request.prompt], rows, request.prompt.num_slots))
-    return batch
+    return with_images(batch, [request.prompt], images, request.prompt.num_slots, config.visual_layout.slot)
 
 
 def sequence_logits(

@@ -131,25 +131,28 @@ class ModelConfig:
         shapes = kept_shapes(self.vision, self.make_connector().request(), self.slot_size)
         return tuple(jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in shapes)
 
+    @property
+    def token_grid(self) -> Size | None:
+        """Rows and columns on which the tokens of an image slot stand; None where they have no place in it."""
+        if self.vision.views != 1 or not self.vision.regular:
+            return None
+        return self.make_connector().token_grid(self.vision_spec.grid)
+
     @functools.cached_property
     def image_layout(self) -> LayoutRule:
         """How an image becomes visual tokens; plain Python, for whatever needs their number."""
-        connector, grid = self.make_connector(), self.vision_spec.grid
-        num_tokens = connector.num_tokens(grid) * self.vision.views
+        num_tokens = self.make_connector().num_tokens(self.vision_spec.grid) * self.vision.views
         slot = Slot(num_tokens, size=self.slot_size, native=self.max_patches > 0)
         if slot.native:
             return NativeAspect(slot, self.vision.patch)
-        return AnyRes(slot, self.tiles, connector.token_grid(grid)) if self.tiles else WholeImage(slot)
+        return AnyRes(slot, self.tiles, self.token_grid) if self.tiles else WholeImage(slot)
 
     @functools.cached_property
     def visual_layout(self) -> LayoutRule:
         """How images and videos become visual tokens: that of images alone, where the model reads no videos."""
         if self.video is None:
             return self.image_layout
-        grid = None
-        if self.vision.views == 1 and self.vision.regular:
-            grid = self.make_connector().token_grid(self.vision_spec.grid)
-        return WithVideo(self.image_layout, self.video, grid)
+        return WithVideo(self.image_layout, self.video, self.token_grid)
 
 
 class Separators(nn.Module):

@@ -105,9 +105,8 @@ def _chain(error: BaseException) -> list[BaseException]:
     """The error, and those that it came from or that were being handled when it was raised, the first one last."""
     chain, before = [error], _before(error)
     while before is not None:
-        if not type(before).__module__.startswith(
-            "jax._src"
-        ):  # JAX's own, between an error and what came before it
+        # JAX puts errors of its own between an error and what came before it.
+        if not type(before).__module__.startswith("jax._src"):
             chain.append(before)
         before = _before(before)
     return chain

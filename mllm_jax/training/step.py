@@ -110,7 +110,6 @@ def loss_and_grads(
     out changes it. Losses and gradients are added up in float32; the gradient has the parameters' dtypes, as optimizer
     states keep that of the gradient.
 
-
     Args:
       unroll: see `mllm.MLLM`.
     """
