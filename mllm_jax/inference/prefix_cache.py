@@ -21,22 +21,14 @@ class PrefixCache:
     Args:
       config, params: the model.
       most_bytes: that kept prefixes may take; the one used longest ago leaves first.
-      prefill_bytes: as in `session.Session`.
 
     Attributes:
       hits, misses: prompts whose prefix was there, and those whose was computed.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        params: Params,
-        *,
-        most_bytes: int = MOST_BYTES,
-        prefill_bytes: int | None = None,
-    ):
+    def __init__(self, config: ModelConfig, params: Params, *, most_bytes: int = MOST_BYTES):
         self._config, self._params = without_remat(config), params
-        self._limit, self._most_bytes = prefill_limit(prefill_bytes), most_bytes
+        self._limit, self._most_bytes = prefill_limit(), most_bytes
         self._kept: collections.OrderedDict[Hashable, Prefixes] = collections.OrderedDict()
         self._bytes = 0
         self.hits = self.misses = 0

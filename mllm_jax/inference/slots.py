@@ -47,7 +47,6 @@ class Slots:
       rows: B.
       stop_ids: ids that end an answer.
       most_columns: tokens of the longest prompt together with its answer; None = the LLM's context.
-      prefill_bytes: as in `Session`.
     """
 
     def __init__(
@@ -58,9 +57,8 @@ class Slots:
         rows: int,
         stop_ids: Sequence[int],
         most_columns: int | None = None,
-        prefill_bytes: int | None = None,
     ):
-        self._session = Session(config, params, stop_ids=stop_ids, prefill_bytes=prefill_bytes)
+        self._session = Session(config, params, stop_ids=stop_ids)
         self.rows, self.limit = rows, self._session.limit
         self.most_columns = min(most_columns or config.llm.max_positions, config.llm.max_positions)
         self._apart = current_platform() == "cpu"

@@ -69,11 +69,8 @@ def _counted(body):
 class Asked:
     """A page, what it asks the server, and what it is answered: by default the number of messages."""
 
-    def __init__(self, browser, address, answer=None, models=MODELS, **options):
-        self.requests, self.answer = (
-            [],
-            answer or (lambda body: {"body": stream(f"{len(body['messages'])} ", "messages")}),
-        )
+    def __init__(self, browser, address, answer=_counted, models=MODELS, **options):
+        self.requests, self.answer = [], answer
         self.page = browser.new_page(**options)
         self.page.route("**/v1/models", lambda route: route.fulfill(json={"data": models}))
         self.page.route("**/v1/chat/completions", self._chat)
