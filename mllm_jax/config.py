@@ -130,6 +130,8 @@ STAGE: Schema = {
                        synonyms=("max_images", "num_images")),
     "samples_per_row": Key(1, "most samples that share a row (packing); 1 = one sample a row", least=1,
                            synonyms=("packing", "pack", "sequence_packing", "sample_packing")),
+    "pack_by": Key("tokens", "what fills a row: all tokens, or text alone (docs/operating.md)", choices=("tokens", "text"),
+                   synonyms=("packing_strategy",)),
     "loss_weighting": Key("token", "a sample's weight per supervised token, of n: 1, 1 / n, or 1 / sqrt(n)",
                           choices=("token", "sample", "sqrt"), synonyms=("loss_reduction", "loss_reduce")),
     "batch_size": Key(256, "samples per step, over all devices and accumulation; on average with packing", least=1,

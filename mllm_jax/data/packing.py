@@ -47,6 +47,33 @@ class RowLimits:
         return np.asarray([self.tokens, self.image_slots, self.label_tokens, self.samples], np.int64)
 
 
+def by_text(
+    sizes: Int[np.ndarray, "N 4"], limits: RowLimits, slot_tokens: int
+) -> tuple[Int[np.ndarray, "N 4"], RowLimits]:
+    """Sizes and limits without the visual tokens, for which a row keeps room in each of its image slots.
+
+    Rows that are packed by these hold the same samples whatever `slot_tokens` is, as long as a row has room for the
+    same text.
+
+    Args:
+      sizes: what each sample needs of each of `RESOURCES`.
+      limits: of a row.
+      slot_tokens: visual tokens of an image slot.
+
+    Raises:
+      ValueError: the visual tokens of all slots leave no room for text.
+    """
+    text = limits.tokens - limits.image_slots * slot_tokens
+    if text < 1:
+        raise ValueError(
+            f"{limits.image_slots} image slots of {slot_tokens} visual tokens leave no room for text in rows of "
+            f"{limits.tokens} tokens"
+        )
+    sizes = sizes.copy()
+    sizes[:, 0] -= sizes[:, 1] * slot_tokens
+    return sizes, dataclasses.replace(limits, tokens=text)
+
+
 class Layout(NamedTuple):
     """Which places of a list of samples, sorted by kind of size, share a row.
 

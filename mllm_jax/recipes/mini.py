@@ -11,9 +11,9 @@ from mllm_jax.config import benchmark_config, default_config, source_config, sta
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.mini.connectors import mini_options, visual_tokens
 
-# Tokens beside the image that a row of a study has room for. The longest caption takes about 95 (45 on average), the
-# longest conversation about 360 (210 on average).
-TEXT = {"pretrain": 112, "finetune": 384}
+# What a row of a study has room for: tokens beside the images, and images. The longest caption takes about 95 tokens (45
+# on average), the longest conversation about 360 (184 on average).
+ROWS = {"pretrain": (144, 3), "finetune": (384, 2)}
 
 
 def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
@@ -83,9 +83,9 @@ def study_config(
 ) -> ConfigDict:
     """`mini_config` on the terms of a study: all cells see the same samples in the same steps.
 
-    How samples are packed into rows depends on their lengths and so on the connector, which would give each connector
-    batches of its own. So a sample has a row to itself, of which a connector with fewer visual tokens needs a shorter
-    one. Images and questions are those of one seed, whatever the run's own; the tower's features are computed once.
+    Samples share rows by their text alone, so that they are the same rows for every connector; one with fewer visual
+    tokens has shorter ones. Images and questions are those of one seed, whatever the run's own; the tower's features
+    are computed once. A run is one device, so that two of them share two cores.
 
     Args:
       connector, tokens: as for `mini_config`.
@@ -97,10 +97,12 @@ def study_config(
         config.model.connector[connector].update(options)
     config.model.vision.image_size = image_size
     config.data.seed = 0
+    config.mesh.cpu_devices = 1
     visual = visual_tokens(connector, tokens, image_size, options)
-    config.data.seq_len = max(TEXT.values()) + visual
+    config.data.seq_len = max(text for text, _ in ROWS.values()) + visual
     for name, stage in config.stages.items():
-        stage.seq_len, stage.samples_per_row, stage.image_slots = TEXT[name] + visual, 1, 1
+        text, slots = ROWS[name]
+        stage.seq_len, stage.image_slots, stage.pack_by = text + slots * visual, slots, "text"
         stage.cache_features = True
     config.eval.benchmarks.mini.count = 100
     return config

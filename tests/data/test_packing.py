@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.data import packing
-from mllm_jax.data.packing import PackingPlan, RowLimits, pack
+from mllm_jax.data.packing import PackingPlan, RowLimits, by_text, pack
 
 
 def llava_like(count, **options):
@@ -164,3 +164,22 @@ def test_a_plan_without_end_and_one_with():
     for row in (len(ended), -1):
         with pytest.raises(IndexError, match="of a plan of"):
             ended[row]
+
+
+def test_rows_by_text_are_the_same_for_any_number_of_visual_tokens():
+    rng = np.random.default_rng(0)
+    text, images = rng.integers(5, 380, 300), rng.integers(0, 3, 300)
+    plans = []
+    for visual in (16, 36, 256):
+        sizes = np.stack([text + images * visual, images, text // 9, np.ones(300, int)], axis=1)
+        limits = RowLimits(384 + 2 * visual, 2, 192, 8)
+        plan = PackingPlan(*by_text(sizes, limits, visual), seed=3, epochs=2)
+        plans.append([plan[i] for i in range(len(plan))])
+        assert all((sizes[row].sum(axis=0) <= limits.array).all() for row in plans[-1])
+    assert plans[0] == plans[1] == plans[2]
+    assert sum(len(row) > 1 for row in plans[0]) > 100
+
+
+def test_slots_that_leave_no_room_for_text_are_an_error():
+    with pytest.raises(ValueError, match="2 image slots of 100 visual tokens leave no room .* rows of 200 tokens"):
+        by_text(np.array([[110, 1, 5, 1]]), RowLimits(200, 2, 50, 8), 100)

@@ -102,13 +102,16 @@ def test_options_give_train_the_same_configuration(cells, name, variant):
 
 
 def test_cells_of_a_mini_study_see_the_same_samples(cells):
-    """Data, order, schedule and what the LLM learns at are the same; rows are as long as the visual tokens need."""
+    """Data, order, rows, schedule and what the LLM learns at are the same; rows are as long as visual tokens need."""
     for name in ("preserve_or_compress:mini", "dense_connector:mini"):
         same = ("data.seed", "data.label_tokens", "seed", "eval")
         for cell in cells[name]:
             config = cell.config
-            for stage in config.stages.values():
-                assert (stage.samples_per_row, stage.image_slots, stage.cache_features) == (1, 1, True)
+            visual = config.data.seq_len - 384
+            for stage, text in (("pretrain", 144), ("finetune", 384)):
+                values = config.stages[stage]
+                assert (values.pack_by, values.cache_features) == ("text", True)
+                assert values.seq_len == text + values.image_slots * visual, cell.name
             values = flatten_dict(resolved(config), sep=".")
             first = flatten_dict(resolved(cells[name][0].config), sep=".")
             for key in values:

@@ -58,7 +58,7 @@ def cell_cost(config: ConfigDict, machine: Machine) -> dict[str, Any]:
         if name not in SAMPLES:
             raise ConfigError(f"stage {name!r}: the samples of {' and '.join(SAMPLES)} are known, not its")
         stage = config.copy_and_resolve_references()
-        stage.stages[name].samples_per_row = 1
+        stage.stages[name].samples_per_row, stage.stages[name].image_slots = 1, None
         stage.stages[name].seq_len = -(-(visual + TEXT[name]) // ROUND) * ROUND
         plan = describe_stage(stage, name, machine, estimate_only=True)
         steps = math.ceil(SAMPLES[name] / plan["batch_size"])
