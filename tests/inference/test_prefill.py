@@ -29,7 +29,7 @@ from mllm_jax.models import mllm
 SCRIPT = pathlib.Path(__file__).parent / "prefill_memory.py"
 
 
-@pytest.mark.parametrize("limit", [1, 20_000, 60_000])
+@pytest.mark.parametrize("limit", [1, 20_000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_answers_do_not_depend_on_the_limit(config, params, expected, limit):  # noqa: F811
     assert piece_length(config, 4, 16, 37, limit) < 16 <= piece_length(config, 4, 16, 37, prefill_limit())
     answers = run(config, params, make_requests(), buckets=(16,), prefill_bytes=limit)
@@ -63,7 +63,7 @@ def read_all(config, params, rows, start, limit):  # noqa: F811
     return jnp.concatenate([before, after], axis=1), cache
 
 
-@pytest.mark.parametrize("windows", [(), (3,), (0, 3)], ids=str)
+@pytest.mark.parametrize("windows", [(), pytest.param((3,), marks=pytest.mark.slow), (0, 3)], ids=str)
 def test_pieces_are_read_into_the_same_columns(config, params, windows):  # noqa: F811
     """Behind a prefix, with padding, and with windows that count columns back."""
     config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, windows=windows))

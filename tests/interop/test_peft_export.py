@@ -77,6 +77,7 @@ def expected_tensors(params):
     return tensors
 
 
+@pytest.mark.slow
 def test_a_trained_stage_as_peft_has_it_and_back(trained, tmp_path, capsys):
     base, directory = trained
     model, params, _ = load_any(str(directory))

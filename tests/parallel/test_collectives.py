@@ -10,6 +10,8 @@ import re
 import pytest
 import tiny
 
+pytestmark = pytest.mark.slow  # one script of 40 s for all
+
 SCRIPT = pathlib.Path(__file__).parent / "collectives.py"
 MOVES = ("all-to-all", "collective-permute", "all-gather", "reduce-scatter")
 

@@ -186,6 +186,7 @@ def test_packed_rows_and_what_they_hold_without_data(config):
     assert counts["images"] == 100
 
 
+@pytest.mark.slow
 def test_the_search_finds_a_mesh_that_fits_and_prefers_the_simple(config):
     config.stages.finetune.batch_size = 256  # enough that the chips' peak is the bound
     changed, needed, bound = search.search(config, "finetune", parse("v5e-16"))

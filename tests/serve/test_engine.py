@@ -40,7 +40,9 @@ def run(engine, rounds=None, found=None):
     return found
 
 
-@pytest.mark.parametrize("sampling", [None, SAMPLING], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [None, pytest.param(SAMPLING, marks=pytest.mark.slow)], ids=["greedy", "sampled"]
+)
 def test_answers_are_those_of_generate_whatever_the_load(model, engine, sampling):
     drawn = {} if sampling is None else {"temperature": 1.5, "top_p": 0.9, "seed": 3}
     images = [[tiny.png(seed, (30, 20)) for seed in seeds] or None for _, seeds in ASKED]

@@ -78,7 +78,10 @@ def test_gradients_equal_dense(tiny_model, params, batch, dense, monkeypatch):
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0.1  # there is something to compare
 
 
-@pytest.mark.parametrize("trained", ["all", "head", "body"])
+@pytest.mark.parametrize(
+    "trained",
+    ["all", pytest.param("head", marks=pytest.mark.slow), pytest.param("body", marks=pytest.mark.slow)],
+)
 def test_gradients_of_a_tied_head_with_bias_and_cap(tiny_model, batch, monkeypatch, trained):
     """As Phi-2 and Gemma 2 have them; also where only the head, or only what is before it, is trained."""
     monkeypatch.setattr(loss_module, "CHUNK", 4)

@@ -65,6 +65,7 @@ def trainer(tiny_model, tiny_params, mesh):
     return step, fresh, frozen
 
 
+@pytest.mark.slow
 def test_blocks_that_are_written_out_compute_the_same(trainer, tiny_model, mesh, monkeypatch):
     _, fresh, frozen = trainer
     batch = to_device(tiny.make_batch(tiny_model, ROWS, LENGTH), mesh)
