@@ -11,8 +11,8 @@ from mllm_jax.config import benchmark_config, default_config, source_config, sta
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.mini.connectors import mini_options, visual_tokens
 
-# What a row of a study has room for: tokens beside the images, and images. The longest caption takes about 95 tokens (45
-# on average), the longest conversation about 360 (184 on average).
+# What a row of a study has room for: tokens beside the images, and images. The longest caption takes about 95 tokens
+# (45 on average), the longest conversation about 360 (184 on average).
 ROWS = {"pretrain": (144, 3), "finetune": (384, 2)}
 
 

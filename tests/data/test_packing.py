@@ -182,6 +182,6 @@ def test_rows_by_text_are_the_same_for_any_number_of_visual_tokens():
 
 def test_slots_that_leave_no_room_for_text_are_an_error():
     with pytest.raises(
-        ValueError, match="2 image slots of 100 visual tokens leave no room .* rows of 200 tokens"
+        ValueError, match=r"2 image slots of 100 visual tokens leave no room .* rows of 200 tokens"
     ):
         by_text(np.array([[110, 1, 5, 1]]), RowLimits(200, 2, 50, 8), 100)

@@ -23,13 +23,23 @@ from mllm_jax.mini.world import (
 )
 from mllm_jax.mini.world.scene import dense_scene
 
+# What a phase may weigh: the kinds of patch labels, and the image labels that the mean of the patches has to tell.
+POOLED = ("position",)
+WEIGHED = (*PATCH_CLASSES, *POOLED)
+
 
 def _example(
-    index: int, seed: int, size: int, patch: int, dense: float, difficulty: Difficulty
+    index: int,
+    seed: int,
+    size: int,
+    patch: int,
+    dense: float,
+    cards: tuple[float, float],
+    difficulty: Difficulty,
 ) -> tuple[np.ndarray, dict, dict]:
     crowded = (index * 0.6180339887) % 1 < dense  # evenly spread over the numbers
     scene = (
-        dense_scene(seed, index, difficulty)
+        dense_scene(seed, index, difficulty, cards)
         if crowded
         else sample_scene(seed, index, "foundation", difficulty)
     )
@@ -44,13 +54,15 @@ def render_pool(
     size: int,
     patch: int,
     dense: float,
+    cards: tuple[float, float],
     difficulty: Difficulty,
     seed: int,
 ) -> dict[str, Any]:
     """Renders images `first` .. `first + count` at `size` px, or opens them if they were rendered before.
 
     Args:
-      dense: share of crowded scenes (`dense_scene`).
+      dense: share of crowded scenes.
+      cards: of crowded scenes, see `dense_scene`.
       difficulty: of all scenes.
 
     Returns:
@@ -61,6 +73,7 @@ def render_pool(
     """
     grid = (size // patch) ** 2
     want = {"first": first, "count": count, "size": size, "patch": patch, "dense": dense, "seed": seed}
+    want["cards"] = list(cards)
     want["difficulty"] = json.loads(json.dumps(dataclasses.asdict(difficulty)))
     want["labels"] = [*PATCH_CLASSES, *GLOBAL_CLASSES]
     manifest = directory / "manifest.json"
@@ -80,7 +93,7 @@ def render_pool(
             for name, (shape, dtype) in names.items()
         }
         make = functools.partial(
-            _example, seed=seed, size=size, patch=patch, dense=dense, difficulty=difficulty
+            _example, seed=seed, size=size, patch=patch, dense=dense, cards=cards, difficulty=difficulty
         )
         with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 16)) as pool:
             examples = pool.imap(make, range(first, first + count), chunksize=64)
@@ -112,13 +125,13 @@ def rows(pool: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
 
 
 def emphasis(points: Mapping[str, Sequence[tuple[int, int | float]]], step: int) -> dict[str, np.float32]:
-    """The weight of each kind of patch label at a step.
+    """The weight of each of `WEIGHED` at a step.
 
     Args:
       points: per kind (step, weight) pairs, straight lines between; kinds that are not listed weigh 1.
     """
     listed = {key: np.interp(step, *np.transpose(pairs)) for key, pairs in points.items()}
-    return {key: np.float32(listed.get(key, 1)) for key in PATCH_CLASSES}
+    return {key: np.float32(listed.get(key, 1)) for key in WEIGHED}
 
 
 def pool_batches(

@@ -21,14 +21,13 @@ import optax
 from jaxtyping import Array, Float32
 
 from mllm_jax.connectors.base import FeatureRequest
+from mllm_jax.mini.foundation.pictures import POOLED
 from mllm_jax.mini.world import GLOBAL_CLASSES, PATCH_CLASSES
 from mllm_jax.models.layers import Dense, layer_norm
 from mllm_jax.models.vit import VisionConfig, VisionTransformer
 
 # Image labels that each single patch has to know as well.
 EVERYWHERE = ("scene", "lighting", "style", "quality", "topic", "things", "bars")
-# Those that the mean of the penultimate hidden states has to tell, as connectors that pool read them.
-POOLED = ("position",)
 
 
 class TowerPretraining(nn.Module):
@@ -62,7 +61,7 @@ def tower_loss(vision: VisionConfig, params, batch) -> tuple[Array, dict[str, Ar
     """Weighted sum of the objectives, and their parts.
 
     Of each kind of patch label, patches that have one and patches that have none weigh the same together: few patches
-    show a digit or a word. `batch["emphasis"]` has the weight of each kind.
+    show a digit or a word. `batch["emphasis"]` has the weight of each kind, and of what the mean of the patches tells.
     """
     logits = TowerPretraining(vision).apply({"params": params}, batch["images"])
     xent = optax.softmax_cross_entropy_with_integer_labels
@@ -82,7 +81,7 @@ def tower_loss(vision: VisionConfig, params, batch) -> tuple[Array, dict[str, Ar
     for key, each in logits["pooled"].items():
         target = batch["image"][key]
         named = target > 0
-        pooled_loss += mean(xent(each, target), named)
+        pooled_loss += batch["emphasis"][key] * mean(xent(each, target), named)
         metrics[f"image_{key}"] = mean(each.argmax(-1) == target, named)
     for key, each in logits["everywhere"].items():
         every_loss += xent(each, jnp.broadcast_to(batch["image"][key][:, None], each.shape[:2])).mean()

@@ -30,34 +30,39 @@ def vision_geometry(config: ConfigDict) -> VisionConfig:
 def train_tower(config: ConfigDict, workdir: pathlib.Path):
     """Returns (VisionConfig, tower parameters)."""
     vision = vision_geometry(config)
-    pools, first = [], config.first_picture
+    params = fit(
+        "tower",
+        functools.partial(tower.tower_loss, vision),
+        tower.init_tower(vision, config.seed),
+        [_tower_phase(config, number, workdir) for number in range(len(config.phases))],
+        config.fit,
+        workdir,
+    )
+    return vision, params
+
+
+def _tower_phase(config: ConfigDict, number: int, workdir: pathlib.Path) -> Phase:
+    """A phase of the tower, for which its images are rendered."""
+    phase, pools, first = config.phases[number], [], config.first_picture
     for size, count in zip(config.sizes, config.pictures, strict=True):
         pools.append(
             pictures.render_pool(
-                workdir / f"pictures_{size}",
+                workdir / f"pictures_{number}_{size}",
                 first=first,
                 count=count,
                 size=size,
-                patch=vision.patch,
+                patch=config.geometry.patch,
                 dense=config.dense,
+                cards=phase["cards"],
                 difficulty=GRADED,
                 seed=config.seed,
             )
         )
         first += count
-    rates = config.fit.schedule
     batches = functools.partial(
-        pictures.pool_batches, pools, list(config.shares), config.batch, config.seed, dict(config.emphasis)
+        pictures.pool_batches, pools, list(config.shares), config.batch, config.seed, phase["emphasis"]
     )
-    params = fit(
-        "tower",
-        functools.partial(tower.tower_loss, vision),
-        tower.init_tower(vision, config.seed),
-        [Phase(rates[-1][0], rates, batches)],
-        config.fit,
-        workdir,
-    )
-    return vision, params
+    return Phase(phase["rates"][-1][0], phase["rates"], batches)
 
 
 def prepare_tokenizer(config: ConfigDict, workdir: pathlib.Path) -> PreTrainedTokenizerFast:

@@ -411,27 +411,31 @@ def _grade(rng: np.random.Generator, difficulty: Difficulty) -> dict[str, float 
 
 
 DENSE_MOST = 8  # things of a dense scene; more would be beyond the counts that towers learn
+CARDS = (0.45, 0.15)
 
 
-def dense_scene(seed: int, index: int, difficulty: Difficulty = STANDARD) -> Scene:
+def dense_scene(
+    seed: int, index: int, difficulty: Difficulty = STANDARD, cards: tuple[float, float] = CARDS
+) -> Scene:
     """A crowded scene of the split "foundation", in which every ninth of the image that has room holds a thing.
 
-    Three in five are cards, so that a tower sees many digits and words in an image. There may be more cards than a
-    question can tell apart: such scenes are for targets per patch.
+    Most are cards, so that a tower sees many digits and words in an image. There may be more cards than a question can
+    tell apart: such scenes are for targets per patch.
 
     Args:
         seed: which world.
         index: number of the scene.
         difficulty: as for `sample_scene`.
+        cards: shares of the things that are cards with a digit, and with a word; the others are shapes.
     """
     rng = np.random.default_rng(np.random.SeedSequence([0xDE25E, seed, index]))
     s = _Sampler(rng, "foundation", difficulty)
     things: list[Thing | None] = []
     for _ in range(DENSE_MOST):
         draw = rng.random()
-        if draw < 0.45:
+        if draw < cards[0]:
             things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
-        elif draw < 0.6:
+        elif draw < sum(cards):
             things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
         else:
             things.append(s.shape(s.pick(SHAPES), s.pick(COLORS), s.pick(SIZES)))

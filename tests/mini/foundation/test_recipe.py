@@ -29,7 +29,7 @@ def get_config():
     c.llm.geometry.update(dict(width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=32))
     ends = (c.llm.phases[0], c.llm.phases[-1])
     c.llm.phases = tuple(dict(phase, steps=2, batch=2, length=320, rates=((0, 1), (2, 0))) for phase in ends)
-    c.tower.fit.schedule = ((0, 0), (1, 1), (4, 0))
+    c.tower.phases = tuple(dict(phase, rates=((0, 1), (2, 0))) for phase in c.tower.phases)
     for fit in (c.tower.fit, c.llm.fit):
         fit.optimizer = "adamw"  # Muon compiles for minutes where cores are shared
         fit.log_every = fit.save_every = 2

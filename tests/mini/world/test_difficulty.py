@@ -98,6 +98,7 @@ def test_dense_scenes_are_full_of_things_with_a_target_each():
     assert np.mean([len(s.of_kind("digit")) for s in scenes]) > 2
     assert np.mean([len(s.shapes) for s in scenes]) > 2
     assert scenes[7] == dense_scene(0, 7, GRADED) != dense_scene(1, 7, GRADED)
+    assert {thing.kind for thing in dense_scene(0, 7, GRADED, cards=(0.0, 1.0)).things} == {"word"}
     for scene in scenes:
         for thing in scene.of_kind("digit"):
             assert thing.digit_index in digit_pool("foundation", thing.digit)
