@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from docs_commands import PAGES, ROOT, commands, copy_library, run_page
 
+from mllm_jax import no_torch
 from mllm_jax.cli import huge_pages, main, script, shipped
 from mllm_jax.config import SCHEMA, ConfigError, check, declared, source_config, stage_config
 from mllm_jax.connectors import CONNECTORS, PreservingConnector
@@ -95,7 +96,7 @@ def stopped_at_the_arguments(monkeypatch, whole):
     before, environment = set(flags.FLAGS), dict(os.environ)
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
-        patch.setattr(script, "NO_TORCH", ("torch_of_no_test", None))  # other tests of this process want it
+        patch.setattr(no_torch, "block", lambda: None)  # other tests of this process want torch
         patch.setattr(script, "_start", started)
         patch.setattr(script, "_fail", refused)
         patch.setattr(huge_pages, "start_again", lambda: None)

@@ -20,12 +20,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mllm_jax import no_torch
 from mllm_jax.console import write_anything
 from mllm_jax.storage import expand_arguments
 
 # transformers advises everybody to install PyTorch, which nothing here needs.
 NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-NO_TORCH = ("torch", None)  # a module: transformers and tensorboardX import it for seconds, where it is there
 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault(*NO_ADVICE)
     if argv is None:  # nothing else is in this process that may want it
-        sys.modules.setdefault(*NO_TORCH)
+        no_torch.block()
     write_anything()
     module = importlib.import_module(VERBS[verb][0])
     if hasattr(module, "main"):

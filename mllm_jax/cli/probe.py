@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from mllm_jax import files
+from mllm_jax import files, no_torch
 from mllm_jax.console import make_console, print_table
 
 
@@ -27,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
     from mllm_jax import interop
     from mllm_jax.connectors.base import FeatureRequest
+
+    no_torch.unblock()
     from mllm_jax.evaluation import probes
     from mllm_jax.mini.world.difficulty import DIFFICULTIES
     from mllm_jax.models.vit import VisionTransformer

@@ -22,9 +22,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mllm_jax import compilation_cache
+from mllm_jax import compilation_cache, no_torch
 from mllm_jax.cli import shipped
-from mllm_jax.cli.main import NO_ADVICE, NO_TORCH
+from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
 from mllm_jax.console import complain, write_anything
 from mllm_jax.data.conversations import SampleError
@@ -119,7 +119,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     is shown with --traceback.
     """
     os.environ.setdefault(*NO_ADVICE)
-    sys.modules.setdefault(*NO_TORCH)
+    no_torch.block()
     write_anything()
     app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
 

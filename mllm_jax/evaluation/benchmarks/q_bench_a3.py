@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from mllm_jax import no_torch
 from mllm_jax.evaluation.benchmarks.answers import Answer, Answers
 from mllm_jax.evaluation.benchmarks.base import Benchmark
 from mllm_jax.evaluation.predictions import PredictionError, Row
@@ -34,6 +35,7 @@ def correlations(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Raises:
       PredictionError: fewer than two pairs, or all opinions or all scores are the same.
     """
+    no_torch.unblock()
     from scipy.stats import pearsonr, spearmanr  # slow to import, and only needed here
 
     opinions, scores = zip(*pairs, strict=True)
