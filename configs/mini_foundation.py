@@ -2,8 +2,8 @@
 
     mllm-jax foundation --config configs/mini_foundation.py --workdir runs/foundation
 
-takes about two hours on two CPU cores; `--only tower` or `--only llm` runs one part. A stopped run goes on
-where it was. The shipped tower and LLM are of an earlier recipe (docs/results.md).
+takes about three hours of processor time; `--only tower` or `--only llm` runs one part, with one core each they can
+run at once. A stopped run goes on where it was. The shipped tower and LLM are this recipe's (docs/results.md).
 """
 
 from ml_collections import ConfigDict

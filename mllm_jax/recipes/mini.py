@@ -41,32 +41,31 @@ def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
 
     pretrain = stage_config()
     pretrain.template = "plain"
-    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 1600)}
+    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 3200)}
     # Samples share rows, so that a connector with fewer visual tokens trains on fewer rows a step. A row holds three
     # captions of 44 tokens on average and their images.
     pretrain.samples_per_row = pretrain.image_slots = 3
     pretrain.seq_len = _rounded(3 * (48 + visual))
-    pretrain.batch_size = 16
+    pretrain.batch_size = 6  # two rows; many small steps teach more in a minute than few large ones
     pretrain.optimizer = "muon"  # a tenth of AdamW's steps at this size
     pretrain.learning_rate = 2e-3
     pretrain.matrix_learning_rate = 0.02
-    pretrain.log_every = 10
-    pretrain.checkpoint_every = 50
+    pretrain.log_every = 50
+    pretrain.checkpoint_every = 400
 
     finetune = stage_config()
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
-    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 4800)}
+    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 2400)}
     # Conversations have 184 tokens on average, and 9 of 10 an image.
-    finetune.samples_per_row = 8
-    finetune.image_slots = 2 if visual > 72 else 4  # so that two devices have equally many rows
-    finetune.seq_len = _rounded(finetune.image_slots * (186 + visual))
-    finetune.batch_size = 16
+    finetune.samples_per_row, finetune.image_slots = 4, 2
+    finetune.seq_len = _rounded(2 * (186 + visual))
+    finetune.batch_size = 4
     finetune.optimizer = "muon"
     finetune.learning_rate = 5e-4
     finetune.matrix_learning_rate = 0.004
-    finetune.log_every = 10
-    finetune.checkpoint_every = 100
+    finetune.log_every = 25
+    finetune.checkpoint_every = 200
 
     config.stages = {"pretrain": pretrain, "finetune": finetune}
     config.stage_order = ("pretrain", "finetune")
@@ -98,6 +97,7 @@ def study_config(
     config.model.vision.image_size = image_size
     config.data.seed = 0
     config.mesh.cpu_devices = 1
+    config.stages.pretrain.batch_size = 3  # a row
     visual = visual_tokens(connector, tokens, image_size, options)
     config.data.seq_len = max(text for text, _ in ROWS.values()) + visual
     for name, stage in config.stages.items():

@@ -16,6 +16,7 @@ class Difficulty:
         small_shape: radius of a small shape, as a fraction of the image's side.
         small_card: half extent of a small digit card, likewise.
         clutter: number of specks on the background, which are nothing.
+        shapes: how many shapes there are where they are the topic.
         extra_card: chance of a card in a scene whose topic is another kind of card.
     """
 
@@ -25,6 +26,7 @@ class Difficulty:
     small_shape: Range = (0.066, 0.082)
     small_card: Range = (0.115, 0.125)
     clutter: tuple[int, int] = (0, 0)
+    shapes: tuple[int, int] = (2, 6)
     extra_card: float = 0.0
 
 
@@ -42,7 +44,9 @@ GRADED = Difficulty(
 )
 """From easy to hard in every respect; towers are trained on it."""
 
-STANDARD = FULL
-"""What training data, benchmark and probes are drawn with."""
+STANDARD = dataclasses.replace(
+    GRADED, style=(0.05, 0.8), damage=(0.2, 1.3), scene=(0.05, 0.8), shapes=(2, 4), extra_card=1.0
+)
+"""What training data, benchmark and probes are drawn with, but for the LLM's pretraining (`FULL`)."""
 
 DIFFICULTIES = {"standard": STANDARD, "full": FULL, "graded": GRADED}

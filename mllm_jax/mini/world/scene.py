@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.mini.world.difficulty import STANDARD, Difficulty
+from mllm_jax.mini.world.difficulty import FULL, STANDARD, Difficulty
 from mllm_jax.mini.world.digits import digits
 
 SHAPES = ("circle", "square", "triangle", "rectangle", "star", "diamond", "cross", "heart")
@@ -323,7 +323,7 @@ def _backdrop(sampler: _Sampler, colors: list[str]) -> tuple[int, int, int]:
     return tuple(int(v) for v in rgb)
 
 
-def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty = STANDARD) -> Scene:
+def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty | None = None) -> Scene:
     """The scene number `index` of a split.
 
     Args:
@@ -331,7 +331,8 @@ def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty = STA
         index: number of the scene, non-negative.
         split: one of `SPLITS`; different splits use disjoint random streams and "mini" (the benchmark) its
             own handwritten digits.
-        difficulty: the ranges of what makes a scene easy or hard.
+        difficulty: the ranges of what makes a scene easy or hard; None for `FULL` in the split "foundation" and
+            `STANDARD` in the others.
 
     Returns:
         The same scene for the same arguments, on any machine.
@@ -341,6 +342,8 @@ def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty = STA
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
+    if difficulty is None:
+        difficulty = FULL if split == "foundation" else STANDARD
     rng = np.random.default_rng(np.random.SeedSequence([0x313D, SPLITS.index(split), seed, index]))
     s = _Sampler(rng, split, difficulty)
     graded = np.random.default_rng(np.random.SeedSequence([0x64AD, SPLITS.index(split), seed, index]))
@@ -357,7 +360,8 @@ def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty = STA
         background = "plain" if rng.random() < 0.1 else s.pick(SCENES[:-1])
         specs: list[tuple[str, str, str]] = []
         if topic == "shapes":
-            specs = s.shape_specs(int(rng.integers(2, 7)))
+            fewest, most = difficulty.shapes
+            specs = s.shape_specs(int(rng.integers(fewest, most + 1)))
             if rng.random() < 0.2:
                 things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
         elif topic == "numbers":
@@ -415,7 +419,7 @@ CARDS = (0.45, 0.15)
 
 
 def dense_scene(
-    seed: int, index: int, difficulty: Difficulty = STANDARD, cards: tuple[float, float] = CARDS
+    seed: int, index: int, difficulty: Difficulty = FULL, cards: tuple[float, float] = CARDS
 ) -> Scene:
     """A crowded scene of the split "foundation", in which every ninth of the image that has room holds a thing.
 
@@ -425,7 +429,7 @@ def dense_scene(
     Args:
         seed: which world.
         index: number of the scene.
-        difficulty: as for `sample_scene`.
+        difficulty: the ranges of what makes a scene easy or hard.
         cards: shares of the things that are cards with a digit, and with a word; the others are shapes.
     """
     rng = np.random.default_rng(np.random.SeedSequence([0xDE25E, seed, index]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.mini.world import FULL, GRADED, global_targets, patch_targets, render_array, sample_scene
+from mllm_jax.mini.world.difficulty import STANDARD
 from mllm_jax.mini.world.render import SIDE, silhouette
 from mllm_jax.mini.world.scene import DENSE_MOST, dense_scene, digit_pool, scene_from_json
 from mllm_jax.mini.world.targets import GLOBAL_CLASSES, PATCH_CLASSES
@@ -13,14 +14,14 @@ from mllm_jax.mini.world.targets import GLOBAL_CLASSES, PATCH_CLASSES
 GRADES = {"style_strength": "style", "damage": "damage", "view": "scene", "clutter": "clutter"}
 
 
-def test_scenes_are_at_full_strength_unless_asked_otherwise():
+def test_what_scenes_are_drawn_with_unless_asked_otherwise():
     for index in range(30):
-        scene = sample_scene(0, index, "mini")
+        scene = sample_scene(0, index, "foundation")
+        assert scene == sample_scene(0, index, "foundation", FULL)
         assert (scene.style_strength, scene.damage, scene.view, scene.clutter) == (1, 1, 1, 0)
-        assert scene == sample_scene(0, index, "mini", FULL)
-        assert not {*GRADES} & {
-            *scene.to_json()
-        }  # so that data sets drawn before there were grades are still good
+        assert not {*GRADES} & {*scene.to_json()}
+        for split in ("pretrain", "finetune", "mini"):
+            assert sample_scene(0, index, split) == sample_scene(0, index, split, STANDARD)
 
 
 def test_graded_scenes_use_the_whole_ranges():
@@ -53,7 +54,7 @@ def test_an_extra_card_does_not_change_the_topic():
 
 
 def _scenes(**wanted):
-    found = [sample_scene(5, index, "finetune") for index in range(400)]
+    found = [sample_scene(5, index, "finetune", FULL) for index in range(400)]
     return [s for s in found if all(getattr(s, key) == value for key, value in wanted.items())]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.mini.world import (
+    FULL,
     GLOBAL_CLASSES,
     PATCH_CLASSES,
     SPLITS,
@@ -114,8 +115,8 @@ def test_sizes_and_topics_mean_what_they_say(scenes):
         for t in scene.shapes:
             assert (max(t.w, t.h) < 0.1) == (t.size == "small")
         kinds = [t.kind for t in scene.things]
-        topic = "chart" if "bar" in kinds else "words" if "word" in kinds else None
-        topic = topic or ("numbers" if kinds.count("digit") == 2 else "shapes")
+        cards = "numbers" if kinds.count("digit") == 2 else "words" if "word" in kinds else "shapes"
+        topic = "chart" if "bar" in kinds else cards
         assert scene.topic == topic
         assert scene.things
 
@@ -133,7 +134,7 @@ LOOKS = {"style": STYLES, "quality": QUALITY, "lighting": LIGHTING}
 @pytest.mark.parametrize(("field", "values"), LOOKS.items(), ids=LOOKS)
 def test_looks_differ_even_at_56_pixels(field, values):
     base = next(
-        s for s in (sample_scene(5, i, "finetune") for i in range(400))
+        s for s in (sample_scene(5, i, "finetune", FULL) for i in range(400))
         if s.background == "forest" and s.style == "flat" and s.quality == "clear" and s.lighting == "day"
     )  # fmt: skip
     pictures = [render_array(dataclasses.replace(base, **{field: v}), 56).astype(float) for v in values]
