@@ -45,7 +45,7 @@ GRADED = Difficulty(
 """From easy to hard in every respect; towers are trained on it."""
 
 STANDARD = dataclasses.replace(
-    GRADED, style=(0.05, 0.8), damage=(0.2, 1.3), scene=(0.05, 0.8), shapes=(2, 4), extra_card=1.0
+    GRADED, style=(0.05, 0.8), damage=(0.2, 1.3), scene=(0.05, 0.8), shapes=(2, 5), extra_card=1.0
 )
 """What training data, benchmark and probes are drawn with, but for the LLM's pretraining (`FULL`)."""
 
