@@ -17,6 +17,7 @@ class Difficulty:
         small_card: half extent of a small digit card, likewise.
         clutter: number of specks on the background, which are nothing.
         shapes: how many shapes there are where they are the topic.
+        digit_card: chance of a card with a digit where shapes are the topic.
         extra_card: chance of a card in a scene whose topic is another kind of card.
     """
 
@@ -27,6 +28,7 @@ class Difficulty:
     small_card: Range = (0.115, 0.125)
     clutter: tuple[int, int] = (0, 0)
     shapes: tuple[int, int] = (2, 6)
+    digit_card: float = 0.2
     extra_card: float = 0.0
 
 
@@ -45,7 +47,13 @@ GRADED = Difficulty(
 """From easy to hard in every respect; towers are trained on it."""
 
 STANDARD = dataclasses.replace(
-    GRADED, style=(0.05, 0.8), damage=(0.2, 1.3), scene=(0.05, 0.8), shapes=(2, 5), extra_card=1.0
+    GRADED,
+    style=(0.05, 0.8),
+    damage=(0.2, 1.3),
+    scene=(0.05, 0.8),
+    shapes=(2, 5),
+    digit_card=0.6,
+    extra_card=1.0,
 )
 """What training data, benchmark and probes are drawn with, but for the LLM's pretraining (`FULL`)."""
 

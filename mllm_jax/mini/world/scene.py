@@ -362,7 +362,7 @@ def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty | Non
         if topic == "shapes":
             fewest, most = difficulty.shapes
             specs = s.shape_specs(int(rng.integers(fewest, most + 1)))
-            if rng.random() < 0.2:
+            if rng.random() < difficulty.digit_card:
                 things.append(s.digit_card(int(rng.integers(10)), s.pick(COLORS)))
         elif topic == "numbers":
             a, b = int(rng.integers(10)), int(rng.integers(10))
