@@ -44,8 +44,8 @@ def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
     pretrain = stage_config()
     pretrain.template = "plain"
     pretrain.sources = {"captions": _mini_world("pretrain", "caption", 3200)}
-    # Samples share rows, so that a connector with fewer visual tokens trains on fewer rows a step. A row holds three
-    # captions of 44 tokens on average and their images.
+    # Samples share rows, which are shorter for a connector with fewer visual tokens. A row holds three captions of 44
+    # tokens on average and their images.
     pretrain.samples_per_row = pretrain.image_slots = 3
     pretrain.seq_len = _rounded(3 * (48 + visual))
     pretrain.batch_size = 6  # two rows; many small steps teach more in a minute than few large ones

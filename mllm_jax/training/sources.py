@@ -266,7 +266,7 @@ def packing_plan(
         return np.concatenate([sizes(source, encoder, folder, config.data.threads) for source in sources])
 
     found, limits = processes.first_then_others(measured, "samples measured"), encoder.limits
-    if stage.pack_by == "text":
+    if stage.pack_by == "text":  # the same rows whatever the connector
         found, limits = _by_text(found, limits, model.visual_layout)
     return pipeline.packing_plan(sources, found, limits, **_order(config, stage, prepared))
 
