@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mllm_jax import interop
 from mllm_jax.config import ConfigError, check_paths, config_key_error, row_lengths
 from mllm_jax.data.chat_template import check_template, resolve_template
+from mllm_jax.data.layout import LayoutRule, WholeImage
 from mllm_jax.inference import runs
 from mllm_jax.interop.checkpoints import load_connector
 from mllm_jax.mini.world.dataset import BENCHMARK
@@ -62,6 +63,7 @@ def check_stages(
     for name, stage in config.stages.items():
         here = f"stages.{name}"
         check_batch_size(config, name, mesh)
+        check_packing(config, name, model.visual_layout)
         with config_key_error(f"{here}.template"):
             check_template(resolve_template(stage.template, tokenizer), tokenizer)
         if stage.lora.rank:
@@ -124,6 +126,30 @@ def check_batch_size(config: ConfigDict, name: str, mesh: Mesh | AbstractMesh) -
         raise ConfigError(
             f"config key 'stages.{name}.batch_size' ({stage.batch_size}) must be a multiple of devices ({devices}) x "
             f"accumulation ({stage.accumulation})"
+        )
+
+
+def check_packing(config: ConfigDict, name: str, rule: LayoutRule) -> None:
+    """Refuses `pack_by="text"` where rows cannot be filled by their text.
+
+    Raises:
+      ConfigError: one sample a row, images of different numbers of tokens, or no room for text.
+    """
+    stage, key = config.stages[name], f"config key 'stages.{name}.pack_by' is 'text', but"
+    if stage.pack_by != "text":
+        return
+    if stage.samples_per_row == 1:
+        raise ConfigError(f"{key} rows hold one sample each; raise 'stages.{name}.samples_per_row'")
+    if not isinstance(rule, WholeImage):
+        raise ConfigError(
+            f"{key} images have different numbers of visual tokens with tiles, videos and native resolutions; set it "
+            "to 'tokens'"
+        )
+    length, slots = stage.seq_len or config.data.seq_len, stage.image_slots or config.data.image_slots
+    if slots * rule.most_tokens >= length:
+        raise ConfigError(
+            f"{key} {slots} image slots of {rule.most_tokens} visual tokens leave no room for text in rows of {length} "
+            f"tokens; raise 'stages.{name}.seq_len' or lower 'stages.{name}.image_slots'"
         )
 
 

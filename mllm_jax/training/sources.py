@@ -12,15 +12,15 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from mllm_jax import files
-from mllm_jax.config import ConfigError, data_seed
+from mllm_jax.config import data_seed
 from mllm_jax.console import make_console, say
 from mllm_jax.data import pipeline
 from mllm_jax.data.chat_template import resolve_template
 from mllm_jax.data.feature_cache import FeatureCache
-from mllm_jax.data.layout import LayoutRule, WholeImage, layouts
+from mllm_jax.data.layout import layouts
 from mllm_jax.data.llava_json import Record
 from mllm_jax.data.measure import sizes
-from mllm_jax.data.packing import PackingPlan, RowLimits, by_text
+from mllm_jax.data.packing import PackingPlan, by_text
 from mllm_jax.data.pipeline import TrainIterator
 from mllm_jax.data.reading import DataError, read_json
 from mllm_jax.data.rows import ImageReader, RowEncoder, check_fits, check_slots, render_sample
@@ -253,9 +253,6 @@ def packing_plan(
 
     Sizes that are not measured yet are measured now and kept in the data folder: the first process measures, then the
     others read, or measure for themselves.
-
-    Raises:
-      ConfigError: `pack_by="text"` and no room for text, or images of different numbers of tokens.
     """
     if stage.samples_per_row == 1:
         return None
@@ -267,24 +264,8 @@ def packing_plan(
 
     found, limits = processes.first_then_others(measured, "samples measured"), encoder.limits
     if stage.pack_by == "text":  # the same rows whatever the connector
-        found, limits = _by_text(found, limits, model.visual_layout)
+        found, limits = by_text(found, limits, model.visual_layout.most_tokens)
     return pipeline.packing_plan(sources, found, limits, **_order(config, stage, prepared))
-
-
-def _by_text(
-    sizes: Int[np.ndarray, "N 4"], limits: RowLimits, rule: LayoutRule
-) -> tuple[Int[np.ndarray, "N 4"], RowLimits]:
-    if not isinstance(rule, WholeImage):
-        raise ConfigError(
-            "stages.*.pack_by=text needs images of one slot each, with equally many visual tokens; tiles, videos and "
-            "native resolutions take pack_by=tokens"
-        )
-    try:
-        return by_text(sizes, limits, rule.most_tokens)
-    except ValueError as error:
-        raise ConfigError(
-            f"stages.*.pack_by=text: {error}; raise the stage's seq_len or lower its image_slots"
-        ) from None
 
 
 def stage_iterator(

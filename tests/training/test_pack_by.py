@@ -2,7 +2,6 @@
 
 import pytest
 
-from mllm_jax.config import ConfigError
 from mllm_jax.inference import runs
 from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
 
@@ -38,15 +37,3 @@ def test_rows_are_the_same_with_fewer_visual_tokens(packed, tiny_tokenizer, tmp_
     assert (long, short) == ({160 + 6 * many}, {160 + 6 * few})
     assert many > few
     assert any("," in ids for batch in rows for ids in batch)  # there are rows of several samples
-
-
-def test_rows_without_room_for_text_and_tiles_are_errors(packed, tiny_tokenizer, tmp_path):
-    visual = runs.model_config(packed).visual_layout.most_tokens
-    packed.stages.finetune.seq_len = 6 * visual
-    packed.data.overlong = "skip"
-    with pytest.raises(ConfigError, match=r"pack_by=text: 6 image slots of .* raise the stage's seq_len"):
-        batches(packed, tiny_tokenizer, tmp_path)
-    packed.model.tiles.merge = "spatial_unpad"
-    packed.data.image_slots = packed.stages.finetune.image_slots = 6
-    with pytest.raises(ConfigError, match="pack_by=text needs images of one slot each"):
-        batches(packed, tiny_tokenizer, tmp_path)

@@ -48,3 +48,27 @@ def test_the_mesh_is_checked_before_a_run(tiny_config, tiny_tokenizer, monkeypat
     monkeypatch.setattr(preflight, "check_mesh", refuse)
     with pytest.raises(ConfigError, match="this mesh"):
         preflight.check_stages(tiny_config, tiny.model_config(), tiny_tokenizer, mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples_per_row": 1}, r"raise 'stages\.finetune\.samples_per_row'"),
+        (
+            {"seq_len": 24},
+            r"6 image slots of \d+ visual tokens .* raise 'stages\.finetune\.seq_len' or lower",
+        ),
+        ({}, r"set it to 'tokens'"),
+    ],
+)
+def test_rows_that_cannot_be_filled_by_text_are_refused(changes, message, tiny_config, tiny_tokenizer):
+    mesh = make_mesh(dict.fromkeys(AXES, 1), jax.devices()[:1])
+    stage = tiny_config.stages.finetune
+    stage.samples_per_row, stage.image_slots, stage.pack_by = 4, 6, "text"
+    preflight.check_stages(tiny_config, runs.model_config(tiny_config), tiny_tokenizer, mesh)
+    stage.update(changes)
+    if not changes:
+        tiny_config.model.tiles.merge = "spatial_unpad"
+        tiny_config.data.image_slots = 6
+    with pytest.raises(ConfigError, match=rf"'stages\.finetune\.pack_by' is 'text'.* {message}"):
+        preflight.check_stages(tiny_config, runs.model_config(tiny_config), tiny_tokenizer, mesh)
