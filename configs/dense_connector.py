@@ -29,7 +29,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from mllm_jax.config import ConfigError
-from mllm_jax.evaluation.study.findings import Finding, difference
+from mllm_jax.evaluation.study.findings import Finding, difference, faster
 from mllm_jax.recipes.llava import two_stage_config
 from mllm_jax.recipes.mini import study_config
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, changes
@@ -146,7 +146,9 @@ def get_findings(argument: str = "llama3-8b") -> list[Finding]:
             "mlp2x_gelu",
         ),
     )
-    return [difference(claim, here + one, here + other, "all", "at least") for claim, one, other in claims]
+    found = [difference(claim, here + one, here + other, "all", "at least") for claim, one, other in claims]
+    quicker = "DCI with a quarter of the tokens trains faster than one layer with all"
+    return [*found, faster(quicker, here + "dci-efficient", here + "mlp2x_gelu", "finetune")]
 
 
 def _mini(base: ConfigDict, connector: str, options: dict) -> Overrides:

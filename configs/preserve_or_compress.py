@@ -6,7 +6,8 @@
 `mini` is the study at quarter scale, on two CPU cores: 56, 84 and 112 px for 224, 336 and 448, and 16 and 36 visual
 tokens for 64 and 144. `full` (the default) is CLIP-L/14 and Vicuna-7B with the two stages of LLaVA-1.5; data as for
 configs/llava15.py. `mini-rates` and `full-rates` are the sweeps from which `mllm-jax study rates` chooses each
-connector's learning rate, on questions of a validation split (docs/sweep.md).
+connector's learning rate, on questions of a validation split (docs/sweep.md). `mini-longer` asks whether connectors
+that start from random queries or convolutions only need more training: three times the samples of `mini`.
 """
 
 import pathlib
@@ -14,11 +15,11 @@ import pathlib
 from ml_collections import ConfigDict
 
 from mllm_jax import connectors
-from mllm_jax.evaluation.study.findings import Finding, difference
+from mllm_jax.evaluation.study.findings import Finding, difference, faster
 from mllm_jax.recipes.llava import two_stage_config
 from mllm_jax.recipes.mini import study_config
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, changes
-from mllm_jax.sweep.rates import check_scale, grid, with_chosen
+from mllm_jax.sweep.rates import SUFFIX, check_scale, grid, with_chosen
 
 RATES = pathlib.Path(__file__).with_name("preserve_or_compress_rates.json")
 VALIDATION_SEED = 1  # of the questions by which learning rates are chosen; those of the study are of seed 0
@@ -27,6 +28,8 @@ CONNECTORS = ("linear", "mlp2x_gelu", "average_pool", "q_former", "c_abstractor"
 SIZES = {"full": (224, 336, 448), "mini": (56, 84, 112)}  # pixels
 TOKENS = {"full": (64, 144), "mini": (16, 36)}  # of those that compress
 REFERENCE = {"full": (336, 144), "mini": (84, 36)}  # where learning rates are chosen
+LONGER, TIMES = "mini-longer", 3
+LONG = ("mlp2x_gelu", "average_pool", "q_former", "c_abstractor")  # what trains longer
 
 # What the paper's text and released results leave unknown (its training code is not public):
 LLM = "lmsys/vicuna-7b-v1.5"  # unknown
@@ -44,7 +47,7 @@ SELECT_LAYER = -2  # unknown: LLaVA's
 
 
 def get_config(scale: str = "full") -> ConfigDict:
-    size = check_scale(scale, SIZES, "configs/preserve_or_compress.py")
+    size = _size(scale)
     config = _config(size, "mlp2x_gelu", *REFERENCE[size])
     if scale == "mini-rates":
         config.eval.benchmarks.mini.seed = VALIDATION_SEED
@@ -53,11 +56,14 @@ def get_config(scale: str = "full") -> ConfigDict:
 
 def get_sweep(scale: str = "full", added: tuple[str, ...] = ()) -> Sweep:
     """The study's cells; with those of the connectors `added` at every size."""
-    size = check_scale(scale, SIZES, "configs/preserve_or_compress.py")
+    size = _size(scale)
     names, base = (*CONNECTORS, *added), get_config(scale)
-    if scale.endswith("-rates"):
-        pixels, tokens = REFERENCE[size]
-        return grid(chain(*({name: _cell(base, size, name, pixels, tokens)} for name in names)))
+    if scale.endswith(SUFFIX):
+        return grid(chain(*({name: _cell(base, size, name, *REFERENCE[size])} for name in names)))
+    if scale == LONGER:
+        names = (*LONG, *added)
+        cells = {f"{name}-{TIMES}x": _cell(base, size, name, *REFERENCE[size], TIMES) for name in names}
+        return with_chosen(cells, RATES, size)
     cells: Sweep = {}
     for pixels in SIZES[size]:
         for name in names:
@@ -70,7 +76,15 @@ def get_sweep(scale: str = "full", added: tuple[str, ...] = ()) -> Sweep:
 
 def get_findings(scale: str = "full") -> list[Finding]:
     """What the paper found, as differences of cells."""
-    sizes = SIZES[check_scale(scale, SIZES, "configs/preserve_or_compress.py")]
+    sizes = SIZES[_size(scale)]
+    average, conv, query = "average_pool-*", "c_abstractor-*", "q_former-*"
+    compressors = [
+        difference("average pooling is not lower than C-Abstractor", average, conv, "all", "at least"),
+        difference("C-Abstractor beats Q-Former", conv, query, "all"),
+    ]
+    if scale == LONGER:
+        claim = "preserving beats compressing"
+        return [difference(claim, "mlp2x_gelu-*", f"{average}|{conv}|{query}", "fine"), *compressors]
     kept = {px: f"linear-{px}px|mlp2x_gelu-{px}px" for px in sizes}
     compressed = {px: f"average_pool-*-{px}px|q_former-*-{px}px|c_abstractor-*-{px}px" for px in sizes}
     found = []
@@ -80,19 +94,26 @@ def get_findings(scale: str = "full") -> list[Finding]:
         for group in ("coarse", "reasoning"):
             claim = f"{px} px: preserving and compressing are about as good"
             found.append(difference(claim, kept[px], compressed[px], group, "near"))
-    average, conv, query = "average_pool-*", "c_abstractor-*", "q_former-*"
-    found.append(
-        difference("average pooling is not lower than C-Abstractor", average, conv, "all", "at least")
-    )
-    found.append(difference("C-Abstractor beats Q-Former", conv, query, "all"))
+    for px in sizes:
+        for what, time in (("trains", "finetune"), ("reads an image and a question", "prefill_seconds")):
+            found.append(faster(f"{px} px: compressing {what} faster", compressed[px], kept[px], time))
+    found += compressors
     small, large = sizes[0], sizes[-1]
     terms = ((1, kept[small]), (-1, compressed[small]), (-1, kept[large]), (1, compressed[large]))
     found.append(Finding(f"the gap is larger at {small} px than at {large} px", terms, "fine"))
     return found
 
 
-def _cell(base: ConfigDict, size: str, connector: str, pixels: int, tokens: int) -> Overrides:
+def _size(argument: str) -> str:
+    return "mini" if argument == LONGER else check_scale(argument, SIZES, "configs/preserve_or_compress.py")
+
+
+def _cell(base: ConfigDict, size: str, connector: str, pixels: int, tokens: int, times: int = 1) -> Overrides:
     config = _config(size, connector, pixels, tokens)
+    for stage in config.stages.values():
+        for source in stage.sources.values():
+            if times > 1:
+                source.count *= times
     config.eval = base.eval
     return {"model.connector.name": connector, **changes(base, config)}
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from mllm_jax.schema import ConfigError
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
 
-FACTORS = (0.3, 1.0, 3.0)
+FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
 STAGES = ("pretrain", "finetune")
+SUFFIX = "-rates"  # ends the argument of a recipe whose sweep is such a grid
 
 
 def scaled(factor: float) -> Overrides:
@@ -62,12 +63,12 @@ def read(file: pathlib.Path, scale: str) -> dict[str, float]:
 
 
 def check_scale(argument: str, scales: Iterable[str], recipe: str) -> str:
-    """A recipe's argument that may be one of `scales`, or one with `-rates` behind it; returns the scale.
+    """A recipe's argument that may be one of `scales`, or one with `SUFFIX` behind it; returns the scale.
 
     Raises:
       ConfigError: it is something else.
     """
-    scale = argument.removesuffix("-rates")
+    scale = argument.removesuffix(SUFFIX)
     if scale not in scales:
-        raise ConfigError(f"{recipe}:{argument}: choose {', '.join(f'{s} or {s}-rates' for s in scales)}")
+        raise ConfigError(f"{recipe}:{argument}: choose {', '.join(f'{s} or {s}{SUFFIX}' for s in scales)}")
     return scale

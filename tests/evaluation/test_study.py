@@ -17,10 +17,11 @@ from mllm_jax.evaluation.study.findings import (
     answer,
     as_dicts,
     difference,
+    faster,
     from_dicts,
 )
 from mllm_jax.evaluation.study.intervals import ALL, Bootstrap, interval
-from mllm_jax.evaluation.study.rates import choose
+from mllm_jax.evaluation.study.rates import choose, rates_section
 from mllm_jax.evaluation.study.results import Study
 from mllm_jax.evaluation.study.summary import packed, unpacked
 from mllm_jax.planning.topology import parse
@@ -50,7 +51,7 @@ def run(variant, connector, seed, share, scale=1.0, questions="q"):
         "image_size": 84,
         "parameters": {"connector": 99},
     }
-    stage = {"steps": 20, "at": [10, 20], "loss": [2.0, 1.0], "step_seconds": 0.25}
+    stage = {"steps": 20, "at": [10, 20], "loss": [2.0, 1.0], "grad_norm": [0.5, 0.1], "step_seconds": 0.25}
     benchmark = {
         "questions": questions,
         "model": packed(outcomes(share, seed).tolist()),
@@ -122,7 +123,7 @@ def test_verdicts():
 
     def verdict(left, right, expect):
         (one,) = from_dicts(as_dicts([difference("claim", left, right, "fine", expect)]))
-        return answer(one, samples).verdict
+        return answer(one, samples, {}).verdict
 
     assert verdict("kept-*", "base", "above") == HOLDS
     assert verdict("low", "base", "above") == FAILS
@@ -131,6 +132,20 @@ def test_verdicts():
     assert verdict("kept-*", "base", "near") == FAILS
     assert verdict("low|half-84px", "base", "at least") == FAILS  # their mean
     assert verdict("none", "base", "near") == verdict("low|none", "base", "at least") == ABSENT
+
+
+def test_times_are_compared_as_ratios():
+    times = {"kept": {"finetune": 2.0}, "half-1": {"finetune": 1.0}, "half-2": {"finetune": 1.5}, "new": {}}
+
+    def found(left, right, time="finetune"):
+        (one,) = from_dicts(as_dicts([faster("claim", left, right, time)]))
+        found = answer(one, {}, times)
+        return found.difference, found.low, found.high, found.verdict
+
+    assert found("half-*", "kept") == (0.625, 0.5, 0.75, HOLDS)
+    assert found("kept", "half-*") == (1.6, 1.6, 1.6, FAILS)
+    assert found("half-*", "half-1")[-1] == OPEN
+    assert found("half-*", "new")[-1] == found("half-*", "kept", "prefill_seconds")[-1] == ABSENT
 
 
 def test_seeds_that_are_compared():
@@ -172,6 +187,9 @@ def test_the_choice_of_learning_rates():
     assert chosen["linear"]["factor"] == 3
     assert chosen["linear"]["scores"]["1"] == pytest.approx(outcomes(0.5, 0).mean())
     assert chosen["sci"]["factor"] == 1  # of equal ones, what changes least
+    section = rates_section(Study(summary(runs)))
+    assert section.parts[1].head == ("connector", "× 0.3", "× 1", "× 3", "chosen")
+    assert [row[-1] for row in section.parts[1].rows] == ["3", "1"]
     with pytest.raises(ReportError, match=r"factor 0\.3 only"):
         choose(Study(summary(runs[:1])))
 
@@ -182,7 +200,11 @@ def test_pages_of_a_study(tmp_path):
         for variant, connector, share in (("mlp", "mlp2x_gelu", 0.9), ("pool", "average_pool", 0.4))
         for seed in (0, 1, 2)
     ]
-    claims = [difference("keeping is better", "mlp", "pool", "fine")]
+    claims = [
+        difference("keeping is better", "mlp", "pool", "fine"),
+        faster("pooling is faster", "pool", "mlp", "finetune"),
+        faster("pooling answers sooner", "pool", "mlp", "prefill_seconds"),
+    ]
     source, out = tmp_path / "summary.json", tmp_path / "docs"
     source.write_text(json.dumps(summary([*runs, run("half", "linear", 0, 0.5)], claims)))
     assert main(["study", "report", str(source), "--out", str(out)]) == 0
@@ -201,10 +223,15 @@ def test_pages_of_a_study(tmp_path):
     assert "half" in page.split("leaves out")[0]  # it ran with one seed of three
     (claim,) = (line for line in page.splitlines() if "keeping is better" in line)
     assert HOLDS in claim
-    facts = json.loads((out / "report.json").read_text())["studies"][0]["scores"]["mini"]
+    (claim,) = (line for line in page.splitlines() if "pooling is faster" in line)
+    assert "1.00×" in claim
+    assert OPEN in claim
+    study = json.loads((out / "report.json").read_text())["studies"][0]
+    assert [one["verdict"] for one in study["findings"]["mini"]] == [HOLDS, OPEN, ABSENT]
+    facts = study["scores"]["mini"]
     assert facts["pool"]["scene"]["low"] < facts["pool"]["scene"]["score"] < facts["pool"]["scene"]["high"]
     html = (out / "study.html").read_text()
-    assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) == 5
+    assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) == 6
 
 
 def test_what_cannot_be_compared(tmp_path, capsys):

@@ -22,7 +22,7 @@ GOLDEN = ROOT / "tests" / "goldens" / "sweeps.json"
 SWEEPS = (
     "preserve_or_compress:full", "preserve_or_compress:full-rates", "preserve_or_compress:mini",
     "preserve_or_compress:mini-rates", "dense_connector:llama3-8b", "dense_connector:mini",
-    "dense_connector:mini-rates",
+    "dense_connector:mini-rates", "preserve_or_compress:mini-longer",
 )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from mllm_jax.evaluation.report import plots
 from mllm_jax.evaluation.report.plots import PALETTE, series_style, showable
 from mllm_jax.storage import Path, as_path, read_text
 
+LOSS = "loss per supervised token"
+
 
 def read_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Stage -> records of `metrics.jsonl` by step; where a step was written again after a restart, the last counts.
@@ -49,12 +51,15 @@ def plot_losses(metrics: Path, out: Path) -> None:
     plot_loss_curves({"": read_metrics(as_path(metrics))}, as_path(out))
 
 
-def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> None:
+def plot_loss_curves(
+    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path, name: str = LOSS
+) -> None:
     """Loss curves of several runs, a column per stage; one run alone also gets learning rate and gradients.
 
     Args:
       runs: run's name -> stage -> records.
       out: the PNG.
+      name: what the records call "loss". What is no loss gets a logarithmic scale.
     """
     stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
     alone = len(runs) == 1
@@ -64,11 +69,13 @@ def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]
     grid = figure.subplots(len(heights), len(stages), squeeze=False, height_ratios=heights, sharex="col")
     for column, stage in enumerate(stages):
         top, bottom = grid[0][column], grid[-1][column]
-        for index, (name, run) in enumerate(runs.items()):
+        for index, (title, run) in enumerate(runs.items()):
             if records := run.get(stage, ()):
-                _loss_line(top, records, name, index, alone)
+                _loss_line(top, records, title, index, alone)
         top.set_title(showable(stage), fontsize=12, fontweight="bold")
-        top.set_ylabel("loss per supervised token" if column == 0 else "")
+        top.set_ylabel(name if column == 0 else "")
+        if name != LOSS:
+            top.set_yscale("log")
         plots.plain_axes(top)
         if alone:
             (run,) = runs.values()

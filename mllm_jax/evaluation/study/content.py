@@ -7,7 +7,7 @@ import numpy as np
 
 from mllm_jax.evaluation.report import cost_plot, losses, radar
 from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
-from mllm_jax.evaluation.study.findings import MARGIN, answer, from_dicts
+from mllm_jax.evaluation.study.findings import FASTER, MARGIN, Answer, answer, from_dicts
 from mllm_jax.evaluation.study.intervals import ALL, RESAMPLES, interval
 from mllm_jax.evaluation.study.latency import MEASURES
 from mllm_jax.evaluation.study.results import Benchmark, Study, Variant
@@ -42,8 +42,9 @@ def make_sections(
         title = f"{name}: " if several else ""
         stem = f"{images}/{_slug(study.recipe)}" + (f"_{_slug(name)}" if several else "")
         if summary["findings"]:
+            answers = find_answers(study, benchmark, summary, latency)
             sections.append(
-                Section(f"{title}What the papers say, and what holds here", _findings(benchmark, summary), 3)
+                Section(f"{title}What the papers say, and what holds here", _findings(benchmark, answers), 3)
             )
         sections.append(Section(f"{title}Scores", (METHOD, _scores(benchmark, benchmark.groups)), 3))
         if pairs := _pairs(study, benchmark, baseline):
@@ -62,7 +63,9 @@ def make_sections(
         )
     sections.append(Section("Cells", (_cells(study, baseline, latency),), 3))
     sections.append(
-        Section("Loss", (_losses(study, out, f"{images}/{_slug(study.recipe)}"),), 3, folded=True)
+        Section(
+            "Loss and gradients", (_losses(study, out, f"{images}/{_slug(study.recipe)}"),), 3, folded=True
+        )
     )
     return sections
 
@@ -88,25 +91,48 @@ def _about(study: Study) -> str:
     return said
 
 
+def find_answers(
+    study: Study, benchmark: Benchmark, summary: Mapping[str, Any], latency: Mapping[str, Mapping[str, float]]
+) -> list[Answer]:
+    """What the study says of the recipe's findings; arguments as for `make_sections`."""
+    times: dict[str, dict[str, float]] = {}
+    for variant in study.variants:
+        steps = {stage: variant.step_seconds(stage) for stage in study.stages}
+        times[variant.name] = {stage: seconds for stage, seconds in steps.items() if seconds}
+        times[variant.name] |= latency.get(variant.name, {})
+    return [answer(finding, benchmark.samples, times) for finding in from_dicts(summary["findings"])]
+
+
 def _ends(low: float, high: float, signed: bool = False) -> str:
     form = "+.1f" if signed else ".1f"
     return f"[{100 * low:{form}}, {100 * high:{form}}]"
 
 
-def _findings(benchmark: Benchmark, summary: Mapping[str, Any]) -> tuple[Part, ...]:
+def _findings(benchmark: Benchmark, answers: Sequence[Answer]) -> tuple[Part, ...]:
     rows = []
-    for finding in from_dicts(summary["findings"]):
-        found = answer(finding, benchmark.samples)
-        numbers = ("–", "–") if np.isnan(found.low) else (
-            f"{100 * found.difference:+.1f}", _ends(found.low, found.high, True)
-        )  # fmt: skip
-        rows.append((finding.claim, label(finding.score), *numbers, found.verdict))
+    for found in answers:
+        of_time = found.finding.expect == FASTER
+        if np.isnan(found.low):
+            numbers = ("–", "–")
+        elif of_time:
+            numbers = (f"{found.difference:.2f}×", f"{found.low:.2f}× to {found.high:.2f}×")
+        else:
+            numbers = (f"{100 * found.difference:+.1f}", _ends(found.low, found.high, True))
+        score = found.finding.score
+        rows.append(
+            (found.finding.claim, _time_name(score) if of_time else label(score), *numbers, found.verdict)
+        )
     about = (
         "“Holds” means that the interval says so: it is above zero; for “not lower” above "
         f"−{100 * MARGIN:.0f} points; for “about as good” within ±{100 * MARGIN:.0f} points. “Does not hold” means "
-        "that it lies on the other side, all else is undecided."
+        "that it lies on the other side, all else is undecided. Of times it is the ratio, and the smallest and largest "
+        "of the cells."
     )
     return about, Table(("claim", "score", "difference", "95 % interval", "verdict"), tuple(rows))
+
+
+def _time_name(key: str) -> str:
+    return _LATENCIES.get(key, f"step, {key}")
 
 
 def _scores(benchmark: Benchmark, names: Sequence[str], short: bool = False) -> Table:
@@ -255,18 +281,28 @@ def _time(seconds: float | None, before: float | None) -> str:
 
 
 def _losses(study: Study, out: Path, stem: str) -> Figures:
-    """Loss curves of the first seed, a figure per resolution."""
+    """Loss and gradient norms of the first seed, a figure of each per resolution."""
     figures = []
     for size in _sizes(study):
-        curves = {}
+        curves: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {"loss": {}, "grad_norm": {}}
         for variant in study.variants:
             if variant.model["image_size"] == size:
                 run = next(iter(variant.runs.values()))
-                curves[variant.name] = {
-                    stage: [{"step": s, "loss": loss} for s, loss in zip(one["at"], one["loss"], strict=True)]
-                    for stage, one in run["stages"].items()
-                }
-        file = f"{stem}_loss_{size}px.png"
-        losses.plot_loss_curves(curves, out / file)
-        figures.append(Figure(file, f"Training loss at {size} px, the first seed"))
+                for shown, found in curves.items():
+                    found[variant.name] = {
+                        stage: [
+                            {"step": step, "loss": value}
+                            for step, value in zip(one["at"], one[shown], strict=True)
+                        ]
+                        for stage, one in run["stages"].items()
+                        if shown in one
+                    }
+        for shown, name, what in (
+            ("loss", losses.LOSS, "Training loss"),
+            ("grad_norm", "gradient norm of the connector", "Gradient norm of the connector"),
+        ):
+            if any(curves[shown].values()):
+                file = f"{stem}_{shown}_{size}px.png"
+                losses.plot_loss_curves(curves[shown], out / file, name)
+                figures.append(Figure(file, f"{what} at {size} px, the first seed"))
     return Figures(tuple(figures))

@@ -1,6 +1,7 @@
 """What a study asks: contrasts of cells, each with what the paper found, and whether that holds here.
 
-A recipe declares them in `get_findings(argument)`, as `Finding`s; they are kept with the results.
+Most are differences of scores; `faster` is about what is measured in seconds. A recipe declares them in
+`get_findings(argument)`, as `Finding`s; they are kept with the results.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from mllm_jax.evaluation.study.intervals import interval
 
 MARGIN = 0.03  # differences smaller than this count as none
+FASTER = "faster"
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "undecided", "not run"
 
 
@@ -24,9 +26,9 @@ class Finding:
     Attributes:
       claim: in words.
       terms: patterns of variants with a sign: the mean of the cells that match, added or subtracted.
-      score: of which ability or group.
+      score: of which ability or group; for "faster" which time: a stage, whose steps count, or what `latency` measures.
       expect: "above": the difference is positive; "at least": it is not below -`MARGIN`; "near": it is within
-        `MARGIN` on both sides.
+        `MARGIN` on both sides; "faster": the cells that are added take less time than those that are subtracted.
     """
 
     claim: str
@@ -35,8 +37,10 @@ class Finding:
     expect: str = "above"
 
     def __post_init__(self) -> None:
-        if self.expect not in ("above", "at least", "near"):
-            raise ValueError(f"expect={self.expect!r} of {self.claim!r}: choose above, at least or near")
+        if self.expect not in ("above", "at least", "near", FASTER):
+            raise ValueError(
+                f"expect={self.expect!r} of {self.claim!r}: choose above, at least, near or {FASTER}"
+            )
 
 
 def difference(claim: str, left: str, right: str, score: str, expect: str = "above") -> Finding:
@@ -44,9 +48,19 @@ def difference(claim: str, left: str, right: str, score: str, expect: str = "abo
     return Finding(claim, ((1, left), (-1, right)), score, expect)
 
 
+def faster(claim: str, left: str, right: str, time: str) -> Finding:
+    """The claim that the cells `left` take less `time` than the cells `right`."""
+    return Finding(claim, ((1, left), (-1, right)), time, FASTER)
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a study says of a finding; differences as shares of 1, NaN where cells are missing."""
+    """What a study says of a finding; NaN where cells are missing.
+
+    Attributes:
+      difference, low, high: a difference as a share of 1 and its 95 % interval; for "faster" a ratio of times, and the
+        smallest and largest of the cells.
+    """
 
     finding: Finding
     difference: float
@@ -55,21 +69,31 @@ class Answer:
     verdict: str
 
 
-def answer(finding: Finding, samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]]) -> Answer:
-    """Looks a finding up in the results.
+def answer(
+    finding: Finding,
+    samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]],
+    times: Mapping[str, Mapping[str, float]],
+) -> Answer:
+    """Looks a finding up in the results. Where a part of a pattern matches no cell, it has not been put to the test.
 
     Args:
-      samples: variant -> score's name -> the score and its resamples. Where a part of a pattern matches none, the claim
-        has not been put to the test.
+      samples: variant -> score's name -> the score and its resamples.
+      times: variant -> name of a time -> seconds.
     """
-    total = 0.0
+    known = times if finding.expect == FASTER else samples
+    values = {name: one[finding.score] for name, one in known.items() if finding.score in one}
+    terms = []  # sign, values of the cells
     for sign, patterns in finding.terms:
-        known = {name: one[finding.score] for name, one in samples.items() if finding.score in one}
-        if not all(any(matches(name, pattern) for name in known) for pattern in patterns.split("|")):
+        if not all(any(matches(name, pattern) for name in values) for pattern in patterns.split("|")):
             return Answer(finding, np.nan, np.nan, np.nan, ABSENT)
-        found = [values for name, values in known.items() if matches(name, patterns)]
-        total = total + sign * np.mean(found, axis=0)
-    value, low, high = interval(total)
+        terms.append((sign, [one for name, one in values.items() if matches(name, patterns)]))
+    if finding.expect == FASTER:
+        (_, left), (_, right) = terms
+        ratios = np.divide(left, np.mean(right))
+        value, low, high = float(ratios.mean()), float(ratios.min()), float(ratios.max())
+        verdict = HOLDS if high < 1 else FAILS if low > 1 else OPEN
+        return Answer(finding, value, low, high, verdict)
+    value, low, high = interval(sum(sign * np.mean(found, axis=0) for sign, found in terms))
     return Answer(finding, value, low, high, _verdict(finding.expect, low, high))
 
 

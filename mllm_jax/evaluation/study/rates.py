@@ -3,6 +3,7 @@
 from typing import Any
 
 from mllm_jax.evaluation.report.runs import ReportError
+from mllm_jax.evaluation.report.sections import Section, Table
 from mllm_jax.evaluation.study.intervals import ALL
 from mllm_jax.evaluation.study.results import Study
 
@@ -36,3 +37,23 @@ def choose(study: Study) -> dict[str, dict[str, Any]]:
             "scores": {f"{f:g}": round(score, 4) for f, score in sorted(scores.items())},
         }
     return chosen
+
+
+def rates_section(study: Study) -> Section:
+    """What each connector scored on the validation split at each factor."""
+    chosen = choose(study)
+    factors = sorted({factor for one in chosen.values() for factor in one["scores"]}, key=float)
+    rows = [
+        (
+            connector,
+            *(f"{100 * one['scores'][factor]:.1f}" if factor in one["scores"] else "–" for factor in factors),
+            f"{one['factor']:g}",
+        )
+        for connector, one in chosen.items()
+    ]
+    about = (
+        "Questions of a validation split that were answered right, in %, by the factor on the connector's learning "
+        "rates. The best one is used in the study; the rates of everything else are the same for all cells."
+    )
+    head = ("connector", *(f"× {factor}" for factor in factors), "chosen")
+    return Section(f"{study.recipe}: learning rates", (about, Table(head, tuple(rows))))

@@ -27,6 +27,7 @@ from mllm_jax.storage import Path, as_path, read_text
 
 FORMAT = 1
 POINTS = 40  # of a loss curve
+GRADIENT = "grad_norm/connector"
 UNNAMED = "questions"  # the ability of those that have none
 CONDITIONS = {"model": "predictions", "blind": "blind", "majority": "majority"}
 _MODEL = ("connector", "connector_options", "visual_tokens", "image_size", "vision", "llm", "parameters")
@@ -137,6 +138,8 @@ def _stage(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     seconds = [record["step_seconds"] for record in records if "step_seconds" in record]
     found = {"steps": records[-1]["step"], "at": [record["step"] for record in chosen]}
     found["loss"] = [round(record["loss"], 4) for record in chosen]
+    if all(GRADIENT in record for record in chosen):
+        found["grad_norm"] = [float(f"{record[GRADIENT]:.3g}") for record in chosen]  # the connector's
     if seconds:
         found["step_seconds"] = round(statistics.median(seconds), 6)
     return found

@@ -2,18 +2,21 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mllm_jax import files
 from mllm_jax.evaluation.report.page import render_markdown, render_page
 from mllm_jax.evaluation.report.runs import ReportError
-from mllm_jax.evaluation.study.content import make_sections
+from mllm_jax.evaluation.study.content import find_answers, make_sections
 from mllm_jax.evaluation.study.cost import cost_section
+from mllm_jax.evaluation.study.findings import ABSENT
 from mllm_jax.evaluation.study.intervals import interval
+from mllm_jax.evaluation.study.rates import rates_section
 from mllm_jax.evaluation.study.results import Study, csv_rows
 from mllm_jax.evaluation.study.summary import read_summary
 from mllm_jax.storage import Path, as_path, make_folder
+from mllm_jax.sweep.rates import SUFFIX
 
 IMAGES = "images/study"
 
@@ -22,7 +25,8 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
     """Reports summaries of `mllm-jax study`.
 
     Args:
-      sources: files of `study collect`, `study latency` and `study cost`.
+      sources: files of `study collect`, `study latency` and `study cost`. Of a sweep of learning rates the scores are
+        shown, and no more.
       out: folder of the pages; what is there of them is replaced.
       baseline: connector that the others are compared with.
 
@@ -44,7 +48,11 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
                 sections.append(cost_section(summary))
                 continue
             study = Study(summary)
-            sections += make_sections(study, summary, baseline, out, IMAGES, latencies.get(study.recipe, {}))
+            if study.recipe.endswith(SUFFIX):
+                sections.append(rates_section(study))
+                continue
+            latency = latencies.get(study.recipe, {})
+            sections += make_sections(study, summary, baseline, out, IMAGES, latency)
         except ReportError:
             raise
         except (KeyError, TypeError, ValueError, LookupError) as error:
@@ -52,7 +60,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
                 f"{source} is damaged ({type(error).__name__}: {error}); collect it again"
             ) from error
         rows += csv_rows(study)
-        facts.append(_as_json(study))
+        facts.append(_as_json(study, summary, latency))
     title = "The study"
     files.write_text(out / "study.md", render_markdown(title, sections))
     files.write_text(out / "report.csv", _csv(rows))
@@ -71,15 +79,25 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _as_json(study: Study) -> dict[str, Any]:
-    """Scores of all abilities and groups with their intervals."""
-    found = {}
+def _as_json(
+    study: Study, summary: Mapping[str, Any], latency: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Scores of all abilities and groups with their intervals, and what is said of the findings."""
+    scores, findings = {}, {}
     for name, benchmark in study.benchmarks.items():
-        found[name] = {
+        scores[name] = {
             variant: {
                 score: dict(zip(("score", "low", "high"), interval(values), strict=True))
                 for score, values in samples.items()
             }
             for variant, samples in benchmark.samples.items()
         }
-    return {"recipe": study.recipe, "scores": found}
+        findings[name] = [
+            {
+                "claim": found.finding.claim, "score": found.finding.score, "expect": found.finding.expect,
+                "verdict": found.verdict,
+            }
+            | ({} if found.verdict == ABSENT else {key: getattr(found, key) for key in ("difference", "low", "high")})
+            for found in find_answers(study, benchmark, summary, latency)
+        ]  # fmt: skip
+    return {"recipe": study.recipe, "scores": scores, "findings": findings}
