@@ -6,11 +6,11 @@
     mllm-jax study cost configs/preserve_or_compress.py --topology v5p-64 --out docs/study/cost.json
     mllm-jax study report docs/study/*.json --out docs
 
-`collect` keeps of every finished run its scores question by question, loss curves and step times. `rates` chooses each
-connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer takes with one model of
-each cell, on this machine, which should have nothing else to do. `cost` asks the planner what the cells cost at full
-scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files alone. See
-docs/sweep.md.
+`collect` keeps of every finished run its scores question by question, loss curves and step times. `rates` chooses
+each connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer and a training step
+take with one model of each cell, on this machine, which should have nothing else to do. `cost` asks the planner what
+the cells cost at full scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files
+alone. See docs/sweep.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rates.add_argument(
         "--out", required=True, metavar="FILE", help="the file that the recipe reads; others' choices stay"
     )
-    latency = verbs.add_parser("latency", help="measure how long answers take")
+    latency = verbs.add_parser("latency", help="measure how long answers and steps take")
     latency.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
     latency.add_argument("--out", required=True, metavar="FILE", help="the times (JSON)")
     cost = verbs.add_parser("cost", help="what the cells cost at full scale, from the planner")
@@ -139,14 +139,15 @@ def _summary(directory: Path) -> dict[str, Any]:
 def _latency(args: argparse.Namespace) -> int:
     import jax
 
-    from mllm_jax.evaluation.study.latency import latency
+    from mllm_jax.evaluation.study.latency import latency, step_times
     from mllm_jax.evaluation.study.summary import FORMAT
     from mllm_jax.inference.load import load
 
     found, cells = _finished(as_path(args.directory)), {}
     for note, run in found:
         if note["variant"] not in cells:
-            cells[note["variant"]] = latency(load(run))
+            model = load(run)
+            cells[note["variant"]] = latency(model) | step_times(run, model)
             print(note["variant"], ", ".join(f"{k} {v:.4f}" for k, v in cells[note["variant"]].items()))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     times = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from mllm_jax.schema import ConfigError
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
 
-FACTORS = (0.03, 0.1, 0.3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0)
 STAGES = ("pretrain", "finetune")
 SUFFIX = "-rates"  # ends the argument of a recipe whose sweep is such a grid
 

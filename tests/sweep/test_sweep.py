@@ -306,7 +306,16 @@ def test_a_real_sweep_and_its_report(tmp_path, script_environment):
     assert table(run(*arguments)) == rows  # nothing is left to do
     summary = tmp_path / "summary.json"
     run("study", "collect", str(tmp_path / "sweep"), "--out", str(summary))
-    run("study", "report", str(summary), "--out", str(tmp_path / "docs"), "--baseline=linear")
+    for stage in json.loads(summary.read_text())["runs"][0]["stages"].values():
+        assert all(norm > 0 for norm in stage["grad_norm"])
+    times = tmp_path / "times.json"
+    run("study", "latency", str(tmp_path / "sweep"), "--out", str(times))
+    keys = {"prefill_seconds", "token_seconds", "step_seconds/pretrain", "step_seconds/finetune"}
+    for cell in json.loads(times.read_text())["cells"].values():
+        assert cell.keys() == keys
+        assert min(cell.values()) > 0
+    run("study", "report", str(summary), str(times), "--out", str(tmp_path / "docs"), "--baseline=linear")
     page = (tmp_path / "docs" / "study.md").read_text()
+    assert "image to first token" in page
     assert "56 px: preserving beats compressing" in page
     assert len((tmp_path / "docs" / "report.csv").read_text().splitlines()) == 1 + 2 * 12

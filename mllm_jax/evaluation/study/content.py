@@ -9,7 +9,7 @@ from mllm_jax.evaluation.report import cost_plot, losses, radar
 from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
 from mllm_jax.evaluation.study.findings import FASTER, MARGIN, Answer, answer, from_dicts
 from mllm_jax.evaluation.study.intervals import ALL, RESAMPLES, interval
-from mllm_jax.evaluation.study.latency import MEASURES
+from mllm_jax.evaluation.study.latency import MEASURES, STEP
 from mllm_jax.evaluation.study.results import Benchmark, Study, Variant
 from mllm_jax.evaluation.tables import label, percent
 from mllm_jax.storage import Path
@@ -97,10 +97,20 @@ def find_answers(
     """What the study says of the recipe's findings; arguments as for `make_sections`."""
     times: dict[str, dict[str, float]] = {}
     for variant in study.variants:
-        steps = {stage: variant.step_seconds(stage) for stage in study.stages}
+        steps = {stage: _step_seconds(study, variant, stage, latency) for stage in study.stages}
         times[variant.name] = {stage: seconds for stage, seconds in steps.items() if seconds}
         times[variant.name] |= latency.get(variant.name, {})
     return [answer(finding, benchmark.samples, times) for finding in from_dicts(summary["findings"])]
+
+
+def _step_seconds(
+    study: Study, variant: Variant, stage: str, latency: Mapping[str, Mapping[str, float]]
+) -> float | None:
+    """Of a training step: as `latency` measured it, if it did for all cells, or as the runs logged it."""
+    key = STEP + stage
+    if all(key in latency.get(one.name, {}) for one in study.variants):
+        return latency[variant.name][key]
+    return variant.step_seconds(stage)
 
 
 def _ends(low: float, high: float, signed: bool = False) -> str:
@@ -212,7 +222,10 @@ def _costs(
     last = study.stages[-1] if study.stages else ""
     costs: dict[str, tuple[str, dict[str, float | None]]] = {
         "tokens": (_TOKENS, {v.name: float(v.model["visual_tokens"]) for v in benchmark.variants}),
-        "time": (f"seconds per step of {last}", {v.name: v.step_seconds(last) for v in benchmark.variants}),
+        "time": (
+            f"seconds per step of {last}",
+            {v.name: _step_seconds(study, v, last, latency) for v in benchmark.variants},
+        ),
     }
     for key, name in MEASURES.items():
         values = {v.name: latency.get(v.name, {}).get(key) for v in benchmark.variants}
@@ -270,7 +283,8 @@ def _times(
     if variant is None:
         return [None] * (len(study.stages) + len(keys))
     measured = latency.get(variant.name, {})
-    return [*map(variant.step_seconds, study.stages), *map(measured.get, keys)]
+    steps = (_step_seconds(study, variant, stage, latency) for stage in study.stages)
+    return [*steps, *map(measured.get, keys)]
 
 
 def _time(seconds: float | None, before: float | None) -> str:

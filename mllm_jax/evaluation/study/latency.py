@@ -1,8 +1,12 @@
-"""How long an answer takes with each cell's model, measured on this machine.
+"""How long an answer and a training step take with each cell's model, measured on this machine.
 
-{"format": 1, "kind": "latency", "recipe": ..., "device": ..., "cells": {VARIANT: {"prefill_seconds", "token_seconds"}}}
+{"format": 1, "kind": "latency", "recipe": ..., "device": ...,
+ "cells": {VARIANT: {"prefill_seconds", "token_seconds", "step_seconds/STAGE"}}}
+
+The times that a run logs depend on what else its machine did; these are measured one cell after another.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,8 +17,18 @@ from PIL import Image
 
 from mllm_jax.inference.model import Model
 from mllm_jax.inference.session import Session
+from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
+from mllm_jax.parallel.row_parts import row_part
+from mllm_jax.storage import Path
+from mllm_jax.training.features import feature_cache
+from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
+from mllm_jax.training.stage import StagePlan
+from mllm_jax.training.step import to_device
+from mllm_jax.workdir import saved_config
 
 REPEATS = 15
+STEPS = 24  # of each stage; the first compiles
+STEP = "step_seconds/"  # and the stage's name
 QUESTION = "what is there in the image, and where is it? answer with a single word or a short phrase."
 MEASURES = {  # what is measured -> how it is called
     "prefill_seconds": "seconds from an image to its first token",
@@ -45,6 +59,50 @@ def latency(model: Model) -> dict[str, float]:
 
     step()
     return {"prefill_seconds": prefill_seconds, "token_seconds": _median(step)}
+
+
+def step_times(directory: Path, model: Model) -> dict[str, float]:
+    """Medians of a training step of each stage, on the run's data, whose preparation and loading are left out.
+
+    Args:
+      directory: of the run.
+      model: its model.
+
+    Returns:
+      "step_seconds/STAGE" -> seconds.
+    """
+    config, found = saved_config(directory), {}
+    mesh = make_mesh(config.mesh.to_dict())
+    for name in config.stage_order:
+        stage = config.stages[name]
+        sources = prepare_sources(config, name, model.config, model.tokenizer, directory)
+        packing = packing_plan(config, stage, model.config, model.tokenizer, sources, directory)
+        cache = feature_cache(config, stage, model.config, model.params, sources, directory)
+        multiple = num_row_shards(mesh) * stage.accumulation
+        with (
+            use_mesh(mesh),
+            stage_iterator(
+                config,
+                stage,
+                model.config,
+                model.tokenizer,
+                sources,
+                packing,
+                cache,
+                multiple,
+                row_part(mesh),
+            ) as batches,
+        ):
+            plan = StagePlan(config, name, mesh, STEPS, batches.rows, batches.label_tokens)
+            state, frozen = plan.create_state(model.params), plan.place_frozen(model.params)
+            times = []
+            for batch in itertools.islice(batches, STEPS):
+                arrays = jax.block_until_ready(to_device(batch.arrays, mesh))
+                begin = time.perf_counter()
+                state, _ = jax.block_until_ready(plan.step(state, frozen, arrays))
+                times.append(time.perf_counter() - begin)
+        found[STEP + name] = statistics.median(times[1:])
+    return found
 
 
 def _median(function: Callable[[], Any]) -> float:
