@@ -127,13 +127,15 @@ def _summary(directory: Path) -> dict[str, Any]:
     from mllm_jax.evaluation.study.findings import as_dicts
     from mllm_jax.evaluation.study.summary import summarize
     from mllm_jax.sweep.cells import load_recipe
+    from mllm_jax.sweep.rates import SUFFIX
 
     done = _finished(directory)
     recipe = done[-1][0]["recipe"]
     path, _, argument = recipe.partition(":")
     module = load_recipe(pathlib.Path(path)) if pathlib.Path(path).is_file() else None
     function = getattr(module, "get_findings", lambda argument="": [])
-    return summarize(recipe, done, as_dicts(function(argument) if argument else function()))
+    findings = as_dicts(function(argument) if argument else function())
+    return summarize(recipe, done, findings, "rates" if argument.endswith(SUFFIX) else "study")
 
 
 def _latency(args: argparse.Namespace) -> int:

@@ -168,10 +168,13 @@ def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
     note.write_text('{"name": "linear-seed0", "seed"')
     assert main(["study", "collect", str(tmp_path), f"--out={tmp_path / 'summary.json'}"]) == 1
     assert f"{note} is damaged" in capsys.readouterr().err
-    for kind in ("latency", "cost", "what"):
+    for kind in ("latency", "cost"):
         rates.write_text(json.dumps({"format": 1, "kind": kind, "recipe": "x.py"}))
         assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
         assert f"{rates} is no summary of a study ({rates} has no 'cells')" in capsys.readouterr().err
+    rates.write_text(json.dumps({"format": 1, "kind": "what", "recipe": "x.py", "cells": {}}))
+    assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
+    assert "kind 'what' is none of latency, study, rates, cost" in capsys.readouterr().err
     rates.write_text("[]")
     assert main(["study", "rates", str(tmp_path), "--scale=mini", f"--out={rates}"]) == 1
     assert f"{rates} does not hold choices" in capsys.readouterr().err

@@ -7,7 +7,8 @@
 
 OUTCOMES holds what the score counts for each question, ability by ability and in each by id: a string of hexadecimal
 digits, of which each bit is a question (the highest first), or a list of numbers where a question can be half right.
-DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired.
+DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired. The kind "rates"
+is a sweep from which learning rates are chosen.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
 from mllm_jax.storage import Path, as_path, read_text
 
 FORMAT = 1
+KINDS = ("latency", "study", "rates", "cost")  # the last three in the order of the page
 POINTS = 40  # of a loss curve
 GRADIENT = "grad_norm/connector"
 UNNAMED = "questions"  # the ability of those that have none
@@ -45,7 +47,10 @@ _SHAPE = {
 
 
 def summarize(
-    recipe: str, runs: Sequence[tuple[Mapping[str, Any], Path]], findings: Sequence[Mapping[str, Any]] = ()
+    recipe: str,
+    runs: Sequence[tuple[Mapping[str, Any], Path]],
+    findings: Sequence[Mapping[str, Any]] = (),
+    kind: str = "study",
 ) -> dict[str, Any]:
     """Collects finished runs.
 
@@ -53,12 +58,13 @@ def summarize(
       recipe: FILE.py:ARGUMENT.
       runs: (what the sweep noted of the cell, its work directory).
       findings: what is asked of the results (`findings.Finding`), as dicts.
+      kind: "study", or "rates" for a sweep from which learning rates are chosen.
 
     Raises:
       ReportError: a run that cannot be read.
     """
     found: dict[str, Any] = {
-        "format": FORMAT, "kind": "study", "recipe": recipe, "findings": list(findings), "questions": {},
+        "format": FORMAT, "kind": kind, "recipe": recipe, "findings": list(findings), "questions": {},
         "left_out": {}, "runs": [],
     }  # fmt: skip
     for note, directory in runs:
@@ -156,7 +162,9 @@ def read_summary(path: str | Path) -> dict[str, Any]:
         check_shape(value, {"kind": str, "format": int}, str(path))
         if value["format"] != FORMAT:
             raise ValueError(f"format {value['format']} is not the one of this version, {FORMAT}")
-        if value["kind"] == "study":
+        if value["kind"] not in KINDS:
+            raise ValueError(f"kind {value['kind']!r} is none of {', '.join(KINDS)}")
+        if value["kind"] in ("study", "rates"):
             check_shape(value, _SHAPE, str(path))
         else:
             check_shape(value, {"recipe": str, "cells": {...: {}}}, str(path))

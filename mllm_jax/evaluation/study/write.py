@@ -14,9 +14,8 @@ from mllm_jax.evaluation.study.findings import ABSENT
 from mllm_jax.evaluation.study.intervals import interval
 from mllm_jax.evaluation.study.rates import rates_section
 from mllm_jax.evaluation.study.results import Study, csv_rows
-from mllm_jax.evaluation.study.summary import read_summary
+from mllm_jax.evaluation.study.summary import KINDS, read_summary
 from mllm_jax.storage import Path, as_path, make_folder
-from mllm_jax.sweep.rates import SUFFIX
 
 IMAGES = "images/study"
 
@@ -25,8 +24,8 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
     """Reports summaries of `mllm-jax study`.
 
     Args:
-      sources: files of `study collect`, `study latency` and `study cost`. Of a sweep of learning rates the scores are
-        shown, and no more.
+      sources: files of `study collect`, `study latency` and `study cost`. Studies stand first, then sweeps of learning
+        rates, of which only the scores are shown, then costs; each as they are given.
       out: folder of the pages; what is there of them is replaced.
       baseline: connector that the others are compared with.
 
@@ -40,7 +39,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
     make_folder(out)
     read = {source: read_summary(source) for source in sources}
     latencies = {one["recipe"]: one["cells"] for one in read.values() if one["kind"] == "latency"}
-    for source, summary in read.items():
+    for source, summary in sorted(read.items(), key=lambda item: KINDS.index(item[1]["kind"])):
         try:
             if summary["kind"] == "latency":
                 continue
@@ -48,7 +47,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
                 sections.append(cost_section(summary))
                 continue
             study = Study(summary)
-            if study.recipe.endswith(SUFFIX):
+            if summary["kind"] == "rates":
                 sections.append(rates_section(study))
                 continue
             latency = latencies.get(study.recipe, {})
