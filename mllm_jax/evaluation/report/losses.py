@@ -54,7 +54,7 @@ def plot_losses(metrics: Path, out: Path) -> None:
 def plot_loss_curves(
     runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path, name: str = LOSS
 ) -> None:
-    """Loss curves of several runs, a column per stage; one run alone also gets learning rate and gradients.
+    """Loss curves of several runs, a column per stage; one run alone also gets the rates and gradients of its log.
 
     Args:
       runs: run's name -> stage -> records.
@@ -62,7 +62,8 @@ def plot_loss_curves(
       name: what the records call "loss". What is no loss gets a logarithmic scale.
     """
     stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
-    alone = len(runs) == 1
+    logged = any("learning_rate" in r for run in runs.values() for records in run.values() for r in records)
+    alone = len(runs) == 1 and logged
     named = 0.2 * -(-len(runs) // 2)  # inches for the legend
     figure = plots.new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
     heights = [2, 1] if alone else [1]
@@ -75,7 +76,7 @@ def plot_loss_curves(
         top.set_title(showable(stage), fontsize=12, fontweight="bold")
         top.set_ylabel(name if column == 0 else "")
         if name != LOSS:
-            top.set_yscale("log")
+            _log_scale(top)
         plots.plain_axes(top)
         if alone:
             (run,) = runs.values()
@@ -124,10 +125,7 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
         shown = {"color": color, "linewidth": 1.2, "marker": marker, "label": f"gradient, {name}"}
         axes.plot(steps, _values(records, key), **shown)
     if any(record.get(key, 0) > 0 for record in records for key in keys):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        _log_scale(axes)
     axes.set_ylabel("gradient norm" if left else "")
     plots.plain_axes(axes)
     rate, color = axes.twinx(), PALETTE[0]
@@ -141,3 +139,10 @@ def _rates(axes: Axes, records: Sequence[Mapping[str, Any]], left: bool, right: 
     rate.spines["top"].set_visible(False)
     if keys:
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
