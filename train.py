@@ -35,17 +35,16 @@ from mllm_jax.models import paths
 from mllm_jax.models.attention_uses import check_backends
 from mllm_jax.parallel import cpu_devices, endings, processes
 from mllm_jax.parallel.chips import peak_flops
-from mllm_jax.parallel.mesh import ANSWERING_RULES, make_mesh, num_row_shards, use_mesh
+from mllm_jax.parallel.mesh import ANSWERING_RULES, make_mesh, use_mesh
 from mllm_jax.parallel.row_parts import row_part
 from mllm_jax.storage import as_path, size
 from mllm_jax.training import announce, preflight
 from mllm_jax.training.checkpoint import StageCheckpoints
-from mllm_jax.training.features import feature_cache
 from mllm_jax.training.metrics import RunLog
+from mllm_jax.training.opening import open_stage
 from mllm_jax.training.params import load_stage, starting_params
 from mllm_jax.training.profile import StepProfiler
-from mllm_jax.training.sources import is_drawn, packing_plan, prepare_sources, read_noted, stage_iterator
-from mllm_jax.training.stage import StagePlan
+from mllm_jax.training.sources import is_drawn, packing_plan, prepare_sources, read_noted
 from mllm_jax.training.step import to_device
 from mllm_jax.training.tracking import check_tracking, tracked
 
@@ -205,17 +204,11 @@ def train(config, directory, evaluate=True):
         # A user's data are read and checked before anything is trained; what is drawn here waits for its stage.
         prepare(*(name for name in remaining if name == remaining[0] or not is_drawn(config.stages[name])))
         for name in remaining:
-            stage = config.stages[name]
             if name not in sources:
                 prepare(name)
             params = starting_params(config, model, name, params)
-            cache = feature_cache(config, stage, model, params, sources[name], directory)
-            multiple = num_row_shards(mesh) * stage.accumulation
-            batches = stage_iterator(
-                config, stage, model, tokenizer, sources[name], packing[name], cache, multiple, row_part(mesh)
-            )
-            plan = StagePlan(
-                config, name, mesh, stage.steps or batches.num_batches, batches.rows, batches.label_tokens
+            plan, batches = open_stage(
+                config, name, model, tokenizer, params, sources[name], packing[name], directory, mesh
             )
             begun = begin_stage(plan, batches, params, directory)
             del params  # what earlier stages trained would stay on the devices beside the state

@@ -22,9 +22,9 @@ from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import mllm, paths
 from mllm_jax.parallel import cpu_devices
-from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
-from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
-from mllm_jax.training.stage import StagePlan
+from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.training.opening import open_stage
+from mllm_jax.training.sources import packing_plan, prepare_sources
 from mllm_jax.training.step import to_device
 
 DEFAULT, STAGE = "mlp2x_gelu", "finetune"
@@ -49,19 +49,15 @@ class Training:
         self.mesh = make_mesh(config.mesh.to_dict())
         sources = prepare_sources(config, STAGE, model, tokenizer, workdir)
         packing = packing_plan(config, stage, model, tokenizer, sources, workdir)
-        with (
-            use_mesh(self.mesh),
-            stage_iterator(
-                config, stage, model, tokenizer, sources, packing, row_multiple=num_row_shards(self.mesh)
-            ) as batches,
-        ):
-            self.plan = StagePlan(
-                config, STAGE, self.mesh, batches.num_batches, batches.rows, batches.label_tokens
-            )
+        with use_mesh(self.mesh):
             params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
+            self.plan, batches = open_stage(
+                config, STAGE, model, tokenizer, params, sources, packing, workdir, self.mesh
+            )
             self.parameters = paths.count(params["connector"])
             self.state, self.frozen = self.plan.create_state(params), self.plan.place_frozen(params)
-            rows = [next(batches).arrays for _ in range(steps)]
+            with batches:
+                rows = [next(batches).arrays for _ in range(steps)]
         self.samples = [int(each.segment_ids.max(axis=1).sum()) for each in rows]
         self.batches = [to_device(each, self.mesh) for each in rows]
         self.seconds(0)  # compiles

@@ -23,11 +23,10 @@ from ml_collections import ConfigDict
 from mllm_jax.config import check
 from mllm_jax.inference import runs
 from mllm_jax.interop import load_tokenizer
-from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
-from mllm_jax.training.features import feature_cache
+from mllm_jax.parallel.mesh import make_mesh, use_mesh
+from mllm_jax.training.opening import open_stage
 from mllm_jax.training.params import starting_params
-from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
-from mllm_jax.training.stage import StagePlan
+from mllm_jax.training.sources import packing_plan, prepare_sources
 from mllm_jax.training.step import to_device
 
 CLOCKS = {"wall clock": time.perf_counter, "CPU": time.process_time}
@@ -52,10 +51,8 @@ def timed(config: ConfigDict, name: str, workdir: pathlib.Path) -> dict[str, flo
     stamps = []
     with use_mesh(mesh):
         params = starting_params(config, model, name, None)
-        cache = feature_cache(config, stage, model, params, sources, workdir)
-        multiple = num_row_shards(mesh) * stage.accumulation
-        with stage_iterator(config, stage, model, tokenizer, sources, packing, cache, multiple) as batches:
-            plan = StagePlan(config, name, mesh, stage.steps, batches.rows)
+        plan, batches = open_stage(config, name, model, tokenizer, params, sources, packing, workdir, mesh)
+        with batches:
             state, frozen = plan.create_state(params), plan.place_frozen(params)
             for batch in itertools.islice(batches, stage.steps):
                 state, metrics = plan.step(state, frozen, to_device(batch.arrays, mesh))

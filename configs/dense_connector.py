@@ -76,13 +76,14 @@ VARIANTS = {
     "dci-learnable": ("dci", {"learnable": True}),
     "dci-efficient": ("dci", {"reduction": 2}),  # a quarter of the tokens
 }
+MINI = ("mini", f"mini{SUFFIX}")
 DEPTH = {"full": 24, "mini": 6}  # blocks up to the selected layer, the stem counted
 
 
 def get_config(llm: str = "llama3-8b") -> ConfigDict:
-    if llm in ("mini", "mini-rates"):
+    if llm in MINI:
         config = study_config("mlp2x_gelu")
-        if llm == "mini-rates":
+        if llm.endswith(SUFFIX):
             config.eval.benchmarks.mini.seed = VALIDATION_SEED
         return config
     llm, anyres = llm.removesuffix("-anyres"), llm.endswith("-anyres")
@@ -113,11 +114,11 @@ def get_sweep(argument: str = "llama3-8b", added: tuple[str, ...] = ()) -> Sweep
     """The paper's tables; with the connectors `added`, with their defaults."""
     base = get_config(argument)
     variants = {**VARIANTS, **{name: (name, {}) for name in added}}
-    if argument in ("mini", "mini-rates"):
-        if argument == "mini-rates":
+    if argument in MINI:
+        if argument.endswith(SUFFIX):
             variants = {name: each for name, each in variants.items() if name == each[0]}
         cells = {name: _mini(base, *each) for name, each in variants.items()}
-        return grid(cells) if argument == "mini-rates" else with_chosen(cells, RATES, "mini")
+        return grid(cells) if argument.endswith(SUFFIX) else with_chosen(cells, RATES, "mini")
     cells = {f"{'-'.join(ABLATED)}-{name}": _full(base, *ABLATED, *each) for name, each in variants.items()}
     pairs = chain(
         *(
@@ -150,7 +151,7 @@ def get_findings(argument: str = "llama3-8b") -> list[Finding]:
     )
     found = [difference(claim, here + one, here + other, "all", "at least") for claim, one, other in claims]
     quicker = "DCI with a quarter of the tokens trains faster than one layer with all"
-    return [*found, faster(quicker, here + "dci-efficient", here + "mlp2x_gelu", "finetune")]
+    return [*found, faster(quicker, here + "dci-efficient", here + "mlp2x_gelu", "step_seconds/finetune")]
 
 
 def _mini(base: ConfigDict, connector: str, options: dict) -> Overrides:

@@ -49,7 +49,7 @@ SELECT_LAYER = -2  # unknown: LLaVA's
 def get_config(scale: str = "full") -> ConfigDict:
     size = _size(scale)
     config = _config(size, "mlp2x_gelu", *REFERENCE[size])
-    if scale == "mini-rates":
+    if scale == f"mini{SUFFIX}":
         config.eval.benchmarks.mini.seed = VALIDATION_SEED
     return config
 
@@ -97,7 +97,10 @@ def get_findings(scale: str = "full") -> list[Finding]:
             claim = f"{px} px: preserving and compressing are about as good"
             found.append(difference(claim, kept[px], compressed[px], group, "near"))
     for px in sizes:
-        for what, time in (("trains", "finetune"), ("reads an image and a question", "prefill_seconds")):
+        for what, time in (
+            ("trains", "step_seconds/finetune"),
+            ("reads an image and a question", "prefill_seconds"),
+        ):
             found.append(faster(f"{px} px: compressing {what} faster", compressed[px], kept[px], time))
     found += compressors
     small, large = sizes[0], sizes[-1]
@@ -107,14 +110,14 @@ def get_findings(scale: str = "full") -> list[Finding]:
 
 
 def _size(argument: str) -> str:
-    return "mini" if argument == LONGER else check_scale(argument, SIZES, "configs/preserve_or_compress.py")
+    return check_scale(argument, SIZES, "configs/preserve_or_compress.py", {LONGER: "mini"})
 
 
 def _cell(base: ConfigDict, size: str, connector: str, pixels: int, tokens: int, times: int = 1) -> Overrides:
     config = _config(size, connector, pixels, tokens)
-    for stage in config.stages.values():
-        for source in stage.sources.values():
-            if times > 1:
+    if times > 1:  # only of data that are drawn
+        for stage in config.stages.values():
+            for source in stage.sources.values():
                 source.count *= times
     config.eval = base.eval
     return {"model.connector.name": connector, **changes(base, config)}

@@ -6,10 +6,10 @@
     mllm-jax study cost configs/preserve_or_compress.py --topology v5p-64 --out docs/study/cost.json
     mllm-jax study report docs/study/*.json --out docs
 
-`collect` keeps of every finished run its scores question by question, loss curves and step times. `rates` chooses
-each connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer and a training step
-take with one model of each cell, on this machine, which should have nothing else to do. `cost` asks the planner what
-the cells cost at full scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files
+`collect` keeps of every finished run its scores question by question, curves and step times. `rates` chooses each
+connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer and a training step take
+with one model of each cell, on this machine, which should have nothing else to do. `cost` asks the planner what the
+cells cost at full scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files
 alone. See docs/sweep.md.
 """
 
@@ -40,14 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latency = verbs.add_parser("latency", help="measure how long answers and steps take")
     latency.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
     latency.add_argument("--out", required=True, metavar="FILE", help="the times (JSON)")
+    latency.add_argument(
+        "--no-steps",
+        action="store_true",
+        help="answers only: where the runs' data or devices are not at hand",
+    )
     cost = verbs.add_parser("cost", help="what the cells cost at full scale, from the planner")
     cost.add_argument("recipe", metavar="RECIPE", help="FILE.py, FILE.py:ARGUMENT, or a shipped one's NAME")
     cost.add_argument("--topology", required=True, help="a TPU slice as v5p-64, or a host's GPUs as h100:8")
     cost.add_argument("--out", required=True, metavar="FILE", help="the costs (JSON)")
     report = verbs.add_parser("report", help="pages and charts from summaries and costs")
-    report.add_argument(
-        "sources", nargs="+", metavar="FILE", help="of the other verbs, in the order of the page"
-    )
+    report.add_argument("sources", nargs="+", metavar="FILE", help="of collect, latency and cost")
     report.add_argument("--out", required=True, metavar="DIR", help="folder of study.md and study.html")
     report.add_argument("--baseline", default="mlp2x_gelu", help="connector that others are compared with")
 
@@ -139,27 +142,26 @@ def _summary(directory: Path) -> dict[str, Any]:
 
 
 def _latency(args: argparse.Namespace) -> int:
-    import jax
-
-    from mllm_jax.evaluation.study.latency import latency, step_times
+    from mllm_jax.evaluation.study.latency import device_name, latency, step_times
     from mllm_jax.evaluation.study.summary import FORMAT
     from mllm_jax.inference.load import load
+    from mllm_jax.parallel import cpu_devices
+    from mllm_jax.workdir import saved_config
 
     found, cells = _finished(as_path(args.directory)), {}
+    if not args.no_steps:
+        cpu_devices.divide(saved_config(found[0][1]).mesh.cpu_devices)
     for note, run in found:
-        if note["variant"] not in cells:
-            model = load(run)
-            cells[note["variant"]] = latency(model) | step_times(run, model)
-            print(note["variant"], ", ".join(f"{k} {v:.4f}" for k, v in cells[note["variant"]].items()))
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    times = {
-        "format": FORMAT,
-        "kind": "latency",
-        "recipe": found[-1][0]["recipe"],
-        "device": device,
-        "cells": cells,
-    }
-    _write(args.out, json.dumps(times, indent=1))
+        if note["variant"] in cells:
+            continue
+        model = load(run)
+        times = latency(model) | ({} if args.no_steps else step_times(run, model))
+        cells[note["variant"]] = times
+        summary = {"format": FORMAT, "kind": "latency", "recipe": note["recipe"], "device": device_name()}
+        _write(args.out, json.dumps({**summary, "cells": cells}, indent=1))  # after each: they take a while
+        print(
+            note["variant"], ", ".join(f"{key} {seconds:.4f}" for key, seconds in times.items()), flush=True
+        )
     return 0
 
 

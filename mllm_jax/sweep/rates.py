@@ -6,7 +6,7 @@ same for all. A connector without a choice trains at the recipe's own rates.
 
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mllm_jax.schema import ConfigError
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
@@ -22,7 +22,7 @@ def scaled(factor: float) -> Overrides:
 
 
 def grid(cells: Sweep) -> Sweep:
-    """Each cell at each of `FACTORS`: `linear-rate0.3`, `linear-rate1`, `linear-rate3`."""
+    """Each cell at each of `FACTORS`: `linear-rate0.1`, `linear-rate0.3`, `linear-rate1`, `linear-rate3`."""
     return product(cells, {f"rate{factor:g}": scaled(factor) for factor in FACTORS})
 
 
@@ -62,13 +62,18 @@ def read(file: pathlib.Path, scale: str) -> dict[str, float]:
         ) from None
 
 
-def check_scale(argument: str, scales: Iterable[str], recipe: str) -> str:
-    """A recipe's argument that may be one of `scales`, or one with `SUFFIX` behind it; returns the scale.
+def check_scale(
+    argument: str, scales: Iterable[str], recipe: str, others: Mapping[str, str] | None = None
+) -> str:
+    """The scale of a recipe's argument: one of `scales`, which may have `SUFFIX` behind it, or what `others` says.
 
     Raises:
       ConfigError: it is something else.
     """
+    if others and argument in others:
+        return others[argument]
     scale = argument.removesuffix(SUFFIX)
     if scale not in scales:
-        raise ConfigError(f"{recipe}:{argument}: choose {', '.join(f'{s} or {s}{SUFFIX}' for s in scales)}")
+        valid = [*(name for s in scales for name in (s, s + SUFFIX)), *(others or ())]
+        raise ConfigError(f"{recipe}:{argument}: choose {', '.join(valid[:-1])} or {valid[-1]}")
     return scale

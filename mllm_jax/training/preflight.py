@@ -139,7 +139,9 @@ def check_packing(config: ConfigDict, name: str, rule: LayoutRule) -> None:
     if stage.pack_by != "text":
         return
     if stage.samples_per_row == 1:
-        raise ConfigError(f"{key} rows hold one sample each; raise 'stages.{name}.samples_per_row'")
+        raise ConfigError(
+            f"{key} rows hold one sample each; raise 'stages.{name}.samples_per_row' or set it to 'tokens'"
+        )
     if not isinstance(rule, WholeImage):
         raise ConfigError(
             f"{key} images have different numbers of visual tokens with tiles, videos and native resolutions; set it "

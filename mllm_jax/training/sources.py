@@ -252,7 +252,7 @@ def packing_plan(
     """Which samples share the rows of a stage; None for one sample a row.
 
     Sizes that are not measured yet are measured now and kept in the data folder: the first process measures, then the
-    others read, or measure for themselves.
+    others read, or measure for themselves. With `pack_by="text"` the stage has passed `preflight.check_packing`.
     """
     if stage.samples_per_row == 1:
         return None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from mllm_jax.evaluation.study.findings import (
     FAILS,
     HOLDS,
     OPEN,
+    Finding,
     answer,
+    answer_time,
     as_dicts,
     difference,
     faster,
@@ -24,8 +27,10 @@ from mllm_jax.evaluation.study.intervals import ALL, Bootstrap, interval
 from mllm_jax.evaluation.study.rates import choose, rates_section
 from mllm_jax.evaluation.study.results import Study
 from mllm_jax.evaluation.study.summary import packed, unpacked
+from mllm_jax.evaluation.study.times import Times
 from mllm_jax.planning.topology import parse
 from mllm_jax.recipes.mini import study_config
+from mllm_jax.sweep.cells import load_recipe, read_sweep
 
 ABILITIES = [
     ["scene", "coarse", 60],
@@ -63,9 +68,9 @@ def run(variant, connector, seed, share, scale=1.0, questions="q"):
     }  # fmt: skip
 
 
-def summary(runs, findings=()):
+def summary(runs, findings=(), kind="study"):
     return {
-        "format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": as_dicts(findings),
+        "format": 1, "kind": kind, "recipe": "configs/x.py:mini", "findings": as_dicts(findings),
         "questions": {"q": ABILITIES, "other": ABILITIES}, "runs": runs,
     }  # fmt: skip
 
@@ -123,7 +128,7 @@ def test_verdicts():
 
     def verdict(left, right, expect):
         (one,) = from_dicts(as_dicts([difference("claim", left, right, "fine", expect)]))
-        return answer(one, samples, {}).verdict
+        return answer(one, samples).verdict
 
     assert verdict("kept-*", "base", "above") == HOLDS
     assert verdict("low", "base", "above") == FAILS
@@ -135,17 +140,46 @@ def test_verdicts():
 
 
 def test_times_are_compared_as_ratios():
-    times = {"kept": {"finetune": 2.0}, "half-1": {"finetune": 1.0}, "half-2": {"finetune": 1.5}, "new": {}}
+    key = "step_seconds/finetune"
+    seconds = {
+        "slow-1": {key: 4.0},
+        "slow-2": {key: 1.0},
+        "half-1": {key: 0.5},
+        "half-2": {key: 0.5},
+        "new": {},
+    }
 
-    def found(left, right, time="finetune"):
+    def found(left, right, time=key):
         (one,) = from_dicts(as_dicts([faster("claim", left, right, time)]))
-        found = answer(one, {}, times)
-        return found.difference, found.low, found.high, found.verdict
+        found = answer_time(one, seconds)
+        return round(found.value, 9), round(found.low, 9), round(found.high, 9), found.verdict
 
-    assert found("half-*", "kept") == (0.625, 0.5, 0.75, HOLDS)
-    assert found("kept", "half-*") == (1.6, 1.6, 1.6, FAILS)
-    assert found("half-*", "half-1")[-1] == OPEN
-    assert found("half-*", "new")[-1] == found("half-*", "kept", "prefill_seconds")[-1] == ABSENT
+    assert found("half-*", "slow-*") == (0.25, 0.125, 0.5, HOLDS)
+    assert found("slow-*", "half-1") == (4, 2, 8, FAILS)
+    assert found("slow-*", "slow-2")[1:] == (1, 4, OPEN)  # one of them is not
+    assert found("half-1", "half-2")[-1] == OPEN  # no faster than can be measured
+    assert found("half-*", "none")[-1] == found("half-*", "slow-*", "prefill_seconds")[-1] == ABSENT
+    assert found("half-*|new", "slow-*")[-1] == ABSENT  # of one there is no time
+    with pytest.raises(ValueError, match="'claim' compares times"):
+        Finding("claim", ((-1, "a"), (1, "b")), key, "faster")
+
+
+def test_measured_times_come_before_logged_ones():
+    runs = [run("mlp", "mlp2x_gelu", 0, 0.9), run("pool", "average_pool", 0, 0.4)]
+    cells = {
+        name: {"step_seconds/pretrain": 1.0, "step_seconds/finetune": 2.0, "token_seconds": 3.0}
+        for name in ("mlp", "pool")
+    }
+    times = Times(Study(summary(runs)), {"device": "1 x cpu", "cells": cells})
+    assert times.seconds == cells
+    assert times.keys == ["step_seconds/pretrain", "step_seconds/finetune", "token_seconds"]
+    assert "1 x cpu" in times.about
+    assert "logged" not in times.about
+    del cells["pool"]["step_seconds/finetune"]  # then all are those of the logs
+    times = Times(Study(summary(runs)), {"device": "1 x cpu", "cells": cells})
+    assert [times.seconds[name]["step_seconds/finetune"] for name in ("mlp", "pool")] == [0.25, 0.25]
+    assert times.seconds["pool"]["step_seconds/pretrain"] == 1
+    assert "Steps of finetune are as the runs logged them" in times.about
 
 
 def test_seeds_that_are_compared():
@@ -174,7 +208,7 @@ def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
         assert f"{rates} is no summary of a study ({rates} has no 'cells')" in capsys.readouterr().err
     rates.write_text(json.dumps({"format": 1, "kind": "what", "recipe": "x.py", "cells": {}}))
     assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
-    assert "kind 'what' is none of latency, study, rates, cost" in capsys.readouterr().err
+    assert "kind 'what' is none of study, latency, rates, cost" in capsys.readouterr().err
     rates.write_text("[]")
     assert main(["study", "rates", str(tmp_path), "--scale=mini", f"--out={rates}"]) == 1
     assert f"{rates} does not hold choices" in capsys.readouterr().err
@@ -191,8 +225,10 @@ def test_the_choice_of_learning_rates():
     assert chosen["linear"]["scores"]["1"] == pytest.approx(outcomes(0.5, 0).mean())
     assert chosen["sci"]["factor"] == 1  # of equal ones, what changes least
     section = rates_section(Study(summary(runs)))
-    assert section.parts[1].head == ("connector", "× 0.3", "× 1", "× 3", "chosen")
+    assert section.parts[1].head == ("connector", "× 0.3", "× 1", "× 3", "best")
     assert [row[-1] for row in section.parts[1].rows] == ["3", "1"]
+    (row,) = rates_section(Study(summary(runs[:1]))).parts[1].rows  # a sweep that has not run yet
+    assert row[-1] == "–"
     with pytest.raises(ReportError, match=r"factor 0\.3 only"):
         choose(Study(summary(runs[:1])))
 
@@ -205,12 +241,26 @@ def test_pages_of_a_study(tmp_path):
     ]
     claims = [
         difference("keeping is better", "mlp", "pool", "fine"),
-        faster("pooling is faster", "pool", "mlp", "finetune"),
+        faster("pooling is faster", "pool", "mlp", "step_seconds/finetune"),
         faster("pooling answers sooner", "pool", "mlp", "prefill_seconds"),
     ]
-    source, out = tmp_path / "summary.json", tmp_path / "docs"
-    source.write_text(json.dumps(summary([*runs, run("half", "linear", 0, 0.5)], claims)))
-    assert main(["study", "report", str(source), "--out", str(out)]) == 0
+    half = run("half", "linear", 0, 0.5)
+    half["stages"] = {name: {**stage} for name, stage in half["stages"].items()}
+    for stage in half["stages"].values():
+        del stage["grad_norm"]  # as an older summary
+    source, grid, times, out = (tmp_path / name for name in ("z.json", "a.json", "b.json", "docs"))
+    source.write_text(json.dumps(summary([*runs, half], claims)))
+    grid.write_text(json.dumps(summary(runs[:1], kind="rates")))
+    cells = {"mlp": {"prefill_seconds": 0.4}, "pool": {"prefill_seconds": 0.1}, "half": {}}
+    latency = {
+        "format": 1,
+        "kind": "latency",
+        "recipe": "configs/x.py:mini",
+        "device": "1 x cpu",
+        "cells": cells,
+    }
+    times.write_text(json.dumps(latency))
+    assert main(["study", "report", str(grid), str(times), str(source), "--out", str(out)]) == 0
 
     rows = list(csv.DictReader((out / "report.csv").read_text().splitlines()))
     assert len(rows) == 7 * len(ABILITIES)
@@ -226,15 +276,52 @@ def test_pages_of_a_study(tmp_path):
     assert "half" in page.split("leaves out")[0]  # it ran with one seed of three
     (claim,) = (line for line in page.splitlines() if "keeping is better" in line)
     assert HOLDS in claim
-    (claim,) = (line for line in page.splitlines() if "pooling is faster" in line)
-    assert "1.00×" in claim
-    assert OPEN in claim
-    study = json.loads((out / "report.json").read_text())["studies"][0]
-    assert [one["verdict"] for one in study["findings"]["mini"]] == [HOLDS, OPEN, ABSENT]
+    (claim,) = (line for line in page.splitlines() if "pooling answers sooner" in line)
+    assert "0.25 | 0.25 to 0.25" in claim
+    assert page.index("## configs/x.py:mini\n") < page.index("configs/x.py:mini: learning rates")
+    (study,) = json.loads((out / "report.json").read_text())["studies"]
+    assert [one["verdict"] for one in study["findings"]["mini"]] == [HOLDS]
+    assert [one["verdict"] for one in study["time_findings"]] == [OPEN, HOLDS]
     facts = study["scores"]["mini"]
     assert facts["pool"]["scene"]["low"] < facts["pool"]["scene"]["score"] < facts["pool"]["scene"]["high"]
     html = (out / "study.html").read_text()
-    assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) == 6
+    assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) == 9
+
+
+def test_times_without_their_study(tmp_path, capsys):
+    file, twice = tmp_path / "times.json", tmp_path / "again.json"
+    latency = {
+        "format": 1,
+        "kind": "latency",
+        "recipe": "configs/x.py:mini",
+        "device": "1 x cpu",
+        "cells": {},
+    }
+    for each in (file, twice):
+        each.write_text(json.dumps(latency))
+    assert main(["study", "report", str(file), "--out", str(tmp_path)]) == 1
+    assert f"{file}: times of configs/x.py:mini, whose results are not given" in capsys.readouterr().err
+    (tmp_path / "s.json").write_text(json.dumps(summary([run("a", "linear", 0, 0.5)])))
+    assert (
+        main(["study", "report", *map(str, (file, twice, tmp_path / "s.json")), "--out", str(tmp_path)]) == 1
+    )
+    assert f"{twice}: further times of configs/x.py:mini" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [f"preserve_or_compress:{scale}" for scale in ("full", "mini", "mini-longer")]
+    + [f"dense_connector:{llm}" for llm in ("llama3-8b", "mini")],
+)
+def test_findings_are_about_cells_of_their_recipe(recipe):
+    file, _, argument = recipe.partition(":")
+    path = pathlib.Path(__file__).parents[2] / "configs" / f"{file}.py"
+    cells = read_sweep(f"{path}:{argument}")
+    seconds = {name: {"prefill_seconds": 1.0, "step_seconds/finetune": 1.0} for name in cells}
+    samples = {name: dict.fromkeys((ALL, "coarse", "fine", "reasoning"), np.zeros(3)) for name in cells}
+    for finding in load_recipe(path).get_findings(argument):
+        found = answer_time(finding, seconds) if finding.expect == "faster" else answer(finding, samples)
+        assert found.verdict != ABSENT, finding
 
 
 def test_what_cannot_be_compared(tmp_path, capsys):

@@ -51,42 +51,73 @@ def plot_losses(metrics: Path, out: Path) -> None:
     plot_loss_curves({"": read_metrics(as_path(metrics))}, as_path(out))
 
 
-def plot_loss_curves(
-    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path, name: str = LOSS
-) -> None:
-    """Loss curves of several runs, a column per stage; one run alone also gets the rates and gradients of its log.
+def plot_loss_curves(runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], out: Path) -> None:
+    """Loss curves of several runs, a column per stage; one run alone also gets learning rate and gradients.
 
     Args:
       runs: run's name -> stage -> records.
       out: the PNG.
-      name: what the records call "loss". What is no loss gets a logarithmic scale.
     """
     stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
-    logged = any("learning_rate" in r for run in runs.values() for records in run.values() for r in records)
-    alone = len(runs) == 1 and logged
-    named = 0.2 * -(-len(runs) // 2)  # inches for the legend
-    figure = plots.new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4 if alone else 3.8 + named)
-    heights = [2, 1] if alone else [1]
-    grid = figure.subplots(len(heights), len(stages), squeeze=False, height_ratios=heights, sharex="col")
+    if len(runs) != 1:
+        plot_curves(runs, out, "loss", LOSS)
+        return
+    ((name, run),) = runs.items()
+    figure = plots.new_figure(4.8 * max(len(stages), 1) + 0.6, 5.4)
+    grid = figure.subplots(2, len(stages), squeeze=False, height_ratios=[2, 1], sharex="col")
     for column, stage in enumerate(stages):
-        top, bottom = grid[0][column], grid[-1][column]
-        for index, (title, run) in enumerate(runs.items()):
-            if records := run.get(stage, ()):
-                _loss_line(top, records, title, index, alone)
-        top.set_title(showable(stage), fontsize=12, fontweight="bold")
-        top.set_ylabel(name if column == 0 else "")
-        if name != LOSS:
-            _log_scale(top)
-        plots.plain_axes(top)
-        if alone:
-            (run,) = runs.values()
-            _rates(bottom, run[stage], column == 0, column == len(stages) - 1)
-        else:
-            top.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-        bottom.set_xlabel("step")
-        bottom.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        top, bottom = grid[0][column], grid[1][column]
+        _curve(top, run[stage], "loss", name, 0, with_raw=True)
+        _headed(top, stage, LOSS if column == 0 else "")
+        _rates(bottom, run[stage], column == 0, column == len(stages) - 1)
+        _steps(bottom)
     figure.tight_layout()
     plots.save_figure(figure, out)
+
+
+def plot_curves(
+    runs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    out: Path,
+    key: str,
+    axis: str,
+    logarithmic: bool = False,
+) -> None:
+    """Curves of several runs in one picture, a column per stage.
+
+    Args:
+      runs: run's name -> stage -> records.
+      out: the PNG.
+      key: of the value in the records.
+      axis: how it is called.
+      logarithmic: its scale.
+    """
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run))
+    named = 0.2 * -(-len(runs) // 2)  # inches for the legend
+    figure = plots.new_figure(4.8 * max(len(stages), 1) + 0.6, 3.8 + named)
+    for column, (axes, stage) in enumerate(
+        zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True)
+    ):
+        for index, (name, run) in enumerate(runs.items()):
+            if records := run.get(stage, ()):
+                _curve(axes, records, key, name, index, with_raw=False)
+        _headed(axes, stage, axis if column == 0 else "")
+        if logarithmic and any(record[key] > 0 for run in runs.values() for record in run.get(stage, ())):
+            _log_scale(axes)
+        axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        _steps(axes)
+    figure.tight_layout()
+    plots.save_figure(figure, out)
+
+
+def _headed(axes: Axes, stage: str, name: str) -> None:
+    axes.set_title(showable(stage), fontsize=12, fontweight="bold")
+    axes.set_ylabel(name)
+    plots.plain_axes(axes)
+
+
+def _steps(axes: Axes) -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _values(records: Sequence[Mapping[str, Any]], key: str) -> Float[np.ndarray, " n"]:
@@ -99,11 +130,11 @@ def _marker(records: Sequence[Any]) -> str | None:
     return "o" if len(records) < 3 else None
 
 
-def _loss_line(
-    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, index: int, with_raw: bool
+def _curve(
+    axes: Axes, records: Sequence[Mapping[str, Any]], key: str, name: str, index: int, with_raw: bool
 ) -> None:
     style = series_style(index)
-    steps, losses = _values(records, "step"), _values(records, "loss")
+    steps, losses = _values(records, "step"), _values(records, key)
     half = len(losses) // 40
     smooth = np.array([losses[max(0, i - half) : i + half + 1].mean() for i in range(len(losses))])
     if with_raw and half:

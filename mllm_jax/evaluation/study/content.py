@@ -7,15 +7,22 @@ import numpy as np
 
 from mllm_jax.evaluation.report import cost_plot, losses, radar
 from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
-from mllm_jax.evaluation.study.findings import FASTER, MARGIN, Answer, answer, from_dicts
+from mllm_jax.evaluation.study.findings import (
+    FASTER,
+    MARGIN,
+    TIME_MARGIN,
+    Answer,
+    answer,
+    answer_time,
+    from_dicts,
+)
 from mllm_jax.evaluation.study.intervals import ALL, RESAMPLES, interval
-from mllm_jax.evaluation.study.latency import MEASURES, STEP
 from mllm_jax.evaluation.study.results import Benchmark, Study, Variant
+from mllm_jax.evaluation.study.times import STEP, Times, time_name
 from mllm_jax.evaluation.tables import label, percent
 from mllm_jax.storage import Path
 
 _TOKENS = "visual tokens per image"
-_LATENCIES = {"prefill_seconds": "image to first token", "token_seconds": "further token"}
 METHOD = (
     f"Intervals hold 95 % of {RESAMPLES:,} bootstrap resamples of seeds and questions, the same resamples for all "
     "cells; differences are paired by seed and question. A group's score is the mean of its abilities."
@@ -28,23 +35,22 @@ def make_sections(
     baseline: str,
     out: Path,
     images: str,
-    latency: Mapping[str, Mapping[str, float]],
+    times: Times,
 ) -> list[Section]:
     """The sections of one study; charts are written to `OUT/IMAGES`.
 
     Args:
       baseline: connector that the others are compared with, at their own resolution.
-      latency: variant -> what `latency` measured, for those of which it was.
+      times: of the cells.
     """
     sections = [Section(study.recipe, (_about(study),))]
     for name, benchmark in study.benchmarks.items():
         several = len(study.benchmarks) > 1
         title = f"{name}: " if several else ""
         stem = f"{images}/{_slug(study.recipe)}" + (f"_{_slug(name)}" if several else "")
-        if summary["findings"]:
-            answers = find_answers(study, benchmark, summary, latency)
+        if answers := find_answers(benchmark, summary):
             sections.append(
-                Section(f"{title}What the papers say, and what holds here", _findings(benchmark, answers), 3)
+                Section(f"{title}What the papers say, and what holds here", _findings(answers), 3)
             )
         sections.append(Section(f"{title}Scores", (METHOD, _scores(benchmark, benchmark.groups)), 3))
         if pairs := _pairs(study, benchmark, baseline):
@@ -59,14 +65,13 @@ def make_sections(
         if radars := _radars(study, benchmark, out, stem):
             sections.append(Section(f"{title}Abilities by resolution", (radars,), 3))
         sections.append(
-            Section(f"{title}Accuracy against cost", tuple(_costs(study, benchmark, latency, out, stem)), 3)
+            Section(f"{title}Accuracy against cost", tuple(_costs(study, benchmark, times, out, stem)), 3)
         )
-    sections.append(Section("Cells", (_cells(study, baseline, latency),), 3))
-    sections.append(
-        Section(
-            "Loss and gradients", (_losses(study, out, f"{images}/{_slug(study.recipe)}"),), 3, folded=True
-        )
-    )
+    if answers := find_time_answers(times, summary):
+        sections.append(Section("What the papers say of time", _time_findings(answers), 3))
+    sections.append(Section("Cells", (times.about, _cells(study, baseline, times)), 3))
+    if curves := _losses(study, out, f"{images}/{_slug(study.recipe)}"):
+        sections.append(Section("Training", (curves,), 3, folded=True))
     return sections
 
 
@@ -91,26 +96,16 @@ def _about(study: Study) -> str:
     return said
 
 
-def find_answers(
-    study: Study, benchmark: Benchmark, summary: Mapping[str, Any], latency: Mapping[str, Mapping[str, float]]
-) -> list[Answer]:
-    """What the study says of the recipe's findings; arguments as for `make_sections`."""
-    times: dict[str, dict[str, float]] = {}
-    for variant in study.variants:
-        steps = {stage: _step_seconds(study, variant, stage, latency) for stage in study.stages}
-        times[variant.name] = {stage: seconds for stage, seconds in steps.items() if seconds}
-        times[variant.name] |= latency.get(variant.name, {})
-    return [answer(finding, benchmark.samples, times) for finding in from_dicts(summary["findings"])]
+def find_answers(benchmark: Benchmark, summary: Mapping[str, Any]) -> list[Answer]:
+    """What a benchmark says of the recipe's findings."""
+    asked = (one for one in from_dicts(summary["findings"]) if one.expect != FASTER)
+    return [answer(finding, benchmark.samples) for finding in asked]
 
 
-def _step_seconds(
-    study: Study, variant: Variant, stage: str, latency: Mapping[str, Mapping[str, float]]
-) -> float | None:
-    """Of a training step: as `latency` measured it, if it did for all cells, or as the runs logged it."""
-    key = STEP + stage
-    if all(key in latency.get(one.name, {}) for one in study.variants):
-        return latency[variant.name][key]
-    return variant.step_seconds(stage)
+def find_time_answers(times: Times, summary: Mapping[str, Any]) -> list[Answer]:
+    """What the times say of the recipe's findings."""
+    asked = (one for one in from_dicts(summary["findings"]) if one.expect == FASTER)
+    return [answer_time(finding, times.seconds) for finding in asked]
 
 
 def _ends(low: float, high: float, signed: bool = False) -> str:
@@ -118,31 +113,33 @@ def _ends(low: float, high: float, signed: bool = False) -> str:
     return f"[{100 * low:{form}}, {100 * high:{form}}]"
 
 
-def _findings(benchmark: Benchmark, answers: Sequence[Answer]) -> tuple[Part, ...]:
+def _findings(answers: Sequence[Answer]) -> tuple[Part, ...]:
     rows = []
     for found in answers:
-        of_time = found.finding.expect == FASTER
-        if np.isnan(found.low):
-            numbers = ("–", "–")
-        elif of_time:
-            numbers = (f"{found.difference:.2f}×", f"{found.low:.2f}× to {found.high:.2f}×")
-        else:
-            numbers = (f"{100 * found.difference:+.1f}", _ends(found.low, found.high, True))
-        score = found.finding.score
-        rows.append(
-            (found.finding.claim, _time_name(score) if of_time else label(score), *numbers, found.verdict)
-        )
+        numbers = ("–", "–") if np.isnan(found.low) else (
+            f"{100 * found.value:+.1f}", _ends(found.low, found.high, True)
+        )  # fmt: skip
+        rows.append((found.finding.claim, label(found.finding.score), *numbers, found.verdict))
     about = (
         "“Holds” means that the interval says so: it is above zero; for “not lower” above "
         f"−{100 * MARGIN:.0f} points; for “about as good” within ±{100 * MARGIN:.0f} points. “Does not hold” means "
-        "that it lies on the other side, all else is undecided. Of times it is the ratio, and the smallest and largest "
-        "of the cells."
+        "that it lies on the other side, all else is undecided."
     )
     return about, Table(("claim", "score", "difference", "95 % interval", "verdict"), tuple(rows))
 
 
-def _time_name(key: str) -> str:
-    return _LATENCIES.get(key, f"step, {key}")
+def _time_findings(answers: Sequence[Answer]) -> tuple[Part, ...]:
+    rows = []
+    for found in answers:
+        numbers = ("–", "–") if np.isnan(found.low) else (
+            f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+        )  # fmt: skip
+        rows.append((found.finding.claim, time_name(found.finding.score), *numbers, found.verdict))
+    about = (
+        "The ratio of the cells' mean times, and the least and greatest of any two of them. “Holds” means that all are "
+        f"below {1 - TIME_MARGIN:.2f}, “does not hold” that all are above {1 + TIME_MARGIN:.2f}."
+    )
+    return about, Table(("claim", "time", "ratio", "range", "verdict"), tuple(rows))
 
 
 def _scores(benchmark: Benchmark, names: Sequence[str], short: bool = False) -> Table:
@@ -215,21 +212,16 @@ def _radars(study: Study, benchmark: Benchmark, out: Path, stem: str) -> Figures
     return Figures(tuple(figures)) if figures else None
 
 
-def _costs(
-    study: Study, benchmark: Benchmark, latency: Mapping[str, Mapping[str, float]], out: Path, stem: str
-) -> list[Figures]:
+def _costs(study: Study, benchmark: Benchmark, times: Times, out: Path, stem: str) -> list[Figures]:
     """A figure per group for each cost that all cells know."""
-    last = study.stages[-1] if study.stages else ""
+    seconds = {variant.name: times.seconds[variant.name] for variant in benchmark.variants}
     costs: dict[str, tuple[str, dict[str, float | None]]] = {
         "tokens": (_TOKENS, {v.name: float(v.model["visual_tokens"]) for v in benchmark.variants}),
-        "time": (
-            f"seconds per step of {last}",
-            {v.name: _step_seconds(study, v, last, latency) for v in benchmark.variants},
-        ),
     }
-    for key, name in MEASURES.items():
-        values = {v.name: latency.get(v.name, {}).get(key) for v in benchmark.variants}
-        costs[key.removesuffix("_seconds")] = name, values
+    last = [STEP + stage for stage in study.stages[-1:]]
+    for key in (key for key in times.keys if not key.startswith(STEP) or key in last):
+        word = "time" if key in last else key.removesuffix("_seconds")
+        costs[word] = f"seconds, {time_name(key)}", {name: one.get(key) for name, one in seconds.items()}
     strips = []
     sizes = _sizes(study)
     for word, (cost, values) in costs.items():
@@ -251,40 +243,22 @@ def _costs(
     return strips
 
 
-def _cells(study: Study, baseline: str, latency: Mapping[str, Mapping[str, float]]) -> Table:
+def _cells(study: Study, baseline: str, times: Times) -> Table:
     """What the cells are and cost: times also as shares of the baseline's."""
-    kinds = [f"step, {stage}" for stage in study.stages]
-    kinds += [name for key, name in _LATENCIES.items() if any(key in one for one in latency.values())]
     rows = []
     for variant in study.variants:
-        other = baseline_of(variant, study.variants, baseline)
-        times = [
-            _time(own, before)
-            for own, before in zip(
-                _times(study, variant, latency), _times(study, other, latency), strict=True
-            )
-        ]
+        own, other = times.seconds[variant.name], baseline_of(variant, study.variants, baseline)
+        before = times.seconds[other.name] if other else {}
         model = variant.model
         rows.append(
             (
                 variant.name, str(len(variant.runs)), f"{model['image_size']} px", str(model["visual_tokens"]),
-                f"{model['parameters'].get('connector', 0):,}", f"{variant.rate:g}", *times,
+                f"{model['parameters'].get('connector', 0):,}", f"{variant.rate:g}",
+                *(_time(own.get(key), before.get(key)) for key in times.keys),
             )
         )  # fmt: skip
     head = ("cell", "seeds", "image", "visual tokens", "connector's parameters", "factor on its rates")
-    return Table((*head, *kinds), tuple(rows))
-
-
-def _times(
-    study: Study, variant: Variant | None, latency: Mapping[str, Mapping[str, float]]
-) -> list[float | None]:
-    """A step of each stage and, where they were measured, the latencies."""
-    keys = [key for key in _LATENCIES if any(key in one for one in latency.values())]
-    if variant is None:
-        return [None] * (len(study.stages) + len(keys))
-    measured = latency.get(variant.name, {})
-    steps = (_step_seconds(study, variant, stage, latency) for stage in study.stages)
-    return [*steps, *map(measured.get, keys)]
+    return Table((*head, *map(time_name, times.keys)), tuple(rows))
 
 
 def _time(seconds: float | None, before: float | None) -> str:
@@ -294,29 +268,22 @@ def _time(seconds: float | None, before: float | None) -> str:
     return f"{shown} ms" + (f" ({seconds / before:.2f}×)" if before else "")
 
 
-def _losses(study: Study, out: Path, stem: str) -> Figures:
-    """Loss and gradient norms of the first seed, a figure of each per resolution."""
+def _losses(study: Study, out: Path, stem: str) -> Figures | None:
+    """Loss and gradient norms of the first seed, a figure of each per resolution; None without any."""
     figures = []
     for size in _sizes(study):
-        curves: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {"loss": {}, "grad_norm": {}}
-        for variant in study.variants:
-            if variant.model["image_size"] == size:
-                run = next(iter(variant.runs.values()))
-                for shown, found in curves.items():
-                    found[variant.name] = {
-                        stage: [
-                            {"step": step, "loss": value}
-                            for step, value in zip(one["at"], one[shown], strict=True)
-                        ]
-                        for stage, one in run["stages"].items()
-                        if shown in one
-                    }
-        for shown, name, what in (
-            ("loss", losses.LOSS, "Training loss"),
-            ("grad_norm", "gradient norm of the connector", "Gradient norm of the connector"),
-        ):
-            if any(curves[shown].values()):
-                file = f"{stem}_{shown}_{size}px.png"
-                losses.plot_loss_curves(curves[shown], out / file, name)
-                figures.append(Figure(file, f"{what} at {size} px, the first seed"))
-    return Figures(tuple(figures))
+        runs = {v.name: next(iter(v.runs.values())) for v in study.variants if v.model["image_size"] == size}
+        for key, axis in (("loss", losses.LOSS), ("grad_norm", "gradient norm of the connector")):
+            curves = {
+                name: {
+                    stage: [{"step": step, key: y} for step, y in zip(one["at"], one[key], strict=True)]
+                    for stage, one in run["stages"].items()
+                    if key in one
+                }
+                for name, run in runs.items()
+            }
+            if any(curves.values()):
+                file = f"{stem}_{key}_{size}px.png"
+                losses.plot_curves(curves, out / file, key, axis, logarithmic=key != "loss")
+                figures.append(Figure(file, f"{axis[0].upper()}{axis[1:]} at {size} px, the first seed"))
+    return Figures(tuple(figures)) if figures else None

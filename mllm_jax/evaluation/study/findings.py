@@ -15,6 +15,7 @@ from jaxtyping import Float
 from mllm_jax.evaluation.study.intervals import interval
 
 MARGIN = 0.03  # differences smaller than this count as none
+TIME_MARGIN = 0.05  # the same of ratios of times, which are measured no more exactly
 FASTER = "faster"
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "undecided", "not run"
 
@@ -26,9 +27,10 @@ class Finding:
     Attributes:
       claim: in words.
       terms: patterns of variants with a sign: the mean of the cells that match, added or subtracted.
-      score: of which ability or group; for "faster" which time: a stage, whose steps count, or what `latency` measures.
+      score: of which ability or group; for "faster" the key of a time (`times`).
       expect: "above": the difference is positive; "at least": it is not below -`MARGIN`; "near": it is within
-        `MARGIN` on both sides; "faster": the cells that are added take less time than those that are subtracted.
+        `MARGIN` on both sides; "faster": the cells of the first term take less time than those of the second, by more
+        than `TIME_MARGIN`.
     """
 
     claim: str
@@ -37,10 +39,11 @@ class Finding:
     expect: str = "above"
 
     def __post_init__(self) -> None:
-        if self.expect not in ("above", "at least", "near", FASTER):
-            raise ValueError(
-                f"expect={self.expect!r} of {self.claim!r}: choose above, at least, near or {FASTER}"
-            )
+        expected = ("above", "at least", "near", FASTER)
+        if self.expect not in expected:
+            raise ValueError(f"expect={self.expect!r} of {self.claim!r}: choose {', '.join(expected)}")
+        if self.expect == FASTER and [sign for sign, _ in self.terms] != [1, -1]:
+            raise ValueError(f"{self.claim!r} compares times, so its terms are one with 1 and one with -1")
 
 
 def difference(claim: str, left: str, right: str, score: str, expect: str = "above") -> Finding:
@@ -49,7 +52,7 @@ def difference(claim: str, left: str, right: str, score: str, expect: str = "abo
 
 
 def faster(claim: str, left: str, right: str, time: str) -> Finding:
-    """The claim that the cells `left` take less `time` than the cells `right`."""
+    """The claim that the cells `left` take less of a time (`times`, "step_seconds/finetune", say) than `right`."""
     return Finding(claim, ((1, left), (-1, right)), time, FASTER)
 
 
@@ -58,43 +61,54 @@ class Answer:
     """What a study says of a finding; NaN where cells are missing.
 
     Attributes:
-      difference, low, high: a difference as a share of 1 and its 95 % interval; for "faster" a ratio of times, and the
-        smallest and largest of the cells.
+      value, low, high: a difference as a share of 1 and its 95 % interval; for "faster" the ratio of the (geometric)
+        mean times, and the least and greatest ratio of any two of the cells.
     """
 
     finding: Finding
-    difference: float
+    value: float
     low: float
     high: float
     verdict: str
 
 
-def answer(
-    finding: Finding,
-    samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]],
-    times: Mapping[str, Mapping[str, float]],
-) -> Answer:
-    """Looks a finding up in the results. Where a part of a pattern matches no cell, it has not been put to the test.
+def answer(finding: Finding, samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]]) -> Answer:
+    """Looks a finding about scores up in the results.
 
     Args:
-      samples: variant -> score's name -> the score and its resamples.
-      times: variant -> name of a time -> seconds.
+      samples: variant -> score's name -> the score and its resamples. Where a part of a pattern matches none, the claim
+        has not been put to the test.
     """
-    known = times if finding.expect == FASTER else samples
-    values = {name: one[finding.score] for name, one in known.items() if finding.score in one}
-    terms = []  # sign, values of the cells
+    total = 0.0
     for sign, patterns in finding.terms:
-        if not all(any(matches(name, pattern) for name in values) for pattern in patterns.split("|")):
+        known = {name: one[finding.score] for name, one in samples.items() if finding.score in one}
+        if not all(any(matches(name, pattern) for name in known) for pattern in patterns.split("|")):
             return Answer(finding, np.nan, np.nan, np.nan, ABSENT)
-        terms.append((sign, [one for name, one in values.items() if matches(name, patterns)]))
-    if finding.expect == FASTER:
-        (_, left), (_, right) = terms
-        ratios = np.divide(left, np.mean(right))
-        value, low, high = float(ratios.mean()), float(ratios.min()), float(ratios.max())
-        verdict = HOLDS if high < 1 else FAILS if low > 1 else OPEN
-        return Answer(finding, value, low, high, verdict)
-    value, low, high = interval(sum(sign * np.mean(found, axis=0) for sign, found in terms))
+        found = [values for name, values in known.items() if matches(name, patterns)]
+        total = total + sign * np.mean(found, axis=0)
+    value, low, high = interval(total)
     return Answer(finding, value, low, high, _verdict(finding.expect, low, high))
+
+
+def answer_time(finding: Finding, seconds: Mapping[str, Mapping[str, float]]) -> Answer:
+    """Looks a finding about times up.
+
+    Args:
+      seconds: variant -> key of a time -> seconds. Where a part of a pattern matches none, or a cell that it matches
+        lacks this time, the claim has not been put to the test.
+    """
+    (_, left), (_, right) = finding.terms
+    sides = []
+    for patterns in (left, right):
+        found = [one.get(finding.score) for name, one in seconds.items() if matches(name, patterns)]
+        if None in found or not all(any(matches(n, p) for n in seconds) for p in patterns.split("|")):
+            return Answer(finding, np.nan, np.nan, np.nan, ABSENT)
+        sides.append(np.log(np.array(found, float)))
+    (one, other) = sides
+    ratios = one.mean() - other.mean(), one.min() - other.max(), one.max() - other.min()
+    value, low, high = (float(np.exp(ratio)) for ratio in ratios)
+    verdict = HOLDS if high < 1 - TIME_MARGIN else FAILS if low > 1 + TIME_MARGIN else OPEN
+    return Answer(finding, value, low, high, verdict)
 
 
 def matches(name: str, patterns: str) -> bool:

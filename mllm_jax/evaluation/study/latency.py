@@ -15,25 +15,25 @@ from typing import Any
 import jax
 from PIL import Image
 
+from mllm_jax.evaluation.study.times import STEP
 from mllm_jax.inference.model import Model
 from mllm_jax.inference.session import Session
-from mllm_jax.parallel.mesh import make_mesh, num_row_shards, use_mesh
-from mllm_jax.parallel.row_parts import row_part
+from mllm_jax.parallel.mesh import make_mesh, use_mesh
 from mllm_jax.storage import Path
-from mllm_jax.training.features import feature_cache
-from mllm_jax.training.sources import packing_plan, prepare_sources, stage_iterator
-from mllm_jax.training.stage import StagePlan
+from mllm_jax.training import adapters
+from mllm_jax.training.opening import open_stage
+from mllm_jax.training.sources import packing_plan, prepare_sources
 from mllm_jax.training.step import to_device
 from mllm_jax.workdir import saved_config
 
 REPEATS = 15
 STEPS = 24  # of each stage; the first compiles
-STEP = "step_seconds/"  # and the stage's name
 QUESTION = "what is there in the image, and where is it? answer with a single word or a short phrase."
-MEASURES = {  # what is measured -> how it is called
-    "prefill_seconds": "seconds from an image to its first token",
-    "token_seconds": "seconds for each further token",
-}
+
+
+def device_name() -> str:
+    """What is measured on, as "2 x cpu"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def latency(model: Model) -> dict[str, float]:
@@ -62,7 +62,9 @@ def latency(model: Model) -> dict[str, float]:
 
 
 def step_times(directory: Path, model: Model) -> dict[str, float]:
-    """Medians of a training step of each stage, on the run's data, whose preparation and loading are left out.
+    """Medians of a training step of each stage, on batches of the run's data that are loaded before.
+
+    Data and features that the run's data folder no longer has are made again.
 
     Args:
       directory: of the run.
@@ -70,34 +72,25 @@ def step_times(directory: Path, model: Model) -> dict[str, float]:
 
     Returns:
       "step_seconds/STAGE" -> seconds.
+
+    Raises:
+      ConfigError, DataError, ImageError: the run's mesh does not fit this machine, or its data are gone.
     """
     config, found = saved_config(directory), {}
-    mesh = make_mesh(config.mesh.to_dict())
+    mesh, tokenizer = make_mesh(config.mesh.to_dict()), model.tokenizer
     for name in config.stage_order:
         stage = config.stages[name]
-        sources = prepare_sources(config, name, model.config, model.tokenizer, directory)
-        packing = packing_plan(config, stage, model.config, model.tokenizer, sources, directory)
-        cache = feature_cache(config, stage, model.config, model.params, sources, directory)
-        multiple = num_row_shards(mesh) * stage.accumulation
-        with (
-            use_mesh(mesh),
-            stage_iterator(
-                config,
-                stage,
-                model.config,
-                model.tokenizer,
-                sources,
-                packing,
-                cache,
-                multiple,
-                row_part(mesh),
-            ) as batches,
-        ):
-            plan = StagePlan(config, name, mesh, STEPS, batches.rows, batches.label_tokens)
-            state, frozen = plan.create_state(model.params), plan.place_frozen(model.params)
-            times = []
-            for batch in itertools.islice(batches, STEPS):
-                arrays = jax.block_until_ready(to_device(batch.arrays, mesh))
+        params = adapters.add(model.params, stage, jax.random.key(0), config.model.param_dtype)
+        sources = prepare_sources(config, name, model.config, tokenizer, directory)
+        packing = packing_plan(config, stage, model.config, tokenizer, sources, directory)
+        with use_mesh(mesh):
+            plan, batches = open_stage(
+                config, name, model.config, tokenizer, params, sources, packing, directory, mesh
+            )
+            with batches:
+                loaded = [to_device(batch.arrays, mesh) for batch in itertools.islice(batches, STEPS)]
+            state, frozen, times = plan.create_state(params), plan.place_frozen(params), []
+            for arrays in itertools.islice(itertools.cycle(loaded), STEPS):
                 begin = time.perf_counter()
                 state, _ = jax.block_until_ready(plan.step(state, frozen, arrays))
                 times.append(time.perf_counter() - begin)

@@ -16,8 +16,43 @@ def choose(study: Study) -> dict[str, dict[str, Any]]:
     Raises:
       ReportError: a connector ran with one factor only.
     """
+    chosen = {}
+    for connector, scores in _scores(study).items():
+        if len(scores) < 2:
+            raise ReportError(
+                f"connector {connector!r} ran with the factor {next(iter(scores))} only; run the recipe's rates sweep"
+            )
+        chosen[connector] = {
+            "factor": _best(scores),
+            "scores": {f"{factor:g}": round(score, 4) for factor, score in scores.items()},
+        }
+    return chosen
+
+
+def rates_section(study: Study) -> Section:
+    """What each connector scored on the validation split at each factor."""
+    found = _scores(study)
+    factors = sorted({factor for scores in found.values() for factor in scores})
+    rows = [
+        (
+            connector,
+            *(f"{100 * scores[factor]:.1f}" if factor in scores else "–" for factor in factors),
+            f"{_best(scores):g}" if len(scores) > 1 else "–",
+        )
+        for connector, scores in found.items()
+    ]
+    about = (
+        "Questions of a validation split that were answered right, in %, by the factor on the connector's learning "
+        "rates. `mllm-jax study rates` chooses the best one; the rates of everything else are the same for all cells."
+    )
+    head = ("connector", *(f"× {factor:g}" for factor in factors), "best")
+    return Section(f"{study.recipe}: learning rates", (about, Table(head, tuple(rows))))
+
+
+def _scores(study: Study) -> dict[str, dict[float, float]]:
+    """Connector -> factor -> score, the smallest factor first."""
     found: dict[str, dict[float, float]] = {}
-    for variant in study.variants:
+    for variant in sorted(study.variants, key=lambda variant: variant.rate):
         scores = [
             float(b.samples[variant.name][ALL][0])
             for b in study.benchmarks.values()
@@ -25,35 +60,9 @@ def choose(study: Study) -> dict[str, dict[str, Any]]:
         ]
         if scores:
             found.setdefault(str(variant.model["connector"]), {})[variant.rate] = sum(scores) / len(scores)
-    chosen = {}
-    for connector, scores in found.items():
-        if len(scores) < 2:
-            raise ReportError(
-                f"connector {connector!r} ran with the factor {next(iter(scores))} only; run the recipe's rates sweep"
-            )
-        factor = min(scores, key=lambda factor: (-round(scores[factor], 6), max(factor, 1 / factor)))
-        chosen[connector] = {
-            "factor": factor,
-            "scores": {f"{f:g}": round(score, 4) for f, score in sorted(scores.items())},
-        }
-    return chosen
+    order = dict.fromkeys(str(variant.model["connector"]) for variant in study.variants)
+    return {connector: found[connector] for connector in order if connector in found}
 
 
-def rates_section(study: Study) -> Section:
-    """What each connector scored on the validation split at each factor."""
-    chosen = choose(study)
-    factors = sorted({factor for one in chosen.values() for factor in one["scores"]}, key=float)
-    rows = [
-        (
-            connector,
-            *(f"{100 * one['scores'][factor]:.1f}" if factor in one["scores"] else "–" for factor in factors),
-            f"{one['factor']:g}",
-        )
-        for connector, one in chosen.items()
-    ]
-    about = (
-        "Questions of a validation split that were answered right, in %, by the factor on the connector's learning "
-        "rates. The best one is used in the study; the rates of everything else are the same for all cells."
-    )
-    head = ("connector", *(f"× {factor}" for factor in factors), "chosen")
-    return Section(f"{study.recipe}: learning rates", (about, Table(head, tuple(rows))))
+def _best(scores: dict[float, float]) -> float:
+    return min(scores, key=lambda factor: (-round(scores[factor], 6), max(factor, 1 / factor)))

@@ -1,14 +1,15 @@
-"""A study's results in one small JSON file: every run's facts, loss curves and the outcome of every question.
+"""A study's results in one small JSON file: every run's facts and curves, and the outcome of every question.
 
     {"format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": [...], "left_out": {BENCHMARK: why},
      "questions": {DIGEST: [[ability, group, number of questions], ...]},
-     "runs": [{"name", "variant", "seed", "overrides", "model": {...}, "stages": {NAME: {...}},
+     "runs": [{"name", "variant", "seed", "overrides", "model": {...},
+               "stages": {NAME: {"steps", "at": [...], "loss": [...], "grad_norm": [...], "step_seconds"}},
                "benchmarks": {NAME: {"questions": DIGEST, "model": OUTCOMES, "blind": ..., "majority": ...}}}, ...]}
 
 OUTCOMES holds what the score counts for each question, ability by ability and in each by id: a string of hexadecimal
 digits, of which each bit is a question (the highest first), or a list of numbers where a question can be half right.
-DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired. The kind "rates"
-is a sweep from which learning rates are chosen.
+DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired. "grad_norm" is
+the connector's, where it was logged. The kind "rates" is a sweep from which learning rates are chosen.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
 from mllm_jax.storage import Path, as_path, read_text
 
 FORMAT = 1
-KINDS = ("latency", "study", "rates", "cost")  # the last three in the order of the page
+KINDS = ("study", "latency", "rates", "cost")  # in the order of the page
 POINTS = 40  # of a loss curve
 GRADIENT = "grad_norm/connector"
 UNNAMED = "questions"  # the ability of those that have none
@@ -145,7 +146,7 @@ def _stage(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {"steps": records[-1]["step"], "at": [record["step"] for record in chosen]}
     found["loss"] = [round(record["loss"], 4) for record in chosen]
     if all(GRADIENT in record for record in chosen):
-        found["grad_norm"] = [float(f"{record[GRADIENT]:.3g}") for record in chosen]  # the connector's
+        found["grad_norm"] = [float(f"{record[GRADIENT]:.3g}") for record in chosen]
     if seconds:
         found["step_seconds"] = round(statistics.median(seconds), 6)
     return found

@@ -8,13 +8,14 @@ from typing import Any
 from mllm_jax import files
 from mllm_jax.evaluation.report.page import render_markdown, render_page
 from mllm_jax.evaluation.report.runs import ReportError
-from mllm_jax.evaluation.study.content import find_answers, make_sections
+from mllm_jax.evaluation.study.content import find_answers, find_time_answers, make_sections
 from mllm_jax.evaluation.study.cost import cost_section
-from mllm_jax.evaluation.study.findings import ABSENT
+from mllm_jax.evaluation.study.findings import ABSENT, Answer
 from mllm_jax.evaluation.study.intervals import interval
 from mllm_jax.evaluation.study.rates import rates_section
 from mllm_jax.evaluation.study.results import Study, csv_rows
 from mllm_jax.evaluation.study.summary import KINDS, read_summary
+from mllm_jax.evaluation.study.times import Times
 from mllm_jax.storage import Path, as_path, make_folder
 
 IMAGES = "images/study"
@@ -25,7 +26,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
 
     Args:
       sources: files of `study collect`, `study latency` and `study cost`. Studies stand first, then sweeps of learning
-        rates, of which only the scores are shown, then costs; each as they are given.
+        rates, of which only the scores are shown, then costs; within a kind in the order given.
       out: folder of the pages; what is there of them is replaced.
       baseline: connector that the others are compared with.
 
@@ -33,12 +34,12 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
       The HTML page's path.
 
     Raises:
-      ReportError: a file that is none of these, or whose runs cannot be compared.
+      ReportError: a file that is none of these, or whose runs cannot be compared; times without their study, or twice.
     """
     out, sections, rows, facts = as_path(out), [], [], []
     make_folder(out)
     read = {source: read_summary(source) for source in sources}
-    latencies = {one["recipe"]: one["cells"] for one in read.values() if one["kind"] == "latency"}
+    latencies = _latencies(read)
     for source, summary in sorted(read.items(), key=lambda item: KINDS.index(item[1]["kind"])):
         try:
             if summary["kind"] == "latency":
@@ -50,8 +51,8 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
             if summary["kind"] == "rates":
                 sections.append(rates_section(study))
                 continue
-            latency = latencies.get(study.recipe, {})
-            sections += make_sections(study, summary, baseline, out, IMAGES, latency)
+            times = Times(study, latencies.get(study.recipe))
+            sections += make_sections(study, summary, baseline, out, IMAGES, times)
         except ReportError:
             raise
         except (KeyError, TypeError, ValueError, LookupError) as error:
@@ -59,7 +60,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
                 f"{source} is damaged ({type(error).__name__}: {error}); collect it again"
             ) from error
         rows += csv_rows(study)
-        facts.append(_as_json(study, summary, latency))
+        facts.append(_as_json(study, summary, times))
     title = "The study"
     files.write_text(out / "study.md", render_markdown(title, sections))
     files.write_text(out / "report.csv", _csv(rows))
@@ -78,9 +79,23 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _as_json(
-    study: Study, summary: Mapping[str, Any], latency: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
+def _latencies(read: Mapping[str | Path, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Recipe -> its times."""
+    found: dict[str, Mapping[str, Any]] = {}
+    studied = {summary["recipe"] for summary in read.values() if summary["kind"] == "study"}
+    for source, summary in read.items():
+        recipe = summary["recipe"]
+        if summary["kind"] != "latency":
+            continue
+        if recipe not in studied:
+            raise ReportError(f"{source}: times of {recipe}, whose results are not given; give them too")
+        if recipe in found:
+            raise ReportError(f"{source}: further times of {recipe}; give one file of them")
+        found[recipe] = summary
+    return found
+
+
+def _as_json(study: Study, summary: Mapping[str, Any], times: Times) -> dict[str, Any]:
     """Scores of all abilities and groups with their intervals, and what is said of the findings."""
     scores, findings = {}, {}
     for name, benchmark in study.benchmarks.items():
@@ -91,12 +106,17 @@ def _as_json(
             }
             for variant, samples in benchmark.samples.items()
         }
-        findings[name] = [
-            {
-                "claim": found.finding.claim, "score": found.finding.score, "expect": found.finding.expect,
-                "verdict": found.verdict,
-            }
-            | ({} if found.verdict == ABSENT else {key: getattr(found, key) for key in ("difference", "low", "high")})
-            for found in find_answers(study, benchmark, summary, latency)
-        ]  # fmt: skip
-    return {"recipe": study.recipe, "scores": scores, "findings": findings}
+        findings[name] = [_finding(found) for found in find_answers(benchmark, summary)]
+    return {
+        "recipe": study.recipe,
+        "scores": scores,
+        "findings": findings,
+        "seconds": times.seconds,
+        "time_findings": [_finding(found) for found in find_time_answers(times, summary)],
+    }
+
+
+def _finding(found: Answer) -> dict[str, Any]:
+    asked = {"claim": found.finding.claim, "score": found.finding.score, "expect": found.finding.expect}
+    numbers = {"value": found.value, "low": found.low, "high": found.high}
+    return {**asked, **({} if found.verdict == ABSENT else numbers), "verdict": found.verdict}
