@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 from mllm_jax.cli.main import main as command
 from mllm_jax.config import ConfigError, stage_config
 from mllm_jax.evaluation.report.losses import read_metrics
+from mllm_jax.evaluation.study.latency import step_times
 from mllm_jax.inference import runs
+from mllm_jax.inference.load import load
 from mllm_jax.interop import load_tokenizer
 from mllm_jax.models import lora, paths, quantize
 from mllm_jax.models.lora import LoRA
@@ -193,6 +195,13 @@ def test_the_mixed_recipe_trains_connector_and_adapters_only(finished, tiny_para
             np.testing.assert_array_equal(np.asarray(found), leaf, err_msg=path)
     last = read_metrics(directory / "metrics.jsonl")["finetune"]
     assert {"grad_norm/connector", "grad_norm/llm"} <= set(last[0])
+
+
+def test_its_steps_are_timed_from_merged_parameters(finished):
+    config, directory, _ = finished
+    found = step_times(directory, load(directory))
+    assert list(found) == [f"step_seconds/{name}" for name in config.stage_order]
+    assert min(found.values()) > 0
 
 
 def test_stopped_and_resumed_is_the_unbroken_run_bit_for_bit(train, finished, tmp_path, monkeypatch):

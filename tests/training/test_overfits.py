@@ -17,7 +17,7 @@ from mllm_jax.training.params import place, pretrained_params
 from mllm_jax.training.sources import prepare_sources, stage_iterator
 from mllm_jax.training.step import init_state, make_train_step, state_shardings, to_device, with_shardings
 
-SAMPLES, STEPS = 4, 100
+SAMPLES, STEPS = 4, 200
 TEXT = 112  # tokens of a row beside the image's; a caption has at most 95
 
 
