@@ -4,8 +4,9 @@
     python benchmarks/fresh_tokens.py --connectors average_pool ldp --images=800
 
 The share of variance (R2, on a quarter of the images that the fit has not seen) of the features, averaged over each
-token's cell, that a ridge regression from the connector's untrained tokens explains, in the mini study's sizes. Digits
-and shapes are linearly readable in the features; what is lost here, training has to find again.
+token's cell, that a ridge regression from the connector's untrained tokens explains, in the mini study's sizes; and the
+tokens' root mean square. Digits and shapes are linearly readable in the features; what is lost here, training has to
+find again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from mllm_jax import connectors, interop
 from mllm_jax.evaluation.probes import pictures, tower_features
 from mllm_jax.mini.connectors import SPEC, WIDTH, mini_options
+from mllm_jax.models import paths
 
 TOKENS, SIZE, RIDGE = 36, 84, 1e-4
 SEEDS = 3  # of the connector's parameters; their mean is shown
@@ -37,8 +39,8 @@ def explained(tokens: Float[np.ndarray, "n M D"], targets: Float[np.ndarray, "n 
     return 1 - (residual**2).sum() / (truth**2).sum()
 
 
-def fresh(name: str, options: dict, features: Float[np.ndarray, "n N C"]) -> tuple[int, float] | None:
-    """(parameters, R2) of a connector; None where its tokens are not cells of the image or it reads other layers."""
+def fresh(name: str, options: dict, features: Float[np.ndarray, "n N C"]) -> tuple[int, float, float] | None:
+    """(parameters, R2, RMS); None where a connector's tokens are not cells of the image or it reads other layers."""
     connector = connectors.create(name, SPEC, WIDTH, {**mini_options(name, TOKENS), **options})
     grid, cells = SPEC.grid, connector.token_grid(SPEC.grid)
     if cells is None or connector.request() != connectors.FeatureRequest((SPEC.select_layer,)):
@@ -53,11 +55,12 @@ def fresh(name: str, options: dict, features: Float[np.ndarray, "n N C"]) -> tup
         params = connector.init(key, jax.tree.map(lambda x: x[:1], given))
         return params, connector.apply(params, given)
 
-    found = []
+    found, squares = [], []
     for seed in range(SEEDS):
         params, tokens = run(jax.random.key(seed))
         found.append(explained(np.asarray(tokens, np.float64), targets.astype(np.float64)))
-    return sum(leaf.size for leaf in jax.tree.leaves(params)), float(np.mean(found))
+        squares.append(float(jnp.mean(tokens**2)))
+    return paths.count(params["params"]), float(np.mean(found)), float(np.mean(squares)) ** 0.5
 
 
 def main() -> None:
@@ -79,10 +82,10 @@ def main() -> None:
     for name, options in variants:
         title = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
         if result := fresh(name, options, features):
-            rows.append((title, f"{result[0]:,}", f"{result[1]:.2f}"))
+            rows.append((title, f"{result[0]:,}", f"{result[1]:.2f}", f"{result[2]:.2f}"))
         else:
             print(f"{title} is left out: its tokens are not cells of the image, or it reads several layers")
-    print(page.table(("connector", "parameters", "R2"), rows))
+    print(page.table(("connector", "parameters", "R2", "RMS"), rows))
 
 
 if __name__ == "__main__":
