@@ -13,7 +13,7 @@ import numpy as np
 
 from mllm_jax import interop
 from mllm_jax.mini.world.captions import long_caption
-from mllm_jax.mini.world.scene import sample_scene
+from mllm_jax.mini.world.sampler import sample_scene
 from mllm_jax.models.decoder import Decoder
 from mllm_jax.models.paths import flatten
 from mllm_jax.models.quantize import quantize

@@ -144,9 +144,8 @@ def expected(config, params):
 @pytest.mark.parametrize(
     ("batch_size", "buckets"),
     [
-        (1, (16,)),
         (4, (2, 8, 16)),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(5, (64,)), (32, (3,))]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(1, (16,)), (5, (64,)), (32, (3,))]),
     ],
     ids=str,
 )

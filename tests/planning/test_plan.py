@@ -254,6 +254,7 @@ def test_chips_that_share_rows_divide_their_images(config):
     assert found["tensor"] - found["data"] == pytest.approx(tokens)
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_fit_says_what_would_help(config):
     config.stages.finetune.batch_size = 8192
     found = describe_stage(config, "finetune", parse("v5e-16"), estimate_only=True)

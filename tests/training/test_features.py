@@ -104,14 +104,8 @@ SEVERAL_GRIDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param("mining", marks=pytest.mark.slow),
-        "views",
-        pytest.param("own aspect ratio", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SEVERAL_GRIDS)
 def test_several_grids_train_from_the_cache_as_from_images(kind, tmp_path, tiny_model, tiny_tokenizer):
     """Mined maps, views of a slot, and images of grids of their own: one loss and one gradient of the connector."""
     changes, grids = SEVERAL_GRIDS[kind]

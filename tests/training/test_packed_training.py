@@ -88,8 +88,7 @@ def test_logits_are_those_of_samples_alone(backend, windows, model_by, tiny_para
     ("backend", "weighting"),
     [
         *(("xla", weighting) for weighting in LOSS_WEIGHTINGS),
-        ("splash", "token"),
-        pytest.param("blockwise", "token", marks=pytest.mark.slow),
+        *(pytest.param(kernel, "token", marks=pytest.mark.slow) for kernel in ("splash", "blockwise")),
     ],
 )
 def test_loss_and_gradients_are_the_unpacked_weighted_mean(

@@ -21,7 +21,8 @@ from mllm_jax.data.tokens import EncodedSample, encode_sample
 from mllm_jax.mini.world import ABILITIES, Scene, long_caption, make_questions, sample_scene
 from mllm_jax.mini.world.captions import has_lighting
 from mllm_jax.mini.world.questions import PLURALS, Question
-from mllm_jax.mini.world.scene import COLORS, Thing, dense_scene
+from mllm_jax.mini.world.sampler import dense_scene
+from mllm_jax.mini.world.scene import COLORS, Thing
 from mllm_jax.mini.world.targets import patch_owners
 from mllm_jax.mini.world.text import CAPTION_PROMPTS, ask
 

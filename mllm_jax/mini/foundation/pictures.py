@@ -21,7 +21,7 @@ from mllm_jax.mini.world import (
     render_array,
     sample_scene,
 )
-from mllm_jax.mini.world.scene import dense_scene
+from mllm_jax.mini.world.sampler import dense_scene
 
 # What a phase may weigh: the kinds of patch labels, and the image labels that the mean of the patches has to tell.
 POOLED = ("position",)

@@ -14,7 +14,8 @@ from mllm_jax.mini.world.questions import (
     rotations,
 )
 from mllm_jax.mini.world.render import render, render_array
-from mllm_jax.mini.world.scene import SPLITS, Scene, Thing, sample_scene, scene_from_json
+from mllm_jax.mini.world.sampler import sample_scene
+from mllm_jax.mini.world.scene import SPLITS, Scene, Thing, scene_from_json
 from mllm_jax.mini.world.sheet import contact_sheet
 from mllm_jax.mini.world.targets import GLOBAL_CLASSES, PATCH_CLASSES, global_targets, patch_targets
 from mllm_jax.mini.world.text import text_sample

@@ -24,7 +24,8 @@ from mllm_jax.data.worker_processes import worker_processes
 from mllm_jax.mini.world.captions import long_caption
 from mllm_jax.mini.world.questions import ABILITIES, Question, make_questions
 from mllm_jax.mini.world.render import LOOK_VERSION, render
-from mllm_jax.mini.world.scene import SPLITS, sample_scene
+from mllm_jax.mini.world.sampler import sample_scene
+from mllm_jax.mini.world.scene import SPLITS
 from mllm_jax.mini.world.text import ask, caption_sample, pick_questions, text_sample
 
 STAGES = ("caption", "instruct")

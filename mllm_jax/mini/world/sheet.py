@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mllm_jax.mini.world.captions import long_caption
 from mllm_jax.mini.world.render import SIDE, render
-from mllm_jax.mini.world.scene import sample_scene
+from mllm_jax.mini.world.sampler import sample_scene
 from mllm_jax.mini.world.text import pick_questions
 
 _TEXT_WIDTH = 330

@@ -4,7 +4,8 @@ import numpy as np
 
 from mllm_jax.mini.world.captions import long_caption, short_caption
 from mllm_jax.mini.world.questions import Question, make_questions, prompt_choice, prompt_open
-from mllm_jax.mini.world.scene import SPLITS, Scene, sample_scene
+from mllm_jax.mini.world.sampler import sample_scene
+from mllm_jax.mini.world.scene import SPLITS, Scene
 
 CONTINUE = ("complete the description:", "continue the text:", "go on:")
 CAPTION_PROMPTS = (

@@ -8,7 +8,8 @@ import pytest
 from mllm_jax.mini.world import FULL, GRADED, global_targets, patch_targets, render_array, sample_scene
 from mllm_jax.mini.world.difficulty import STANDARD
 from mllm_jax.mini.world.render import SIDE, silhouette
-from mllm_jax.mini.world.scene import DENSE_MOST, dense_scene, digit_pool, scene_from_json
+from mllm_jax.mini.world.sampler import DENSE_MOST, dense_scene, digit_pool
+from mllm_jax.mini.world.scene import scene_from_json
 from mllm_jax.mini.world.targets import GLOBAL_CLASSES, PATCH_CLASSES
 
 GRADES = {"style_strength": "style", "damage": "damage", "view": "scene", "clutter": "clutter"}

@@ -21,18 +21,8 @@ from mllm_jax.mini.world import (
 )
 from mllm_jax.mini.world.digits import digits
 from mllm_jax.mini.world.render import silhouette
-from mllm_jax.mini.world.scene import (
-    COLORS,
-    LIGHTING,
-    QUALITY,
-    RGB,
-    SCENES,
-    SHAPES,
-    STYLES,
-    TOPICS,
-    WORDS,
-    digit_pool,
-)
+from mllm_jax.mini.world.sampler import digit_pool
+from mllm_jax.mini.world.scene import COLORS, LIGHTING, QUALITY, RGB, SCENES, SHAPES, STYLES, TOPICS, WORDS
 from mllm_jax.mini.world.targets import patch_owners
 
 
