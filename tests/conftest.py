@@ -53,7 +53,7 @@ CACHE = os.path.join(CACHES, os.environ.get("PYTEST_XDIST_WORKER", "main"))
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SLOW_SHARES = 48
+SLOW_SHARES = 64
 # Files that take longest, in this order: begun first, so that no process works at one when the others have ended.
 LONG = """
     test_docs_commands.py test_train.py inference/test_model.py connectors/test_connector_contract.py

@@ -40,6 +40,7 @@ def clip(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_every_form_of_a_video(model, clip, tmp_path):
     for number, frame in enumerate(FRAMES):
         Image.fromarray(frame).save(tmp_path / f"{number}.png")

@@ -29,7 +29,9 @@ from mllm_jax.models import mllm
 SCRIPT = pathlib.Path(__file__).parent / "prefill_memory.py"
 
 
-@pytest.mark.parametrize("limit", [1, 20_000, pytest.param(60_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "limit", [20_000, *(pytest.param(one, marks=pytest.mark.slow) for one in (1, 60_000))]
+)
 def test_answers_do_not_depend_on_the_limit(config, params, expected, limit):  # noqa: F811
     assert piece_length(config, 4, 16, 37, limit) < 16 <= piece_length(config, 4, 16, 37, prefill_limit())
     answers = run(config, params, make_requests(), buckets=(16,), prefill_bytes=limit)

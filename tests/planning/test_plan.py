@@ -314,6 +314,7 @@ def test_a_mesh_that_training_would_refuse_is_not_planned(config):
         describe_stage(config, "finetune", machine)
 
 
+@pytest.mark.slow
 def test_a_mesh_that_would_help_is_named_in_full(config):
     config.mesh.update({"data": 1, "fsdp": 2, "sequence": 4})
     config.stages.finetune.batch_size = 8192

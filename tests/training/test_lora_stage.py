@@ -197,6 +197,7 @@ def test_the_mixed_recipe_trains_connector_and_adapters_only(finished, tiny_para
     assert {"grad_norm/connector", "grad_norm/llm"} <= set(last[0])
 
 
+@pytest.mark.slow
 def test_its_steps_are_timed_from_merged_parameters(finished):
     config, directory, _ = finished
     found = step_times(directory, load(directory))
@@ -204,6 +205,7 @@ def test_its_steps_are_timed_from_merged_parameters(finished):
     assert min(found.values()) > 0
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_unbroken_run_bit_for_bit(train, finished, tmp_path, monkeypatch):
     config, _, params = finished
     add = RunLog.add
