@@ -173,7 +173,7 @@ def _write(out: str, text: str) -> None:
 
 
 def _rates(args: argparse.Namespace) -> int:
-    from mllm_jax.evaluation.study.rates import choose
+    from mllm_jax.evaluation.study.rates import choose, untried
     from mllm_jax.evaluation.study.results import Study
     from mllm_jax.sweep.rates import read
 
@@ -185,7 +185,9 @@ def _rates(args: argparse.Namespace) -> int:
     held[args.scale] = {**held.get(args.scale, {}), **chosen}
     _write(args.out, json.dumps(held, indent=1, sort_keys=True))
     for connector, choice in chosen.items():
-        print(f"{connector}: {choice['factor']:g} of {choice['scores']}")
+        side = untried(choice)
+        hint = f"; none {side} was tried, so the best may lie beyond" if side else ""
+        print(f"{connector}: {choice['factor']:g} of {choice['scores']}{hint}")
     return 0
 
 

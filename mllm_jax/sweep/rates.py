@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from mllm_jax.schema import ConfigError
 from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
 
-FACTORS = (0.1, 0.3, 1.0, 3.0)
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 STAGES = ("pretrain", "finetune")
 SUFFIX = "-rates"  # ends the argument of a recipe whose sweep is such a grid
 
@@ -22,7 +22,7 @@ def scaled(factor: float) -> Overrides:
 
 
 def grid(cells: Sweep) -> Sweep:
-    """Each cell at each of `FACTORS`: `linear-rate0.1`, `linear-rate0.3`, `linear-rate1`, `linear-rate3`."""
+    """Each cell at each of `FACTORS`: `linear-rate0.1`, `linear-rate0.3`, ... `linear-rate10`."""
     return product(cells, {f"rate{factor:g}": scaled(factor) for factor in FACTORS})
 
 

@@ -24,7 +24,7 @@ from mllm_jax.evaluation.study.findings import (
     from_dicts,
 )
 from mllm_jax.evaluation.study.intervals import ALL, Bootstrap, interval
-from mllm_jax.evaluation.study.rates import choose, rates_section
+from mllm_jax.evaluation.study.rates import choose, rates_section, untried
 from mllm_jax.evaluation.study.results import Study
 from mllm_jax.evaluation.study.summary import packed, unpacked
 from mllm_jax.evaluation.study.times import Times
@@ -223,6 +223,7 @@ def test_the_choice_of_learning_rates():
     chosen = choose(Study(summary(runs)))
     assert chosen["linear"]["factor"] == 3
     assert chosen["linear"]["scores"]["1"] == pytest.approx(outcomes(0.5, 0).mean())
+    assert [untried(choice) for choice in chosen.values()] == ["larger", ""]
     assert chosen["sci"]["factor"] == 1  # of equal ones, what changes least
     section = rates_section(Study(summary(runs)))
     assert section.parts[1].head == ("connector", "× 0.3", "× 1", "× 3", "best")

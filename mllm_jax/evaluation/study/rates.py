@@ -29,6 +29,12 @@ def choose(study: Study) -> dict[str, dict[str, Any]]:
     return chosen
 
 
+def untried(choice: dict[str, Any]) -> str:
+    """The side ("smaller", "larger") on which nothing ran beyond the factor of `choose`; "" where both have runs."""
+    tried = [float(factor) for factor in choice["scores"]]
+    return {min(tried): "smaller", max(tried): "larger"}.get(choice["factor"], "")
+
+
 def rates_section(study: Study) -> Section:
     """What each connector scored on the validation split at each factor."""
     found = _scores(study)
