@@ -17,16 +17,18 @@ class CostPoint:
     """One run.
 
     Attributes:
-      series: what is joined by a line, e.g. one connector at several resolutions.
+      series: what has a color of its own, e.g. a connector.
       mark: what tells the runs of a series apart, e.g. the resolution; "" if nothing does.
       cost: on the horizontal axis.
       scores: group -> score from 0 to 1.
+      line: which runs of a series a line joins, e.g. those with one number of visual tokens.
     """
 
     series: str
     mark: str
     cost: float
     scores: Mapping[str, float]
+    line: str = ""
 
 
 def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) -> None:
@@ -53,12 +55,13 @@ def plot_cost(points: Sequence[CostPoint], group: str, x_label: str, out: Path) 
     handles = []
     for index, name in enumerate(names):
         style = plots.series_style(index)
-        mine = [
-            (point.cost, 100 * point.scores[group], point.mark) for point in points if point.series == name
-        ]
-        axes.plot([cost for cost, _, _ in mine], [score for _, score, _ in mine], **style)
-        for cost, score, mark in mine:
-            axes.plot(cost, score, color=style["color"], marker=shape[mark], markersize=7, alpha=0.85)
+        mine = [point for point in points if point.series == name]
+        for line in dict.fromkeys(point.line for point in mine):
+            joined = [(point.cost, 100 * point.scores[group]) for point in mine if point.line == line]
+            axes.plot(*zip(*joined, strict=True), **style)
+        for point in mine:
+            look = {"color": style["color"], "marker": shape[point.mark], "markersize": 7, "alpha": 0.85}
+            axes.plot(point.cost, 100 * point.scores[group], **look)
         if len(marks) == 1:
             style |= {"linestyle": "", "marker": shape[marks[0]]}
         handles.append(Line2D([], [], label=plots.showable(name), **style))

@@ -213,7 +213,7 @@ def _radars(study: Study, benchmark: Benchmark, out: Path, stem: str) -> Figures
 
 
 def _costs(study: Study, benchmark: Benchmark, times: Times, out: Path, stem: str) -> list[Figures]:
-    """A figure per group for each cost that all cells know."""
+    """A figure per group for each cost that all cells know; lines follow what differs by the resolution alone."""
     seconds = {variant.name: times.seconds[variant.name] for variant in benchmark.variants}
     costs: dict[str, tuple[str, dict[str, float | None]]] = {
         "tokens": (_TOKENS, {v.name: float(v.model["visual_tokens"]) for v in benchmark.variants}),
@@ -233,6 +233,7 @@ def _costs(study: Study, benchmark: Benchmark, times: Times, out: Path, stem: st
                 cost_plot.CostPoint(
                     str(v.model["connector"]), f"{v.model['image_size']} px" if len(sizes) > 1 else "",
                     values[v.name], {group: float(benchmark.samples[v.name][group][0])},
+                    str([v.model[key] for key in ("connector_options", "vision", "llm")]),
                 )
                 for v in benchmark.variants
             ]  # fmt: skip

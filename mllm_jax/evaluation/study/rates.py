@@ -49,7 +49,7 @@ def rates_section(study: Study) -> Section:
     ]
     about = (
         "Questions of a validation split that were answered right, in %, by the factor on the connector's learning "
-        "rates. `mllm-jax study rates` chooses the best one; the rates of everything else are the same for all cells."
+        "rates. “mllm-jax study rates” chooses the best one; the rates of everything else are the same for all cells."
     )
     head = ("connector", *(f"× {factor:g}" for factor in factors), "best")
     return Section(f"{study.recipe}: learning rates", (about, Table(head, tuple(rows))))

@@ -56,6 +56,6 @@ class Times:
         if logged:
             said.append(
                 f"Steps of {' and '.join(logged)} are as the runs logged them, which depends on what else the machine "
-                "was doing; `mllm-jax study latency` measures them apart."
+                "was doing; “mllm-jax study latency” measures them apart."
             )
         self.about = " ".join(said)
