@@ -164,6 +164,21 @@ def test_cost(tmp_path):
         cost_plot.plot_cost(points, "coarse", "tokens", tmp_path / "none.png")
 
 
+def test_lines_join_what_is_asked_of_them(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(cost_plot.plots, "save_figure", lambda figure, out: figures.append(figure))
+    points = [
+        cost_plot.CostPoint(
+            "pool", f"{size} px", tokens, {"fine": (tokens + size) / 200}, f"{tokens:g} tokens"
+        )
+        for size in (56, 84)
+        for tokens in (16.0, 36.0)
+    ]
+    cost_plot.plot_cost(points, "fine", "tokens", tmp_path / "cost.png")
+    lines = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
+    assert [line for line in lines if len(line) > 1] == [[[16, 36], [16, 50]], [[36, 46], [36, 60]]]
+
+
 def test_a_run_has_the_same_colour_in_every_chart(tmp_path):
     runs = load_runs([make_run(tmp_path / "dear"), make_run(tmp_path / "cheap", "linear", 36)])
     assert runs[0].costs["visual tokens per image"] > runs[1].costs["visual tokens per image"]

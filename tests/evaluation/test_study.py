@@ -52,8 +52,11 @@ def run(variant, connector, seed, share, scale=1.0, questions="q"):
     tokens = 36 if connector == "average_pool" else 144
     model = {
         "connector": connector,
+        "connector_options": {"tokens": tokens},
         "visual_tokens": tokens,
         "image_size": 84,
+        "vision": "ViT 6 x 128, patch 7",
+        "llm": "4 x 128, vocabulary 1024",
         "parameters": {"connector": 99},
     }
     stage = {"steps": 20, "at": [10, 20], "loss": [2.0, 1.0], "grad_norm": [0.5, 0.1], "step_seconds": 0.25}
