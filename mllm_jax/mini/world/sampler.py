@@ -83,6 +83,10 @@ class _Sampler:
                 return round(x, 4), round(y, 4)
         return None
 
+    def lighting(self, background: str) -> str:
+        """The time of day; a plain background and space have only one."""
+        return {"plain": "day", "space": "night"}.get(background) or self.pick(LIGHTING)
+
     def rgb(self, color: str) -> tuple[int, int, int]:
         jitter = self.rng.integers(-10, 11, size=3)
         if color in ("black", "white", "gray"):
@@ -171,6 +175,11 @@ class _Sampler:
         return sorted(specs, key=lambda spec: spec[2])  # the large ones are placed first
 
 
+def _in_raster_order(things: list[Thing | None]) -> list[Thing]:
+    """The things that found a place, row by row."""
+    return sorted((thing for thing in things if thing is not None), key=lambda thing: (thing.cell, thing.x))
+
+
 def _backdrop(sampler: _Sampler, colors: list[str]) -> tuple[int, int, int]:
     """A plain background away from the colors of the things."""
     for _ in range(20):
@@ -243,8 +252,8 @@ def sample_scene(seed: int, index: int, split: str, difficulty: Difficulty | Non
             if rng.random() < 0.4:
                 specs = [(s.pick(SHAPES), s.pick(COLORS), "small")]
         things += [s.shape(*spec) for spec in specs]
-    found = sorted((t for t in things if t is not None), key=lambda t: (t.cell, t.x))
-    lighting = {"plain": "day", "space": "night"}.get(background) or s.pick(LIGHTING)
+    found = _in_raster_order(things)
+    lighting = s.lighting(background)
     style, quality = s.pick(STYLES), s.pick(QUALITY)
     if simple and rng.random() < 0.5:
         style, quality = "flat", "clear"
@@ -303,7 +312,7 @@ def dense_scene(
             things.append(s.word_card(s.pick(WORDS), s.pick(COLORS)))
         else:
             things.append(s.shape(s.pick(SHAPES), s.pick(COLORS), s.pick(SIZES)))
-    found = sorted((t for t in things if t is not None), key=lambda t: (t.cell, t.x))
+    found = _in_raster_order(things)
     kinds = [t.kind for t in found]
     topic = "numbers" if kinds.count("digit") > 1 else "words" if "word" in kinds else "shapes"
     background = s.pick(SCENES)
@@ -313,7 +322,7 @@ def dense_scene(
         index=index,
         topic=topic,
         background=background,
-        lighting={"plain": "day", "space": "night"}.get(background) or s.pick(LIGHTING),
+        lighting=s.lighting(background),
         style=s.pick(STYLES),
         quality=s.pick(QUALITY),
         backdrop=_backdrop(s, [t.color for t in found]),
