@@ -6,7 +6,8 @@
     mllm-jax study cost configs/preserve_or_compress.py --topology v5p-64 --out docs/study/cost.json
     mllm-jax study report docs/study/*.json --out docs
 
-`collect` keeps of every finished run its scores question by question, curves and step times. `rates` chooses each
+`collect` keeps of every finished run its scores question by question, curves and step times; it takes several sweeps
+of one recipe, and summaries that it wrote before. `rates` chooses each
 connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer and a training step take
 with one model of each cell, on this machine, which should have nothing else to do. `cost` asks the planner what the
 cells cost at full scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mllm-jax study`."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     collect = verbs.add_parser("collect", help="finished runs of a sweep into a summary")
-    collect.add_argument("directory", metavar="SWEEP", help="the sweep's --workdir")
+    collect.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SWEEP",
+        help="a sweep's --workdir, or a summary that this command wrote before",
+    )
     collect.add_argument("--out", required=True, metavar="FILE", help="the summary (JSON)")
     rates = verbs.add_parser("rates", help="choose each connector's learning rate")
     rates.add_argument("directory", metavar="SWEEP", help="the --workdir of a sweep of ...-rates")
@@ -76,7 +82,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _collect(args: argparse.Namespace) -> int:
-    found = _summary(as_path(args.directory))
+    from mllm_jax.evaluation.study.summary import merge, read_summary
+
+    summaries = {}
+    for source in args.sources:
+        path = as_path(source)
+        summaries[source] = _summary(path) if path.is_dir() else read_summary(path)
+    found = merge(summaries)
     _write(args.out, json.dumps(found, separators=(",", ":")).replace('{"name"', '\n{"name"'))
     for name, why in found["left_out"].items():
         complain(f"{name} is left out: {why}")

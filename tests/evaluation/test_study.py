@@ -199,6 +199,40 @@ def test_seeds_that_are_compared():
     assert compared(a=(0, 1, 2), b=(0, 1), c=(0, 1)) == ([0, 1], ["a", "b", "c"], [])
 
 
+def test_summaries_of_several_folders_become_one(tmp_path, capsys):
+    """What ran elsewhere is compared with what runs here: a shipped study with a connector of one's own."""
+
+    def collect(*summaries):
+        files = [tmp_path / f"{index}.json" for index in range(len(summaries))]
+        for file, content in zip(files, summaries, strict=True):
+            file.write_text(json.dumps(content))
+        return main(["study", "collect", *map(str, files), f"--out={tmp_path / 'all.json'}"])
+
+    def names():
+        return [found["name"] for found in json.loads((tmp_path / "all.json").read_text())["runs"]]
+
+    shipped = summary([run("a", "linear", 0, 0.5), run("b", "sci", 0, 0.4), run("a", "linear", 2, 0.5)])
+    shipped["runs"][1]["order"] = 1
+    own = summary([run("a", "linear", 1, 0.6), run("c", "max_pool", 0, 0.7), run("a", "linear", 0, 0.5)])
+    own["runs"][1]["order"], own["recipe"] = 2, "/elsewhere/configs/x.py:mini"
+    assert collect(shipped, own) == 0
+    assert names() == ["a-seed0", "a-seed1", "a-seed2", "b-seed0", "c-seed0"]
+    assert collect(json.loads((tmp_path / "all.json").read_text())) == 0
+    assert len(names()) == 5
+
+    for change, message in (
+        (summary([run("a", "linear", 0, 0.9)]), "a-seed0 has other results in "),
+        (summary([run("a", "linear", 3, 0.5, scale=3)]), "the cell a is set otherwise in "),
+        (summary([run("a", "linear", 3, 0.5)], kind="rates"), "(study), not of configs/x.py:mini (rates)"),
+        ({**own, "recipe": "configs/y.py:mini"}, "not of configs/y.py:mini (study)"),
+        ({"format": 1, "kind": "cost", "recipe": "x", "cells": {}}, "holds no runs (cost)"),
+    ):
+        kept = (tmp_path / "all.json").read_text()
+        assert collect(shipped, change) == 1
+        assert message in capsys.readouterr().err
+        assert (tmp_path / "all.json").read_text() == kept
+
+
 def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
     note, rates = tmp_path / "cells" / "linear-seed0" / "cell.json", tmp_path / "rates.json"
     note.parent.mkdir(parents=True)

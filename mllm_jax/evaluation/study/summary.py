@@ -14,6 +14,7 @@ the connector's, where it was logged. The kind "rates" is a sweep from which lea
 
 import hashlib
 import json
+import pathlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from mllm_jax.storage import Path, as_path, read_text
 
 FORMAT = 1
 KINDS = ("study", "latency", "rates", "cost")  # in the order of the page
+OF_RUNS = ("study", "rates")
 POINTS = 40  # of a loss curve
 GRADIENT = "grad_norm/connector"
 UNNAMED = "questions"  # the ability of those that have none
@@ -79,6 +81,61 @@ def summarize(
         stages = {name: _stage(records) for name, records in run.metrics.items()}
         found["runs"].append({**note, "model": facts, "stages": stages, "benchmarks": benchmarks})
     return found
+
+
+def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary of several: of sweeps of one recipe in several folders, or of one whose folder is gone.
+
+    Args:
+      summaries: where each is from -> what `summarize` gave.
+
+    Returns:
+      All runs, those of one cell together; the rest is the last one's.
+
+    Raises:
+      ReportError: one holds no runs, they are of different recipes, a run is in two of them with different results, or
+        a cell is not set alike in all.
+    """
+    for source, summary in summaries.items():
+        if summary["kind"] not in OF_RUNS:
+            raise ReportError(
+                f"{source} holds no runs ({summary['kind']}), so there is nothing to collect in it"
+            )
+    *_, last = summaries.values()
+    found = {**last, "questions": {}, "left_out": {}}
+    runs: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> where it is from, the run
+    cells: dict[str, tuple[str, dict[str, Any]]] = {}
+    for source, summary in summaries.items():
+        if _recipe(summary) != _recipe(last):
+            raise ReportError(
+                f"{source} is of {summary['recipe']} ({summary['kind']}), not of {last['recipe']} ({last['kind']}) as "
+                "the last one given; a summary is of one recipe"
+            )
+        found["questions"] |= summary["questions"]
+        found["left_out"] |= summary.get("left_out", {})
+        for run in summary["runs"]:
+            other, held = runs.setdefault(run["name"], (source, run))
+            if held["benchmarks"] != run["benchmarks"]:
+                raise ReportError(
+                    f"{run['name']} has other results in {other} than in {source}; give only one of them"
+                )
+            other, held = cells.setdefault(run["variant"], (source, run))
+            if held["overrides"] != run["overrides"]:
+                raise ReportError(
+                    f"the cell {run['variant']} is set otherwise in {other} than in {source} (a learning rate that "
+                    "was chosen later?), so its runs cannot be compared"
+                )
+    place = {variant: run.get("order", 0) for variant, (_, run) in cells.items()}
+    found["runs"] = sorted(
+        (run for _, run in runs.values()),
+        key=lambda run: (place[run["variant"]], run["variant"], run["seed"]),
+    )
+    return found
+
+
+def _recipe(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """What summaries must have in common: the kind, and the recipe wherever its file lies."""
+    return summary["kind"], pathlib.PurePath(summary["recipe"]).name
 
 
 class NoOutcomes(ValueError):
@@ -165,7 +222,7 @@ def read_summary(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"format {value['format']} is not the one of this version, {FORMAT}")
         if value["kind"] not in KINDS:
             raise ValueError(f"kind {value['kind']!r} is none of {', '.join(KINDS)}")
-        if value["kind"] in ("study", "rates"):
+        if value["kind"] in OF_RUNS:
             check_shape(value, _SHAPE, str(path))
         else:
             check_shape(value, {"recipe": str, "cells": {...: {}}}, str(path))
