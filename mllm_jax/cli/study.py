@@ -7,11 +7,10 @@
     mllm-jax study report docs/study/*.json --out docs
 
 `collect` keeps of every finished run its scores question by question, curves and step times; it takes several sweeps
-of one recipe, and summaries that it wrote before. `rates` chooses each
-connector's learning rate from a sweep of `...-rates`. `latency` measures how long an answer and a training step take
-with one model of each cell, on this machine, which should have nothing else to do. `cost` asks the planner what the
-cells cost at full scale. `report` writes study.md, study.html, report.csv, report.json and charts from such files
-alone. See docs/sweep.md.
+of one recipe, and summaries that it wrote before. `rates` chooses each connector's learning rate from a sweep of
+`...-rates`. `latency` measures how long an answer and a training step take with one model of each cell, on this
+machine, which should have nothing else to do. `cost` asks the planner what the cells cost at full scale. `report`
+writes study.md, study.html, report.csv, report.json and charts from such files alone. See docs/sweep.md.
 """
 
 import argparse
