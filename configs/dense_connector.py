@@ -116,7 +116,8 @@ def get_sweep(argument: str = "llama3-8b", added: tuple[str, ...] = ()) -> Sweep
     variants = {**VARIANTS, **{name: (name, {}) for name in added}}
     if argument in MINI:
         if argument.endswith(SUFFIX):
-            variants = {name: each for name, each in variants.items() if name == each[0]}
+            # Learnable ones have parameters that their connector's own rate was not chosen for.
+            variants = {n: each for n, each in variants.items() if n == each[0] or "learnable" in each[1]}
         cells = {name: _mini(base, *each) for name, each in variants.items()}
         return grid(cells) if argument.endswith(SUFFIX) else with_chosen(cells, RATES, "mini")
     cells = {f"{'-'.join(ABLATED)}-{name}": _full(base, *ABLATED, *each) for name, each in variants.items()}

@@ -92,10 +92,11 @@ def get_findings(scale: str = "full") -> list[Finding]:
     found = []
     for px in sizes:
         found.append(difference(f"{px} px: preserving beats compressing", kept[px], compressed[px], "fine"))
-    if scale == "mini":  # where C-Abstractor learns little (docs/results.md), and would decide it alone
+    if scale == "mini":
+        # Asked after the results were seen: C-Abstractor learns little here (docs/results.md) and might decide alone.
         for px in sizes:
             learned = f"average_pool-*-{px}px|q_former-*-{px}px"
-            claim = f"{px} px: preserving beats average pooling and Q-Former"
+            claim = f"{px} px: preserving beats average pooling and Q-Former (asked later)"
             found.append(difference(claim, kept[px], learned, "fine"))
     for px in sizes:
         for group in ("coarse", "reasoning"):

@@ -195,10 +195,10 @@ def _rates(args: argparse.Namespace) -> int:
     chosen = choose(Study(summary))
     held[args.scale] = {**held.get(args.scale, {}), **chosen}
     _write(args.out, json.dumps(held, indent=1, sort_keys=True))
-    for connector, choice in chosen.items():
+    for cell, choice in chosen.items():
         side = untried(choice)
         hint = f"; none {side} was tried, so the best may lie beyond" if side else ""
-        print(f"{connector}: {choice['factor']:g} of {choice['scores']}{hint}")
+        print(f"{cell}: {choice['factor']:g} of {choice['scores']}{hint}")
     return 0
 
 

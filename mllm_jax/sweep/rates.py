@@ -1,7 +1,8 @@
 """Each connector's learning rate: a small grid of factors, of which a validation split chooses, and the choice on file.
 
 The grid is a factor on the recipe's rates for the connector's parameters in both stages; what the LLM learns at is the
-same for all. A connector without a choice trains at the recipe's own rates.
+same for all. A cell trains at its own choice if there is one, as that of a variant which adds parameters, else at
+its connector's, else at the recipe's own rates.
 """
 
 import json
@@ -9,7 +10,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from mllm_jax.schema import ConfigError
-from mllm_jax.sweep.overrides import Overrides, Sweep, chain, product
+from mllm_jax.sweep.overrides import Overrides, Sweep, product
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 STAGES = ("pretrain", "finetune")
@@ -26,28 +27,32 @@ def grid(cells: Sweep) -> Sweep:
     return product(cells, {f"rate{factor:g}": scaled(factor) for factor in FACTORS})
 
 
+def cell_of(name: str) -> str:
+    """The cell that a cell of `grid` belongs to: "linear" for "linear-rate0.3"."""
+    return name.rpartition("-rate")[0] or name
+
+
 def with_chosen(cells: Sweep, file: pathlib.Path, scale: str) -> Sweep:
-    """The cells, each with its connector's choice.
+    """The cells, each with its own choice, or else its connector's.
 
     Args:
       cells: those whose overrides name a connector; others keep the recipe's rates.
-      file: the choices, `{scale: {connector: {"factor": ..., ...}}}`; need not be there.
+      file: the choices, `{scale: {cell or connector: {"factor": ..., ...}}}`; need not be there.
       scale: which of them.
 
     Raises:
       ConfigError: the file holds something else.
     """
     chosen = read(file, scale)
-    return chain(
-        *(
-            {name: {**overrides, **scaled(chosen.get(overrides.get("model.connector.name", ""), 1.0))}}
-            for name, overrides in cells.items()
-        )
-    )
+    found = {}
+    for name, overrides in cells.items():
+        of_connector = chosen.get(overrides.get("model.connector.name", ""), 1.0)
+        found[name] = {**overrides, **scaled(chosen.get(name, of_connector))}
+    return found
 
 
 def read(file: pathlib.Path, scale: str) -> dict[str, float]:
-    """Connector -> chosen factor.
+    """Cell or connector -> chosen factor.
 
     Raises:
       ConfigError: the file holds something else.

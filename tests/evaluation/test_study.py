@@ -253,18 +253,22 @@ def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
 
 def test_the_choice_of_learning_rates():
     runs = [
-        run(f"{name}-rate{scale}", name, 0, share, scale)
-        for name, shares in (("linear", (0.3, 0.5, 0.9)), ("sci", (0.6, 0.6, 0.6)))
+        run(f"{name}-rate{scale}", name.split("-")[0], 0, share, scale)
+        for name, shares in (
+            ("linear", (0.3, 0.5, 0.9)),
+            ("sci", (0.6, 0.6, 0.6)),
+            ("sci-learnable", (0.9, 0.6, 0.3)),
+        )
         for scale, share in zip((0.3, 1.0, 3.0), shares, strict=True)
     ]
     chosen = choose(Study(summary(runs)))
     assert chosen["linear"]["factor"] == 3
     assert chosen["linear"]["scores"]["1"] == pytest.approx(outcomes(0.5, 0).mean())
-    assert [untried(choice) for choice in chosen.values()] == ["larger", ""]
+    assert [untried(choice) for choice in chosen.values()] == ["larger", "", "smaller"]
     assert chosen["sci"]["factor"] == 1  # of equal ones, what changes least
     section = rates_section(Study(summary(runs)))
-    assert section.parts[1].head == ("connector", "× 0.3", "× 1", "× 3", "best")
-    assert [row[-1] for row in section.parts[1].rows] == ["3", "1"]
+    assert section.parts[1].head == ("cell", "× 0.3", "× 1", "× 3", "best")
+    assert [row[-1] for row in section.parts[1].rows] == ["3", "1", "0.3"]
     (row,) = rates_section(Study(summary(runs[:1]))).parts[1].rows  # a sweep that has not run yet
     assert row[-1] == "–"
     with pytest.raises(ReportError, match=r"factor 0\.3 only"):
@@ -293,7 +297,7 @@ def test_pages_of_a_study(tmp_path):
     latency = {
         "format": 1,
         "kind": "latency",
-        "recipe": "configs/x.py:mini",
+        "recipe": "/elsewhere/x.py:mini",  # the same recipe
         "device": "1 x cpu",
         "cells": cells,
     }
@@ -331,7 +335,7 @@ def test_times_without_their_study(tmp_path, capsys):
     latency = {
         "format": 1,
         "kind": "latency",
-        "recipe": "configs/x.py:mini",
+        "recipe": "/elsewhere/x.py:mini",  # the same recipe
         "device": "1 x cpu",
         "cells": {},
     }

@@ -160,6 +160,8 @@ def test_chosen_rates(tmp_path):
     assert chosen["b"] == {
         **cells["b"], "stages.pretrain.connector_rate_scale": 0.3, "stages.finetune.connector_rate_scale": 0.3,
     }  # fmt: skip
+    file.write_text(json.dumps({"mini": {"sci": {"factor": 0.3}, "b": {"factor": 3}}}))  # the cell's own
+    assert rates.with_chosen(cells, file, "mini")["b"]["stages.finetune.connector_rate_scale"] == 3
     file.write_text("[]")
     with pytest.raises(ConfigError, match="mllm-jax study rates"):
         rates.read(file, "mini")

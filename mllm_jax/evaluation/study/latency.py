@@ -9,7 +9,7 @@ The times that a run logs depend on what else its machine did; these are measure
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,10 @@ from mllm_jax.training.sources import packing_plan, prepare_sources
 from mllm_jax.training.step import to_device
 from mllm_jax.workdir import saved_config
 
-REPEATS = 15
-STEPS = 24  # of each stage; the first compiles
+REPEATS = 15  # at least
+SECONDS = 3.0  # at least: a short disturbance does not move a median over that time
+TOKENS = 8  # after each prefill
+BATCHES = 24  # of each stage, in turn
 QUESTION = "what is there in the image, and where is it? answer with a single word or a short phrase."
 
 
@@ -45,20 +47,20 @@ def latency(model: Model) -> dict[str, float]:
     """
     image = Image.new("RGB", (model.config.image_size,) * 2, (128, 128, 128))
     session = Session(model.config, model.params, stop_ids=model.stops[0])
-
-    def prefill() -> Any:
-        state = session.prefill(model.prompt_batch(image, QUESTION), max_new_tokens=2 * REPEATS)
-        return jax.block_until_ready(state)
-
-    state = prefill()  # compiles
-    prefill_seconds = _median(prefill)
-
-    def step() -> None:
-        nonlocal state
-        state = jax.block_until_ready(session.step(state))
-
-    step()
-    return {"prefill_seconds": prefill_seconds, "token_seconds": _median(step)}
+    prefills, tokens = [], []
+    for _ in _repeats():
+        begin = time.perf_counter()
+        state = session.prefill(model.prompt_batch(image, QUESTION), max_new_tokens=1 + TOKENS)
+        jax.block_until_ready(state)
+        prefills.append(time.perf_counter() - begin)
+        for _ in range(TOKENS):
+            begin = time.perf_counter()
+            state = jax.block_until_ready(session.step(state))
+            tokens.append(time.perf_counter() - begin)
+    return {
+        "prefill_seconds": statistics.median(prefills[1:]),
+        "token_seconds": statistics.median(tokens[TOKENS:]),
+    }
 
 
 def step_times(directory: Path, model: Model) -> dict[str, float]:
@@ -88,9 +90,9 @@ def step_times(directory: Path, model: Model) -> dict[str, float]:
                 config, name, model.config, tokenizer, params, sources, packing, directory, mesh
             )
             with batches:
-                loaded = [to_device(batch.arrays, mesh) for batch in itertools.islice(batches, STEPS)]
+                loaded = [to_device(batch.arrays, mesh) for batch in itertools.islice(batches, BATCHES)]
             state, frozen, times = plan.create_state(params), plan.place_frozen(params), []
-            for arrays in itertools.islice(itertools.cycle(loaded), STEPS):
+            for arrays in _repeats(loaded):
                 begin = time.perf_counter()
                 state, _ = jax.block_until_ready(plan.step(state, frozen, arrays))
                 times.append(time.perf_counter() - begin)
@@ -98,10 +100,12 @@ def step_times(directory: Path, model: Model) -> dict[str, float]:
     return found
 
 
-def _median(function: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def _repeats(values: Sequence[Any] = (None,)) -> Iterator[Any]:
+    """The values in turn, over and over: once for what has to be compiled, then often and long enough to time it."""
+    turns = itertools.cycle(values)
+    yield next(turns)
+    begin = time.perf_counter()
+    for done in itertools.count():
+        if done >= REPEATS and time.perf_counter() - begin >= SECONDS:
+            return
+        yield next(turns)

@@ -6,23 +6,24 @@ from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.evaluation.report.sections import Section, Table
 from mllm_jax.evaluation.study.intervals import ALL
 from mllm_jax.evaluation.study.results import Study
+from mllm_jax.sweep.rates import cell_of
 
 
 def choose(study: Study) -> dict[str, dict[str, Any]]:
-    """Connector -> its factor with the highest score over all questions of all benchmarks, and what the others had.
+    """Cell -> its factor with the highest score over all questions of all benchmarks, and what the others had.
 
     Of equal ones the factor nearest to 1 is taken, which changes the recipe least.
 
     Raises:
-      ReportError: a connector ran with one factor only.
+      ReportError: a cell ran with one factor only.
     """
     chosen = {}
-    for connector, scores in _scores(study).items():
+    for cell, scores in _scores(study).items():
         if len(scores) < 2:
             raise ReportError(
-                f"connector {connector!r} ran with the factor {next(iter(scores))} only; run the recipe's rates sweep"
+                f"{cell!r} ran with the factor {next(iter(scores))} only; run the recipe's rates sweep"
             )
-        chosen[connector] = {
+        chosen[cell] = {
             "factor": _best(scores),
             "scores": {f"{factor:g}": round(score, 4) for factor, score in scores.items()},
         }
@@ -36,27 +37,27 @@ def untried(choice: dict[str, Any]) -> str:
 
 
 def rates_section(study: Study) -> Section:
-    """What each connector scored on the validation split at each factor."""
+    """What each cell scored on the validation split at each factor."""
     found = _scores(study)
     factors = sorted({factor for scores in found.values() for factor in scores})
     rows = [
         (
-            connector,
+            cell,
             *(f"{100 * scores[factor]:.1f}" if factor in scores else "–" for factor in factors),
             f"{_best(scores):g}" if len(scores) > 1 else "–",
         )
-        for connector, scores in found.items()
+        for cell, scores in found.items()
     ]
     about = (
         "Questions of a validation split that were answered right, in %, by the factor on the connector's learning "
         "rates. “mllm-jax study rates” chooses the best one; the rates of everything else are the same for all cells."
     )
-    head = ("connector", *(f"× {factor:g}" for factor in factors), "best")
+    head = ("cell", *(f"× {factor:g}" for factor in factors), "best")
     return Section(f"{study.recipe}: learning rates", (about, Table(head, tuple(rows))))
 
 
 def _scores(study: Study) -> dict[str, dict[float, float]]:
-    """Connector -> factor -> score, the smallest factor first."""
+    """Cell -> factor -> score, the smallest factor first."""
     found: dict[str, dict[float, float]] = {}
     for variant in sorted(study.variants, key=lambda variant: variant.rate):
         scores = [
@@ -65,9 +66,9 @@ def _scores(study: Study) -> dict[str, dict[float, float]]:
             if variant.name in b.samples
         ]
         if scores:
-            found.setdefault(str(variant.model["connector"]), {})[variant.rate] = sum(scores) / len(scores)
-    order = dict.fromkeys(str(variant.model["connector"]) for variant in study.variants)
-    return {connector: found[connector] for connector in order if connector in found}
+            found.setdefault(cell_of(variant.name), {})[variant.rate] = sum(scores) / len(scores)
+    order = dict.fromkeys(cell_of(variant.name) for variant in study.variants)
+    return {cell: found[cell] for cell in order if cell in found}
 
 
 def _best(scores: dict[float, float]) -> float:

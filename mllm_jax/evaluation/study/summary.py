@@ -106,7 +106,7 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     runs: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> where it is from, the run
     cells: dict[str, tuple[str, dict[str, Any]]] = {}
     for source, summary in summaries.items():
-        if _recipe(summary) != _recipe(last):
+        if (summary["kind"], recipe_name(summary)) != (last["kind"], recipe_name(last)):
             raise ReportError(
                 f"{source} is of {summary['recipe']} ({summary['kind']}), not of {last['recipe']} ({last['kind']}) as "
                 "the last one given; a summary is of one recipe"
@@ -133,9 +133,9 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _recipe(summary: Mapping[str, Any]) -> tuple[str, str]:
-    """What summaries must have in common: the kind, and the recipe wherever its file lies."""
-    return summary["kind"], pathlib.PurePath(summary["recipe"]).name
+def recipe_name(summary: Mapping[str, Any]) -> str:
+    """What results of one recipe have in common wherever its file lies: "x.py:mini" of "configs/x.py:mini"."""
+    return pathlib.PurePath(summary["recipe"]).name
 
 
 class NoOutcomes(ValueError):

@@ -14,7 +14,7 @@ from mllm_jax.evaluation.study.findings import ABSENT, Answer
 from mllm_jax.evaluation.study.intervals import interval
 from mllm_jax.evaluation.study.rates import rates_section
 from mllm_jax.evaluation.study.results import Study, csv_rows
-from mllm_jax.evaluation.study.summary import KINDS, read_summary
+from mllm_jax.evaluation.study.summary import KINDS, read_summary, recipe_name
 from mllm_jax.evaluation.study.times import Times
 from mllm_jax.storage import Path, as_path, make_folder
 
@@ -51,7 +51,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
             if summary["kind"] == "rates":
                 sections.append(rates_section(study))
                 continue
-            times = Times(study, latencies.get(study.recipe))
+            times = Times(study, latencies.get(recipe_name(summary)))
             sections += make_sections(study, summary, baseline, out, IMAGES, times)
         except ReportError:
             raise
@@ -82,15 +82,17 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 def _latencies(read: Mapping[str | Path, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Recipe -> its times."""
     found: dict[str, Mapping[str, Any]] = {}
-    studied = {summary["recipe"] for summary in read.values() if summary["kind"] == "study"}
+    studied = {recipe_name(summary) for summary in read.values() if summary["kind"] == "study"}
     for source, summary in read.items():
-        recipe = summary["recipe"]
+        recipe = recipe_name(summary)
         if summary["kind"] != "latency":
             continue
         if recipe not in studied:
-            raise ReportError(f"{source}: times of {recipe}, whose results are not given; give them too")
+            raise ReportError(
+                f"{source}: times of {summary['recipe']}, whose results are not given; give them too"
+            )
         if recipe in found:
-            raise ReportError(f"{source}: further times of {recipe}; give one file of them")
+            raise ReportError(f"{source}: further times of {summary['recipe']}; give one file of them")
         found[recipe] = summary
     return found
 
