@@ -11,7 +11,7 @@ from mllm_jax.config import benchmark_config, default_config, source_config, sta
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.mini.connectors import mini_options, visual_tokens
 
-# Samples of a study's cell; the quickstart's third fewer leave arithmetic and charts to chance and the seed.
+# Samples of a study's cell; the quickstart's half as many leave places and charts to chance and the seed.
 STUDIED = {"pretrain": 4800, "finetune": 3600}
 # What a row of a study has room for: tokens beside the images, and images. The longest caption takes about 95 tokens
 # (45 on average), the longest conversation about 360 (184 on average).
@@ -43,7 +43,7 @@ def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
 
     pretrain = stage_config()
     pretrain.template = "plain"
-    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 3200)}
+    pretrain.sources = {"captions": _mini_world("pretrain", "caption", 2700)}
     # Samples share rows, which are shorter for a connector with fewer visual tokens. A row holds three captions of 44
     # tokens on average and their images.
     pretrain.samples_per_row = pretrain.image_slots = 3
@@ -58,7 +58,7 @@ def mini_config(connector: str = "mlp2x_gelu", tokens: int = 36) -> ConfigDict:
     finetune = stage_config()
     finetune.trainable = ("connector/.*", "llm/.*")
     finetune.template = "mini"
-    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 2400)}
+    finetune.sources = {"instructions": _mini_world("finetune", "instruct", 2000)}
     # Conversations have 184 tokens on average, and 9 of 10 an image.
     finetune.samples_per_row, finetune.image_slots = 4, 2
     finetune.seq_len = _rounded(2 * (186 + visual))

@@ -335,7 +335,7 @@ def test_times_without_their_study(tmp_path, capsys):
     latency = {
         "format": 1,
         "kind": "latency",
-        "recipe": "/elsewhere/x.py:mini",  # the same recipe
+        "recipe": "configs/x.py:mini",
         "device": "1 x cpu",
         "cells": {},
     }
