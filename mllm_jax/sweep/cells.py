@@ -2,9 +2,11 @@
 
 import dataclasses
 import fnmatch
+import functools
 import importlib.util
 import inspect
 import json
+import operator
 import pathlib
 import types
 from collections.abc import Collection, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllm_jax import storage
-from mllm_jax.config import ConfigError, check, resolved
+from mllm_jax.config import ConfigError, check, declared, resolved
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.inference import runs
 from mllm_jax.interop.published import shipped_geometry
@@ -37,6 +39,7 @@ class Cell:
       overrides: what `get_sweep` says, the seed left out.
       config: the whole configuration.
       order: of the variant in the sweep.
+      shared: what the command line sets for all cells, without places of files and what does not make another run.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Cell:
     overrides: Overrides
     config: ConfigDict
     order: int = 0
+    shared: Overrides = dataclasses.field(default_factory=dict)
 
     def workdir(self, directory: Path) -> Path:
         """The run's work directory, in the sweep's."""
@@ -57,7 +61,7 @@ class Cell:
 
     def note(self, recipe: str) -> dict[str, Any]:
         """What is kept of the cell beside its run."""
-        kept = ("name", "variant", "seed", "order", "overrides")
+        kept = ("name", "variant", "seed", "order", "overrides", "shared")
         values = {**{key: getattr(self, key) for key in kept}, "recipe": recipe}
         return json.loads(json.dumps(values))  # tuples as lists
 
@@ -148,7 +152,10 @@ def make_cells(
                     f"config key {twice[0]!r} is set by the sweep itself; choose cells by --only, --seeds or "
                     "--connectors instead"
                 )
-            made = [_make(Cell(names[s], variant, s, overrides, base, order), directory) for s in chosen]
+            shared = _shared(base, given)
+            made = [
+                _make(Cell(names[s], variant, s, overrides, base, order, shared), directory) for s in chosen
+            ]
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(variant)
         else:
@@ -160,6 +167,13 @@ def make_cells(
     if not cells:
         raise ConfigError(f"no cell is called {' or '.join(only)}; --list shows them" if only else "no cell")
     return sorted(cells, key=lambda cell: seeds.index(cell.seed))
+
+
+def _shared(base: ConfigDict, given: Collection[str]) -> Overrides:
+    """`Cell.shared`."""
+    declarations = {key: declared(key) for key in sorted(given)}
+    kept = [key for key, node in declarations.items() if not (node.path or node.resumable)]
+    return {key: functools.reduce(operator.getitem, key.split("."), base) for key in kept}
 
 
 def _matches(pattern: str, name: str, variant: str) -> bool:

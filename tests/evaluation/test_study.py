@@ -223,6 +223,10 @@ def test_summaries_of_several_folders_become_one(tmp_path, capsys):
     for change, message in (
         (summary([run("a", "linear", 0, 0.9)]), "a-seed0 has other results in "),
         (summary([run("a", "linear", 3, 0.5, scale=3)]), "the cell a is set otherwise in "),
+        (
+            summary([{**run("d", "linear", 0, 0.5), "shared": {"seed": 1}}]),
+            "(none and {'seed': 1}), so they cannot be",
+        ),
         (summary([run("a", "linear", 3, 0.5)], kind="rates"), "(study), not of configs/x.py:mini (rates)"),
         ({**own, "recipe": "configs/y.py:mini"}, "not of configs/y.py:mini (study)"),
         ({"format": 1, "kind": "cost", "recipe": "x", "cells": {}}, "holds no runs (cost)"),

@@ -2,7 +2,7 @@
 
     {"format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": [...], "left_out": {BENCHMARK: why},
      "questions": {DIGEST: [[ability, group, number of questions], ...]},
-     "runs": [{"name", "variant", "seed", "overrides", "model": {...},
+     "runs": [{"name", "variant", "seed", "overrides", "shared", "model": {...},
                "stages": {NAME: {"steps", "at": [...], "loss": [...], "grad_norm": [...], "step_seconds"}},
                "benchmarks": {NAME: {"questions": DIGEST, "model": OUTCOMES, "blind": ..., "majority": ...}}}, ...]}
 
@@ -93,8 +93,8 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
       All runs, those of one cell together; the rest is the last one's.
 
     Raises:
-      ReportError: one holds no runs, they are of different recipes, a run is in two of them with different results, or
-        a cell is not set alike in all.
+      ReportError: one holds no runs, they are of different recipes, a run is in two of them with different results, a
+        cell is not set alike in all, or options that all cells of a sweep share are not those of all runs.
     """
     for source, summary in summaries.items():
         if summary["kind"] not in OF_RUNS:
@@ -105,6 +105,7 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     found = {**last, "questions": {}, "left_out": {}}
     runs: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> where it is from, the run
     cells: dict[str, tuple[str, dict[str, Any]]] = {}
+    first: tuple[str, dict[str, Any]] | None = None
     for source, summary in summaries.items():
         if (summary["kind"], recipe_name(summary)) != (last["kind"], recipe_name(last)):
             raise ReportError(
@@ -114,6 +115,12 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         found["questions"] |= summary["questions"]
         found["left_out"] |= summary.get("left_out", {})
         for run in summary["runs"]:
+            other, held = first = first or (source, run)
+            if (one := held.get("shared", {})) != (two := run.get("shared", {})):
+                raise ReportError(
+                    f"{held['name']} of {other} and {run['name']} of {source} ran with other options for all cells "
+                    f"({one or 'none'} and {two or 'none'}), so they cannot be compared"
+                )
             other, held = runs.setdefault(run["name"], (source, run))
             if held["benchmarks"] != run["benchmarks"]:
                 raise ReportError(
