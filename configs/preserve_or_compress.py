@@ -11,6 +11,7 @@ that start from random queries or convolutions only need more training: three ti
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -92,12 +93,6 @@ def get_findings(scale: str = "full") -> list[Finding]:
     found = []
     for px in sizes:
         found.append(difference(f"{px} px: preserving beats compressing", kept[px], compressed[px], "fine"))
-    if scale == "mini":
-        # Asked after the results were seen: C-Abstractor learns little here (docs/results.md) and might decide alone.
-        for px in sizes:
-            learned = f"average_pool-*-{px}px|q_former-*-{px}px"
-            claim = f"{px} px: preserving beats average pooling and Q-Former (asked later)"
-            found.append(difference(claim, kept[px], learned, "fine"))
     for px in sizes:
         for group in ("coarse", "reasoning"):
             claim = f"{px} px: preserving and compressing are about as good"
@@ -109,10 +104,34 @@ def get_findings(scale: str = "full") -> list[Finding]:
         ):
             found.append(faster(f"{px} px: compressing {what} faster", compressed[px], kept[px], time))
     found += compressors
+    found.append(_shrinking(sizes, kept, compressed))
+    if scale == "mini":
+        found += _asked_later(sizes, kept)
+    return found
+
+
+def _shrinking(
+    sizes: Sequence[int], kept: dict[int, str], compressed: dict[int, str], note: str = ""
+) -> Finding:
     small, large = sizes[0], sizes[-1]
     terms = ((1, kept[small]), (-1, compressed[small]), (-1, kept[large]), (1, compressed[large]))
-    found.append(Finding(f"the gap is larger at {small} px than at {large} px", terms, "fine"))
-    return found
+    return Finding(f"the gap is larger at {small} px than at {large} px{note}", terms, "fine")
+
+
+def _asked_later(sizes: Sequence[int], kept: dict[int, str]) -> list[Finding]:
+    """Asked after the results were seen, to tell what decides: C-Abstractor learns little here (docs/results.md)."""
+    average = {px: f"average_pool-*-{px}px" for px in sizes}
+    others = {px: f"{average[px]}|q_former-*-{px}px" for px in sizes}
+    note, found = " (asked later, without C-Abstractor)", []
+    for px in sizes:
+        found.append(difference(f"{px} px: preserving beats compressing{note}", kept[px], others[px], "fine"))
+    for px in sizes:
+        claim = f"{px} px: preserving beats average pooling (asked later)"
+        found.append(difference(claim, kept[px], average[px], "fine"))
+    for px in sizes:
+        claim = f"{px} px: preserving and compressing are about as good{note}"
+        found.append(difference(claim, kept[px], others[px], "reasoning", "near"))
+    return [*found, _shrinking(sizes, kept, others, note)]
 
 
 def _size(argument: str) -> str:
