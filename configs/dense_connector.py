@@ -88,7 +88,7 @@ def get_config(llm: str = "llama3-8b") -> ConfigDict:
         return config
     llm, anyres = llm.removesuffix("-anyres"), llm.endswith("-anyres")
     if llm not in LLMS:
-        raise ConfigError(f"configs/dense_connector.py:{llm}: choose {', '.join(LLMS)} or mini")
+        raise ConfigError(f"configs/dense_connector.py:{llm}: choose {', '.join((*LLMS, *MINI))}")
     if anyres and llm == "phi-2":
         raise ConfigError(
             "configs/dense_connector.py:phi-2-anyres: an image in tiles takes up to 3,699 tokens, and Phi-2 has 2,048 "
@@ -111,7 +111,16 @@ def _published(llm: str, encoder: str, anyres: bool = False) -> ConfigDict:
 
 
 def get_sweep(argument: str = "llama3-8b", added: tuple[str, ...] = ()) -> Sweep:
-    """The paper's tables; with the connectors `added`, with their defaults."""
+    """The paper's tables; with the connectors `added`, with their defaults.
+
+    Raises:
+      ConfigError: they have no cells with tiles.
+    """
+    if argument.endswith("-anyres"):
+        raise ConfigError(
+            f"configs/dense_connector.py:{argument}: the paper's tables are without tiles, so there is no sweep with "
+            "them; leave -anyres out"
+        )
     base = get_config(argument)
     variants = {**VARIANTS, **{name: (name, {}) for name in added}}
     if argument in MINI:

@@ -445,6 +445,13 @@ def _values(config: ConfigDict, schema: Schema, path: str = "") -> Iterator[tupl
             yield from _values(value, node, here)
 
 
+def items(config: ConfigDict) -> Iterator[tuple[str, Key, Any]]:
+    """Every key of a configuration with its declaration and its value, as `resolved` writes it."""
+    for key, node, place, name in _values(config, SCHEMA):
+        value = place[name]
+        yield key, node, _plain(value.to_dict() if isinstance(value, ConfigDict) else value)
+
+
 def check_paths(config: ConfigDict, path: str) -> None:
     """Checks that every file or folder that the keys right below `path` name is there.
 

@@ -138,15 +138,30 @@ def _note(path: Path) -> dict[str, Any]:
 
 def _summary(directory: Path) -> dict[str, Any]:
     """The summary of a sweep's finished runs."""
+    from mllm_jax.evaluation.report.runs import ReportError
     from mllm_jax.evaluation.study.findings import as_dicts
-    from mllm_jax.evaluation.study.summary import summarize
+    from mllm_jax.evaluation.study.summary import recipe_name, summarize
     from mllm_jax.sweep.cells import load_recipe
     from mllm_jax.sweep.rates import SUFFIX
 
     done = _finished(directory)
-    recipe = done[-1][0]["recipe"]
+    last = done[-1][0]
+    recipe = last["recipe"]
+    for note, _ in done:
+        if recipe_name(note) != recipe_name(last):
+            raise ReportError(
+                f"{directory} holds cells of {note['recipe']} ({note['name']}) and of {recipe} ({last['name']}); a "
+                "study is of one recipe, so give each a --workdir of its own"
+            )
     path, _, argument = recipe.partition(":")
-    module = load_recipe(pathlib.Path(path)) if pathlib.Path(path).is_file() else None
+    file = pathlib.Path(path)
+    if not file.is_file():
+        file = shipped.home() / "configs" / file.name
+    if not file.is_file():
+        complain(
+            f"{path} is not here, so nothing is asked of the results; run this where the sweep was started"
+        )
+    module = load_recipe(file) if file.is_file() else None
     function = getattr(module, "get_findings", lambda argument="": [])
     findings = as_dicts(function(argument) if argument else function())
     return summarize(recipe, done, findings, "rates" if argument.endswith(SUFFIX) else "study")
@@ -184,13 +199,21 @@ def _write(out: str, text: str) -> None:
 
 
 def _rates(args: argparse.Namespace) -> int:
+    from mllm_jax.evaluation.report.runs import ReportError
     from mllm_jax.evaluation.study.rates import choose, untried
     from mllm_jax.evaluation.study.results import Study
-    from mllm_jax.sweep.rates import read
+    from mllm_jax.evaluation.study.summary import merge
+    from mllm_jax.sweep.rates import SUFFIX, read
 
     out = pathlib.Path(args.out)
     read(out, args.scale)  # refuses a damaged file
-    summary = _summary(as_path(args.directory))
+    summary = merge({args.directory: _summary(as_path(args.directory))})
+    argument = summary["recipe"].partition(":")[2]
+    if argument != args.scale + SUFFIX:
+        raise ReportError(
+            f"{args.directory} is a sweep of {summary['recipe']}, not of the rates of scale {args.scale!r}, which is "
+            f"...:{args.scale}{SUFFIX}"
+        )
     held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
     chosen = choose(Study(summary))
     held[args.scale] = {**held.get(args.scale, {}), **chosen}

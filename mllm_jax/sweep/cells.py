@@ -1,12 +1,11 @@
 """The cells of a sweep: each a run of train.py, whose configuration is checked before anything is computed."""
 
+import contextlib
 import dataclasses
 import fnmatch
-import functools
 import importlib.util
 import inspect
 import json
-import operator
 import pathlib
 import types
 from collections.abc import Collection, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllm_jax import storage
-from mllm_jax.config import ConfigError, check, declared, resolved
+from mllm_jax.config import ConfigError, check, resolved
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.inference import runs
 from mllm_jax.interop.published import shipped_geometry
@@ -39,7 +38,6 @@ class Cell:
       overrides: what `get_sweep` says, the seed left out.
       config: the whole configuration.
       order: of the variant in the sweep.
-      shared: what the command line sets for all cells, without places of files and what does not make another run.
     """
 
     name: str
@@ -48,7 +46,6 @@ class Cell:
     overrides: Overrides
     config: ConfigDict
     order: int = 0
-    shared: Overrides = dataclasses.field(default_factory=dict)
 
     def workdir(self, directory: Path) -> Path:
         """The run's work directory, in the sweep's."""
@@ -61,7 +58,7 @@ class Cell:
 
     def note(self, recipe: str) -> dict[str, Any]:
         """What is kept of the cell beside its run."""
-        kept = ("name", "variant", "seed", "order", "overrides", "shared")
+        kept = ("name", "variant", "seed", "order", "overrides")
         values = {**{key: getattr(self, key) for key in kept}, "recipe": recipe}
         return json.loads(json.dumps(values))  # tuples as lists
 
@@ -152,10 +149,7 @@ def make_cells(
                     f"config key {twice[0]!r} is set by the sweep itself; choose cells by --only, --seeds or "
                     "--connectors instead"
                 )
-            shared = _shared(base, given)
-            made = [
-                _make(Cell(names[s], variant, s, overrides, base, order, shared), directory) for s in chosen
-            ]
+            made = [_make(Cell(names[s], variant, s, overrides, base, order), directory) for s in chosen]
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(variant)
         else:
@@ -167,13 +161,6 @@ def make_cells(
     if not cells:
         raise ConfigError(f"no cell is called {' or '.join(only)}; --list shows them" if only else "no cell")
     return sorted(cells, key=lambda cell: seeds.index(cell.seed))
-
-
-def _shared(base: ConfigDict, given: Collection[str]) -> Overrides:
-    """`Cell.shared`."""
-    declarations = {key: declared(key) for key in sorted(given)}
-    kept = [key for key, node in declarations.items() if not (node.path or node.resumable)]
-    return {key: functools.reduce(operator.getitem, key.split("."), base) for key in kept}
 
 
 def _matches(pattern: str, name: str, variant: str) -> bool:
@@ -206,14 +193,15 @@ def is_done(cell: Cell, directory: Path) -> bool:
     workdir, config = cell.workdir(directory), cell.config
     if not (workdir / "config.json").exists():
         return False
-    if any(_changes_scores(key) for key in check_same(workdir, resolved(config))):
+    if any(changes_scores(key) for key in check_same(workdir, resolved(config))):
         return False
     if config.stage_order[-1] not in runs.finished_stages(workdir, config) or _is_outdated(workdir):
         return False
     return not config.eval.benchmarks or set(config.eval.benchmarks) <= set(summary(workdir)["benchmarks"])
 
 
-def _changes_scores(key: str) -> bool:
+def changes_scores(key: str) -> bool:
+    """Whether scores of one model can depend on a key of the evaluation."""
     return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
 
 
@@ -221,16 +209,14 @@ def _is_outdated(workdir: Path) -> bool:
     """Whether the run has been started with another evaluation since its last one, and has not come to its end."""
     try:
         lines = storage.read_text(workdir / HISTORY, "replace").splitlines()
-        changed = [key for line in lines for key in json.loads(line)["changed"]]
         written = [storage.modified(path) for path in (workdir / "eval" / "summary.json", workdir / HISTORY)]
-    except (
-        FileNotFoundError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # nothing changed, or a line that a kill cut off
+    except FileNotFoundError:  # nothing changed, or nothing was evaluated
         return False
-    return any(map(_changes_scores, changed)) and written[0] < written[1]
+    changed: list[str] = []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
+            changed += json.loads(line)["changed"]
+    return any(map(changes_scores, changed)) and written[0] < written[1]
 
 
 def summary(workdir: Path) -> dict[str, Any]:

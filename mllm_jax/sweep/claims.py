@@ -32,9 +32,9 @@ class Claims:
             up to a minute, and is done once in `AGAIN` seconds.
         """
         place, held = self.place(cell), contextlib.ExitStack()
-        if _alive(cell.workdir(self._directory) / "lock"):  # somebody trains in it without a claim
-            return None
-        if (alive := _alive(place / "lock")) or (alive is None and not (look and self._is_due(cell))):
+        # The run's own lock is of somebody who trains in it without a claim.
+        alive = [_alive(cell.workdir(self._directory) / "lock"), _alive(place / "lock")]
+        if True in alive or (None in alive and not (look and self._is_due(cell))):
             return None
         storage.make_folder(place)
         locked = bucket_lock.locked if storage.is_bucket(place) else lock.locked
@@ -42,11 +42,13 @@ class Claims:
             held.enter_context(locked(place))
         except ConfigError:
             return None
-        self.note(cell)
         return held
 
     def note(self, cell: Cell) -> None:
-        """Writes down what the cell is, unless that stands there already; `mllm-jax study` reads it."""
+        """Writes down what the cell is, unless that stands there already; `mllm-jax study` reads it.
+
+        To be called for a cell whose folder is known to hold no run of another configuration.
+        """
         place, note = self.place(cell), cell.note(self._recipe)
         with contextlib.suppress(FileNotFoundError, ValueError):
             if json.loads(storage.read_text(place / NOTE)) == note:

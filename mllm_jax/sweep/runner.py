@@ -145,6 +145,8 @@ class Runner:
         status = self.states[cell.name]
         if self._is_done(cell):  # by another worker, since the last look
             status.state = DONE
+        if status.state != FAILED:
+            self._claims.note(cell)
         if status.state in (DONE, FAILED):
             claim.close()
             return

@@ -27,6 +27,7 @@ from mllm_jax.evaluation.study.intervals import ALL, Bootstrap, interval
 from mllm_jax.evaluation.study.rates import choose, rates_section, untried
 from mllm_jax.evaluation.study.results import Study
 from mllm_jax.evaluation.study.summary import packed, unpacked
+from mllm_jax.evaluation.study.terms import joined, terms
 from mllm_jax.evaluation.study.times import Times
 from mllm_jax.planning.topology import parse
 from mllm_jax.recipes.mini import study_config
@@ -140,6 +141,7 @@ def test_verdicts():
     assert verdict("kept-*", "base", "near") == FAILS
     assert verdict("low|half-84px", "base", "at least") == FAILS  # their mean
     assert verdict("none", "base", "near") == verdict("low|none", "base", "at least") == ABSENT
+    assert answer(difference("claim", "half-*", "low", "fine"), samples, ["half-3-84px"]).verdict == ABSENT
 
 
 def test_times_are_compared_as_ratios():
@@ -220,12 +222,15 @@ def test_summaries_of_several_folders_become_one(tmp_path, capsys):
     assert collect(json.loads((tmp_path / "all.json").read_text())) == 0
     assert len(names()) == 5
 
+    shipped["terms"], other_model = {"data.seed": 0}, run("a", "linear", 3, 0.5)
+    other_model["stages"] = {"pretrain": {"steps": 7}}
     for change, message in (
         (summary([run("a", "linear", 0, 0.9)]), "a-seed0 has other results in "),
         (summary([run("a", "linear", 3, 0.5, scale=3)]), "the cell a is set otherwise in "),
+        (summary([other_model]), "runs of the cell a have other models or numbers of steps in "),
         (
-            summary([{**run("d", "linear", 0, 0.5), "shared": {"seed": 1}}]),
-            "(none and {'seed': 1}), so they cannot be",
+            {**summary([run("d", "linear", 0, 0.5)]), "terms": {"data.seed": 1, "image": 2}},
+            "1.json ran with data.seed = 1 and ",
         ),
         (summary([run("a", "linear", 3, 0.5)], kind="rates"), "(study), not of configs/x.py:mini (rates)"),
         ({**own, "recipe": "configs/y.py:mini"}, "not of configs/y.py:mini (study)"),
@@ -235,6 +240,27 @@ def test_summaries_of_several_folders_become_one(tmp_path, capsys):
         assert collect(shipped, change) == 1
         assert message in capsys.readouterr().err
         assert (tmp_path / "all.json").read_text() == kept
+
+
+def test_runs_have_terms_in_common():
+    """All but what the cell sets, its connector, places, and what changes nothing but speed."""
+    config = study_config("linear")
+    config.seed, config.data.dir, config.data.threads, config.model.llm.path = 7, "/here", 3, "/models/mini"
+    overrides = {"model.connector.name": "linear", "model.vision.image_size": 84}
+    found = terms(config, overrides, "a-seed7")
+    assert found["model.llm.path"] == "mini"
+    assert found["stages.finetune.batch_size"] == 4
+    assert found["eval.max_new_tokens"] == 8
+    assert json.loads(json.dumps(found)) == found
+    assert not {"seed", "data.dir", "data.threads", *overrides} & found.keys()
+    assert not any(key.startswith("model.connector.linear") for key in found)
+    with pytest.raises(
+        ReportError, match=r"a-seed7 ran with model\.vision\.image_size = 84, but its cell has 56"
+    ):
+        terms(config, {"model.vision.image_size": 56}, "a-seed7")
+    assert joined({"a": 1, "b": 2}, {"b": 2, "c": 3}, "one", "other") == {"a": 1, "b": 2, "c": 3}
+    with pytest.raises(ReportError, match="other ran with b = 3 and one with 2, so"):
+        joined({"a": 1, "b": 2}, {"b": 3}, "one", "other")
 
 
 def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
@@ -275,6 +301,11 @@ def test_the_choice_of_learning_rates():
     assert [row[-1] for row in section.parts[1].rows] == ["3", "1", "0.3"]
     (row,) = rates_section(Study(summary(runs[:1]))).parts[1].rows  # a sweep that has not run yet
     assert row[-1] == "–"
+    more = [run(f"linear-rate{scale}", "linear", 1, 0.5, scale) for scale in (0.3, 1.0, 3.0)]
+    with pytest.raises(
+        ReportError, match=r"sci-rate0\.3 has no answers to mini with seeds 0, 1 as others have"
+    ):
+        choose(Study(summary([*runs[:4], *more])))
     with pytest.raises(ReportError, match=r"factor 0\.3 only"):
         choose(Study(summary(runs[:1])))
 

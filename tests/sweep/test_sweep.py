@@ -160,15 +160,6 @@ def test_all_faults_are_told_before_anything_runs(tmp_path):
         make_cells({"good": sweep["good"]}, study_config("mlp2x_gelu"), (), (0,), tmp_path, ("fine",))
 
 
-def test_what_all_cells_share_is_noted(tmp_path):
-    """Without what lies elsewhere on another machine, and what changes no result."""
-    base = study_config("mlp2x_gelu")
-    base.data.dir, base.stages.finetune.batch_size = str(tmp_path / "data"), 8
-    given = ("stages.finetune.batch_size", "data.dir", "data.threads")
-    (cell,) = make_cells({"a": {"model.connector.name": "linear"}}, base, given, (0,), tmp_path)
-    assert cell.note("x.py")["shared"] == {"stages.finetune.batch_size": 8}
-
-
 def test_another_configuration_in_a_cells_folder_is_refused(tmp_path):
     cells = sweep_worker.cells_in(tmp_path, (0,))
     assert run_cells(cells, tmp_path, "x.py", sweep_worker.command_in(tmp_path, 0), 3, None) == 0

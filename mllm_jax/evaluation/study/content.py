@@ -99,7 +99,7 @@ def _about(study: Study) -> str:
 def find_answers(benchmark: Benchmark, summary: Mapping[str, Any]) -> list[Answer]:
     """What a benchmark says of the recipe's findings."""
     asked = (one for one in from_dicts(summary["findings"]) if one.expect != FASTER)
-    return [answer(finding, benchmark.samples) for finding in asked]
+    return [answer(finding, benchmark.samples, benchmark.incomplete) for finding in asked]
 
 
 def find_time_answers(times: Times, summary: Mapping[str, Any]) -> list[Answer]:

@@ -72,15 +72,23 @@ class Answer:
     verdict: str
 
 
-def answer(finding: Finding, samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]]) -> Answer:
+def answer(
+    finding: Finding,
+    samples: Mapping[str, Mapping[str, Float[np.ndarray, " R1"]]],
+    incomplete: Sequence[str] = (),
+) -> Answer:
     """Looks a finding about scores up in the results.
 
     Args:
       samples: variant -> score's name -> the score and its resamples. Where a part of a pattern matches none, the claim
         has not been put to the test.
+      incomplete: variants that are not among them, because they lack seeds. A claim about one has not been put to the
+        test either.
     """
     total = 0.0
     for sign, patterns in finding.terms:
+        if any(matches(name, patterns) for name in incomplete):
+            return Answer(finding, np.nan, np.nan, np.nan, ABSENT)
         known = {name: one[finding.score] for name, one in samples.items() if finding.score in one}
         if not all(any(matches(name, pattern) for name in known) for pattern in patterns.split("|")):
             return Answer(finding, np.nan, np.nan, np.nan, ABSENT)

@@ -11,7 +11,7 @@ all questions. The interval is the 2.5th to 97.5th percentile of `RESAMPLES` res
 three seeds the draw of seeds is coarse, and the interval rather narrow than wide in what it says of other seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -78,8 +78,3 @@ def interval(samples: Float[np.ndarray, " R1"]) -> tuple[float, float, float]:
     """
     low, high = np.percentile(samples[1:], (2.5, 97.5))
     return float(samples[0]), float(low), float(high)
-
-
-def mean(samples: Sequence[Mapping[str, Float[np.ndarray, " R1"]]], name: str) -> Float[np.ndarray, " R1"]:
-    """The mean of several cells' scores, resample by resample."""
-    return np.mean([one[name] for one in samples], axis=0)

@@ -10,14 +10,24 @@ from mllm_jax.sweep.rates import cell_of
 
 
 def choose(study: Study) -> dict[str, dict[str, Any]]:
-    """Cell -> its factor with the highest score over all questions of all benchmarks, and what the others had.
+    """Cell -> its factor with the highest score, and what the others had.
 
-    Of equal ones the factor nearest to 1 is taken, which changes the recipe least.
+    The score is the mean over benchmarks of the share of questions answered right. Of equal ones the factor nearest to
+    1 is taken, which changes the recipe least.
 
     Raises:
-      ReportError: a cell ran with one factor only.
+      ReportError: a cell ran with one factor only, or its factors cannot be compared: not all have the same seeds and
+        benchmarks.
     """
     chosen = {}
+    for name, benchmark in study.benchmarks.items():
+        missing = [v.name for v in study.variants if v not in benchmark.variants]
+        if missing:
+            raise ReportError(
+                f"{missing[0]} has no answers to {name} with {'seeds' if len(benchmark.seeds) > 1 else 'seed'} "
+                f"{', '.join(map(str, benchmark.seeds))} as others have, so the factors cannot be compared; run the "
+                "same seeds of all"
+            )
     for cell, scores in _scores(study).items():
         if len(scores) < 2:
             raise ReportError(

@@ -44,6 +44,10 @@ class Variant:
         scales = (v for k, v in self.overrides.items() if k.endswith(".connector_rate_scale"))
         return float(next(scales, 1.0))
 
+    def trains(self, stage: str) -> bool:
+        """Whether its runs have the stage."""
+        return any(stage in run["stages"] for run in self.runs.values())
+
     def step_seconds(self, stage: str) -> float | None:
         """The median over seeds of the median time of a step."""
         times = [run["stages"].get(stage, {}).get("step_seconds") for run in self.runs.values()]

@@ -1,15 +1,16 @@
 """A study's results in one small JSON file: every run's facts and curves, and the outcome of every question.
 
     {"format": 1, "kind": "study", "recipe": "configs/x.py:mini", "findings": [...], "left_out": {BENCHMARK: why},
-     "questions": {DIGEST: [[ability, group, number of questions], ...]},
-     "runs": [{"name", "variant", "seed", "overrides", "shared", "model": {...},
+     "questions": {DIGEST: [[ability, group, number of questions], ...]}, "terms": {KEY: value},
+     "runs": [{"name", "variant", "seed", "overrides", "model": {...},
                "stages": {NAME: {"steps", "at": [...], "loss": [...], "grad_norm": [...], "step_seconds"}},
                "benchmarks": {NAME: {"questions": DIGEST, "model": OUTCOMES, "blind": ..., "majority": ...}}}, ...]}
 
 OUTCOMES holds what the score counts for each question, ability by ability and in each by id: a string of hexadecimal
 digits, of which each bit is a question (the highest first), or a list of numbers where a question can be half right.
-DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired. "grad_norm" is
-the connector's, where it was logged. The kind "rates" is a sweep from which learning rates are chosen.
+DIGEST is one of the questions' ids and words, so that equal digests mean questions that can be paired. "terms" is what
+all runs have in common (`terms`), "grad_norm" the connector's, where it was logged. The kind "rates" is a sweep from
+which learning rates are chosen.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ from jaxtyping import Float
 from mllm_jax.evaluation.report.questions import read_credits, read_questions
 from mllm_jax.evaluation.report.runs import ReportError, Run, load_run
 from mllm_jax.evaluation.report.shapes import NUMBER, check_shape
+from mllm_jax.evaluation.study.terms import joined, terms
 from mllm_jax.storage import Path, as_path, read_text
+from mllm_jax.workdir import saved_config
 
 FORMAT = 1
 KINDS = ("study", "latency", "rates", "cost")  # in the order of the page
@@ -41,8 +44,9 @@ _SHAPE = {
     "recipe": str,
     "findings": [{}],
     "questions": {...: [list]},
+    "terms?": {}, "left_out?": {},
     "runs": [{
-        "name": str, "variant": str, "seed": int, "overrides": {},
+        "name": str, "variant": str, "seed": int, "overrides": {}, "order?": int,
         "model": {"connector": str, "visual_tokens": NUMBER, "image_size": NUMBER, "parameters": {...: int}},
         "stages": {...: {"steps": int}}, "benchmarks": {...: {"questions": str}},
     }],
@@ -64,13 +68,16 @@ def summarize(
       kind: "study", or "rates" for a sweep from which learning rates are chosen.
 
     Raises:
-      ReportError: a run that cannot be read.
+      ReportError: a run that cannot be read, or that cannot be compared with those before it.
+      ConfigError: a run's configuration cannot be read.
     """
     found: dict[str, Any] = {
         "format": FORMAT, "kind": kind, "recipe": recipe, "findings": list(findings), "questions": {},
-        "left_out": {}, "runs": [],
+        "left_out": {}, "terms": {}, "runs": [],
     }  # fmt: skip
     for note, directory in runs:
+        own = terms(saved_config(directory), note["overrides"], note["name"])
+        found["terms"] = joined(found["terms"], own, "others before it", note["name"])
         run, benchmarks = load_run(directory, note["name"]), {}
         for name in run.benchmarks:
             try:
@@ -94,7 +101,7 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Raises:
       ReportError: one holds no runs, they are of different recipes, a run is in two of them with different results, a
-        cell is not set alike in all, or options that all cells of a sweep share are not those of all runs.
+        cell is not set alike in all or its runs had other models or stages, or their terms differ.
     """
     for source, summary in summaries.items():
         if summary["kind"] not in OF_RUNS:
@@ -102,25 +109,27 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 f"{source} holds no runs ({summary['kind']}), so there is nothing to collect in it"
             )
     *_, last = summaries.values()
-    found = {**last, "questions": {}, "left_out": {}}
+    findings = [summary["findings"] for summary in summaries.values() if summary["findings"]]
+    found = {
+        **last,
+        "questions": {},
+        "left_out": {},
+        "terms": {},
+        "findings": findings[-1] if findings else [],
+    }
+    first = next(iter(summaries))
     runs: dict[str, tuple[str, dict[str, Any]]] = {}  # name -> where it is from, the run
     cells: dict[str, tuple[str, dict[str, Any]]] = {}
-    first: tuple[str, dict[str, Any]] | None = None
     for source, summary in summaries.items():
         if (summary["kind"], recipe_name(summary)) != (last["kind"], recipe_name(last)):
             raise ReportError(
                 f"{source} is of {summary['recipe']} ({summary['kind']}), not of {last['recipe']} ({last['kind']}) as "
                 "the last one given; a summary is of one recipe"
             )
+        found["terms"] = joined(found["terms"], summary.get("terms", {}), first, source)
         found["questions"] |= summary["questions"]
         found["left_out"] |= summary.get("left_out", {})
         for run in summary["runs"]:
-            other, held = first = first or (source, run)
-            if (one := held.get("shared", {})) != (two := run.get("shared", {})):
-                raise ReportError(
-                    f"{held['name']} of {other} and {run['name']} of {source} ran with other options for all cells "
-                    f"({one or 'none'} and {two or 'none'}), so they cannot be compared"
-                )
             other, held = runs.setdefault(run["name"], (source, run))
             if held["benchmarks"] != run["benchmarks"]:
                 raise ReportError(
@@ -132,12 +141,22 @@ def merge(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                     f"the cell {run['variant']} is set otherwise in {other} than in {source} (a learning rate that "
                     "was chosen later?), so its runs cannot be compared"
                 )
-    place = {variant: run.get("order", 0) for variant, (_, run) in cells.items()}
+            if _trained(held) != _trained(run):
+                raise ReportError(
+                    f"runs of the cell {run['variant']} have other models or numbers of steps in {other} than in "
+                    f"{source} ({_trained(held)} and {_trained(run)}), so they cannot be compared"
+                )
+    place = {variant: run.get("order") or 0 for variant, (_, run) in cells.items()}
     found["runs"] = sorted(
         (run for _, run in runs.values()),
         key=lambda run: (place[run["variant"]], run["variant"], run["seed"]),
     )
     return found
+
+
+def _trained(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs of a cell have alike."""
+    return {**run["model"], **{f"steps of {name}": stage["steps"] for name, stage in run["stages"].items()}}
 
 
 def recipe_name(summary: Mapping[str, Any]) -> str:

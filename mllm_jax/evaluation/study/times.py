@@ -41,13 +41,12 @@ class Times:
         for stage in study.stages:
             key = STEP + stage
             log = {v.name: v.step_seconds(stage) for v in study.variants}
-            trained = [name for name, seconds in log.items() if seconds]
-            known = {name: measured.get(name, {}).get(key) for name in trained}
+            known = {v.name: measured.get(v.name, {}).get(key) for v in study.variants if v.trains(stage)}
             if not all(known.values()):
-                known = log
+                known = {name: seconds for name, seconds in log.items() if seconds}
                 logged.append(stage)
-            for name in trained:
-                self.seconds[name][key] = known[name]
+            for name, seconds in known.items():
+                self.seconds[name][key] = seconds
         for name, seconds in self.seconds.items():
             seconds |= {key: one for key, one in measured.get(name, {}).items() if key in ANSWERING}
         found = {key for seconds in self.seconds.values() for key in seconds}

@@ -39,6 +39,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
     out, sections, rows, facts = as_path(out), [], [], []
     make_folder(out)
     read = {source: read_summary(source) for source in sources}
+    _check_names(read)
     latencies = _latencies(read)
     for source, summary in sorted(read.items(), key=lambda item: KINDS.index(item[1]["kind"])):
         try:
@@ -55,7 +56,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -
             sections += make_sections(study, summary, baseline, out, IMAGES, times)
         except ReportError:
             raise
-        except (KeyError, TypeError, ValueError, LookupError) as error:
+        except (KeyError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise ReportError(
                 f"{source} is damaged ({type(error).__name__}: {error}); collect it again"
             ) from error
@@ -77,6 +78,16 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _check_names(read: Mapping[str | Path, Mapping[str, Any]]) -> None:
+    """Charts are called by the recipe, so that it can have one study."""
+    found: dict[str, str | Path] = {}
+    for source, summary in read.items():
+        if summary["kind"] == "study" and (other := found.setdefault(recipe_name(summary), source)) != source:
+            raise ReportError(
+                f"{other} and {source} are both of {summary['recipe']}; `mllm-jax study collect` makes one of them"
+            )
 
 
 def _latencies(read: Mapping[str | Path, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
