@@ -59,8 +59,11 @@ def read(file: pathlib.Path, scale: str) -> dict[str, float]:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8")).get(scale, {}) if file.exists() else {}
-        return {connector: float(choice["factor"]) for connector, choice in values.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        found = {name: choice["factor"] for name, choice in values.items()}
+        if wrong := [one for one in found.values() if type(one) not in (int, float)]:
+            raise ValueError(f"factor {wrong[0]!r}")
+        return {name: float(factor) for name, factor in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{file} does not hold choices of learning rates ({type(error).__name__}: {error}); "
             "make it again with `mllm-jax study rates`"

@@ -276,6 +276,20 @@ def test_damaged_files_of_a_sweep_are_named(tmp_path, capsys):
     rates.write_text(json.dumps({"format": 1, "kind": "what", "recipe": "x.py", "cells": {}}))
     assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
     assert "kind 'what' is none of study, latency, rates, cost" in capsys.readouterr().err
+    bad = {
+        "format": 1,
+        "kind": "latency",
+        "recipe": "x.py",
+        "device": "cpu",
+        "cells": {"a": {"token_seconds": 0}},
+    }
+    rates.write_text(json.dumps(bad))
+    assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
+    assert "(token_seconds of a is 0)" in capsys.readouterr().err
+    for count in (0, 10**15, 2.5):
+        rates.write_text(json.dumps({**summary([]), "questions": {"q": [["scene", "coarse", count]]}}))
+        assert main(["study", "report", str(rates), f"--out={tmp_path / 'docs'}"]) == 1
+        assert "are not [ability, group, number]" in capsys.readouterr().err
     rates.write_text("[]")
     assert main(["study", "rates", str(tmp_path), "--scale=mini", f"--out={rates}"]) == 1
     assert f"{rates} does not hold choices" in capsys.readouterr().err

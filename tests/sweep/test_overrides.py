@@ -162,6 +162,12 @@ def test_chosen_rates(tmp_path):
     }  # fmt: skip
     file.write_text(json.dumps({"mini": {"sci": {"factor": 0.3}, "b": {"factor": 3}}}))  # the cell's own
     assert rates.with_chosen(cells, file, "mini")["b"]["stages.finetune.connector_rate_scale"] == 3
-    file.write_text("[]")
-    with pytest.raises(ConfigError, match="mllm-jax study rates"):
-        rates.read(file, "mini")
+    for damaged in (
+        "[]",
+        '{"mini": {"sci": {"factor": "3"}}}',
+        '{"mini": {"sci": {"factor": true}}}',
+        "[" * 99_999,
+    ):
+        file.write_text(damaged)
+        with pytest.raises(ConfigError, match="mllm-jax study rates"):
+            rates.read(file, "mini")

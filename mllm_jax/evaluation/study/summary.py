@@ -15,6 +15,7 @@ which learning rates are chosen.
 
 import hashlib
 import json
+import math
 import pathlib
 import statistics
 from collections import Counter
@@ -35,6 +36,7 @@ FORMAT = 1
 KINDS = ("study", "latency", "rates", "cost")  # in the order of the page
 OF_RUNS = ("study", "rates")
 POINTS = 40  # of a loss curve
+MOST = 10**7  # questions of an ability
 GRADIENT = "grad_norm/connector"
 UNNAMED = "questions"  # the ability of those that have none
 CONDITIONS = {"model": "predictions", "blind": "blind", "majority": "majority"}
@@ -235,6 +237,27 @@ def _stage(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _check_numbers(summary: Mapping[str, Any]) -> None:
+    """Numbers of questions and times, which would do harm far from here.
+
+    Raises:
+      ValueError: they are none.
+    """
+    for layout in summary["questions"].values():
+        for entry in layout:
+            if not (len(entry) == 3 and isinstance(entry[2], int) and 0 < entry[2] <= MOST):
+                raise ValueError(f"questions {entry!r:.60} are not [ability, group, number]")
+    for run in summary["runs"]:
+        for name, stage in run["stages"].items():
+            _check_seconds(stage.get("step_seconds", 1), f"step_seconds of {run['name']}, {name}")
+
+
+def _check_seconds(value: Any, what: str) -> None:
+    check_shape(value, NUMBER, what)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{what} is {value!r}")
+
+
 def read_summary(path: str | Path) -> dict[str, Any]:
     """A file that holds what `summarize` gives, or another of a study's kinds of results.
 
@@ -250,6 +273,12 @@ def read_summary(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"kind {value['kind']!r} is none of {', '.join(KINDS)}")
         if value["kind"] in OF_RUNS:
             check_shape(value, _SHAPE, str(path))
+            _check_numbers(value)
+        elif value["kind"] == "latency":
+            check_shape(value, {"recipe": str, "cells": {...: {...: NUMBER}}, "device": str}, str(path))
+            for name, times in value["cells"].items():
+                for key, seconds in times.items():
+                    _check_seconds(seconds, f"{key} of {name}")
         else:
             check_shape(value, {"recipe": str, "cells": {...: {}}}, str(path))
     except (OSError, ValueError, RecursionError) as error:
