@@ -174,7 +174,7 @@ def _latency(args: argparse.Namespace) -> int:
     from mllm_jax.parallel import cpu_devices
     from mllm_jax.workdir import saved_config
 
-    found, cells = _finished(as_path(args.directory)), {}
+    found, cells, part = _finished(as_path(args.directory)), {}, f"{args.out}.part"
     if not args.no_steps:
         cpu_devices.divide(saved_config(found[0][1]).mesh.cpu_devices)
     for note, run in found:
@@ -184,10 +184,11 @@ def _latency(args: argparse.Namespace) -> int:
         times = latency(model) | ({} if args.no_steps else step_times(run, model))
         cells[note["variant"]] = times
         summary = {"format": FORMAT, "kind": "latency", "recipe": note["recipe"], "device": device_name()}
-        _write(args.out, json.dumps({**summary, "cells": cells}, indent=1))  # after each: they take a while
+        _write(part, json.dumps({**summary, "cells": cells}, indent=1))  # after each: they take a while
         print(
             note["variant"], ", ".join(f"{key} {seconds:.4f}" for key, seconds in times.items()), flush=True
         )
+    pathlib.Path(part).replace(args.out)  # only now, so that a stopped command leaves what was there
     return 0
 
 

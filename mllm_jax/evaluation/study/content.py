@@ -88,9 +88,8 @@ def _about(study: Study) -> str:
         if benchmark.seeds != seeds:
             said += f" {benchmark.name} compares seeds {', '.join(map(str, benchmark.seeds))}."
         if benchmark.incomplete:
-            said += (
-                f" Not all of these ran {', '.join(benchmark.incomplete)}, which {benchmark.name} leaves out."
-            )
+            names = ", ".join(benchmark.incomplete)
+            said += f" {benchmark.name} leaves out what did not answer it with all of these: {names}."
         if not benchmark.crossed:
             said += f" Each seed has questions of {benchmark.name} of its own."
     return said

@@ -21,12 +21,11 @@ def choose(study: Study) -> dict[str, dict[str, Any]]:
     """
     chosen = {}
     for name, benchmark in study.benchmarks.items():
-        missing = [v.name for v in study.variants if v not in benchmark.variants]
-        if missing:
+        if benchmark.incomplete:
+            seeds = ", ".join(map(str, benchmark.seeds))
             raise ReportError(
-                f"{missing[0]} has no answers to {name} with {'seeds' if len(benchmark.seeds) > 1 else 'seed'} "
-                f"{', '.join(map(str, benchmark.seeds))} as others have, so the factors cannot be compared; run the "
-                "same seeds of all"
+                f"{benchmark.incomplete[0]} has no answers to {name} with all of the seeds {seeds}, as others have, so "
+                "the factors cannot be compared; run the same seeds of all"
             )
     for cell, scores in _scores(study).items():
         if len(scores) < 2:

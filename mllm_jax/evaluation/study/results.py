@@ -64,7 +64,7 @@ class Benchmark:
       seeds: of the runs that are compared: those that make most runs comparable.
       crossed: all seeds were asked the same questions.
       variants: the cells that ran with all of these seeds.
-      incomplete: the names of those that did not.
+      incomplete: the names of those that did not, or were not asked.
     """
 
     def __init__(self, name: str, questions: Mapping[str, Any], variants: Sequence[Variant]):
@@ -82,7 +82,7 @@ class Benchmark:
         }
         self.seeds = _most_shared([frozenset(runs) for runs in asked.values() if runs])
         self.variants = [v for v in variants if asked[v.name].keys() >= set(self.seeds)]
-        self.incomplete = [v.name for v in variants if asked[v.name] and v not in self.variants]
+        self.incomplete = [v.name for v in variants if v not in self.variants]
         self._asked = asked
         digests = {}  # seed -> of its questions
         for seed in sorted({seed for runs in asked.values() for seed in runs}):
