@@ -452,6 +452,11 @@ def items(config: ConfigDict) -> Iterator[tuple[str, Key, Any]]:
         yield key, node, _plain(value.to_dict() if isinstance(value, ConfigDict) else value)
 
 
+def changes_scores(key: str) -> bool:
+    """Whether a key is one of the evaluation's that the scores of a model depend on."""
+    return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
+
+
 def check_paths(config: ConfigDict, path: str) -> None:
     """Checks that every file or folder that the keys right below `path` name is there.
 

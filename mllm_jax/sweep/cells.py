@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mllm_jax import storage
-from mllm_jax.config import ConfigError, check, resolved
+from mllm_jax.config import ConfigError, changes_scores, check, resolved
 from mllm_jax.connectors import CONNECTORS
 from mllm_jax.inference import runs
 from mllm_jax.interop.published import shipped_geometry
@@ -198,11 +198,6 @@ def is_done(cell: Cell, directory: Path) -> bool:
     if config.stage_order[-1] not in runs.finished_stages(workdir, config) or _is_outdated(workdir):
         return False
     return not config.eval.benchmarks or set(config.eval.benchmarks) <= set(summary(workdir)["benchmarks"])
-
-
-def changes_scores(key: str) -> bool:
-    """Whether scores of one model can depend on a key of the evaluation."""
-    return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
 
 
 def _is_outdated(workdir: Path) -> bool:

@@ -27,11 +27,6 @@ def grid(cells: Sweep) -> Sweep:
     return product(cells, {f"rate{factor:g}": scaled(factor) for factor in FACTORS})
 
 
-def cell_of(name: str) -> str:
-    """The cell that a cell of `grid` belongs to: "linear" for "linear-rate0.3"."""
-    return name.rpartition("-rate")[0] or name
-
-
 def with_chosen(cells: Sweep, file: pathlib.Path, scale: str) -> Sweep:
     """The cells, each with its own choice, or else its connector's.
 

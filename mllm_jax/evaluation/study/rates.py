@@ -6,7 +6,6 @@ from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.evaluation.report.sections import Section, Table
 from mllm_jax.evaluation.study.intervals import ALL
 from mllm_jax.evaluation.study.results import Study
-from mllm_jax.sweep.rates import cell_of
 
 
 def choose(study: Study) -> dict[str, dict[str, Any]]:
@@ -75,9 +74,14 @@ def _scores(study: Study) -> dict[str, dict[float, float]]:
             if variant.name in b.samples
         ]
         if scores:
-            found.setdefault(cell_of(variant.name), {})[variant.rate] = sum(scores) / len(scores)
-    order = dict.fromkeys(cell_of(variant.name) for variant in study.variants)
+            found.setdefault(_cell(variant.name), {})[variant.rate] = sum(scores) / len(scores)
+    order = dict.fromkeys(_cell(variant.name) for variant in study.variants)
     return {cell: found[cell] for cell in order if cell in found}
+
+
+def _cell(name: str) -> str:
+    """What `mllm_jax.sweep.rates.grid` calls its cells after: "linear" of "linear-rate0.3"."""
+    return name.rpartition("-rate")[0] or name
 
 
 def _best(scores: dict[float, float]) -> float:

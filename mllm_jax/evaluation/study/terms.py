@@ -10,10 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mllm_jax.config import items
+from mllm_jax.config import changes_scores, items
 from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.schema import Key
-from mllm_jax.sweep.cells import changes_scores
 
 CONNECTOR = "model.connector."
 NAMED = ("path", "json")  # ends of keys whose files make a difference, wherever they lie
