@@ -7,8 +7,8 @@
 tokens for 64 and 144. `full` (the default) is CLIP-L/14 and Vicuna-7B with the two stages of LLaVA-1.5; data as for
 configs/llava15.py. `mini-rates` and `full-rates` are the sweeps from which `mllm-jax study rates` chooses each
 connector's learning rate, on questions of a validation split (docs/sweep.md); at full scale give them, as
-`--config.eval.benchmarks.main.path=...`. `mini-longer` asks whether connectors
-that start from random queries or convolutions only need more training: three times the samples of `mini`.
+`--config.eval.benchmarks.main.path=...`. `mini-longer` asks whether connectors that start from random queries or
+convolutions only need more training: three times the samples of `mini`.
 """
 
 import pathlib
