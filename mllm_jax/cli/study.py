@@ -222,7 +222,8 @@ def _rates(args: argparse.Namespace) -> int:
     for cell, choice in chosen.items():
         side = untried(choice)
         hint = f"; none {side} was tried, so the best may lie beyond" if side else ""
-        print(f"{cell}: {choice['factor']:g} of {choice['scores']}{hint}")
+        scores = ", ".join(f"{factor}: {score:.1%}" for factor, score in choice["scores"].items())
+        print(f"{cell}: learning rates times {choice['factor']:g} ({scores}){hint}")
     return 0
 
 
