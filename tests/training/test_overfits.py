@@ -16,7 +16,7 @@ from mllm_jax.training.params import pretrained_params
 from mllm_jax.training.sources import prepare_sources
 from mllm_jax.training.step import to_device
 
-SAMPLES, STEPS = 3, 200
+SAMPLES, STEPS = 4, 200
 TEXT = 112  # tokens of a row beside the image's; a caption has at most 95
 
 
