@@ -10,6 +10,7 @@ guide.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from mllm_jax.inference.load import load
     from mllm_jax.inference.model import Model
     from mllm_jax.parallel.mesh import make_mesh
+
+# transformers would say at its import that there is no torch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __all__ = ["Model", "connectors", "load", "make_mesh"]
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mllm_jax import workdir
-from mllm_jax.config import ConfigError, resolved
+from mllm_jax.config import ConfigError, benchmark_config, resolved
 from mllm_jax.lock import LockLostError
 from mllm_jax.workdir import check_same, open_run, saved_config
 
@@ -85,6 +85,39 @@ def test_what_does_not_alter_training_may_change_and_is_recorded(tiny_config, tm
     assert changed["stages.finetune.accumulation"] == [2, 4]
     assert changed["model.llm.remat"] == ["none", "full"]
     assert len(changed) == 10
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "now", "says"),
+    [
+        ("eval.benchmarks.mini.count", 0, 3, "given with eval.benchmarks.mini.count = 0, not 3"),
+        ("eval.template", "vicuna_v1", "mini", "given with eval.template = 'vicuna_v1', not 'mini'"),
+        ("eval.max_new_tokens", 8, 5, "given with eval.max_new_tokens = 8, not 5"),
+        ("eval.max_new_tokens", 9, 5, None),  # the answers, of at most 8 tokens, had a limit of their own
+        ("eval.benchmarks.mini.images", "", "moved", None),
+        ("eval.benchmarks.other.count", 0, 3, None),
+        ("eval.likelihood", False, True, None),
+        ("eval.batch_size", 4, 2, None),
+    ],
+)
+def test_answers_are_not_mixed_with_those_to_other_questions(tiny_config, tmp_path, key, before, now, says):
+    with tiny_config.unlocked():
+        tiny_config.eval.benchmarks = {name: benchmark_config() for name in ("mini", "other")}
+        tiny_config.eval.template = "vicuna_v1"
+        tiny_config.update_from_flattened_dict({key: before})
+        start(tmp_path, tiny_config)
+        saved = (tmp_path / "config.json").read_bytes()
+        (tmp_path / "eval" / "mini").mkdir(parents=True)
+        (tmp_path / "eval" / "mini" / "manifest.json").write_text('{"max_new_tokens": 8}')
+        tiny_config.update_from_flattened_dict({key: now})
+    if says is None:
+        start(tmp_path, tiny_config)
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'eval' / 'mini'} holds answers {says}")):
+        start(tmp_path, tiny_config)
+    assert (tmp_path / "config.json").read_bytes() == saved
+    (tmp_path / "eval" / "mini").rename(tmp_path / "eval_before")
+    start(tmp_path, tiny_config)
 
 
 def test_a_change_is_recorded_before_it_takes_place(tiny_config, tmp_path, monkeypatch):

@@ -16,16 +16,12 @@ JAX. The module's docstring is the description shown by `mllm-jax VERB --help`.
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from mllm_jax import no_torch
 from mllm_jax.console import write_anything
 from mllm_jax.storage import expand_arguments
-
-# transformers advises everybody to install PyTorch, which nothing here needs.
-NO_ADVICE = ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # verb -> (module, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
@@ -96,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    os.environ.setdefault(*NO_ADVICE)
     if argv is None:  # nothing else is in this process that may want it
         no_torch.block()
     write_anything()

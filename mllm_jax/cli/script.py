@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import operator
-import os
 import pathlib
 import re
 import sys
@@ -24,7 +23,6 @@ from ml_collections import ConfigDict, config_flags
 
 from mllm_jax import compilation_cache, no_torch
 from mllm_jax.cli import shipped
-from mllm_jax.cli.main import NO_ADVICE
 from mllm_jax.config import SCHEMA, ConfigError, check_key, map_paths
 from mllm_jax.console import complain, write_anything
 from mllm_jax.data.conversations import SampleError
@@ -88,6 +86,12 @@ class RecipeParser(flags.ArgumentParser):
             config = self.load(shipped.recipe(argument))
         except ValueError as error:  # ml_collections puts a traceback into its message
             raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
+        except AttributeError as error:
+            if error.name != "get_config":
+                raise
+            raise ConfigError(
+                f"--config: {argument} has no get_config, the function that returns the configuration"
+            ) from None
         for key in _overridden(self.arguments):
             parent, _, last = key.rpartition(".")
             above, _, name = parent.rpartition(".")
@@ -118,7 +122,6 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     An error that its user can mend ends the program with exit code 1 and one message on standard error; the traceback
     is shown with --traceback.
     """
-    os.environ.setdefault(*NO_ADVICE)
     no_torch.block()
     write_anything()
     app.run(lambda arguments: _start(main, arguments), argv=argv, flags_parser=_parse)
@@ -164,12 +167,13 @@ def _parse(arguments: list[str]) -> list[str]:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for recipe in values_of(arguments, "config"):
-            if not pathlib.Path(shipped.recipe(recipe).partition(":")[0]).is_file():
+            file = pathlib.Path(shipped.recipe(recipe).partition(":")[0])
+            if not file.is_file() or file.suffix != ".py":
                 raise ConfigError(
                     f"--config: there is no recipe {recipe.partition(':')[0]}; give a file or one that comes "
                     f"with the library: {', '.join(shipped.names())}"
                 )
-        left = app.parse_flags_with_usage(arguments)
+        left = FLAGS(arguments)
         if len(left) > 1:
             raise ConfigError(f"{left[1]!r} is no option; options are written --NAME=VALUE, without spaces")
         for key in _overridden(arguments):
@@ -179,6 +183,9 @@ def _parse(arguments: list[str]) -> list[str]:
         return left
     except ConfigError as error:
         _fail(error)
+    except flags.Error as error:
+        complain(f"{error}; --help shows the options")
+        sys.exit(1)
     except (AttributeError, KeyError, TypeError):
         # ml_collections lets these out for a key that does not exist; find it and say so properly.
         try:

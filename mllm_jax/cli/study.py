@@ -52,12 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cost = verbs.add_parser("cost", help="what the cells cost at full scale, from the planner")
     cost.add_argument("recipe", metavar="RECIPE", help="FILE.py, FILE.py:ARGUMENT, or a shipped one's NAME")
+    cost.add_argument(
+        "--connectors",
+        metavar="NAME,...",
+        default="",
+        help="only these; +NAME adds one, as mllm-jax sweep does",
+    )
     cost.add_argument("--topology", required=True, help="a TPU slice as v5p-64, or a host's GPUs as h100:8")
     cost.add_argument("--out", required=True, metavar="FILE", help="the costs (JSON)")
     report = verbs.add_parser("report", help="pages and charts from summaries and costs")
     report.add_argument("sources", nargs="+", metavar="FILE", help="of collect, latency and cost")
     report.add_argument("--out", required=True, metavar="DIR", help="folder of study.md and study.html")
-    report.add_argument("--baseline", default="mlp2x_gelu", help="connector that others are compared with")
+    report.add_argument(
+        "--baseline", metavar="CONNECTOR", help="that others are compared with (default mlp2x_gelu)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -244,7 +252,7 @@ def _cost(args: argparse.Namespace) -> int:
     recipe = shipped.recipe(args.recipe)
     path, _, argument = recipe.partition(":")
     module, cells = load_recipe(pathlib.Path(path)), {}
-    for name, overrides in read_sweep(recipe).items():
+    for name, overrides in read_sweep(recipe, [c for c in args.connectors.split(",") if c]).items():
         cells[name] = module.get_config(argument) if argument else module.get_config()
         apply(cells[name], overrides)
     _write(args.out, json.dumps(study_cost(args.recipe, cells, machine), indent=1))

@@ -21,7 +21,7 @@ it was. --config.KEY=VALUE holds for all cells. See docs/sweep.md.
   --train=FILE          the training script (default: train.py here, or beside the recipe's folder)
   --logs=DIR            where the cells' output goes (default: train.log in each run)
 
-The exit code is 0 if all cells are done, 1 if one failed (they are listed, each with its log), 2 for wrong arguments.
+The exit code is 0 if all cells are done, 1 if one failed (they are listed, each with its log) or an argument is wrong.
 """
 
 import functools
@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> int:
 
         logging.set_verbosity(logging.WARNING)
         directory, recipe = as_path(workdir.value), _recipe(arguments)
+        if not is_bucket(directory) and directory.exists() and not directory.is_dir():
+            raise ConfigError(f"--workdir: {directory} is a file; give a folder")
         given = _given(arguments, flags.FLAGS)
         base = config.value
         if not base.data.dir and not is_bucket(directory):
@@ -84,7 +86,7 @@ def main(arguments: list[str]) -> int:
             return [python, program, f"--config={recipe}", place, *given, *cell.options]
 
         if listing.value:
-            _list(cells, directory)
+            _list(cells, directory, recipe)
             return
         if form.value:
             from mllm_jax.sweep.emit import emit
@@ -93,7 +95,7 @@ def main(arguments: list[str]) -> int:
             if left:
                 named = functools.partial(command, python="python")
                 print(emit(form.value, left, named, recipe, image.value), end="")
-            complain(f"{len(left)} of {len(cells)} cells are not done")
+            complain(f"not done: {len(left)} of {len(cells)} cells")
             return
         folder = logs.value or ("logs" if is_bucket(directory) else None)
         sys.exit(run_cells(cells, directory, recipe, command, workers.value, folder))
@@ -108,7 +110,7 @@ def run_cells(cells: Any, directory: Any, recipe: str, command: Any, workers: in
     from mllm_jax.sweep.runner import FAILED, Runner, Stopped
 
     console = make_console()
-    say(console, f"{len(cells)} cells in {directory}, {workers} at once")
+    say(console, f"{len(cells)} cell{'s' if len(cells) > 1 else ''} in {directory}, {workers} at once")
     log_of = (lambda cell: pathlib.Path(logs) / f"{cell.name}.log") if logs else None
     try:
         with Display(console, directory) as display:
@@ -123,18 +125,21 @@ def run_cells(cells: Any, directory: Any, recipe: str, command: Any, workers: in
     return 1 if FAILED in states.values() else 0
 
 
-def _list(cells: Any, directory: Any) -> None:
+def _list(cells: Any, directory: Any, recipe: str) -> None:
     from mllm_jax.sweep.cells import is_done
+    from mllm_jax.sweep.claims import Claims
 
-    rows = [
-        (
-            cell.name,
-            "done" if is_done(cell, directory) else "",
-            " ".join(cell.options).replace("--config.", ""),
-        )
-        for cell in cells
-    ]
-    print_table(make_console(), ("cell", "state", "sets"), rows, f"{len(cells)} cells", text_columns=3)
+    claims = Claims(directory, recipe)
+
+    def state(cell: Any) -> str:
+        if is_done(cell, directory):
+            return "done"
+        if claims.is_taken(cell):
+            return "running"
+        return "begun" if (cell.workdir(directory) / "config.json").exists() else ""
+
+    rows = [(cell.name, state(cell), " ".join(cell.options).replace("--config.", "")) for cell in cells]
+    print_table(make_console(), ("cell", "state", "sets"), rows, f"cells: {len(rows)}", text_columns=3)
 
 
 def _given(arguments: list[str], known: Any) -> list[str]:

@@ -10,6 +10,7 @@ from mllm_jax.line_file import LineFile, whole_lines
 from mllm_jax.storage import Path, make_folder
 
 MANIFEST = "manifest.json"
+DIGESTS = {"benchmark": "to other questions", "model": "of another model"}  # of what is noted as a digest
 Key = tuple[str, int]  # (question_id, rotation)
 
 
@@ -37,10 +38,12 @@ def check_manifest(directory: Path, identity: dict[str, Any]) -> None:
             raise StoreError(f"{error}; move that folder away") from error
         different = [k for k in sorted({*found, *identity}) if found.get(k) != identity.get(k)]
         if different:
-            listed = ", ".join(f"{k}: {found.get(k)!r} there, {identity.get(k)!r} now" for k in different)
+            listed = ", ".join(
+                DIGESTS.get(k) or f"{k}: {found.get(k)!r} there, {identity.get(k)!r} now" for k in different
+            )
             raise StoreError(
                 f"{directory} holds answers that this run cannot continue ({listed}); move that folder away, or "
-                "evaluate into another one"
+                "evaluate into another one (eval.py --out)"
             )
         return
     if any(directory.glob("*.jsonl")):

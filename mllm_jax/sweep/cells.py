@@ -8,7 +8,7 @@ import inspect
 import json
 import pathlib
 import types
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -67,14 +67,17 @@ def load_recipe(path: pathlib.Path) -> types.ModuleType:
     """A recipe as a module.
 
     Raises:
-      ConfigError: it has no `get_sweep`.
+      ConfigError: it is no Python file, or has no `get_sweep`.
     """
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(f"there is no recipe {path}; give a Python file (FILE.py or FILE.py:ARGUMENT)")
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
+    if missing := [name for name in ("get_config", "get_sweep") if not hasattr(module, name)]:
         raise ConfigError(
-            f"{path} has no get_sweep, which gives a sweep's cells; write one beside get_config (docs/sweep.md)"
+            f"{path} has no {missing[0]}; the recipe of a sweep has get_config, which gives a run's configuration, and "
+            "beside it get_sweep, which gives the sweep's cells (docs/sweep.md)"
         )
     return module
 
@@ -111,6 +114,8 @@ def read_sweep(recipe: str, connectors: Sequence[str] = ()) -> Sweep:
         raise
     except ValueError as error:  # of a connector that cannot take one of the sizes
         raise ConfigError(f"{recipe}: a cell of the sweep cannot be made: {error}") from error
+    if not (isinstance(sweep, Mapping) and all(isinstance(each, Mapping) for each in sweep.values())):
+        raise ConfigError(f"get_sweep of {path} must return a dict: name of a cell -> {{key: value}}")
     check_names(sweep)
     if kept:
         sweep = {name: o for name, o in sweep.items() if o.get(CONNECTOR) in (*kept, *added)}
@@ -156,10 +161,17 @@ def make_cells(
             cells += made
     if faults:
         count = sum(map(len, faults.values()))
-        lines = (f"{', '.join(variants)}: {fault}" for fault, variants in faults.items())
+        lines = (
+            f"{'all' if len(variants) == len(sweep) else ', '.join(variants)}: {fault}"
+            for fault, variants in faults.items()
+        )
         raise ConfigError(f"{count} of {len(sweep)} cells cannot run:\n  " + "\n  ".join(lines))
     if not cells:
-        raise ConfigError(f"no cell is called {' or '.join(only)}; --list shows them" if only else "no cell")
+        raise ConfigError(
+            f"no cell is called {' or '.join(only)}; --list shows them"
+            if only
+            else "there is no cell; give the sweep at least one, and at least one seed"
+        )
     return sorted(cells, key=lambda cell: seeds.index(cell.seed))
 
 

@@ -32,8 +32,7 @@ class Claims:
             up to a minute, and is done once in `AGAIN` seconds.
         """
         place, held = self.place(cell), contextlib.ExitStack()
-        # The run's own lock is of somebody who trains in it without a claim.
-        alive = [_alive(cell.workdir(self._directory) / "lock"), _alive(place / "lock")]
+        alive = self._alive(cell)
         if True in alive or (None in alive and not (look and self._is_due(cell))):
             return None
         storage.make_folder(place)
@@ -43,6 +42,14 @@ class Claims:
         except ConfigError:
             return None
         return held
+
+    def is_taken(self, cell: Cell) -> bool:
+        """Whether somebody who can be seen from here runs the cell."""
+        return True in self._alive(cell)
+
+    def _alive(self, cell: Cell) -> list[bool | None]:
+        # The run's own lock is of somebody who trains in it without a claim.
+        return [_alive(cell.workdir(self._directory) / "lock"), _alive(self.place(cell) / "lock")]
 
     def note(self, cell: Cell) -> None:
         """Writes down what the cell is, unless that stands there already; `mllm-jax study` reads it.

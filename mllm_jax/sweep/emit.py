@@ -12,7 +12,7 @@ FORMS = ("commands", "slurm", "kubernetes")
 Command = Callable[[Cell], list[str]]
 
 SLURM = """#!/usr/bin/env bash
-# {count} cells of {recipe}, one per task of the array. Edit the resources, then: sbatch THIS_FILE
+# Cells of {recipe}: {count}, one per task of the array. Edit the resources, then: sbatch THIS_FILE
 # Started again, it continues what was stopped and passes over what is done. On several nodes add --distributed.
 #SBATCH --job-name={title}
 #SBATCH --array=0-{last}

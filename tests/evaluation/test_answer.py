@@ -297,7 +297,7 @@ def test_answers_of_others_are_refused(model, mini, tmp_path):
     out = tmp_path / "out"
     run(model, "mini", mini, out, blind=False)
     before = (out / "predictions.jsonl").read_bytes()
-    with pytest.raises(StoreError, match=r"out holds answers .*model: "):
+    with pytest.raises(StoreError, match=r"out holds answers .*\(of another model\)"):
         run(make_model(seed=1), "mini", mini, out)
     with pytest.raises(StoreError, match="max_new_tokens: 3 there, 4 now"):
         run(model, "mini", mini, out, dataclasses.replace(SETTINGS, max_new_tokens=4))

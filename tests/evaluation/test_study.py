@@ -379,6 +379,45 @@ def test_pages_of_a_study(tmp_path):
     assert html.count("data:image/png") == len(list((out / "images" / "study").glob("*.png"))) == 9
 
 
+def test_the_cell_that_others_are_compared_with(tmp_path, capsys):
+    """Of several with the baseline's connector the one that is set most alike."""
+    runs = [
+        run(f"{connector}-rate{scale:g}", connector, 0, 0.5, scale)
+        for connector in ("mlp2x_gelu", "linear", "dci")
+        for scale in (0.3, 1.0, 3.0)
+    ]
+    source, out = tmp_path / "study.json", tmp_path / "docs"
+    source.write_text(json.dumps(summary(runs)))
+
+    def compared(*options):
+        assert main(["study", "report", str(source), "--out", str(out), *options]) == 0
+        page = (out / "study.md").read_text().partition("### Differences from")[2].partition("###")[0]
+        rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")][2:]
+        return [(one.strip(), other.strip()) for one, other, *_ in rows]
+
+    assert compared() == [
+        (f"{connector}-rate{scale}", f"mlp2x_gelu-rate{scale}")
+        for connector in ("linear", "dci")
+        for scale in ("0.3", "1", "3")
+    ]
+    assert compared("--baseline=dci")[-1] == ("linear-rate3", "dci-rate3")
+    assert main(["study", "report", str(source), "--out", str(out), "--baseline=dic"]) == 1
+    assert "no cell of configs/x.py:mini has the connector 'dic'" in capsys.readouterr().err
+    source.write_text(json.dumps(summary([run("a", "linear", 0, 0.5), run("b", "dci", 0, 0.6)])))
+    assert compared() == [("b", "a")]
+
+
+def test_a_summary_has_each_run_once(tmp_path, capsys):
+    source = tmp_path / "study.json"
+    for runs, says in (
+        ([], "holds no runs"),
+        ([run("a", "linear", 0, 0.5), run("a", "linear", 0, 0.7)], "seed 0 of a is there twice"),
+    ):
+        source.write_text(json.dumps(summary(runs)))
+        assert main(["study", "report", str(source), "--out", str(tmp_path / "docs")]) == 1
+        assert says in capsys.readouterr().err
+
+
 def test_times_without_their_study(tmp_path, capsys):
     file, twice = tmp_path / "times.json", tmp_path / "again.json"
     latency = {

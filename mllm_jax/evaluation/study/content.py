@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.evaluation.report import cost_plot, losses, radar
+from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
 from mllm_jax.evaluation.study.findings import (
     FASTER,
@@ -22,6 +23,7 @@ from mllm_jax.evaluation.study.times import STEP, Times, time_name
 from mllm_jax.evaluation.tables import label, percent
 from mllm_jax.storage import Path
 
+BASELINE = "mlp2x_gelu"
 _TOKENS = "visual tokens per image"
 METHOD = (
     f"Intervals hold 95 % of {RESAMPLES:,} bootstrap resamples of seeds and questions, the same resamples for all "
@@ -32,7 +34,7 @@ METHOD = (
 def make_sections(
     study: Study,
     summary: Mapping[str, Any],
-    baseline: str,
+    baseline: str | None,
     out: Path,
     images: str,
     times: Times,
@@ -40,9 +42,21 @@ def make_sections(
     """The sections of one study; charts are written to `OUT/IMAGES`.
 
     Args:
-      baseline: connector that the others are compared with, at their own resolution.
+      baseline: connector that the others are compared with, at their own resolution; None is LLaVA's MLP, or the first
+        cell's connector where no cell has that.
       times: of the cells.
+
+    Raises:
+      ReportError: no cell has the connector that was given.
     """
+    connectors = dict.fromkeys(str(variant.model["connector"]) for variant in study.variants)
+    if baseline is None:
+        baseline = BASELINE if BASELINE in connectors else next(iter(connectors))
+    elif baseline not in connectors:
+        raise ReportError(
+            f"no cell of {study.recipe} has the connector {baseline!r} (--baseline); give one of "
+            f"{', '.join(connectors)}"
+        )
     sections = [Section(study.recipe, (_about(study),))]
     for name, benchmark in study.benchmarks.items():
         several = len(study.benchmarks) > 1
@@ -54,7 +68,10 @@ def make_sections(
             )
         sections.append(Section(f"{title}Scores", (METHOD, _scores(benchmark, benchmark.groups)), 3))
         if pairs := _pairs(study, benchmark, baseline):
-            about = f"Differences from {baseline} at the same resolution, in points."
+            about = (
+                f"Differences from {baseline} at the same resolution, in points. Where several cells have it, a cell "
+                "is compared with the one whose other settings are most like its own."
+            )
             sections.append(
                 Section(f"{title}Differences from {baseline}", (about, _differences(benchmark, pairs)), 3)
             )
@@ -69,7 +86,8 @@ def make_sections(
         )
     if answers := find_time_answers(times, summary):
         sections.append(Section("What the papers say of time", _time_findings(answers), 3))
-    sections.append(Section("Cells", (times.about, _cells(study, baseline, times)), 3))
+    about = f"{times.about} × is the share of the time of {baseline} at the same resolution.".strip()
+    sections.append(Section("Cells", (about, _cells(study, baseline, times)), 3))
     if curves := _losses(study, out, f"{images}/{_slug(study.recipe)}"):
         sections.append(Section("Training", (curves,), 3, folded=True))
     return sections
@@ -83,7 +101,7 @@ def _slug(text: str) -> str:
 
 def _about(study: Study) -> str:
     seeds = sorted({seed for variant in study.variants for seed in variant.runs})
-    said = f"{len(study.variants)} cells, seeds {', '.join(map(str, seeds))}."
+    said = f"Cells: {len(study.variants)}, seeds {', '.join(map(str, seeds))}."
     for benchmark in study.benchmarks.values():
         if benchmark.seeds != seeds:
             said += f" {benchmark.name} compares seeds {', '.join(map(str, benchmark.seeds))}."
@@ -161,16 +179,26 @@ def _scores(benchmark: Benchmark, names: Sequence[str], short: bool = False) -> 
 
 
 def baseline_of(variant: Variant, variants: Sequence[Variant], connector: str) -> Variant | None:
-    """The cell that a cell is compared with: the baseline connector with the same encoder, resolution and LLM."""
+    """The cell that a cell is compared with: the baseline connector with the same encoder, resolution and LLM.
+
+    Of several the one whose other settings are most alike, and of equal ones the first.
+    """
     if variant.model["connector"] == connector:
         return None
     same = ("image_size", "vision", "llm")
-    for other in variants:
-        if other.model["connector"] == connector and all(
-            other.model.get(k) == variant.model.get(k) for k in same
-        ):
-            return other
-    return None
+    found = [
+        other
+        for other in variants
+        if other.model["connector"] == connector
+        and all(other.model.get(key) == variant.model.get(key) for key in same)
+    ]
+    return min(found, key=lambda other: _unlike(variant.overrides, other.overrides), default=None)
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    """Keys beside the connector's in which the settings of two cells differ."""
+    keys = (key for key in {*one, *other} if not key.startswith("model.connector."))
+    return sum(one.get(key) != other.get(key) for key in keys)
 
 
 def _pairs(study: Study, benchmark: Benchmark, baseline: str) -> list[tuple[str, str]]:
@@ -187,8 +215,8 @@ def _differences(benchmark: Benchmark, pairs: Sequence[tuple[str, str]]) -> Tabl
         for name in names:
             value, low, high = interval(benchmark.samples[one][name] - benchmark.samples[other][name])
             cells.append(f"{100 * value:+.1f} {_ends(low, high, True)}")
-        rows.append((one, *cells))
-    return Table(("points", *map(label, names)), tuple(rows))
+        rows.append((one, other, *cells))
+    return Table(("points", "compared with", *map(label, names)), tuple(rows))
 
 
 def _sizes(study: Study) -> list[int]:

@@ -140,10 +140,21 @@ class Study:
     """
 
     def __init__(self, summary: Mapping[str, Any]):
+        """Takes the runs.
+
+        Raises:
+          ReportError: there are none, one is there twice, or cells were asked different questions.
+        """
         self.recipe: str = summary["recipe"]
+        if not summary["runs"]:
+            raise ReportError(f"the summary of {self.recipe} holds no runs; collect them again")
         runs: dict[str, dict[int, Any]] = {}
         for run in summary["runs"]:
-            runs.setdefault(run["variant"], {})[run["seed"]] = run
+            if run["seed"] in runs.setdefault(run["variant"], {}):
+                raise ReportError(
+                    f"seed {run['seed']} of {run['variant']} is there twice; collect the runs again"
+                )
+            runs[run["variant"]][run["seed"]] = run
         self.variants = [Variant(name, dict(sorted(found.items()))) for name, found in runs.items()]
         every = list(_runs(self.variants))
         self.stages = list(dict.fromkeys(stage for run in every for stage in run["stages"]))

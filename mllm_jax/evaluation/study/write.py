@@ -21,14 +21,14 @@ from mllm_jax.storage import Path, as_path, make_folder
 IMAGES = "images/study"
 
 
-def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str) -> Path:
+def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str | None = None) -> Path:
     """Reports summaries of `mllm-jax study`.
 
     Args:
       sources: files of `study collect`, `study latency` and `study cost`. Studies stand first, then sweeps of learning
         rates, of which only the scores are shown, then costs; within a kind in the order given.
       out: folder of the pages; what is there of them is replaced.
-      baseline: connector that the others are compared with.
+      baseline: connector that the others are compared with, in every study; see `make_sections`.
 
     Returns:
       The HTML page's path.
