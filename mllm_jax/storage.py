@@ -99,9 +99,16 @@ def resolve(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, where they are not there; in a bucket there is nothing to make."""
+    """Makes a folder and those above it, where they are not there; in a bucket there is nothing to make.
+
+    Raises:
+      FileExistsError: it is a file.
+    """
     if not is_bucket(path):
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise FileExistsError(f"{path} is a file; give a folder") from None
 
 
 def remove_folder(path: Path) -> None:

@@ -69,6 +69,14 @@ def test_a_path_in_a_bucket_never_becomes_a_local_one(gcsfs):
     assert (storage.make_folder(path), path.parent.name) == (None, "run")
 
 
+def test_a_file_is_no_folder(tmp_path):
+    storage.make_folder(tmp_path / "a" / "b")
+    storage.make_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file is a file; give a folder"):
+        storage.make_folder(tmp_path / "file")
+
+
 def test_verbs_expand_home_and_refuse_object_storage(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
