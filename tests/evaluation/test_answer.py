@@ -304,7 +304,7 @@ def test_answers_of_others_are_refused(model, mini, tmp_path):
     rows = json.loads(mini.read_text())
     rows[0]["answer"] = "city"
     mini.write_text(json.dumps(rows))
-    with pytest.raises(StoreError, match="benchmark: "):
+    with pytest.raises(StoreError, match=r"\(to other questions\)"):
         run(model, "mini", mini, out)
     assert (out / "predictions.jsonl").read_bytes() == before
     (out / "manifest.json").unlink()
