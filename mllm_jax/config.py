@@ -457,17 +457,6 @@ def changes_scores(key: str) -> bool:
     return key.startswith("eval.") and key not in ("eval.batch_size", "eval.examples")
 
 
-def changes_answers(key: str, benchmark: str) -> bool:
-    """Whether answers to a benchmark that were given with another value of a key cannot be continued.
-
-    Its files may lie elsewhere: whether their contents are the same is seen when they are read.
-    """
-    parent, _, name = key.rpartition(".")
-    if parent == f"eval.benchmarks.{benchmark}":
-        return not BENCHMARK[name].path
-    return key in ("eval.template", "eval.overlong", "eval.max_new_tokens")
-
-
 def check_paths(config: ConfigDict, path: str) -> None:
     """Checks that every file or folder that the keys right below `path` name is there.
 

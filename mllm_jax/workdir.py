@@ -13,9 +13,10 @@ import jax
 from ml_collections import ConfigDict
 
 from mllm_jax import bucket_lock, files, lock, storage
+from mllm_jax.answers_kept import find_conflict
 from mllm_jax.bucket_copy import local_copy
 from mllm_jax.bucket_lock import BucketLock
-from mllm_jax.config import SCHEMA, ConfigError, changes_answers, check, differences, map_paths
+from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
 from mllm_jax.line_file import LineFile
 from mllm_jax.lock import Lock
 from mllm_jax.parallel import processes
@@ -23,7 +24,6 @@ from mllm_jax.schema import Key, Named, defaults
 from mllm_jax.storage import Path, make_folder
 
 CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
-ANSWERS = "manifest.json"  # in a folder of answers (`evaluation.store`)
 LOGS = (".log", ".out", ".err")  # of schedulers and `tee`
 FOREIGN = ("Thumbs.db", "desktop.ini", "lost+found")  # what systems leave besides hidden files
 SHOWN = 5  # further keys that an error names
@@ -131,11 +131,6 @@ def check_same(workdir: Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
     for key, node, before, now in differences(_read(workdir), resolved):
         if node is not None and node.resumable:
             changed[key] = [before, now]
-            for answers in _answers(workdir, key, before, resolved):
-                raise ConfigError(
-                    f"{answers} holds answers given with {key} = {before!r}, not {now!r}; go back to that value, or "
-                    "move the folder away to have the questions answered again"
-                )
         elif not (isinstance(node, Key) and node.path and _same_place(before, now, bases)):
             fixed.append((key, before, now))
     if fixed:
@@ -145,23 +140,14 @@ def check_same(workdir: Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
             f"{workdir} holds a run with {key} = {before!r}, not {now!r}{f' (also other: {more})' if more else ''}; "
             "choose another --workdir, or go back to that run's configuration to continue it"
         )
+    if conflict := find_conflict(workdir, workdir / HISTORY, resolved, changed):
+        folder, key = conflict
+        before, now = changed[key]
+        raise ConfigError(
+            f"{folder} holds answers given with {key} = {before!r}, not {now!r}; go back to that value, or move the "
+            "folder away to have the questions answered again"
+        )
     return changed
-
-
-def _answers(workdir: Path, key: str, before: Any, resolved: dict[str, Any]) -> Iterator[Path]:
-    """Folders of answers that were given with `key` = `before` and cannot be continued with another value."""
-    for name in resolved["eval"]["benchmarks"]:
-        folder = workdir / "eval" / name
-        if not changes_answers(key, name):
-            continue
-        with contextlib.suppress(
-            FileNotFoundError, ValueError, KeyError, TypeError
-        ):  # damaged, as is said later
-            noted = json.loads(storage.read_text(folder / ANSWERS))
-            if (
-                key != "eval.max_new_tokens" or noted["max_new_tokens"] == before
-            ):  # else it had a limit of its own
-                yield folder
 
 
 def _write(workdir: Path, resolved: dict[str, Any], changed: dict[str, list[Any]]) -> None:

@@ -823,7 +823,7 @@ def test_home_is_expanded_in_flags_and_keys(parse, monkeypatch, tmp_path):
         ([QUICKSTART, "--config.data.dir=s3://b/x"], "--config.data.dir: s3://b/x is object storage"),
         (
             [f"--config={ROOT}/configs/own_data.py:all"],
-            "own_data.py:all: configs/own_data.py:all: choose both, pretrain or finetune",
+            "ConfigError: configs/own_data.py:all: choose both, pretrain or finetune",
         ),
         (
             [f"{QUICKSTART}:average_pool", "--config.model.connector.tokens=16"],
@@ -844,7 +844,8 @@ def test_home_is_expanded_in_flags_and_keys(parse, monkeypatch, tmp_path):
         (["--config=configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
         (["--config", "configs/nowhere.py"], "--config: there is no recipe configs/nowhere.py"),
         ([QUICKSTART, "--config.seed=x"], "flag --config.seed=x: invalid literal for int()"),
-        ([], "Flag --config must have a value other than None"),
+        ([], "Flag --config must have a value other than None; --help shows the options"),
+        ([f"--config={ROOT}/README.md"], "README.md; give a Python file or one that comes with the library"),
     ],
 )
 def test_wrong_flags_end_in_one_message(parse, capsys, arguments, message):
@@ -854,6 +855,19 @@ def test_wrong_flags_end_in_one_message(parse, capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert "Traceback" not in captured.err
+
+
+@recipe_loading
+def test_a_file_without_a_configuration_is_no_recipe(parse, capsys, monkeypatch):
+    monkeypatch.delitem(
+        sys.modules, "config_config", raising=False
+    )  # ml_collections' name of the last recipe
+    with pytest.raises(SystemExit):
+        parse(f"--config={ROOT}/mllm_jax/line_file.py", "--workdir=x")
+    assert (
+        "line_file.py has no get_config, the function that returns the configuration"
+        in capsys.readouterr().err
+    )
 
 
 @recipe_loading

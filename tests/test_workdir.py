@@ -94,6 +94,17 @@ def test_what_does_not_alter_training_may_change_and_is_recorded(tiny_config, tm
         ("eval.template", "vicuna_v1", "mini", "given with eval.template = 'vicuna_v1', not 'mini'"),
         ("eval.max_new_tokens", 8, 5, "given with eval.max_new_tokens = 8, not 5"),
         ("eval.max_new_tokens", 9, 5, None),  # the answers, of at most 8 tokens, had a limit of their own
+        (
+            "eval.benchmarks.mini.max_new_tokens",
+            0,
+            9,
+            "given with eval.benchmarks.mini.max_new_tokens = 0, not 9",
+        ),
+        ("eval.benchmarks.mini.max_new_tokens", 0, 8, None),
+        ("eval.benchmarks.mini.seed", 1, 2, "given with eval.benchmarks.mini.seed = 1, not 2"),
+        ("eval.benchmarks.mini.seed", None, 7, None),  # that of the data
+        ("eval.overlong", "error", "empty", "given with eval.overlong = 'error', not 'empty'"),
+        ("eval.template", "plain", "mini", None),  # the answers are of another program
         ("eval.benchmarks.mini.images", "", "moved", None),
         ("eval.benchmarks.other.count", 0, 3, None),
         ("eval.likelihood", False, True, None),
@@ -104,11 +115,14 @@ def test_answers_are_not_mixed_with_those_to_other_questions(tiny_config, tmp_pa
     with tiny_config.unlocked():
         tiny_config.eval.benchmarks = {name: benchmark_config() for name in ("mini", "other")}
         tiny_config.eval.template = "vicuna_v1"
+        tiny_config.data.seed = 7
         tiny_config.update_from_flattened_dict({key: before})
         start(tmp_path, tiny_config)
         saved = (tmp_path / "config.json").read_bytes()
         (tmp_path / "eval" / "mini").mkdir(parents=True)
-        (tmp_path / "eval" / "mini" / "manifest.json").write_text('{"max_new_tokens": 8}')
+        (tmp_path / "eval" / "mini" / "manifest.json").write_text(
+            '{"max_new_tokens": 8, "template": "vicuna_v1"}'
+        )
         tiny_config.update_from_flattened_dict({key: now})
     if says is None:
         start(tmp_path, tiny_config)
@@ -116,7 +130,34 @@ def test_answers_are_not_mixed_with_those_to_other_questions(tiny_config, tmp_pa
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path / 'eval' / 'mini'} holds answers {says}")):
         start(tmp_path, tiny_config)
     assert (tmp_path / "config.json").read_bytes() == saved
+    tiny_config.seed += 1
+    with pytest.raises(
+        ConfigError, match="holds a run with seed"
+    ):  # before its answers are said to be in the way
+        start(tmp_path, tiny_config)
+    tiny_config.seed -= 1
     (tmp_path / "eval" / "mini").rename(tmp_path / "eval_before")
+    start(tmp_path, tiny_config)
+
+
+def test_a_value_that_changed_after_the_answers_is_not_theirs(tiny_config, tmp_path):
+    """The configuration was written over by an evaluation that was then refused."""
+    with tiny_config.unlocked():
+        tiny_config.eval.benchmarks = {"mini": benchmark_config()}
+        tiny_config.eval.benchmarks.mini.count = 3
+        start(tmp_path, tiny_config)
+        manifest = tmp_path / "eval" / "mini" / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text('{"max_new_tokens": 8}')
+        os.utime(manifest, (1e9, 1e9))
+        line = {
+            "time": "2026-11-29T19:31:05+0000",
+            "directory": "/",
+            "changed": {"eval.benchmarks.mini.count": [40, 3]},
+        }
+        with open(tmp_path / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        tiny_config.eval.benchmarks.mini.count = 40
     start(tmp_path, tiny_config)
 
 

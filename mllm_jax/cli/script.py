@@ -87,7 +87,7 @@ class RecipeParser(flags.ArgumentParser):
         except ValueError as error:  # ml_collections puts a traceback into its message
             raise error.__context__ if isinstance(error.__context__, ConfigError) else error from None
         except AttributeError as error:
-            if error.name != "get_config":
+            if error.name != "get_config" or getattr(error.obj, "__name__", "") != "config_config":
                 raise
             raise ConfigError(
                 f"--config: {argument} has no get_config, the function that returns the configuration"
@@ -170,7 +170,7 @@ def _parse(arguments: list[str]) -> list[str]:
             file = pathlib.Path(shipped.recipe(recipe).partition(":")[0])
             if not file.is_file() or file.suffix != ".py":
                 raise ConfigError(
-                    f"--config: there is no recipe {recipe.partition(':')[0]}; give a file or one that comes "
+                    f"--config: there is no recipe {recipe.partition(':')[0]}; give a Python file or one that comes "
                     f"with the library: {', '.join(shipped.names())}"
                 )
         left = FLAGS(arguments)
@@ -184,7 +184,9 @@ def _parse(arguments: list[str]) -> list[str]:
     except ConfigError as error:
         _fail(error)
     except flags.Error as error:
-        complain(f"{error}; --help shows the options")
+        if isinstance(error.__context__, ConfigError):  # of the recipe
+            _fail(error.__context__)
+        complain(f"{str(error).rstrip(' .')}; --help shows the options")
         sys.exit(1)
     except (AttributeError, KeyError, TypeError):
         # ml_collections lets these out for a key that does not exist; find it and say so properly.

@@ -134,8 +134,8 @@ def _list(cells: Any, directory: Any, recipe: str) -> None:
     def state(cell: Any) -> str:
         if is_done(cell, directory):
             return "done"
-        if claims.is_taken(cell):
-            return "running"
+        if (taken := claims.is_taken(cell)) is not False:
+            return "running" if taken else "claimed"
         return "begun" if (cell.workdir(directory) / "config.json").exists() else ""
 
     rows = [(cell.name, state(cell), " ".join(cell.options).replace("--config.", "")) for cell in cells]

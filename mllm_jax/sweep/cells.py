@@ -90,8 +90,8 @@ def read_sweep(recipe: str, connectors: Sequence[str] = ()) -> Sweep:
       connectors: names of those whose cells are taken, all if none; with `+` before a name its cells are added.
 
     Raises:
-      ConfigError: a recipe without a sweep, or that cannot take further connectors; an unknown connector, or one that
-        cannot take the sweep's sizes.
+      ConfigError: a recipe without a sweep, or that cannot take further connectors; an unknown connector, one without
+        cells, or one that cannot take the sweep's sizes.
     """
     path, _, argument = recipe.partition(":")
     function = load_recipe(pathlib.Path(path)).get_sweep
@@ -118,6 +118,12 @@ def read_sweep(recipe: str, connectors: Sequence[str] = ()) -> Sweep:
         raise ConfigError(f"get_sweep of {path} must return a dict: name of a cell -> {{key: value}}")
     check_names(sweep)
     if kept:
+        has = dict.fromkeys(o[CONNECTOR] for o in sweep.values() if CONNECTOR in o)
+        if missing := [name for name in kept if name not in has]:
+            raise ConfigError(
+                f"--connectors={missing[0]}: {recipe} has no cell of it, only of {', '.join(has)}; "
+                f"--connectors=+{missing[0]} adds some"
+            )
         sweep = {name: o for name, o in sweep.items() if o.get(CONNECTOR) in (*kept, *added)}
     return sweep
 
@@ -148,17 +154,18 @@ def make_cells(
     for order, (variant, overrides) in enumerate(sweep.items()):
         names = {seed: f"{variant}-seed{seed}" for seed in seeds}
         chosen = [s for s, name in names.items() if not only or any(_matches(p, name, variant) for p in only)]
-        try:
-            if twice := sorted(set(given) & {*overrides, "seed"}):
-                raise ConfigError(
-                    f"config key {twice[0]!r} is set by the sweep itself; choose cells by --only, --seeds or "
-                    "--connectors instead"
-                )
-            made = [_make(Cell(names[s], variant, s, overrides, base, order), directory) for s in chosen]
-        except (ValueError, OSError) as error:
-            faults.setdefault(str(error), []).append(variant)
-        else:
-            cells += made
+        for cell in [Cell(names[seed], variant, seed, overrides, base, order) for seed in chosen]:
+            try:
+                if twice := sorted(set(given) & {*overrides, "seed"}):
+                    raise ConfigError(
+                        f"config key {twice[0]!r} is set by the sweep itself; choose cells by --only, --seeds or "
+                        "--connectors instead"
+                    )
+                cells.append(_make(cell, directory))
+            except (ValueError, OSError) as error:  # alike for cells that differ by their folder alone
+                fault = str(error).replace(str(cell.workdir(directory)), str(directory / RUNS / "CELL"))
+                if variant not in faults.setdefault(fault, []):
+                    faults[fault].append(variant)
     if faults:
         count = sum(map(len, faults.values()))
         lines = (

@@ -43,9 +43,10 @@ class Claims:
             return None
         return held
 
-    def is_taken(self, cell: Cell) -> bool:
-        """Whether somebody who can be seen from here runs the cell."""
-        return True in self._alive(cell)
+    def is_taken(self, cell: Cell) -> bool | None:
+        """Whether somebody runs the cell; None if that cannot be seen from here."""
+        alive = self._alive(cell)
+        return True if True in alive else None if None in alive else False
 
     def _alive(self, cell: Cell) -> list[bool | None]:
         # The run's own lock is of somebody who trains in it without a claim.

@@ -402,9 +402,18 @@ def test_the_cell_that_others_are_compared_with(tmp_path, capsys):
     ]
     assert compared("--baseline=dci")[-1] == ("linear-rate3", "dci-rate3")
     assert main(["study", "report", str(source), "--out", str(out), "--baseline=dic"]) == 1
-    assert "no cell of configs/x.py:mini has the connector 'dic'" in capsys.readouterr().err
+    assert (
+        "no cell has the connector 'dic' (--baseline); give one of mlp2x_gelu, linear, dci"
+        in capsys.readouterr().err
+    )
     source.write_text(json.dumps(summary([run("a", "linear", 0, 0.5), run("b", "dci", 0, 0.6)])))
     assert compared() == [("b", "a")]
+    options = [("sti", {}, 1.0), ("sti-5+6", {"layers": [5, 6]}, 3.0), ("sci-5+6", {"layers": [5, 6]}, 1.0)]
+    runs = [run(name, name[:3], 0, 0.5, scale) for name, _, scale in options]
+    for each, (name, chosen, _) in zip(runs, options, strict=True):
+        each["overrides"] |= {f"model.connector.{name[:3]}.{key}": value for key, value in chosen.items()}
+    source.write_text(json.dumps(summary(runs)))
+    assert compared("--baseline=sti") == [("sci-5+6", "sti-5+6")]  # whatever their rates
 
 
 def test_a_summary_has_each_run_once(tmp_path, capsys):

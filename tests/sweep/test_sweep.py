@@ -128,7 +128,9 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_programs(tmp_path, script_envir
 def test_a_cell_in_use_is_not_claimed(tmp_path):
     cell, *_ = sweep_worker.cells_in(tmp_path)
     mine, theirs = Claims(tmp_path, "x.py"), Claims(tmp_path, "x.py")
+    assert theirs.is_taken(cell) is False
     with mine.take(cell):
+        assert theirs.is_taken(cell) is True
         assert theirs.take(cell, look=True) is None
     with contextlib.closing(theirs.take(cell)):
         pass
@@ -156,6 +158,11 @@ def test_all_faults_are_told_before_anything_runs(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"'seed' is set by the sweep itself"):
         make_cells({"good": sweep["good"]}, study_config("mlp2x_gelu"), ("seed",), (0,), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"2 of 2 cells cannot run:\n  all: config key 'seed' is set"
+    ) as error:
+        make_cells({"a": {}, "b": {}}, study_config("mlp2x_gelu"), ("seed",), (0, 1), tmp_path)
+    assert str(error.value).count("\n") == 1
     with pytest.raises(ConfigError, match=r"no cell is called fine"):
         make_cells({"good": sweep["good"]}, study_config("mlp2x_gelu"), (), (0,), tmp_path, ("fine",))
 
@@ -236,6 +243,10 @@ def test_own_connectors_join_by_name():
         *(f"resampler-{tokens}-{px}px" for px in (56, 84, 112) for tokens in (16, 36)),
     }
     assert set(read_sweep(recipe, ["linear"])) == {f"linear-{px}px" for px in (56, 84, 112)}
+    with pytest.raises(
+        ConfigError, match=r"--connectors=sci: .* has no cell of it, only of linear, mlp2x_gelu"
+    ):
+        read_sweep(recipe, ["linear", "sci"])
     with pytest.raises(ConfigError, match=r"no connector 'max_pol'.*docs/connectors.md"):
         read_sweep(recipe, ["+max_pol"])
 

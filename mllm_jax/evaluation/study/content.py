@@ -1,12 +1,12 @@
 """What the page of a study says: sections of tables and charts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.evaluation.report import cost_plot, losses, radar
-from mllm_jax.evaluation.report.runs import ReportError
 from mllm_jax.evaluation.report.sections import Figure, Figures, Part, Section, Table
 from mllm_jax.evaluation.study.findings import (
     FASTER,
@@ -42,21 +42,12 @@ def make_sections(
     """The sections of one study; charts are written to `OUT/IMAGES`.
 
     Args:
-      baseline: connector that the others are compared with, at their own resolution; None is LLaVA's MLP, or the first
-        cell's connector where no cell has that.
+      baseline: connector that the others are compared with, at their own resolution; LLaVA's MLP if it is None or no
+        cell has it, and the first cell's connector where no cell has that either.
       times: of the cells.
-
-    Raises:
-      ReportError: no cell has the connector that was given.
     """
-    connectors = dict.fromkeys(str(variant.model["connector"]) for variant in study.variants)
-    if baseline is None:
-        baseline = BASELINE if BASELINE in connectors else next(iter(connectors))
-    elif baseline not in connectors:
-        raise ReportError(
-            f"no cell of {study.recipe} has the connector {baseline!r} (--baseline); give one of "
-            f"{', '.join(connectors)}"
-        )
+    wanted = (baseline, BASELINE, study.connectors[0])
+    baseline = next(connector for connector in wanted if connector in study.connectors)
     sections = [Section(study.recipe, (_about(study),))]
     for name, benchmark in study.benchmarks.items():
         several = len(study.benchmarks) > 1
@@ -86,7 +77,9 @@ def make_sections(
         )
     if answers := find_time_answers(times, summary):
         sections.append(Section("What the papers say of time", _time_findings(answers), 3))
-    about = f"{times.about} × is the share of the time of {baseline} at the same resolution.".strip()
+    about = times.about
+    if any(baseline_of(variant, study.variants, baseline) for variant in study.variants):
+        about = f"{about} × is the ratio to the {baseline} cell that a cell is compared with.".strip()
     sections.append(Section("Cells", (about, _cells(study, baseline, times)), 3))
     if curves := _losses(study, out, f"{images}/{_slug(study.recipe)}"):
         sections.append(Section("Training", (curves,), 3, folded=True))
@@ -192,13 +185,21 @@ def baseline_of(variant: Variant, variants: Sequence[Variant], connector: str) -
         if other.model["connector"] == connector
         and all(other.model.get(key) == variant.model.get(key) for key in same)
     ]
-    return min(found, key=lambda other: _unlike(variant.overrides, other.overrides), default=None)
+    return min(found, key=lambda other: _unlike(variant, other), default=None)
 
 
-def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """Keys beside the connector's in which the settings of two cells differ."""
-    keys = (key for key in {*one, *other} if not key.startswith("model.connector."))
-    return sum(one.get(key) != other.get(key) for key in keys)
+def _unlike(one: Variant, other: Variant) -> tuple[int, bool]:
+    """Settings in which two cells differ, connectors' options by name; the rate, which each may have chosen."""
+    settings = [
+        {
+            re.sub(r"^model\.connector\.\w+\.", "", key): value
+            for key, value in variant.overrides.items()
+            if key != "model.connector.name" and not key.endswith(".connector_rate_scale")
+        }
+        for variant in (one, other)
+    ]
+    differing = sum(settings[0].get(key) != settings[1].get(key) for key in {*settings[0], *settings[1]})
+    return differing, one.rate != other.rate
 
 
 def _pairs(study: Study, benchmark: Benchmark, baseline: str) -> list[tuple[str, str]]:

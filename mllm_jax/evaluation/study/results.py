@@ -135,6 +135,7 @@ class Study:
     Attributes:
       recipe: FILE.py:ARGUMENT.
       variants: cells in the order of the sweep.
+      connectors: names, in the same order.
       benchmarks: name -> what the cells earned on it.
       stages: names, in order.
     """
@@ -156,6 +157,7 @@ class Study:
                 )
             runs[run["variant"]][run["seed"]] = run
         self.variants = [Variant(name, dict(sorted(found.items()))) for name, found in runs.items()]
+        self.connectors = list(dict.fromkeys(str(v.model["connector"]) for v in self.variants))
         every = list(_runs(self.variants))
         self.stages = list(dict.fromkeys(stage for run in every for stage in run["stages"]))
         names = dict.fromkeys(name for run in every for name in run["benchmarks"])

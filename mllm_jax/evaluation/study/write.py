@@ -28,15 +28,16 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str | 
       sources: files of `study collect`, `study latency` and `study cost`. Studies stand first, then sweeps of learning
         rates, of which only the scores are shown, then costs; within a kind in the order given.
       out: folder of the pages; what is there of them is replaced.
-      baseline: connector that the others are compared with, in every study; see `make_sections`.
+      baseline: connector that the others are compared with; see `make_sections`.
 
     Returns:
       The HTML page's path.
 
     Raises:
-      ReportError: a file that is none of these, or whose runs cannot be compared; times without their study, or twice.
+      ReportError: a file that is none of these, or whose runs cannot be compared; times without their study, or
+        twice; a baseline that no cell has.
     """
-    out, sections, rows, facts = as_path(out), [], [], []
+    out, sections, rows, facts, connectors = as_path(out), [], [], [], {}
     make_folder(out)
     read = {source: read_summary(source) for source in sources}
     _check_names(read)
@@ -52,6 +53,7 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str | 
             if summary["kind"] == "rates":
                 sections.append(rates_section(study))
                 continue
+            connectors |= dict.fromkeys(study.connectors)
             times = Times(study, latencies.get(recipe_name(summary)))
             sections += make_sections(study, summary, baseline, out, IMAGES, times)
         except ReportError:
@@ -62,6 +64,10 @@ def write_study(sources: Sequence[str | Path], out: str | Path, baseline: str | 
             ) from error
         rows += csv_rows(study)
         facts.append(_as_json(study, summary, times))
+    if connectors and baseline is not None and baseline not in connectors:
+        raise ReportError(
+            f"no cell has the connector {baseline!r} (--baseline); give one of {', '.join(connectors)}"
+        )
     title = "The study"
     files.write_text(out / "study.md", render_markdown(title, sections))
     files.write_text(out / "report.csv", _csv(rows))
