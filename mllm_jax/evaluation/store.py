@@ -4,12 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.answers_kept import MANIFEST
 from mllm_jax.data.reading import DataError, read_object
 from mllm_jax.files import json_text, write_json
 from mllm_jax.line_file import LineFile, whole_lines
 from mllm_jax.storage import Path, make_folder
 
-MANIFEST = "manifest.json"
 DIGESTS = {"benchmark": "to other questions", "model": "of another model"}  # of what is noted as a digest
 Key = tuple[str, int]  # (question_id, rotation)
 
