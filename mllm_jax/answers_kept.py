@@ -1,41 +1,43 @@
 """Answers that a run has already got: whether a configuration asks for others in their place."""
 
-import contextlib
-import datetime
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mllm_jax import storage
+from mllm_jax.config import data_seed
+from mllm_jax.history import starts
 from mllm_jax.storage import Path
 
 MANIFEST = "manifest.json"  # of a folder of answers (`evaluation.store`)
 Changes = Mapping[str, list[Any]]  # key -> [value before, value now]
 
 
-def find_conflict(
-    workdir: Path, history: Path, resolved: Mapping[str, Any], changed: Changes
-) -> tuple[Path, str] | None:
+def find_conflict(workdir: Path, resolved: Mapping[str, Any], changed: Changes) -> tuple[Path, str] | None:
     """A folder of answers, and the key that was another one when they were given, so that they cannot be continued.
 
     What is not certain without reading the questions is left to the evaluation, which compares them with those that
     were answered (`evaluation.store.check_manifest`).
 
     Args:
-      history: where each start of the run noted what had changed.
       resolved: the configuration now.
       changed: what differs in it from that of the run.
     """
+    changed = {key: values for key, values in changed.items() if key.startswith("eval.")}
+    if not changed:
+        return None
+    before = list(starts(workdir))
     for name, values in resolved["eval"]["benchmarks"].items():
         folder = workdir / "eval" / name
         try:
-            noted, written = (
-                json.loads(storage.read_text(folder / MANIFEST)),
-                storage.modified(folder / MANIFEST),
-            )
+            noted = json.loads(storage.read_text(folder / MANIFEST))
+            written = storage.modified(folder / MANIFEST)
         except (OSError, ValueError):  # none, or damaged, as the evaluation says
             continue
-        unsure = _changed_after(history, written)
+        # What was changed after the answers were given is not of them.
+        unsure = {key for start in before if start.time > written for key in start.changed}
         if not isinstance(noted, dict) or f"eval.benchmarks.{name}" in unsure:
             continue
         for key, (before, now) in changed.items():
@@ -67,20 +69,7 @@ def _conflicts(
         case "count" | "framed":  # of questions that are made, not of those in a file
             return not values["path"]
         case "seed":
-            common = resolved["seed"] if resolved["data"]["seed"] is None else resolved["data"]["seed"]
+            common = data_seed(ConfigDict(resolved))
             seeds = [common if seed is None else seed for seed in (before, now)]
             return not values["path"] and seeds[0] != seeds[1]
     return False
-
-
-def _changed_after(history: Path, written: float) -> set[str]:
-    """Keys that were changed after answers were given: what the run's configuration says of them is not of these."""
-    keys: set[str] = set()
-    with contextlib.suppress(FileNotFoundError):
-        for line in storage.read_text(history, "replace").splitlines():
-            # A line that a full disk cut off, or that is not of our making.
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                start = json.loads(line)
-                if datetime.datetime.fromisoformat(start["time"]).timestamp() > written:
-                    keys.update(start["changed"])
-    return keys

@@ -17,13 +17,14 @@ from mllm_jax.answers_kept import find_conflict
 from mllm_jax.bucket_copy import local_copy
 from mllm_jax.bucket_lock import BucketLock
 from mllm_jax.config import SCHEMA, ConfigError, check, differences, map_paths
+from mllm_jax.history import HISTORY, starts
 from mllm_jax.line_file import LineFile
 from mllm_jax.lock import Lock
 from mllm_jax.parallel import processes
 from mllm_jax.schema import Key, Named, defaults
 from mllm_jax.storage import Path, make_folder
 
-CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
+CONFIG, LOCK = "config.json", "lock"
 LOGS = (".log", ".out", ".err")  # of schedulers and `tee`
 FOREIGN = ("Thumbs.db", "desktop.ini", "lost+found")  # what systems leave besides hidden files
 SHOWN = 5  # further keys that an error names
@@ -140,7 +141,7 @@ def check_same(workdir: Path, resolved: dict[str, Any]) -> dict[str, list[Any]]:
             f"{workdir} holds a run with {key} = {before!r}, not {now!r}{f' (also other: {more})' if more else ''}; "
             "choose another --workdir, or go back to that run's configuration to continue it"
         )
-    if conflict := find_conflict(workdir, workdir / HISTORY, resolved, changed):
+    if conflict := find_conflict(workdir, resolved, changed):
         folder, key = conflict
         before, now = changed[key]
         raise ConfigError(
@@ -205,13 +206,7 @@ def _completed(saved: Any, node: Any) -> Any:
 
 def _bases(workdir: Path) -> list[pathlib.Path]:
     """The directories where the run was started, the latest first."""
-    bases = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in storage.read_text(workdir / HISTORY, "replace").splitlines():
-            # A line that a full disk cut off, or that is not of our making.
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                bases.append(pathlib.Path(json.loads(line)["directory"]))
-    return list(dict.fromkeys(reversed(bases)))
+    return list(dict.fromkeys(reversed([start.directory for start in starts(workdir) if start.directory])))
 
 
 def _located(path: str, bases: Iterable[pathlib.Path]) -> str:

@@ -859,15 +859,12 @@ def test_wrong_flags_end_in_one_message(parse, capsys, arguments, message):
 
 @recipe_loading
 def test_a_file_without_a_configuration_is_no_recipe(parse, capsys, monkeypatch):
-    monkeypatch.delitem(
-        sys.modules, "config_config", raising=False
-    )  # ml_collections' name of the last recipe
+    # ml_collections' name of the last recipe
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(SystemExit):
         parse(f"--config={ROOT}/mllm_jax/line_file.py", "--workdir=x")
-    assert (
-        "line_file.py has no get_config, the function that returns the configuration"
-        in capsys.readouterr().err
-    )
+    said = "line_file.py has no get_config, the function that returns the configuration"
+    assert said in capsys.readouterr().err
 
 
 @recipe_loading

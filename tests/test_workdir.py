@@ -131,9 +131,8 @@ def test_answers_are_not_mixed_with_those_to_other_questions(tiny_config, tmp_pa
         start(tmp_path, tiny_config)
     assert (tmp_path / "config.json").read_bytes() == saved
     tiny_config.seed += 1
-    with pytest.raises(
-        ConfigError, match="holds a run with seed"
-    ):  # before its answers are said to be in the way
+    # Another run's answers are not said to be in the way.
+    with pytest.raises(ConfigError, match="holds a run with seed"):
         start(tmp_path, tiny_config)
     tiny_config.seed -= 1
     (tmp_path / "eval" / "mini").rename(tmp_path / "eval_before")

@@ -1,6 +1,5 @@
 """The cells of a sweep: each a run of train.py, whose configuration is checked before anything is computed."""
 
-import contextlib
 import dataclasses
 import fnmatch
 import importlib.util
@@ -16,12 +15,13 @@ from ml_collections import ConfigDict
 from mllm_jax import storage
 from mllm_jax.config import ConfigError, changes_scores, check, resolved
 from mllm_jax.connectors import CONNECTORS
+from mllm_jax.history import HISTORY, starts
 from mllm_jax.inference import runs
 from mllm_jax.interop.published import shipped_geometry
 from mllm_jax.schema import did_you_mean
 from mllm_jax.storage import Path
 from mllm_jax.sweep.overrides import Overrides, Sweep, apply, check_names, flags
-from mllm_jax.workdir import HISTORY, check_same, data_dir
+from mllm_jax.workdir import check_same, data_dir
 
 RUNS, CELLS = "runs", "cells"  # below the sweep's directory
 CONNECTOR = "model.connector.name"
@@ -222,14 +222,10 @@ def is_done(cell: Cell, directory: Path) -> bool:
 def _is_outdated(workdir: Path) -> bool:
     """Whether the run has been started with another evaluation since its last one, and has not come to its end."""
     try:
-        lines = storage.read_text(workdir / HISTORY, "replace").splitlines()
         written = [storage.modified(path) for path in (workdir / "eval" / "summary.json", workdir / HISTORY)]
     except FileNotFoundError:  # nothing changed, or nothing was evaluated
         return False
-    changed: list[str] = []
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
-            changed += json.loads(line)["changed"]
+    changed = (key for start in starts(workdir) for key in start.changed)
     return any(map(changes_scores, changed)) and written[0] < written[1]
 
 
